@@ -1,0 +1,30 @@
+# quantharm: what quantization does to a language model, measured.
+#
+#   snakemake --cores all --resources gpu=1                                      the default run
+#   snakemake --cores all --resources gpu=1 results/phi-3-mini/summary.json      one model
+from snakemake.utils import min_version
+
+min_version("9.0")
+
+
+configfile: "config.yaml"
+
+
+include: "workflow/rules/common.smk"
+include: "workflow/rules/environment.smk"
+include: "workflow/rules/fetch.smk"
+include: "workflow/rules/quantize.smk"
+include: "workflow/rules/generation.smk"
+include: "workflow/rules/logits.smk"
+include: "workflow/rules/perplexity.smk"
+include: "workflow/rules/divergence.smk"
+include: "workflow/rules/checks.smk"
+include: "workflow/rules/summary.smk"
+include: "workflow/rules/report.smk"
+
+
+rule all:
+    default_target: True
+    input:
+        "results/summary.parquet",
+        expand("results/{model}/EVALUATION_SUMMARY.md", model=config["evaluate"]["models"]),

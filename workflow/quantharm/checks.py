@@ -1,0 +1,309 @@
+"""What a cell must pass before its numbers may be believed. Writes checks.json; a failed check fails the stage.
+
+Each check is {name, status: pass | fail | skipped, value, limit, explanation}. Three of them load the checkpoint:
+`reload` (twice), `method_is_real` and `kernel`; the others read the cell's result files and the baseline's.
+"""
+
+import gc
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from quantharm import linears
+from quantharm.errors import UserError
+from quantharm.files import read_json, sha256_of_file, write_json
+from quantharm.models import choose_device, load_cell, load_tokenizer, offline_environment, read_quantization
+from quantharm.overlap import shared_sequences
+from quantharm.prompts import read_prompts
+from quantharm.provenance import provenance
+from quantharm.scoring import last_hidden_states, output_head
+from quantharm.stage import Timing, run_stage, stage_parser
+from quantharm.text import read_text
+
+SELF_DIVERGENCE_LIMIT = 1e-5  # nats
+RELOAD_LIMIT = {"cpu": 0.0, "cuda": 1e-6}  # nats; some GPU kernels add in varying order
+QUANTIZED_SHARE_LIMIT = 0.9  # of the weights in linear layers other than the head
+BITS_LIMIT = 0.03
+KERNEL_LIMIT = 0.02
+CONSISTENCY_LIMIT = 3.0  # factor
+CONSISTENCY_FROM = 0.01  # nats
+OVERLAP_WORDS = 13
+KERNEL_MATRICES = 8
+KERNEL_TOKENS = 64
+SAME_TEXT_KEYS = ["dataset_sha256", "tokens_sha256", "protocol"]
+
+Check = dict[str, Any]
+
+
+def outcome(name: str, passed: bool | None, value: Any, limit: Any, explanation: str) -> Check:
+    """passed None means skipped."""
+    status = {True: "pass", False: "fail", None: "skipped"}[passed]
+    if isinstance(value, float) and not math.isfinite(value):
+        value = str(value)
+    return {"name": name, "status": status, "value": value, "limit": limit, "explanation": explanation}
+
+
+def check_self_divergence(baseline_divergence: dict[str, Any]) -> Check:
+    value = baseline_divergence["kl_nats"]["mean"]
+    return outcome(
+        "self_divergence",
+        value <= SELF_DIVERGENCE_LIMIT,
+        value,
+        SELF_DIVERGENCE_LIMIT,
+        "mean KL in nats of the baseline against its own store: the noise floor of every divergence of this model",
+    )
+
+
+def check_reload(first: torch.Tensor, second: torch.Tensor, device: str) -> Check:
+    """first, second: [T, vocabulary] logits of the same tokens from two loads of the same files."""
+    ln_p, ln_q = torch.log_softmax(first.double(), -1), torch.log_softmax(second.double(), -1)
+    largest = float((first - second).abs().max())
+    value = 0.0 if largest == 0 else float((ln_p.exp() * (ln_p - ln_q)).sum(-1).abs().mean())
+    return outcome(
+        "reload",
+        value <= RELOAD_LIMIT[device],
+        value,
+        RELOAD_LIMIT[device],
+        f"mean KL in nats between two loads of the checkpoint (largest difference of a logit {largest:.3g})",
+    )
+
+
+def check_method_is_real(record: dict[str, Any], matrices: list, model) -> Check:
+    """The loaded linear layers are the quantizer's own classes, in number, and the head is not among them."""
+    quantized = sum(m.rows * m.columns for m in matrices)
+    head = linears.head_name(model)
+    kept = sum(
+        module.weight.numel()
+        for name, module in model.named_modules()
+        if type(module) is torch.nn.Linear and name != head
+    )
+    share = quantized / (quantized + kept) if quantized + kept else 0.0
+    head_quantized = head in {m.name for m in matrices}
+    if record["quantizer"] == "unquantized":
+        passed, limit, wanted = not matrices, 0.0, "none of them quantized: this is the baseline"
+    else:
+        passed, limit = share >= QUANTIZED_SHARE_LIMIT and not head_quantized, QUANTIZED_SHARE_LIMIT
+        classes = sorted({type(model.get_submodule(m.name)).__name__ for m in matrices})
+        wanted = f"as {', '.join(classes) or 'nothing'}; the output head is {'' if head_quantized else 'not '}quantized"
+    return outcome(
+        "method_is_real", passed, share, limit, f"share of linear weights that are quantized, {len(matrices)} {wanted}"
+    )
+
+
+def check_bits_per_weight(record: dict[str, Any]) -> Check:
+    measured, formula = record["bits_per_weight"], record["bits_per_weight_formula"]
+    if measured is None:
+        return outcome("bits_per_weight", None, None, BITS_LIMIT, "nothing is quantized in this cell")
+    value = abs(measured / formula - 1)
+    return outcome(
+        "bits_per_weight",
+        value <= BITS_LIMIT,
+        value,
+        BITS_LIMIT,
+        f"relative difference of {measured:.4f} measured bits a weight from the format's {formula:.4f}",
+    )
+
+
+def relative_difference(measured: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((measured.float() - expected).norm() / expected.norm().clamp_min(1e-30))
+
+
+def int8_reference(weight: torch.Tensor, inputs: torch.Tensor, threshold: float) -> torch.Tensor:
+    """LLM.int8 by definition: inputs rounded to 127 steps a row, except columns holding an outlier (float32)."""
+    outliers = (inputs.abs() >= threshold).any(0) if threshold > 0 else torch.zeros_like(inputs[0], dtype=torch.bool)
+    rest = inputs.masked_fill(outliers, 0.0)
+    scale = rest.abs().amax(1, keepdim=True).clamp_min(1e-12) / 127
+    return torch.where(outliers, inputs, (rest / scale).round() * scale) @ weight.t()
+
+
+def kernel_difference(matrix, module, inputs: torch.Tensor) -> float:
+    """Relative difference of a layer's output from (dequantized weight × the same input); inputs: [n, columns]."""
+    measured = module(inputs)
+    if module.bias is not None:
+        measured = measured - module.bias.to(measured)
+    weight = matrix.dequantize().to(inputs.device)
+    exact = inputs.float()
+    if matrix.rounds_activations:
+        return relative_difference(measured, int8_reference(weight, exact.half().float(), matrix.outlier_threshold))
+    return relative_difference(measured, exact @ weight.t())
+
+
+def check_kernel(model, matrices: list, tokens: list[int]) -> Check:
+    """Some quantized layers, spread over depth and shape, on the activations that real text gives them."""
+    if not matrices:
+        return outcome("kernel", None, None, KERNEL_LIMIT, "nothing is quantized in this cell")
+    chosen = choose_matrices(matrices)
+    inputs: dict[str, torch.Tensor] = {}
+    hooks = [
+        model.get_submodule(m.name).register_forward_pre_hook(
+            lambda _, arguments, name=m.name: inputs.setdefault(name, arguments[0].detach().flatten(0, -2).clone())
+        )
+        for m in chosen
+    ]
+    last_hidden_states(model, tokens)
+    for hook in hooks:
+        hook.remove()
+    differences = {m.name: kernel_difference(m, model.get_submodule(m.name), inputs[m.name]) for m in chosen}
+    worst = max(differences, key=lambda name: differences[name] if math.isfinite(differences[name]) else math.inf)
+    kernel = type(model.get_submodule(worst)).__name__
+    return outcome(
+        "kernel",
+        differences[worst] <= KERNEL_LIMIT,
+        differences[worst],
+        KERNEL_LIMIT,
+        f"largest relative difference of {kernel} from its dequantized weights on {len(chosen)} matrices, in {worst}",
+    )
+
+
+def choose_matrices(matrices: list) -> list:
+    """At most KERNEL_MATRICES: of each kind (last part of the name) one, walking through the layers."""
+    kinds: dict[str, list] = {}
+    for matrix in matrices:
+        kinds.setdefault(matrix.name.rsplit(".", 1)[-1], []).append(matrix)
+    walk = [group[i * (len(group) - 1) // max(1, len(kinds) - 1)] for i, group in enumerate(kinds.values())]
+    return walk[:KERNEL_MATRICES]
+
+
+def check_finite(generation: dict[str, Any]) -> Check:
+    """Perplexity and divergence refuse what is not finite, so their files' existence says that theirs were."""
+    value = generation["not_finite"]
+    return outcome(
+        "finite",
+        value == 0,
+        value,
+        0,
+        "prompts that met a NaN or infinite logit; the perplexity and divergence stages met none",
+    )
+
+
+def check_consistency(divergence: dict[str, Any]) -> Check:
+    text = divergence["text"]
+    if text is None:
+        return outcome("consistency", None, None, CONSISTENCY_LIMIT, "no window of the text is in the store")
+    kl, log_ratio = text["kl_nats_mean"], text["log_perplexity_ratio"]
+    explanation = f"on the text, ln(perplexity ratio) is {log_ratio:.4g} and mean KL {kl:.4g} nats: they should agree"
+    if kl <= CONSISTENCY_FROM:
+        return outcome("consistency", None, None, CONSISTENCY_LIMIT, f"{explanation}, but KL is too small to tell")
+    value = max(log_ratio / kl, kl / log_ratio) if log_ratio > 0 else math.inf
+    return outcome("consistency", value <= CONSISTENCY_LIMIT, value, CONSISTENCY_LIMIT, explanation)
+
+
+def check_same_text(cell: dict[str, dict[str, Any]], baseline: dict[str, dict[str, Any]]) -> Check:
+    """Token ids, data, protocol, suite, trace, device and library versions equal the baseline's."""
+    differing = []
+    for key in SAME_TEXT_KEYS:
+        if cell["perplexity"][key] != baseline["perplexity"][key]:
+            differing.append(f"perplexity {key}")
+    for key in ("suite_sha256", "prompts_per_category", "max_new_tokens", "chat_template"):
+        if cell["generation"][key] != baseline["generation"][key]:
+            differing.append(f"generation {key}")
+    if cell["divergence"]["trace_sha256"] != baseline["divergence"]["trace_sha256"]:
+        differing.append("trace")
+    for stage in ("perplexity", "generation", "divergence"):
+        for key in ("device", "dtype", "versions"):
+            if cell[stage]["provenance"][key] != baseline[stage]["provenance"][key]:
+                differing.append(f"{stage} {key}")
+    return outcome(
+        "same_text",
+        not differing,
+        len(differing),
+        0,
+        f"differs from the baseline in: {', '.join(differing)}" if differing else "scored as the baseline was",
+    )
+
+
+def check_calibration(record: dict[str, Any], evaluation: str, prompts: list[str]) -> Check:
+    reached = record.get("calibration")
+    if reached is None:
+        return outcome("calibration", None, None, 1.0, "this method uses no calibration text")
+    text = read_text(Path(reached["file"]))
+    overlaps = shared_sequences(text, [evaluation, *prompts], OVERLAP_WORDS)
+    share = reached["tokens_reached"] / reached["tokens_asked"]
+    explanation = (
+        f"{reached['samples_reached']} of {reached['samples_asked']} samples and {reached['tokens_reached']} of "
+        f"{reached['tokens_asked']} tokens reached the quantizer; {len(overlaps)} sequences of {OVERLAP_WORDS} words "
+        "are shared with the evaluation text or the prompts"
+    )
+    return outcome("calibration", share >= 1 and not overlaps, share, 1.0, explanation)
+
+
+def main() -> None:
+    parser = stage_parser(__doc__)
+    parser.add_argument("--cell", type=Path, required=True, help="folder of the cell's result files")
+    parser.add_argument("--baseline", type=Path, required=True, help="folder of the baseline's result files")
+    parser.add_argument("--text", type=Path, required=True, help="evaluation text")
+    parser.add_argument("--prompts", type=Path, required=True, help="prompt suite")
+    parser.add_argument("--on-failure", default="stop", choices=["stop", "report"], help="whether a failure fails")
+    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
+    parser.add_argument("--output", type=Path, required=True, help="checks.json")
+    arguments = parser.parse_args()
+    offline_environment()
+    timing = Timing()
+    timing.imports()
+    device = choose_device(arguments.device)
+    record = read_quantization(arguments.cell / "quantization.json")
+    stages = ("perplexity", "generation", "divergence")
+    cell = {stage: read_json(arguments.cell / f"{stage}.json") for stage in stages}
+    baseline = {stage: read_json(arguments.baseline / f"{stage}.json") for stage in stages}
+    evaluation = read_text(arguments.text)
+    for file in record["weight_files"]:  # in full, whatever the file's time says
+        if sha256_of_file(Path(record["checkpoint"]) / file["name"]) != file["sha256"]:
+            raise UserError(
+                f"{record['checkpoint']}/{file['name']} changed after it was recorded; restore it, or delete "
+                f"{arguments.cell} to make the cell again"
+            )
+
+    with timing.part("load"):
+        tokenizer = load_tokenizer(record["source"])
+        model = load_cell(record, device)
+    tokens = tokenizer(evaluation[:4000])["input_ids"][:KERNEL_TOKENS]
+    with timing.part("model"):
+        matrices = linears.quantized_matrices(model, Path(record["checkpoint"]), record["quantizer"])
+        first = output_head(model)(last_hidden_states(model, tokens)).cpu()
+        real = check_method_is_real(record, matrices, model)
+        kernel = check_kernel(model, matrices, tokens)
+    del model, matrices
+    gc.collect()
+    with timing.part("load"):
+        model = load_cell(record, device)
+    with timing.part("model"):
+        second = output_head(model)(last_hidden_states(model, tokens)).cpu()
+    checks = [
+        check_self_divergence(baseline["divergence"]),
+        check_reload(first, second, device),
+        real,
+        check_bits_per_weight(record),
+        kernel,
+        check_finite(cell["generation"]),
+        check_consistency(cell["divergence"]),
+        check_same_text(cell, baseline),
+        check_calibration(record, evaluation, [p["prompt"] for p in read_prompts(arguments.prompts)]),
+    ]
+    for check in checks:
+        print(
+            f"{check['status']:8}{check['name']:18}{check['value']}  (limit {check['limit']})  {check['explanation']}"
+        )
+    failed = [check for check in checks if check["status"] == "fail"]
+    if failed and arguments.on_failure == "stop":
+        reasons = "; ".join(f"{c['name']} ({c['value']}, limit {c['limit']}: {c['explanation']})" for c in failed)
+        raise UserError(
+            f"{record['model']} × {record['method']} failed {reasons}. Its numbers are not to be believed; find the "
+            "cause, or set `on_failed_check: report` to see them marked as failed"
+        )
+    write_json(
+        arguments.output,
+        {
+            "model": record["model"],
+            "method": record["method"],
+            "checks": checks,
+            "failed": [check["name"] for check in failed],
+            "timing": timing.record(),
+            "provenance": provenance(device, record["dtype"]),
+        },
+    )
+
+
+if __name__ == "__main__":
+    run_stage(main)

@@ -1,0 +1,113 @@
+"""Resolve a model to files on this machine and record what they are.
+
+A hub id is downloaded into the hub's own cache at its pinned revision (nothing is copied); a folder is taken as it
+is. This is the only model stage that may use the network. Writes source.json.
+"""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from quantharm.errors import UserError
+from quantharm.files import sha256_of_text, write_json
+from quantharm.models import first_line, hash_weights, read_checkpoint_config, refuse_unsafe
+from quantharm.provenance import version_of
+from quantharm.stage import run_stage, stage_parser
+
+WANTED_FILES = ["*.json", "*.safetensors", "tokenizer*", "*.model", "*.txt", "*.jinja"]
+PICKLE_FILES = ["*.bin", "*.pt", "*.pth"]
+CODE_FILES = ["*.py"]
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def resolve(source: str, revision: str | None, allow_pickle: bool, trust_remote_code: bool) -> tuple[Path, str | None]:
+    """(folder, commit) of a folder or hub id; commit is None for a folder."""
+    folder = Path(source)
+    if folder.is_dir():
+        return folder, None
+    if not HUB_ID.fullmatch(source) or source.startswith((".", "/")):
+        raise UserError(f"{source} is neither a folder here nor a hub id (owner/name); correct `source:` in the config")
+    from huggingface_hub import errors, snapshot_download
+
+    wanted = WANTED_FILES + (PICKLE_FILES if allow_pickle else []) + (CODE_FILES if trust_remote_code else [])
+    try:
+        path = snapshot_download(source, revision=revision, allow_patterns=wanted)
+    except errors.RevisionNotFoundError:
+        raise UserError(f"{source} has no revision {revision} on the hub; correct `revision:` in the config") from None
+    except errors.GatedRepoError:
+        raise UserError(
+            f"{source} is gated: accept its terms on the hub, then log in with `hf auth login` and run again"
+        ) from None
+    except errors.RepositoryNotFoundError:
+        raise UserError(f"{source} does not exist on the hub (or needs a login); correct `source:`") from None
+    except (errors.LocalEntryNotFoundError, OSError, ValueError) as error:
+        raise UserError(
+            f"{source} is not in the hub cache and the hub cannot be reached ({first_line(error)}); connect once, "
+            "copy the cache from a machine that has it, or name a folder"
+        ) from None
+    return Path(path), Path(path).name
+
+
+def tokenizer_hashes(folder: Path) -> dict[str, str | None]:
+    """Hashes of what decides the token ids: the tokenizer's files, and its chat template (None without one)."""
+    names = ["tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "special_tokens_map.json"]
+    texts = [p.read_bytes().hex() for n in names if (p := folder / n).is_file()]
+    template = None
+    for path in (folder / "chat_template.jinja", folder / "tokenizer_config.json"):
+        if template is None and path.is_file():
+            text = path.read_text(encoding="utf-8")
+            if path.suffix == ".jinja":
+                template = text
+            else:
+                import json
+
+                template = json.loads(text).get("chat_template")
+    return {
+        "tokenizer_sha256": sha256_of_text("".join(texts)),
+        "chat_template_sha256": sha256_of_text(str(template)) if template else None,
+    }
+
+
+def describe(name: str, source: str, folder: Path, commit: str | None, allow_pickle: bool, trust_remote_code: bool):
+    """The source record of a checkpoint folder."""
+    refuse_unsafe(folder, allow_pickle, trust_remote_code)
+    settings = read_checkpoint_config(folder)
+    files = hash_weights(folder, allow_pickle)
+    text_settings = settings.get("text_config", settings)
+    return {
+        "model": name,
+        "source": source,
+        "revision": commit,
+        "path": str(folder),
+        "allow_pickle": allow_pickle,
+        "trust_remote_code": trust_remote_code,
+        "architecture": (settings.get("architectures") or ["?"])[0],
+        "hidden_size": text_settings.get("hidden_size"),
+        "layers": text_settings.get("num_hidden_layers"),
+        "vocabulary": text_settings.get("vocab_size"),
+        "context": text_settings.get("max_position_embeddings"),
+        "checkpoint_bytes": sum(f["bytes"] for f in files),
+        "weight_files": files,
+        "weights_sha256": sha256_of_text("".join(f["sha256"] for f in files)),
+    } | tokenizer_hashes(folder)
+
+
+def main() -> None:
+    parser = stage_parser(__doc__)
+    parser.add_argument("--model", required=True, help="name in the config")
+    parser.add_argument("--source", required=True, help="folder or hub id")
+    parser.add_argument("--revision", help="commit of a hub id")
+    parser.add_argument("--allow-pickle", action="store_true", help="accept pickled weights, which can run code")
+    parser.add_argument("--trust-remote-code", action="store_true", help="accept the checkpoint's own Python code")
+    parser.add_argument("--output", type=Path, required=True, help="source.json")
+    arguments = parser.parse_args()
+    flags = arguments.allow_pickle, arguments.trust_remote_code
+    folder, commit = resolve(arguments.source, arguments.revision, *flags)
+    record: dict[str, Any] = describe(arguments.model, arguments.source, folder, commit, *flags)
+    record["huggingface_hub"] = version_of("huggingface_hub")
+    write_json(arguments.output, record)
+    print(f"{arguments.model}: {folder}, {record['architecture']}, {record['checkpoint_bytes'] / 1e9:.3f} GB")
+
+
+if __name__ == "__main__":
+    run_stage(main)

@@ -1,0 +1,145 @@
+"""Greedy answers of one cell to the prompt suite, then a benchmark of prefill and decode in the same process.
+
+A prompt succeeds when it gave at least one token, finite logits and no degenerate end. Writes a row a prompt
+(generation.parquet) and generation.json. The baseline's rows are the trace on which every method is compared.
+"""
+
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import pandas
+from tqdm import tqdm
+
+from quantharm.decoding import benchmark, continue_greedily, end_tokens, is_degenerate
+from quantharm.errors import UserError
+from quantharm.files import sha256_of_file, write_json, write_parquet
+from quantharm.models import choose_device, load_cell, load_tokenizer, offline_environment, read_quantization
+from quantharm.prompts import encode_prompt, judge, read_prompts
+from quantharm.provenance import memory_bytes, provenance
+from quantharm.scoring import check_ids
+from quantharm.stage import Timing, run_stage, stage_parser
+from quantharm.text import context_length
+
+
+def answer_prompt(model, tokenizer, prompt: dict[str, Any], ids: list[int], new_tokens: int, ends) -> dict[str, Any]:
+    """One row of generation.parquet."""
+    context = context_length(model.config)
+    if context and len(ids) >= context:
+        raise UserError(
+            f"prompt {prompt['id']} has {len(ids)} tokens, which leaves no room in the model's context of {context}; "
+            "shorten it or take it out of the suite"
+        )
+    check_ids(model, ids)
+    result = continue_greedily(model, ids, new_tokens, ends, context)
+    text = tokenizer.decode(result.token_ids, skip_special_tokens=True)
+    degenerate = is_degenerate(result.token_ids)
+    return {
+        "prompt_id": prompt["id"],
+        "category": prompt["category"],
+        "prompt_token_ids": ids,
+        "token_ids": result.token_ids,
+        "text": text,
+        "new_tokens": len(result.token_ids),
+        "seconds": result.seconds,
+        "time_to_first_token_seconds": result.time_to_first_token_seconds,
+        "stop_reason": result.stop_reason,
+        "finite": result.finite,
+        "degenerate": degenerate,
+        "succeeded": bool(result.token_ids) and result.finite and not degenerate,
+        "correct": judge(text, prompt.get("answer")),
+    }
+
+
+def summarise(rows: pandas.DataFrame) -> dict[str, Any]:
+    """Figures over some prompts; times are sums over the prompts, so that long answers count as they cost."""
+    judged = rows["correct"].dropna()
+    return {
+        "prompts": len(rows),
+        "succeeded": int(rows["succeeded"].sum()),
+        "seconds_mean": float(rows["seconds"].mean()),
+        "time_to_first_token_seconds_mean": float(rows["time_to_first_token_seconds"].mean()),
+        "new_tokens_mean": float(rows["new_tokens"].mean()),
+        "tokens_per_second": float(rows["new_tokens"].sum() / rows["seconds"].sum()),
+        "degenerate": int(rows["degenerate"].sum()),
+        "judged": len(judged),
+        "correct": int(judged.astype(bool).sum()),
+    }
+
+
+def main() -> None:
+    parser = stage_parser(__doc__)
+    parser.add_argument("--quantization", type=Path, required=True, help="quantization.json of the cell")
+    parser.add_argument("--prompts", type=Path, required=True, help="prompt suite, JSON lines")
+    parser.add_argument("--prompts-per-category", type=int, help="take only the first so many of each category")
+    parser.add_argument("--max-new-tokens", type=int, default=100, help="longest answer")
+    parser.add_argument("--chat-template", default="auto", choices=["auto", "never", "required"])
+    parser.add_argument("--benchmark-prompt-tokens", type=int, default=256)
+    parser.add_argument("--benchmark-new-tokens", type=int, default=64)
+    parser.add_argument("--benchmark-repetitions", type=int, default=10, help="at least")
+    parser.add_argument("--benchmark-seconds", type=float, default=10.0, help="at least")
+    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
+    parser.add_argument("--rows", type=Path, required=True, help="generation.parquet")
+    parser.add_argument("--output", type=Path, required=True, help="generation.json")
+    arguments = parser.parse_args()
+    offline_environment()
+    prompts = read_prompts(arguments.prompts, arguments.prompts_per_category)
+    timing = Timing()
+    timing.imports()
+    device = choose_device(arguments.device)
+    record = read_quantization(arguments.quantization)
+    begin = time.perf_counter()
+    with timing.part("load"):
+        tokenizer = load_tokenizer(record["source"])
+        model = load_cell(record, device)
+    load_seconds = time.perf_counter() - begin
+    encoded = [encode_prompt(tokenizer, prompt["prompt"], arguments.chat_template) for prompt in prompts]
+    ends = end_tokens(model, tokenizer)
+
+    rows = []
+    with timing.part("model"):
+        continue_greedily(model, encoded[0], 4, ends, context_length(model.config))  # warm-up, not recorded
+        for prompt, ids in tqdm(
+            list(zip(prompts, encoded, strict=True)), desc="generation", unit="prompt", mininterval=5
+        ):
+            rows.append(answer_prompt(model, tokenizer, prompt, ids, arguments.max_new_tokens, ends))
+        speed = benchmark(
+            model,
+            arguments.benchmark_prompt_tokens,
+            arguments.benchmark_new_tokens,
+            arguments.benchmark_repetitions,
+            arguments.benchmark_seconds,
+        )
+    table = pandas.DataFrame(rows).astype({"correct": "boolean"})
+    write_parquet(arguments.rows, table)
+    result = summarise(table)
+    assert all(math.isfinite(v) for v in result.values())
+    write_json(
+        arguments.output,
+        {
+            "model": record["model"],
+            "method": record["method"],
+            "suite": str(arguments.prompts),
+            "suite_sha256": sha256_of_file(arguments.prompts),
+            "prompts_per_category": arguments.prompts_per_category,
+            "max_new_tokens": arguments.max_new_tokens,
+            "chat_template": arguments.chat_template,
+            **result,
+            "not_finite": int((~table["finite"]).sum()),
+            "by_category": {c: summarise(part) for c, part in table.groupby("category", sort=False)},
+            "benchmark": speed,
+            "model_load_seconds": load_seconds,
+            "memory": memory_bytes(device),
+            "timing": timing.record(),
+            "provenance": provenance(device, record["dtype"]),
+        },
+    )
+    print(
+        f"{record['model']} × {record['method']}: {result['succeeded']} of {result['prompts']} prompts succeeded, "
+        f"{speed['decode_tokens_per_second']['median']:.1f} tokens a second when decoding"
+    )
+
+
+if __name__ == "__main__":
+    run_stage(main)

@@ -1,0 +1,126 @@
+"""The baseline's log-probability store over the trace and the first windows of the evaluation text.
+
+The trace is the baseline's own greedy continuation of each prompt, as the generation stage recorded it. One
+teacher-forced forward pass over prompt + continuation, batch 1, no padding; only the positions that predict
+continuation tokens are stored. Writes trace.parquet (the token ids) and logits.parquet (the store).
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas
+import torch
+from tqdm import tqdm
+
+from quantharm.errors import UserError
+from quantharm.files import read_parquet, replacing, sha256_of_file, write_parquet
+from quantharm.models import choose_device, load_cell, load_tokenizer, offline_environment, read_quantization
+from quantharm.provenance import device_name, versions
+from quantharm.scoring import check_ids, last_hidden_states, output_head, slices_of
+from quantharm.stage import Timing, run_stage, stage_parser
+from quantharm.store import StoreWriter
+from quantharm.text import context_length, protocol_name, read_text, sha256_of_windows, token_windows
+
+TEXT_CATEGORY = "text"
+
+
+def make_trace(generation: pandas.DataFrame, windows: list[list[int]]) -> pandas.DataFrame:
+    """Columns prompt_id, category, token_ids, first_target: token_ids[first_target:] are predicted and stored."""
+    rows = [
+        {
+            "prompt_id": row.prompt_id,
+            "category": row.category,
+            "token_ids": [*row.prompt_token_ids, *row.token_ids],
+            "first_target": len(row.prompt_token_ids),
+        }
+        for row in generation.itertuples()
+        if len(row.token_ids)
+    ]
+    rows += [
+        {"prompt_id": f"text-{i:02d}", "category": TEXT_CATEGORY, "token_ids": window, "first_target": 1}
+        for i, window in enumerate(windows, 1)
+    ]
+    return pandas.DataFrame(rows)
+
+
+def target_logits(model, head, token_ids: list[int], first_target: int) -> Iterator[tuple[range, torch.Tensor]]:
+    """(positions, logits [n, vocabulary] float32) of token_ids[first_target:], in slices; one forward pass."""
+    vocabulary = model.get_output_embeddings().weight.shape[0]
+    hidden = last_hidden_states(model, token_ids)[first_target - 1 : -1]  # [targets, width]
+    for part in slices_of(len(hidden), vocabulary):
+        yield range(first_target + part.start, first_target + part.stop), head(hidden[part])
+
+
+def store_metadata_of(record: dict[str, Any], trace: pandas.DataFrame, device: str, protocol: str) -> dict[str, Any]:
+    """Everything the stored figures depend on; the divergence stage refuses a store that differs in any of it."""
+    source = record["source"]
+    return {
+        "model": record["model"],
+        "revision": source["revision"],
+        "weights_sha256": source["weights_sha256"],
+        "tokenizer_sha256": source["tokenizer_sha256"],
+        "chat_template_sha256": source["chat_template_sha256"],
+        "dtype": record["dtype"],
+        "device": device_name(device),
+        "protocol": protocol,
+        "trace_sha256": sha256_of_windows([list(map(int, ids)) for ids in trace["token_ids"]]),
+        "versions": versions(),
+    }
+
+
+def main() -> None:
+    parser = stage_parser(__doc__)
+    parser.add_argument("--quantization", type=Path, required=True, help="quantization.json of the baseline")
+    parser.add_argument("--generation", type=Path, required=True, help="generation.parquet of the baseline")
+    parser.add_argument("--text", type=Path, required=True, help="evaluation text")
+    parser.add_argument("--window-tokens", type=int, default=2048, help="shortened to the model's context")
+    parser.add_argument("--text-windows", type=int, default=2, help="windows of the text to store")
+    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
+    parser.add_argument("--trace", type=Path, required=True, help="trace.parquet")
+    parser.add_argument("--output", type=Path, required=True, help="logits.parquet")
+    arguments = parser.parse_args()
+    offline_environment()
+    timing = Timing()
+    timing.imports()
+    device = choose_device(arguments.device)
+    record = read_quantization(arguments.quantization)
+    with timing.part("load"):
+        tokenizer = load_tokenizer(record["source"])
+        model = load_cell(record, device)
+    length = min(arguments.window_tokens, context_length(model.config) or arguments.window_tokens)
+    windows = token_windows(tokenizer, read_text(arguments.text), length)[: arguments.text_windows]
+    trace = make_trace(read_parquet(arguments.generation), windows)
+    head = output_head(model)
+    vocabulary = model.get_output_embeddings().weight.shape[0]
+    metadata = store_metadata_of(record, trace, device, protocol_name(length, arguments.text_windows))
+
+    with (
+        timing.part("model"),
+        replacing(arguments.output) as path,
+        StoreWriter(path, vocabulary, metadata) as store,
+    ):
+        for row in tqdm(list(trace.itertuples()), desc="logits", unit="prompt", mininterval=5):
+            ids = [int(i) for i in row.token_ids]
+            check_ids(model, ids)
+            for positions, logits in target_logits(model, head, ids, row.first_target):
+                log_probabilities = torch.log_softmax(logits, dim=-1)
+                if not torch.isfinite(log_probabilities).all():
+                    raise UserError(
+                        f"the baseline of {record['model']} gives NaN or infinite logits on {row.prompt_id}; a model "
+                        "like this cannot be compared with (try `dtype: bfloat16` or float32)"
+                    )
+                targets = [ids[p] for p in positions]
+                store.write(row.prompt_id, row.category, positions, targets, log_probabilities)
+    write_parquet(arguments.trace, trace)
+    size = arguments.output.stat().st_size
+    positions = int(sum(len(ids) - first for ids, first in zip(trace["token_ids"], trace["first_target"], strict=True)))
+    print(
+        f"{record['model']}: {positions:,} positions × {vocabulary:,} entries, {size / 1e6:.1f} MB, "
+        f"{size / positions / vocabulary:.4f} bytes an entry, sha256 {sha256_of_file(arguments.output)[:12]}"
+    )
+    print(timing.record())
+
+
+if __name__ == "__main__":
+    run_stage(main)

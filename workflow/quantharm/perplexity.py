@@ -1,0 +1,108 @@
+"""Perplexity of one cell on the evaluation text, protocol concat-N.
+
+PPL = exp(Σ NLL / Σ targets) over windows of N tokens, each scored on its last N - 1 tokens, losses in float32 and
+sums in float64. The 95 % interval is a bootstrap over windows. Writes a row a window and perplexity.json.
+"""
+
+import math
+import time
+from pathlib import Path
+
+import numpy
+import pandas
+import torch
+from tqdm import tqdm
+
+from quantharm.errors import UserError
+from quantharm.files import sha256_of_text, write_json, write_parquet
+from quantharm.models import choose_device, load_cell, load_tokenizer, offline_environment, read_quantization
+from quantharm.provenance import memory_bytes, provenance
+from quantharm.scoring import check_ids, last_hidden_states, negative_log_likelihoods, output_head
+from quantharm.stage import Timing, run_stage, stage_parser
+from quantharm.statistics import weighted_mean_interval
+from quantharm.text import context_length, protocol_name, read_text, sha256_of_windows, token_windows
+
+
+def score_windows(model, windows: list[list[int]], progress: bool = True) -> torch.Tensor:
+    """NLL in nats of each window's targets; windows: equal lengths N → [windows, N - 1] float32 on the CPU."""
+    head = output_head(model)
+    vocabulary = model.get_output_embeddings().weight.shape[0]
+    check_ids(model, windows[0])
+    losses = []
+    for window in tqdm(windows, desc="perplexity", unit="window", mininterval=5, disable=not progress):
+        hidden = last_hidden_states(model, window)[:-1]  # [N - 1, width]: the last one predicts nothing here
+        targets = torch.tensor(window[1:])
+        losses.append(negative_log_likelihoods(hidden, targets, head, vocabulary))
+    return torch.stack([loss.cpu() for loss in losses])
+
+
+def main() -> None:
+    parser = stage_parser(__doc__)
+    parser.add_argument("--quantization", type=Path, required=True, help="quantization.json of the cell")
+    parser.add_argument("--text", type=Path, required=True, help="evaluation text")
+    parser.add_argument("--window-tokens", type=int, default=2048, help="shortened to the model's context")
+    parser.add_argument("--windows", type=int, help="score only the first so many (another protocol name)")
+    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
+    parser.add_argument("--rows", type=Path, required=True, help="perplexity.parquet")
+    parser.add_argument("--output", type=Path, required=True, help="perplexity.json")
+    arguments = parser.parse_args()
+    offline_environment()
+    timing = Timing()
+    timing.imports()
+    device = choose_device(arguments.device)
+    record = read_quantization(arguments.quantization)
+    text = read_text(arguments.text)
+    with timing.part("load"):
+        tokenizer = load_tokenizer(record["source"])
+        model = load_cell(record, device)
+    length = min(arguments.window_tokens, context_length(model.config) or arguments.window_tokens)
+    windows = token_windows(tokenizer, text, length)[: arguments.windows]
+
+    begin = time.perf_counter()
+    with timing.part("model"):
+        losses = score_windows(model, windows)  # [windows, N - 1]
+    seconds = time.perf_counter() - begin
+    finite = torch.isfinite(losses)
+    if not finite.all():
+        raise UserError(
+            f"{int((~finite).sum())} of {finite.numel()} tokens have a NaN or infinite loss in {record['model']} × "
+            f"{record['method']}, the first in window {int((~finite).any(1).nonzero()[0])}; this checkpoint cannot be "
+            "scored (try `dtype: bfloat16` or float32)"
+        )
+    sums = losses.double().sum(1).numpy()  # [windows]
+    targets = [len(window) - 1 for window in windows]
+    scored = sum(targets)
+    mean = float(sums.sum() / scored)
+    # The same tokens as bytes: the bits of a token are comparable between tokenizers only by the byte.
+    scored_bytes = sum(len(tokenizer.decode(window[1:]).encode("utf-8")) for window in windows)
+    write_parquet(
+        arguments.rows,
+        pandas.DataFrame({"window": range(len(windows)), "nll_sum_nats": sums, "targets": targets}),
+    )
+    write_json(
+        arguments.output,
+        {
+            "model": record["model"],
+            "method": record["method"],
+            "protocol": protocol_name(length, arguments.windows),
+            "dataset": str(arguments.text),
+            "dataset_sha256": sha256_of_text(text),
+            "tokens_sha256": sha256_of_windows(windows),
+            "tokens_scored": scored,
+            "windows": len(windows),
+            "nll_mean_nats": mean,
+            "perplexity": math.exp(mean),
+            "perplexity_ci95": weighted_mean_interval(sums, targets, numpy.exp),
+            "bits_per_byte": mean * scored / math.log(2) / scored_bytes,
+            "seconds": seconds,
+            "tokens_per_second": len(windows) * length / seconds,
+            "peak_memory_bytes": memory_bytes(device)["peak_bytes"],
+            "timing": timing.record(),
+            "provenance": provenance(device, record["dtype"]),
+        },
+    )
+    print(f"{record['model']} × {record['method']}: perplexity {math.exp(mean):.4f} on {scored:,} tokens")
+
+
+if __name__ == "__main__":
+    run_stage(main)

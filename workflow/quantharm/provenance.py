@@ -1,0 +1,104 @@
+"""Where a figure came from: versions, device, driver, commit. Part of every result record."""
+
+import datetime
+import functools
+import importlib.metadata
+import os
+import platform
+import resource
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ["torch", "transformers", "tokenizers", "bitsandbytes", "autoawq", "gptqmodel", "numpy", "scipy", "pyarrow"]
+
+
+def version_of(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+@functools.cache
+def versions() -> dict[str, str]:
+    found = {package: version_of(package) for package in PACKAGES}
+    return {"python": platform.python_version()} | {name: v for name, v in found.items() if v}
+
+
+def git_commit() -> str | None:
+    """The commit of this package's checkout, `-dirty` when tracked files differ from it; None outside git."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+@functools.cache
+def cpu_name() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.machine()
+
+
+def device_name(device: str) -> str:
+    """`NVIDIA H200` or `CPU: …`; cells are compared only when this is equal."""
+    if device.startswith("cuda"):
+        import torch
+
+        names = {torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())}
+        return " + ".join(sorted(names))
+    return f"CPU: {cpu_name()}"
+
+
+def driver_version() -> str | None:
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[0]
+    except (OSError, subprocess.CalledProcessError, IndexError):
+        return None
+
+
+def provenance(device: str, dtype: str | None = None) -> dict[str, Any]:
+    """What produced a record; `device` is `cpu` or `cuda`."""
+    record: dict[str, Any] = {
+        "device": device_name(device),
+        "device_type": device.split(":")[0],
+        "dtype": dtype,
+        "versions": versions(),
+        "git_commit": git_commit(),
+        "host_cpu": cpu_name(),
+        "threads": int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1),
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+    if device.startswith("cuda"):
+        import torch
+
+        record |= {"driver": driver_version(), "cuda": torch.version.cuda, "gpus": torch.cuda.device_count()}
+    return record
+
+
+def memory_bytes(device: str) -> dict[str, int]:
+    """Memory of this process: now allocated, peak allocated and peak reserved on the device; peak resident on the host.
+
+    On a CPU the process's peak resident set stands for all three device figures that exist there.
+    """
+    host_peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    if not device.startswith("cuda"):
+        return {"peak_bytes": host_peak, "host_peak_bytes": host_peak}
+    import torch
+
+    gpus = range(torch.cuda.device_count())
+    return {
+        "allocated_bytes": sum(torch.cuda.memory_allocated(i) for i in gpus),
+        "reserved_bytes": sum(torch.cuda.max_memory_reserved(i) for i in gpus),
+        "peak_bytes": sum(torch.cuda.max_memory_allocated(i) for i in gpus),
+        "host_peak_bytes": host_peak,
+    }

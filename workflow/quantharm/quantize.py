@@ -1,0 +1,124 @@
+"""Quantize a model, save it, load what was saved, and record what it is: sizes, modules, hashes.
+
+Later stages evaluate what is on disk, never the object that was just quantized. Writes the checkpoint folder (a
+pointer for the baseline and for pretrained checkpoints) and quantization.json.
+"""
+
+import gc
+import importlib
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from quantharm import linears
+from quantharm.files import read_json, replacing_folder, write_json
+from quantharm.models import choose_device, hash_weights, load_cell, offline_environment, quiet, verify_weights
+from quantharm.provenance import memory_bytes, provenance
+from quantharm.stage import Timing, run_stage, stage_parser
+
+POINTER = "pointer.json"
+
+
+def make_checkpoint(arguments, source: dict[str, Any], settings: dict[str, Any], device: str) -> dict[str, Any]:
+    """Run the quantizer; the checkpoint folder appears whole or not at all. Returns the quantizer's own record keys."""
+    quantizer = importlib.import_module(f"quantharm.quantizers.{arguments.quantizer}")
+    with replacing_folder(arguments.checkpoint) as folder:
+        extra = quantizer.quantize(
+            source, settings, arguments.dtype, device, arguments.gpus, folder, arguments.calibration
+        )
+        if "checkpoint" in extra:
+            write_json(folder / POINTER, {"checkpoint": extra["checkpoint"]})
+        for path in folder.rglob("*"):
+            path.chmod(0o755 if path.is_dir() else 0o644)
+    return extra
+
+
+def inspect_checkpoint(record: dict[str, Any], device: str) -> dict[str, Any]:
+    """Load the checkpoint from disk and measure it: bytes, bits a weight, quantized and kept modules."""
+    folder = Path(record["checkpoint"])
+    begin = time.perf_counter()
+    model = load_cell(record, device)
+    load_seconds = time.perf_counter() - begin
+    matrices = linears.quantized_matrices(model, folder, record["quantizer"])
+    measured, formula = linears.bits_per_weight(matrices)
+    quantized = {m.name for m in matrices}
+    return {
+        "load_seconds": round(load_seconds, 3),
+        "weight_bytes": linears.model_bytes(model),
+        "parameters": sum(m.rows * m.columns for m in matrices)
+        + sum(p.numel() for n, p in model.named_parameters() if n.rpartition(".")[0] not in quantized),
+        "bits_per_weight": measured,
+        "bits_per_weight_formula": formula,
+        "linear_classes": sorted({type(model.get_submodule(m.name)).__name__ for m in matrices}),
+        "quantized_modules": sorted(quantized),
+        "quantized_weights": sum(m.rows * m.columns for m in matrices),
+        "kept_modules": sorted(linears.plain_linears(model)),
+        "output_head": linears.head_name(model),
+    }
+
+
+def main() -> None:
+    parser = stage_parser(__doc__)
+    parser.add_argument("--source", type=Path, required=True, help="source.json of the model")
+    parser.add_argument("--method", required=True, help="name in the config")
+    parser.add_argument("--quantizer", required=True, help="module in quantharm.quantizers")
+    parser.add_argument("--settings", default="{}", help="the method's settings, JSON")
+    parser.add_argument("--pretrained-source", type=Path, help="source.json of a pretrained quantized checkpoint")
+    parser.add_argument("--calibration", type=Path, help="calibration text, for quantizers that use one")
+    parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float16", "float32"])
+    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
+    parser.add_argument("--gpus", type=int, default=1, help="GPUs to spread the model over")
+    parser.add_argument("--checkpoint", type=Path, required=True, help="folder to write")
+    parser.add_argument("--output", type=Path, required=True, help="quantization.json")
+    arguments = parser.parse_args()
+    offline_environment()
+    timing = Timing()
+    timing.imports()
+    quiet()
+    device = choose_device(arguments.device)
+    source = read_json(arguments.source)
+    settings = json.loads(arguments.settings)
+    if arguments.pretrained_source:
+        settings["resolved"] = read_json(arguments.pretrained_source)
+    verify_weights(Path(source["path"]), source["weight_files"])
+
+    with timing.part("model"):
+        extra = make_checkpoint(arguments, source, settings, device)
+        gc.collect()
+        if device == "cuda":
+            import torch
+
+            torch.cuda.empty_cache()
+    peak = memory_bytes(device)
+    folder = Path(extra.pop("checkpoint", arguments.checkpoint))
+    pointed = extra.pop("resolved", source if folder != arguments.checkpoint else None)
+    files = pointed["weight_files"] if pointed else hash_weights(folder)
+    record = {
+        "model": source["model"],
+        "method": arguments.method,
+        "quantizer": arguments.quantizer,
+        "settings": settings,
+        "dtype": arguments.dtype,
+        "gpus": arguments.gpus,
+        "source": source,
+        "checkpoint": str(folder),
+        "checkpoint_bytes": sum(f["bytes"] for f in files),
+        "weight_files": files,
+        "seconds": round(timing.seconds["model"], 3),
+        **extra,
+    }
+    with timing.part("load"):
+        record |= inspect_checkpoint(record, device)
+    record |= {"memory": peak, "timing": timing.record(), "provenance": provenance(device, arguments.dtype)}
+    write_json(arguments.output, record)
+    bits = record["bits_per_weight"]
+    print(
+        f"{record['model']} × {arguments.method}: {record['checkpoint_bytes'] / 1e6:.2f} MB on disk, "
+        f"{record['weight_bytes'] / 1e6:.2f} MB loaded, {len(record['quantized_modules'])} matrices at "
+        f"{f'{bits:.3f}' if bits else '16'} bits a weight"
+    )
+
+
+if __name__ == "__main__":
+    run_stage(main)

@@ -1,0 +1,184 @@
+"""AWQ (Lin et al. 2023) by autoawq: integers in groups of input channels, after scaling the salient ones up.
+
+Quantized with autoawq, loaded with transformers (whose kernels come from gptqmodel). The kernel is named, because the
+automatic choice may download or compile one. Calibration text is packed to samples of one fixed length: autoawq drops
+samples longer than its limit without a word.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from quantharm.errors import UserError
+
+SETTINGS: dict[str, Any] = {
+    "bits": {"enum": [4], "default": 4, "description": "Bits a weight; kernels exist for 4."},
+    "group_size": {
+        "enum": [32, 64, 128],
+        "default": 128,
+        "description": "Input channels that share a scale; divides every width of the model.",
+    },
+    "zero_point": {"type": "boolean", "default": True, "description": "Whether each group has a zero point."},
+    "calibration_samples": {
+        "type": "integer",
+        "minimum": 1,
+        "default": 128,
+        "description": "Samples of calibration text.",
+    },
+    "calibration_tokens": {
+        "type": "integer",
+        "minimum": 16,
+        "default": 512,
+        "description": "Tokens in each sample.",
+    },
+    "backend": {
+        "type": ["string", "null"],
+        "enum": [
+            None,
+            "auto",
+            "torch_fused_awq",
+            "torch_awq",
+            "gemm",
+            "gemm_triton",
+            "gemv",
+            "gemv_fast",
+            "marlin",
+            "machete",
+            "exllama_v2",
+        ],
+        "default": None,
+        "description": "Kernel; null means gemm_triton on a GPU and torch_fused_awq on a CPU.",
+    },
+}
+DEFAULT_BACKEND = {"cuda": "gemm_triton", "cpu": "torch_fused_awq"}
+LINEARS_OF_A_LAYER = ("hidden_size", "intermediate_size")
+
+
+def conflict(settings: dict[str, Any], checkpoint_config: dict[str, Any]) -> str | None:
+    group = settings["group_size"]
+    for key in LINEARS_OF_A_LAYER:
+        width = checkpoint_config.get(key)
+        if width and width % group:
+            return f"group_size {group} does not divide the model's {key} {width}; choose a group size that does"
+    return None
+
+
+def pack_calibration(tokenizer, text: str, samples: int, tokens: int) -> list[list[int]]:
+    """The text's tokens in consecutive samples of exactly `tokens`, as many as there are up to `samples`."""
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return [ids[i : i + tokens] for i in range(0, len(ids) - tokens + 1, tokens)][:samples]
+
+
+def quantize(source, settings, dtype, device, gpus, output: Path, calibration) -> dict[str, Any]:
+    import warnings
+
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+    from awq import AutoAWQForCausalLM
+
+    from quantharm.models import device_map, load_tokenizer, refuse_unsafe, torch_dtype
+    from quantharm.text import read_text
+
+    tokenizer = load_tokenizer(source)
+    packed = pack_calibration(
+        tokenizer, read_text(calibration), settings["calibration_samples"], settings["calibration_tokens"]
+    )
+    if not packed:
+        raise UserError(f"{calibration} is shorter than one sample of {settings['calibration_tokens']} tokens")
+    refuse_unsafe(source["path"], source["allow_pickle"], source["trust_remote_code"])
+    model = AutoAWQForCausalLM.from_pretrained(
+        source["path"],
+        torch_dtype=torch_dtype(dtype),
+        trust_remote_code=source["trust_remote_code"],
+        safetensors=not source["allow_pickle"],
+        device_map=device_map(device, 1) if device == "cpu" else {"": "cpu"},  # autoawq moves a layer at a time
+    )
+    width = model.config.hidden_size
+    model.quantize(
+        tokenizer,
+        quant_config={
+            "w_bit": settings["bits"],
+            "q_group_size": settings["group_size"],
+            "zero_point": settings["zero_point"],
+            "version": "GEMM",
+        },
+        calib_data=packed,
+        max_calib_samples=len(packed),
+        max_calib_seq_len=settings["calibration_tokens"],
+    )
+    # What reached the quantizer, read off the activations it holds, not off what it was given.
+    seen = tuple(model.quantizer.inps.shape)  # [samples, tokens, width]
+    if len(seen) != 3 or seen[2] != width:
+        raise UserError(f"autoawq holds activations of shape {seen}, not [samples, tokens, {width}]; pin autoawq 0.2.9")
+    model.model.config.use_cache = True
+    model.save_quantized(str(output), shard_size="5GB")
+    return {
+        "calibration": {
+            "file": str(calibration),
+            "samples_asked": settings["calibration_samples"],
+            "tokens_asked": settings["calibration_samples"] * settings["calibration_tokens"],
+            "samples_packed": len(packed),
+            "samples_reached": seen[0],
+            "tokens_reached": seen[0] * seen[1],
+        }
+    }
+
+
+def backend_config(stated: dict[str, Any], backend: str | None, device: str):
+    """transformers' AwqConfig as a checkpoint states it, with the kernel named."""
+    from transformers import AwqConfig
+
+    return AwqConfig(
+        bits=stated.get("bits", 4),
+        group_size=stated.get("group_size", 128),
+        zero_point=stated.get("zero_point", True),
+        modules_to_not_convert=stated.get("modules_to_not_convert"),
+        backend=backend or DEFAULT_BACKEND[device],
+    )
+
+
+def load(folder: Path, settings, source, dtype: str, device: str, gpus: int):
+    from quantharm.models import load_checkpoint, read_checkpoint_config
+
+    stated = read_checkpoint_config(folder)["quantization_config"]
+    config = backend_config(stated, settings["backend"], device)
+    return load_checkpoint(folder, source, dtype, device, gpus, quantization_config=config)
+
+
+def inspect(name: str, module, checkpoint: Path):
+    """An AWQ linear of gptqmodel: 4-bit codes, a float16 scale and a 4-bit zero point a group."""
+    if not any(base.__name__ == "AWQuantLinear" for base in type(module).__mro__):
+        return None
+    from quantharm.linears import QuantizedMatrix, tensor_bytes
+
+    rows, columns, group = module.out_features, module.in_features, module.group_size
+    groups = rows * columns // group
+    tensors = [t for t in [*module.parameters(), *module.buffers()] if t is not module.bias]
+    return QuantizedMatrix(
+        name,
+        rows,
+        columns,
+        stored_bytes=tensor_bytes(*tensors),
+        formula_bytes=rows * columns / 2 + groups * (2 + 0.5),
+        dequantize=lambda: dequantize(checkpoint, name, group),
+    )
+
+
+def dequantize(checkpoint: Path, name: str, group: int):
+    """The matrix in the file: (code - zero) × scale; [rows, columns] float32.
+
+    In an int32 the GEMM layout holds output channels 0, 2, 4, 6, 1, 3, 5, 7 from the low bits up.
+    """
+    import torch
+
+    from quantharm.linears import stored_tensors
+
+    tensors = stored_tensors(checkpoint, name)
+    shifts = 4 * torch.tensor([0, 4, 1, 5, 2, 6, 3, 7])
+
+    def unpack(packed):  # [n, outputs / 8] int32 → [n, outputs]
+        return ((packed.unsqueeze(-1) >> shifts) & 15).flatten(1)
+
+    def expand(groups):  # [groups, outputs] → [inputs, outputs]
+        return groups.repeat_interleave(group, dim=0)
+
+    codes, zeros = unpack(tensors["qweight"]), unpack(tensors["qzeros"])
+    return ((codes - expand(zeros)).float() * expand(tensors["scales"].float())).t().contiguous()

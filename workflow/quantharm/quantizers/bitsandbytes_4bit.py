@@ -1,0 +1,89 @@
+"""NF4 and FP4 (QLoRA, Dettmers et al. 2023) by bitsandbytes: 4-bit codes in blocks of 64 weights, one scale a block.
+
+Every field is set: the library's defaults are fp4, float32 computation and no double quantization.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+BLOCK = 64  # weights a scale; what transformers lets one choose
+NESTED_BLOCK = 256  # scales a second-level scale
+CODE_BYTES = 64  # 16 float32 levels
+NESTED_CODE_BYTES = 1024  # 256 float32 levels
+
+SETTINGS: dict[str, Any] = {
+    "quant_type": {"enum": ["nf4", "fp4"], "default": "nf4", "description": "The 16 levels: normal-float or float."},
+    "double_quantization": {
+        "type": "boolean",
+        "default": True,
+        "description": "Whether the blocks' scales are themselves stored in 8 bits.",
+    },
+}
+
+
+def quantize(source, settings, dtype, device, gpus, output: Path, calibration) -> dict[str, Any]:
+    from transformers import BitsAndBytesConfig
+
+    from quantharm.models import load_checkpoint, torch_dtype
+
+    config = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=settings["quant_type"],
+        bnb_4bit_use_double_quant=settings["double_quantization"],
+        bnb_4bit_compute_dtype=torch_dtype(dtype),
+    )
+    model = load_checkpoint(source["path"], source, dtype, device, gpus, quantization_config=config)
+    model.save_pretrained(output)
+    return {}
+
+
+def load(folder: Path, settings, source, dtype: str, device: str, gpus: int):
+    from quantharm.models import load_checkpoint
+
+    return load_checkpoint(folder, source, dtype, device, gpus)
+
+
+def inspect(name: str, module, checkpoint: Path):
+    """A Linear4bit: half a byte a weight, its blocks' scales and the fixed tables."""
+    if type(module).__name__ != "Linear4bit":
+        return None
+    from quantharm.linears import QuantizedMatrix, tensor_bytes
+
+    weight, state = module.weight, module.weight.quant_state
+    rows, columns = module.out_features, module.in_features
+    blocks = -(-rows * columns // state.blocksize)
+    if state.nested:
+        scale_bytes = blocks + 4 * -(-blocks // NESTED_BLOCK) + 4 + NESTED_CODE_BYTES
+        stored = tensor_bytes(state.absmax, state.code, state.offset, state.state2.absmax, state.state2.code)
+    else:
+        scale_bytes = 4 * blocks
+        stored = tensor_bytes(state.absmax, state.code)
+
+    return QuantizedMatrix(
+        name,
+        rows,
+        columns,
+        stored_bytes=tensor_bytes(weight.data) + stored,
+        formula_bytes=rows * columns / 2 + scale_bytes + CODE_BYTES,
+        dequantize=lambda: dequantize(checkpoint, name, rows, columns),
+    )
+
+
+def dequantize(checkpoint: Path, name: str, rows: int, columns: int):
+    """The matrix in the file: level × scale of its block; [rows, columns] float32."""
+    import torch
+
+    from quantharm.linears import stored_tensors
+
+    tensors = stored_tensors(checkpoint, name)
+    state = next(json.loads(bytes(t.tolist())) for key, t in tensors.items() if ".quant_state.bitsandbytes__" in key)
+    packed = tensors["weight"].flatten().view(torch.uint8)
+    codes = torch.stack([packed >> 4, packed & 15], dim=1).flatten()[: rows * columns]  # high nibble first
+    scales = tensors["weight.absmax"]
+    if "weight.nested_absmax" in tensors:  # the scales are 8-bit codes around a common offset
+        levels = tensors["weight.nested_quant_map"][scales.long()]
+        second = tensors["weight.nested_absmax"].repeat_interleave(state["nested_blocksize"])[: len(levels)]
+        scales = levels * second + state["nested_offset"]
+    values = tensors["weight.quant_map"].float()[codes.long()]
+    return (values * scales.float().repeat_interleave(state["blocksize"])[: rows * columns]).reshape(rows, columns)

@@ -1,0 +1,58 @@
+"""LLM.int8 (Dettmers et al. 2022) by bitsandbytes: int8 by row; input columns with outliers are computed in 16 bits."""
+
+from pathlib import Path
+from typing import Any
+
+SETTINGS: dict[str, Any] = {
+    "threshold": {
+        "type": "number",
+        "minimum": 0,
+        "default": 6.0,
+        "description": "Input columns with a value above this stay in 16 bits; 0 rounds all of them.",
+    },
+}
+
+
+def quantize(source, settings, dtype, device, gpus, output: Path, calibration) -> dict[str, Any]:
+    from transformers import BitsAndBytesConfig
+
+    from quantharm.models import load_checkpoint
+
+    config = BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=float(settings["threshold"]))
+    model = load_checkpoint(source["path"], source, dtype, device, gpus, quantization_config=config)
+    model.save_pretrained(output)
+    return {}
+
+
+def load(folder: Path, settings, source, dtype: str, device: str, gpus: int):
+    from quantharm.models import load_checkpoint
+
+    return load_checkpoint(folder, source, dtype, device, gpus)
+
+
+def inspect(name: str, module, checkpoint: Path):
+    """A Linear8bitLt: N bytes of weights and one float32 scale a row."""
+    if type(module).__name__ != "Linear8bitLt":
+        return None
+    from quantharm.linears import QuantizedMatrix, stored_tensors, tensor_bytes
+
+    weight = module.weight
+    rows, columns = module.out_features, module.in_features
+    # Before the first forward pass the state lies in the parameter, afterwards in module.state.
+    codes = weight.data if weight.dtype.itemsize == 1 else module.state.CB
+    scales = weight.SCB if weight.SCB is not None else module.state.SCB
+
+    def dequantize():
+        tensors = stored_tensors(checkpoint, name)
+        return tensors["weight"].float() * (tensors["SCB"].float() / 127).unsqueeze(1)
+
+    return QuantizedMatrix(
+        name,
+        rows,
+        columns,
+        stored_bytes=tensor_bytes(codes, scales),
+        formula_bytes=rows * columns + 4 * rows,
+        dequantize=dequantize,
+        rounds_activations=True,
+        outlier_threshold=float(module.state.threshold),
+    )

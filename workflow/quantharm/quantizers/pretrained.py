@@ -1,0 +1,51 @@
+"""A third party's checkpoint that is already quantized (AWQ, bitsandbytes, or anything transformers can load).
+
+Nothing is quantized here: the checkpoint is loaded as its own config says, and judged like any other cell.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from quantharm.errors import UserError
+
+SETTINGS: dict[str, Any] = {
+    "source": {"type": "string", "minLength": 1, "description": "Folder or hub id of the quantized checkpoint."},
+    "revision": {
+        "type": ["string", "null"],
+        "default": None,
+        "description": "Commit of a hub checkpoint; required for a hub id.",
+    },
+    "backend": {
+        "type": ["string", "null"],
+        "default": None,
+        "description": "Kernel for an AWQ checkpoint (as in quantizer `awq`); null lets transformers choose.",
+    },
+}
+
+
+def quantize(source, settings, dtype, device, gpus, output: Path, calibration) -> dict[str, Any]:
+    return {"checkpoint": settings["resolved"]["path"], "resolved": settings["resolved"]}
+
+
+def load(folder: Path, settings, source, dtype: str, device: str, gpus: int):
+    from quantharm.models import load_checkpoint, read_checkpoint_config
+
+    stated = read_checkpoint_config(folder).get("quantization_config") or {}
+    extra = {}
+    if stated.get("quant_method") == "awq":
+        from quantharm.quantizers.awq import backend_config
+
+        extra["quantization_config"] = backend_config(stated, settings["backend"], device)
+    elif settings["backend"]:
+        raise UserError(f"`backend: {settings['backend']}` is for AWQ checkpoints, but {folder} is not one; remove it")
+    resolved = settings["resolved"]
+    trusted = {key: resolved[key] for key in ("trust_remote_code", "allow_pickle")}
+    return load_checkpoint(folder, source | trusted, dtype, device, gpus, **extra)
+
+
+def inspect(name: str, module, checkpoint: Path):
+    """Whatever any quantizer here would recognise."""
+    from quantharm.quantizers import awq, bitsandbytes_4bit, bitsandbytes_int8
+
+    found = (q.inspect(name, module, checkpoint) for q in (awq, bitsandbytes_4bit, bitsandbytes_int8))
+    return next((matrix for matrix in found if matrix is not None), None)

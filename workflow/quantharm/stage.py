@@ -1,0 +1,87 @@
+"""What every stage shares: its command line, how it ends when something is wrong, and where its time went."""
+
+import argparse
+import contextlib
+import errno
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from quantharm.errors import UserError
+
+IMPORTED = time.perf_counter()
+
+
+def stage_parser(description: str) -> argparse.ArgumentParser:
+    """`--help` shows the module's docstring as it is written, and each flag's default."""
+
+    class Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+        pass
+
+    return argparse.ArgumentParser(description=description, formatter_class=Formatter, allow_abbrev=False)
+
+
+def run_stage(main: Callable[[], None]) -> None:
+    """Run a stage's main(); faults that a user can mend end in one sentence and exit code 1, others in a traceback."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("error: interrupted; run the same command again to go on")
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            where = f" while writing {error.filename}" if error.filename else ""
+            sys.exit(f"error: the disk is full{where}; free some space and run the same command again")
+        raise
+    except MemoryError:
+        sys.exit("error: out of memory; give the job more (resources: mem_mb) or choose a smaller model")
+    except RuntimeError as error:
+        if type(error).__name__ == "OutOfMemoryError":  # torch's, by name so that torch need not be imported here
+            sys.exit(f"error: the GPU's memory is too small ({str(error).split('. ')[0]}); use a larger GPU or `gpus:`")
+        raise
+
+
+def seconds_since_process_start() -> float:
+    """Interpreter start included, where Linux tells; otherwise since this module was imported."""
+    try:
+        ticks = int(Path("/proc/self/stat").read_text().rsplit(")", 1)[1].split()[19])
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+    except (OSError, AttributeError, IndexError, ValueError):
+        return time.perf_counter() - IMPORTED
+
+
+class Timing:
+    """Seconds by part of a stage: `start` (interpreter, imports), `load`, `model` (forward passes, quantizing)."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextlib.contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - begin
+
+    def imports(self) -> None:
+        """Import what every model stage needs, so that it counts as start and not as load."""
+        import torch
+        import transformers
+
+        # transformers imports lazily: touch what loading will use.
+        _ = torch.nn, transformers.AutoModelForCausalLM.from_pretrained, transformers.AutoTokenizer
+        self.seconds["start"] = seconds_since_process_start()
+
+    def record(self) -> dict[str, float]:
+        """{start_seconds, load_seconds, model_seconds, other_seconds, total_seconds}"""
+        total = seconds_since_process_start()
+        parts = {f"{name}_seconds": round(value, 3) for name, value in self.seconds.items()}
+        return parts | {
+            "other_seconds": round(total - sum(self.seconds.values()), 3),
+            "total_seconds": round(total, 3),
+        }

@@ -1,0 +1,180 @@
+"""All cells of one model (or of several models) as one table: a row a cell, every figure of its result files.
+
+Differences from the baseline are paired: ΔPPL over the same windows, flips over the same prompts. Writes
+summary.parquet, summary.csv and summary.json; given summaries instead of cells, joins them.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy
+import pandas
+
+from quantharm.errors import UserError
+from quantharm.files import read_json, read_parquet, replacing, write_json, write_parquet
+from quantharm.stage import run_stage, stage_parser
+from quantharm.statistics import weighted_mean_interval
+
+BASELINE = "baseline"
+
+
+def paired_perplexity(cell: Path, baseline: Path) -> dict[str, Any]:
+    """ΔPPL in percent with its 95 % interval: the log of the ratio is a mean over the same windows of both."""
+    mine, reference = read_parquet(cell / "perplexity.parquet"), read_parquet(baseline / "perplexity.parquet")
+    if mine["targets"].tolist() != reference["targets"].tolist():
+        raise UserError(f"{cell} and {baseline} scored different windows; delete both perplexity.json and run again")
+    difference = (mine["nll_sum_nats"] - reference["nll_sum_nats"]).to_numpy()
+    targets = mine["targets"].to_numpy()
+
+    def percent(log_ratio):
+        return 100 * numpy.expm1(log_ratio)
+
+    return {
+        "perplexity_change_percent": float(percent(difference.sum() / targets.sum())),
+        "perplexity_change_percent_ci95": weighted_mean_interval(difference, targets, percent),
+    }
+
+
+def first_difference(mine: list[int], reference: list[int]) -> int | None:
+    """Index of the first token that differs; None when the answers are equal."""
+    for i, (a, b) in enumerate(zip(mine, reference, strict=False)):
+        if a != b:
+            return i
+    return None if len(mine) == len(reference) else min(len(mine), len(reference))
+
+
+def paired_answers(cell: Path, baseline: Path) -> dict[str, Any]:
+    """Answers that flipped against the baseline, and where responses first differ."""
+    columns = ["prompt_id", "token_ids", "correct"]
+    mine = read_parquet(cell / "generation.parquet", columns).set_index("prompt_id")
+    reference = read_parquet(baseline / "generation.parquet", columns).set_index("prompt_id")
+    both = mine.merge(reference, left_index=True, right_index=True, suffixes=("", "_baseline"))
+    judged = both.dropna(subset=["correct", "correct_baseline"])
+    now, before = judged["correct"].astype(bool), judged["correct_baseline"].astype(bool)
+    positions = [
+        first_difference(list(a), list(b)) for a, b in zip(both["token_ids"], both["token_ids_baseline"], strict=True)
+    ]
+    differing = [p for p in positions if p is not None]
+    return {
+        "flips_right_to_wrong": int((before & ~now).sum()),
+        "flips_wrong_to_right": int((~before & now).sum()),
+        "identical_responses": len(positions) - len(differing),
+        "first_difference_median": float(numpy.median(differing)) if differing else None,
+    }
+
+
+def summarise_cell(cell: Path, baseline: Path) -> dict[str, Any]:
+    """One row: identity, sizes, perplexity, divergence, generation, memory, checks."""
+    quantization, perplexity, divergence, generation, checks = (
+        read_json(cell / f"{stage}.json")
+        for stage in ("quantization", "perplexity", "divergence", "generation", "checks")
+    )
+    reference = read_json(baseline / "quantization.json")
+    reference_speed = read_json(baseline / "generation.json")
+    speed, baseline_speed = generation["benchmark"], reference_speed["benchmark"]
+    return {
+        "model": quantization["model"],
+        "method": quantization["method"],
+        "quantizer": quantization["quantizer"],
+        "source": quantization["source"]["source"],
+        "revision": quantization["source"]["revision"],
+        "dtype": quantization["dtype"],
+        "device": perplexity["provenance"]["device"],
+        "parameters": quantization["parameters"],
+        "checkpoint_bytes": quantization["checkpoint_bytes"],
+        "weight_bytes": quantization["weight_bytes"],
+        "bits_per_weight": quantization["bits_per_weight"],
+        "bits_per_weight_formula": quantization["bits_per_weight_formula"],
+        "quantized_modules": len(quantization["quantized_modules"]),
+        "compression": reference["weight_bytes"] / quantization["weight_bytes"],
+        "saved_bytes": reference["weight_bytes"] - quantization["weight_bytes"],
+        "quantize_seconds": quantization["seconds"],
+        "perplexity_protocol": perplexity["protocol"],
+        "perplexity_tokens_scored": perplexity["tokens_scored"],
+        "perplexity": perplexity["perplexity"],
+        "perplexity_ci95": perplexity["perplexity_ci95"],
+        **paired_perplexity(cell, baseline),
+        "bits_per_byte": perplexity["bits_per_byte"],
+        "kl_nats_mean": divergence["kl_nats"]["mean"],
+        "kl_nats_ci95": divergence["kl_nats"]["ci95"],
+        **{f"kl_nats_{q}": divergence["kl_nats"][q] for q in ("median", "p90", "p99", "p99_9", "max")},
+        "reverse_kl_nats_mean": divergence["reverse_kl_nats_mean"],
+        "js_nats_mean": divergence["js_nats_mean"],
+        "top1_agreement": divergence["top1_agreement"],
+        "delta_p_rms": divergence["delta_p"]["rms"],
+        "text_kl_nats_mean": divergence["text"] and divergence["text"]["kl_nats_mean"],
+        "text_log_perplexity_ratio": divergence["text"] and divergence["text"]["log_perplexity_ratio"],
+        "kl_nats_by_category": {c: v["kl_nats_mean"] for c, v in divergence["by_category"].items()},
+        "prompts": generation["prompts"],
+        "succeeded": generation["succeeded"],
+        "judged": generation["judged"],
+        "correct": generation["correct"],
+        **paired_answers(cell, baseline),
+        "seconds_mean": generation["seconds_mean"],
+        "seconds_change_percent": 100 * (generation["seconds_mean"] / reference_speed["seconds_mean"] - 1),
+        "time_to_first_token_seconds_mean": generation["time_to_first_token_seconds_mean"],
+        "new_tokens_mean": generation["new_tokens_mean"],
+        "tokens_per_second": generation["tokens_per_second"],
+        "seconds_mean_by_category": {c: v["seconds_mean"] for c, v in generation["by_category"].items()},
+        "new_tokens_mean_by_category": {c: v["new_tokens_mean"] for c, v in generation["by_category"].items()},
+        "succeeded_by_category": {c: v["succeeded"] / v["prompts"] for c, v in generation["by_category"].items()},
+        "prefill_seconds_median": speed["prefill_seconds"]["median"],
+        "prefill_seconds_ci95": speed["prefill_seconds"]["ci95"],
+        "decode_tokens_per_second_median": speed["decode_tokens_per_second"]["median"],
+        "decode_tokens_per_second_ci95": speed["decode_tokens_per_second"]["ci95"],
+        "decode_speed_relative": speed["decode_tokens_per_second"]["median"]
+        / baseline_speed["decode_tokens_per_second"]["median"],
+        "memory_allocated_bytes": generation["memory"].get("allocated_bytes"),
+        "memory_reserved_bytes": generation["memory"].get("reserved_bytes"),
+        "memory_peak_bytes": generation["memory"]["peak_bytes"],
+        "checks_failed": checks["failed"],
+        "git_commit": perplexity["provenance"]["git_commit"],
+        "finished": checks["provenance"]["finished"],
+    }
+
+
+def flat(row: dict[str, Any]) -> dict[str, Any]:
+    """A row for Parquet and CSV: intervals as _low and _high, categories as one column each."""
+    result: dict[str, Any] = {}
+    for key, value in row.items():
+        if key.endswith("_ci95"):
+            low, high = value or (None, None)
+            result |= {f"{key}_low": low, f"{key}_high": high}
+        elif key.endswith("_by_category"):
+            result |= {f"{key.removesuffix('_by_category')}/{category}": v for category, v in value.items()}
+        elif key == "checks_failed":
+            result[key] = ", ".join(value)
+        else:
+            result[key] = value
+    return result
+
+
+def main() -> None:
+    parser = stage_parser(__doc__)
+    parser.add_argument("--cells", type=Path, nargs="+", help="folders of one model's cells, the baseline's first")
+    parser.add_argument("--summaries", type=Path, nargs="+", help="or summary.json files of several models")
+    parser.add_argument("--json", type=Path, help="summary.json")
+    parser.add_argument("--parquet", type=Path, required=True, help="summary.parquet")
+    parser.add_argument("--csv", type=Path, required=True, help="summary.csv")
+    arguments = parser.parse_args()
+    if arguments.cells:
+        baseline = next((c for c in arguments.cells if c.name == BASELINE), None)
+        if baseline is None:
+            raise UserError(f"no cell `{BASELINE}` is among {', '.join(map(str, arguments.cells))}; add the method")
+        rows = [summarise_cell(cell, baseline) for cell in arguments.cells]
+    elif arguments.summaries:
+        rows = [row for path in arguments.summaries for row in read_json(path)["cells"]]
+    else:
+        parser.error("name --cells or --summaries")
+    table = pandas.DataFrame([flat(row) for row in rows])
+    write_parquet(arguments.parquet, table)
+    with replacing(arguments.csv) as path:
+        table.to_csv(path, index=False)
+    if arguments.json:
+        write_json(arguments.json, {"cells": rows})
+    shown = table[["model", "method", "weight_bytes", "perplexity", "perplexity_change_percent", "kl_nats_mean"]]
+    print(shown.to_string(index=False))
+
+
+if __name__ == "__main__":
+    run_stage(main)

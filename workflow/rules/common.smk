@@ -1,0 +1,121 @@
+# Configuration, and what the rules ask for: which files a stage is made of, which protocol, how much memory.
+import json
+import os
+import re
+import shlex
+import sys
+from pathlib import Path
+
+from snakemake.exceptions import WorkflowError
+
+PACKAGE = Path(workflow.basedir) / "workflow"
+sys.path.insert(0, str(PACKAGE))
+
+from quantharm import configuration, resources
+from quantharm.dependencies import module_files
+from quantharm.errors import UserError
+
+try:
+    config = configuration.complete(config, PACKAGE / "schemas" / "config.schema.yaml")
+except UserError as error:
+    raise WorkflowError(str(error)) from None
+
+CONDA = any(method.name == "CONDA" for method in workflow.deployment_settings.deployment_method)
+OWN_PYTHON = config["python"] is None and not CONDA
+ENVIRONMENT = [".venv-evaluation/installed.txt"] if OWN_PYTHON else []
+PYTHON = ".venv-evaluation/bin/python" if OWN_PYTHON else config["python"] or "python"
+
+# Every stage but fetch and fetch_text sets itself offline. OpenMP threads that wait must not spin: where other programs
+# use the cores, spinning makes a small model 50 times slower.
+shell.prefix(f"set -euo pipefail; export PYTHONPATH={shlex.quote(str(PACKAGE))} OMP_WAIT_POLICY=passive; ")
+
+
+wildcard_constraints:
+    model="|".join(map(re.escape, config["models"])),
+    method="|".join(map(re.escape, config["methods"])),
+    text="|".join(map(re.escape, config["texts"])),
+
+
+def modules(*names):
+    """The files that modules of the package are made of, as paths from the working directory."""
+    return [os.path.relpath(path) for path in module_files(*names)]
+
+
+def package(stage):
+    """Input function: the files a stage's module is made of, and its cell's quantizer."""
+
+    def files(wildcards):
+        if "method" not in wildcards.keys():
+            return modules(stage)
+        return modules(stage, f"quantizers.{config['methods'][wildcards.method]['quantizer']}")
+
+    return files
+
+
+def model_value(key):
+    """Parameter function: a key of the model's entry."""
+    return lambda wildcards: config["models"][wildcards.model][key]
+
+
+def protocol(key):
+    """Parameter function: a key of the model's protocol, `a.b` for a nested one."""
+
+    def value(wildcards):
+        found = config["protocols"][config["models"][wildcards.model]["protocol"]]
+        for part in key.split("."):
+            found = found[part]
+        return found
+
+    return value
+
+
+def protocol_flag(flag, key):
+    """Parameter function: `--flag value`, or nothing where the protocol says null."""
+
+    def text(wildcards):
+        value = protocol(key)(wildcards)
+        return "" if value is None else f"{flag} {shlex.quote(str(value))}"
+
+    return text
+
+
+def text_of(wildcards):
+    return f"results/texts/{protocol('text')(wildcards)}.txt"
+
+
+def prompts_of(wildcards):
+    return protocol("prompts")(wildcards)
+
+
+def needs(resource, stage):
+    """Resource function: grows with the model's size and with each attempt."""
+    return lambda wildcards, attempt: getattr(resources, resource)(stage, config["models"][wildcards.model], attempt)
+
+
+def local_files(source):
+    """The files of a model that is a folder here, so that changing one is noticed."""
+    folder = Path(source)
+    return sorted(str(p) for p in folder.iterdir() if p.is_file()) if folder.is_dir() else []
+
+
+def source_flags(entry):
+    """The flags that say where a checkpoint is and what it may do."""
+    flags = ["--source", entry["source"]]
+    flags += ["--revision", entry["revision"]] if entry.get("revision") else []
+    flags += [f"--{key.replace('_', '-')}" for key in ("allow_pickle", "trust_remote_code") if entry.get(key)]
+    return shlex.join(flags)
+
+
+def calibration_of(wildcards):
+    """The calibration text, for the quantizers that have settings for one."""
+    uses_one = any(key.startswith("calibration") for key in config["methods"][wildcards.method])
+    return config["calibration"] if uses_one else []
+
+
+def pretrained_source(wildcards):
+    is_pretrained = config["methods"][wildcards.method]["quantizer"] == "pretrained"
+    return f"results/{wildcards.model}/{wildcards.method}/source.json" if is_pretrained else []
+
+
+def cells_of(wildcards):
+    return [f"results/{wildcards.model}/{method}" for method in configuration.methods_of(config, wildcards.model)]

@@ -1,0 +1,27 @@
+# envs/evaluation.txt → .venv-evaluation/, unless the config names another interpreter. Uses the network.
+
+
+localrules:
+    evaluation_environment,
+
+
+rule evaluation_environment:
+    """Build the environment of all model stages; the list of what was installed is an input of theirs."""
+    input:
+        "envs/evaluation.txt",
+    output:
+        ".venv-evaluation/installed.txt",
+    log:
+        "results/logs/evaluation_environment.log",
+    conda:
+        "../../envs/evaluation.yaml"
+    params:
+        python=sys.executable,
+    message:
+        "the evaluation environment, from envs/evaluation.txt (once; some minutes)"
+    shell:
+        "exec > {log} 2>&1 && "
+        "{params.python:q} -m venv --clear .venv-evaluation && "
+        ".venv-evaluation/bin/python -m pip install --disable-pip-version-check --requirement {input} && "
+        ".venv-evaluation/bin/python -m pip freeze --disable-pip-version-check > {output}.part && "
+        "mv {output}.part {output}"
