@@ -5,7 +5,8 @@
 
 Texts are UTF-8 (.xz or plain); documents end with a line `<|endoftext|>`. The tokenizer (byte-level BPE) is trained on
 the training text first, unless OUT already holds one. Hidden matrices are trained with Muon (Jordan et al. 2024),
-embeddings, head and norms with AdamW; both follow one warm-up and decay.
+embeddings, head and norms with AdamW; both follow one warm-up and decay. The defaults are the recipe of the
+model beside this file (README.md). Needs torch, transformers 5, tokenizers and numpy.
 """
 
 import argparse

@@ -1,0 +1,38 @@
+# Thin: each target is one or two visible commands. Python 3.11 or 3.12 is all it assumes.
+PYTHON ?= python3
+SNAKEMAKE = .venv/bin/snakemake --cores all --resources gpu=1 --quiet host reason
+EVALUATION = .venv-evaluation/installed.txt
+
+.PHONY: demo test lint format timing clean
+
+demo: .venv/installed ## evaluate the built-in model with all methods
+	$(SNAKEMAKE)
+	@cat results/logs/summary.log
+	@echo "Report: results/reference/EVALUATION_SUMMARY.md"
+
+test: .venv/installed $(EVALUATION) ## all tests
+	OMP_WAIT_POLICY=passive .venv-evaluation/bin/python -m pytest tests/unit tests/integration
+	OMP_WAIT_POLICY=passive .venv/bin/python -m pytest tests/workflow
+
+lint: .venv/installed ## ruff, snakefmt, snakemake --lint
+	.venv/bin/ruff check . && .venv/bin/ruff format --check .
+	.venv/bin/snakefmt --check Snakefile workflow
+	.venv/bin/snakemake --lint
+
+format: .venv/installed ## rewrite the sources in the project's style
+	.venv/bin/ruff check --fix . && .venv/bin/ruff format . && .venv/bin/snakefmt Snakefile workflow
+
+timing: .venv/installed ## where the time of the finished jobs went
+	.venv/bin/python tests/benchmark/stage_times.py results
+
+clean: ## results and environments
+	rm -rf results .snakemake .venv .venv-evaluation
+
+.venv/installed: envs/workflow.txt
+	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(v not in ((3, 11), (3, 12)) and "error: Python 3.11 or 3.12 is needed, this is %d.%d; run make PYTHON=python3.12" % v)'
+	$(PYTHON) -m venv --clear .venv
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check --requirement envs/workflow.txt
+	touch $@
+
+$(EVALUATION): envs/evaluation.txt .venv/installed
+	$(SNAKEMAKE) $@
