@@ -1,12 +1,12 @@
 # Thin: each target is one or two visible commands. Python 3.11 or 3.12 is all it assumes.
 PYTHON ?= python3
-SNAKEMAKE = .venv/bin/snakemake --cores all --resources gpu=1 --quiet host reason
+FLAGS = --cores all --resources gpu=1 --quiet host reason
 EVALUATION = .venv-evaluation/installed.txt
 
 .PHONY: demo test lint format timing clean
 
 demo: .venv/installed ## evaluate the built-in model with all methods
-	$(SNAKEMAKE)
+	.venv/bin/snakemake $(FLAGS)
 	@cat results/logs/summary.log
 	@echo "Report: results/reference/EVALUATION_SUMMARY.md"
 
@@ -34,5 +34,5 @@ clean: ## results and environments
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check --requirement envs/workflow.txt
 	touch $@
 
-$(EVALUATION): envs/evaluation.txt .venv/installed
-	$(SNAKEMAKE) $@
+$(EVALUATION): envs/evaluation.txt | .venv/installed
+	.venv/bin/snakemake $@ $(FLAGS)

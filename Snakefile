@@ -1,7 +1,7 @@
 # quantharm: what quantization does to a language model, measured.
 #
-#   snakemake --cores all --resources gpu=1                                      the default run
-#   snakemake --cores all --resources gpu=1 results/phi-3-mini/summary.json      one model
+#   snakemake --cores all --resources gpu=1                                    the default run
+#   snakemake results/phi-3-mini/summary.json --cores all --resources gpu=1    one model
 from snakemake.utils import min_version
 
 min_version("9.0")

@@ -14,7 +14,7 @@ import torch
 from quantharm import linears
 from quantharm.errors import UserError
 from quantharm.files import read_json, sha256_of_file, write_json
-from quantharm.models import choose_device, load_cell, load_tokenizer, offline_environment, read_quantization
+from quantharm.models import choose_device, dtype_of, load_cell, load_tokenizer, offline_environment, read_quantization
 from quantharm.overlap import shared_sequences
 from quantharm.prompts import read_prompts
 from quantharm.provenance import provenance
@@ -23,7 +23,8 @@ from quantharm.stage import Timing, run_stage, stage_parser
 from quantharm.text import read_text
 
 SELF_DIVERGENCE_LIMIT = 1e-5  # nats
-RELOAD_LIMIT = {"cpu": 0.0, "cuda": 1e-6}  # nats; some GPU kernels add in varying order
+RELOAD_LIMIT = {"cpu": 0.0, "cuda": 1e-6}  # nats
+RELOAD_NOISE_FACTOR = 10.0  # some GPU kernels add in varying order: two passes of one load differ as well
 QUANTIZED_SHARE_LIMIT = 0.9  # of the weights in linear layers other than the head
 BITS_LIMIT = 0.03
 KERNEL_LIMIT = 0.02
@@ -56,17 +57,29 @@ def check_self_divergence(baseline_divergence: dict[str, Any]) -> Check:
     )
 
 
-def check_reload(first: torch.Tensor, second: torch.Tensor, device: str) -> Check:
-    """first, second: [T, vocabulary] logits of the same tokens from two loads of the same files."""
+def mean_kl(first: torch.Tensor, second: torch.Tensor) -> float:
+    """Mean over positions of |KL| in nats; first, second: [T, vocabulary] logits. Exactly 0 for equal logits."""
+    if torch.equal(first, second):
+        return 0.0
     ln_p, ln_q = torch.log_softmax(first.double(), -1), torch.log_softmax(second.double(), -1)
-    largest = float((first - second).abs().max())
-    value = 0.0 if largest == 0 else float((ln_p.exp() * (ln_p - ln_q)).sum(-1).abs().mean())
+    return float((ln_p.exp() * (ln_p - ln_q)).sum(-1).abs().mean())
+
+
+def check_reload(first: torch.Tensor, second: torch.Tensor, device: str, repeated: torch.Tensor | None = None) -> Check:
+    """first, second: [T, vocabulary] logits of the same tokens from two loads of the same files.
+
+    repeated: of another pass of the first load. What its kernels vary by is no difference between the loads, but
+    only as far as it stays below the limit of self-divergence.
+    """
+    value, noise = mean_kl(first, second), 0.0 if repeated is None else mean_kl(first, repeated)
+    limit = max(RELOAD_LIMIT[device], RELOAD_NOISE_FACTOR * min(noise, SELF_DIVERGENCE_LIMIT))
     return outcome(
         "reload",
-        value <= RELOAD_LIMIT[device],
+        value <= limit,
         value,
-        RELOAD_LIMIT[device],
-        f"mean KL in nats between two loads of the checkpoint (largest difference of a logit {largest:.3g})",
+        limit,
+        "mean KL in nats between two loads of the checkpoint (largest difference of a logit "
+        f"{float((first - second).abs().max()):.3g}; between two passes of one load {noise:.3g} nats)",
     )
 
 
@@ -119,11 +132,19 @@ def int8_reference(weight: torch.Tensor, inputs: torch.Tensor, threshold: float)
 
 
 def kernel_difference(matrix, module, inputs: torch.Tensor) -> float:
-    """Relative difference of a layer's output from (dequantized weight × the same input); inputs: [n, columns]."""
+    """Relative difference of a layer's output from (dequantized weight × the same input); inputs: [n, columns].
+
+    The larger one of all rows at once and of one row alone: decoding uses other kernels than prefill.
+    """
+    weight = matrix.dequantize().to(inputs.device)
+    both = [difference_from(weight, matrix, module, rows) for rows in (inputs, inputs[:1])]
+    return float(torch.tensor(both).max())  # NaN if either is
+
+
+def difference_from(weight: torch.Tensor, matrix, module, inputs: torch.Tensor) -> float:
     measured = module(inputs)
     if module.bias is not None:
         measured = measured - module.bias.to(measured)
-    weight = matrix.dequantize().to(inputs.device)
     exact = inputs.float()
     if matrix.rounds_activations:
         return relative_difference(measured, int8_reference(weight, exact.half().float(), matrix.outlier_threshold))
@@ -261,10 +282,11 @@ def main() -> None:
     tokens = tokenizer(evaluation[:4000])["input_ids"][:KERNEL_TOKENS]
     with timing.part("model"):
         matrices = linears.quantized_matrices(model, Path(record["checkpoint"]), record["quantizer"])
-        first = output_head(model)(last_hidden_states(model, tokens)).cpu()
+        head = output_head(model)
+        first, repeated = (head(last_hidden_states(model, tokens)).cpu() for _ in range(2))
         real = check_method_is_real(record, matrices, model)
         kernel = check_kernel(model, matrices, tokens)
-    del model, matrices
+    del model, matrices, head
     gc.collect()
     with timing.part("load"):
         model = load_cell(record, device)
@@ -272,7 +294,7 @@ def main() -> None:
         second = output_head(model)(last_hidden_states(model, tokens)).cpu()
     checks = [
         check_self_divergence(baseline["divergence"]),
-        check_reload(first, second, device),
+        check_reload(first, second, device, repeated),
         real,
         check_bits_per_weight(record),
         kernel,
@@ -300,7 +322,7 @@ def main() -> None:
             "checks": checks,
             "failed": [check["name"] for check in failed],
             "timing": timing.record(),
-            "provenance": provenance(device, record["dtype"]),
+            "provenance": provenance(device, dtype_of(model)),
         },
     )
 

@@ -59,7 +59,7 @@ def continue_greedily(model, ids: list[int], new_tokens: int, ends: set[int], co
     logits, cache = prefill(model, torch.tensor([ids], device=device))
     for step in range(room):
         token = logits.argmax(-1, keepdim=True)  # [1, 1]
-        if not torch.isfinite(logits.sum()):
+        if not torch.isfinite(logits).all():
             reason = "not_finite"
             break
         tokens.append(int(token))

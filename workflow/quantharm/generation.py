@@ -15,7 +15,7 @@ from tqdm import tqdm
 from quantharm.decoding import benchmark, continue_greedily, end_tokens, is_degenerate
 from quantharm.errors import UserError
 from quantharm.files import sha256_of_file, write_json, write_parquet
-from quantharm.models import choose_device, load_cell, load_tokenizer, offline_environment, read_quantization
+from quantharm.models import choose_device, dtype_of, load_cell, load_tokenizer, offline_environment, read_quantization
 from quantharm.prompts import encode_prompt, judge, read_prompts
 from quantharm.provenance import memory_bytes, provenance
 from quantharm.scoring import check_ids
@@ -132,7 +132,7 @@ def main() -> None:
             "model_load_seconds": load_seconds,
             "memory": memory_bytes(device),
             "timing": timing.record(),
-            "provenance": provenance(device, record["dtype"]),
+            "provenance": provenance(device, dtype_of(model)),
         },
     )
     print(

@@ -2,7 +2,7 @@
 
 The trace is the baseline's own greedy continuation of each prompt, as the generation stage recorded it. One
 teacher-forced forward pass over prompt + continuation, batch 1, no padding; only the positions that predict
-continuation tokens are stored. Writes trace.parquet (the token ids) and logits.parquet (the store).
+continuation tokens are stored. Writes trace.parquet (the token ids), logits.parquet (the store) and logits.json.
 """
 
 from collections.abc import Iterator
@@ -14,9 +14,9 @@ import torch
 from tqdm import tqdm
 
 from quantharm.errors import UserError
-from quantharm.files import read_parquet, replacing, sha256_of_file, write_parquet
-from quantharm.models import choose_device, load_cell, load_tokenizer, offline_environment, read_quantization
-from quantharm.provenance import device_name, versions
+from quantharm.files import read_parquet, replacing, write_json, write_parquet
+from quantharm.models import choose_device, dtype_of, load_cell, load_tokenizer, offline_environment, read_quantization
+from quantharm.provenance import device_name, provenance, versions
 from quantharm.scoring import check_ids, last_hidden_states, output_head, slices_of
 from quantharm.stage import Timing, run_stage, stage_parser
 from quantharm.store import StoreWriter
@@ -79,6 +79,7 @@ def main() -> None:
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
     parser.add_argument("--trace", type=Path, required=True, help="trace.parquet")
     parser.add_argument("--output", type=Path, required=True, help="logits.parquet")
+    parser.add_argument("--record", type=Path, required=True, help="logits.json: size, metadata, timing")
     arguments = parser.parse_args()
     offline_environment()
     timing = Timing()
@@ -115,11 +116,24 @@ def main() -> None:
     write_parquet(arguments.trace, trace)
     size = arguments.output.stat().st_size
     positions = int(sum(len(ids) - first for ids, first in zip(trace["token_ids"], trace["first_target"], strict=True)))
+    bytes_per_entry = size / positions / vocabulary
+    write_json(
+        arguments.record,
+        {
+            "model": record["model"],
+            "positions": positions,
+            "vocabulary": vocabulary,
+            "bytes": size,
+            "bytes_per_entry": bytes_per_entry,
+            "metadata": metadata,
+            "timing": timing.record(),
+            "provenance": provenance(device, dtype_of(model)),
+        },
+    )
     print(
         f"{record['model']}: {positions:,} positions × {vocabulary:,} entries, {size / 1e6:.1f} MB, "
-        f"{size / positions / vocabulary:.4f} bytes an entry, sha256 {sha256_of_file(arguments.output)[:12]}"
+        f"{bytes_per_entry:.4f} bytes an entry"
     )
-    print(timing.record())
 
 
 if __name__ == "__main__":

@@ -58,6 +58,11 @@ def device_map(device: str, gpus: int) -> Any:
     return {"": 0} if gpus == 1 else "balanced"
 
 
+def dtype_of(model) -> str:
+    """`bfloat16`, `float16` or `float32`: what a loaded model computes in, whatever was asked for."""
+    return str(model.dtype).removeprefix("torch.")
+
+
 def torch_dtype(name: str):
     import torch
 
@@ -164,7 +169,7 @@ def load_checkpoint(folder: Path, source: dict[str, Any], dtype: str, device: st
             folder,
             dtype=torch_dtype(dtype),
             device_map=device_map(device, gpus),
-            use_safetensors=not source["allow_pickle"],
+            use_safetensors=bool(weight_files(folder)),  # pickle only where there is nothing else
             trust_remote_code=source["trust_remote_code"],
             local_files_only=True,
             **extra,

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from quantharm.errors import UserError
 from quantharm.files import sha256_of_text, write_json, write_parquet
-from quantharm.models import choose_device, load_cell, load_tokenizer, offline_environment, read_quantization
+from quantharm.models import choose_device, dtype_of, load_cell, load_tokenizer, offline_environment, read_quantization
 from quantharm.provenance import memory_bytes, provenance
 from quantharm.scoring import check_ids, last_hidden_states, negative_log_likelihoods, output_head
 from quantharm.stage import Timing, run_stage, stage_parser
@@ -98,7 +98,7 @@ def main() -> None:
             "tokens_per_second": len(windows) * length / seconds,
             "peak_memory_bytes": memory_bytes(device)["peak_bytes"],
             "timing": timing.record(),
-            "provenance": provenance(device, record["dtype"]),
+            "provenance": provenance(device, dtype_of(model)),
         },
     )
     print(f"{record['model']} × {record['method']}: perplexity {math.exp(mean):.4f} on {scored:,} tokens")

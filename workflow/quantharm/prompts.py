@@ -51,13 +51,12 @@ def check_prompt(line: str, where: str) -> dict[str, Any]:
         raise UserError(f"{where}: the prompt has over {LONGEST_PROMPT_CHARACTERS:,} characters; shorten it")
     answer = prompt.get("answer")
     if answer is not None:
-        if not isinstance(answer, dict) or answer.get("kind") not in JUDGES or "value" not in answer:
+        if not isinstance(answer, dict) or answer.get("kind") not in list(JUDGES) or "value" not in answer:
             raise UserError(f"{where}: `answer` needs a kind ({', '.join(JUDGES)}) and a value")
-        if answer["kind"] == "regex":
-            try:
-                re.compile(answer["value"])
-            except (re.error, TypeError) as error:
-                raise UserError(f"{where}: the answer's regex is not valid ({error}); correct it") from None
+        try:
+            judge("A 0", answer)
+        except (re.error, TypeError, ValueError, AttributeError) as error:
+            raise UserError(f"{where}: the answer's {answer['kind']} is not valid ({error}); correct it") from None
     return prompt
 
 
@@ -86,29 +85,42 @@ def is_exact(response: str, value: str) -> bool:
     return normalise(response) == normalise(str(value))
 
 
+NUMBER = re.compile(r"(?<![\w^])(?:(?<!\d)-)?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?")
+
+
 def is_number(response: str, value: float) -> bool:
-    """The last number in the response; thousands separators are dropped."""
-    numbers = re.findall(r"-?\d[\d,]*(?:\.\d+)?", response)
+    """The last number in the response; thousands separators are dropped; O2 and 10^3 hold no number but the 10."""
+    numbers = NUMBER.findall(response)
     return bool(numbers) and abs(float(numbers[-1].replace(",", "")) - float(value)) <= 1e-9 * max(1, abs(float(value)))
 
 
+# A capital letter is an option unless it is the article A; a small one only where nothing else can be meant.
+LETTER = r"([B-E](?!['’])|A(?=\s+(?:because|since|as|is)\b|(?!\s+[A-Za-z]|['’]))|[a-e](?=\)|:|\.?\s*\Z))\b"
+KIND = r"(?:the\s+)?(?:(?:option|choice|letter)\b[^A-Za-z]*)?"
+CHOICES = [
+    re.compile(rf"(?i:\banswer(?:\s+to\b[^.\n]{{0,60}}?)?[^A-Za-z]*(?:(?:is|would\s+be)\b[^A-Za-z]*)?{KIND}){LETTER}"),
+    re.compile(rf"(?i:\b(?:option|choice|letter|one|sentence|summary)\s+is\b[^A-Za-z\n]*{KIND}){LETTER}"),
+]
+FIRST_LETTER = re.compile(rf"\W*(?i:{KIND}){LETTER}")
+LAST_LETTER = re.compile(r"(?:\A|\n)\W*([A-E])\W*\Z")
+OPTION = re.compile(r"(?m)^\s*\(?[A-E][.):]")
+
+
 def is_choice(response: str, value: str) -> bool:
-    """The letter that the response names: after the word `answer`, or else at its start.
+    """The letter that the response names: after `answer` or `option is`, or else at its start or alone at its end.
 
     A letter elsewhere is not taken for one: it may be the article A or an echoed list of options.
     """
-    named = re.search(r"\banswer\b[^A-Za-z]*(?:is\b)?[^A-Za-z]*\(?([A-E])\b(?!\s+[a-z])", response, re.IGNORECASE)
-    if named is None:
-        if len(re.findall(r"(?m)^\s*\(?[A-E][.):]", response)) > 1:
-            return False
-        named = re.match(r"\W*(?:option\s+)?\(?([A-E])\b(?!\s+[a-z]|['’])", response, re.IGNORECASE)
+    named = next((found for pattern in CHOICES if (found := pattern.search(response))), None)
+    if named is None and len(OPTION.findall(response)) <= 1:
+        named = FIRST_LETTER.match(response) or LAST_LETTER.search(response)
     return named is not None and named[1].upper() == str(value).upper()
 
 
 def contains(response: str, value: str | list[str]) -> bool:
-    """Any of the alternatives as whole words, case ignored."""
+    """Any of the alternatives as whole words, case ignored; `south` is not a word of `south-west`."""
     alternatives = [value] if isinstance(value, str) else value
-    return any(re.search(rf"(?<!\w){re.escape(a)}(?!\w)", response, re.IGNORECASE) for a in alternatives)
+    return any(re.search(rf"(?<!\w)(?<!\w-){re.escape(a)}(?!-?\w)", response, re.IGNORECASE) for a in alternatives)
 
 
 def matches(response: str, value: str) -> bool:

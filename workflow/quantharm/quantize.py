@@ -13,7 +13,15 @@ from typing import Any
 
 from quantharm import linears
 from quantharm.files import read_json, replacing_folder, write_json
-from quantharm.models import choose_device, hash_weights, load_cell, offline_environment, quiet, verify_weights
+from quantharm.models import (
+    choose_device,
+    dtype_of,
+    hash_weights,
+    load_cell,
+    offline_environment,
+    quiet,
+    verify_weights,
+)
 from quantharm.provenance import memory_bytes, provenance
 from quantharm.stage import Timing, run_stage, stage_parser
 
@@ -45,6 +53,7 @@ def inspect_checkpoint(record: dict[str, Any], device: str) -> dict[str, Any]:
     quantized = {m.name for m in matrices}
     return {
         "load_seconds": round(load_seconds, 3),
+        "loaded_dtype": dtype_of(model),
         "weight_bytes": linears.model_bytes(model),
         "parameters": sum(m.rows * m.columns for m in matrices)
         + sum(p.numel() for n, p in model.named_parameters() if n.rpartition(".")[0] not in quantized),

@@ -1,5 +1,6 @@
 """From token ids to log-probabilities: one forward pass, the output head in float32, in slices of positions."""
 
+import contextlib
 from collections.abc import Callable, Iterator
 
 import torch
@@ -32,6 +33,17 @@ def last_hidden_states(model, ids: list[int]) -> torch.Tensor:
     return model.base_model(input_ids=tokens, use_cache=False).last_hidden_state[0]
 
 
+@contextlib.contextmanager
+def float32_products(precision: str) -> Iterator[None]:
+    """Let float32 matrix products on a CPU round their factors to bfloat16 (`bf16`) or not (`ieee`)."""
+    before = torch.backends.mkldnn.matmul.fp32_precision
+    torch.backends.mkldnn.matmul.fp32_precision = precision
+    try:
+        yield
+    finally:
+        torch.backends.mkldnn.matmul.fp32_precision = before
+
+
 def output_head(model) -> Callable[[torch.Tensor], torch.Tensor]:
     """The output head in float32: hidden states [n, width] → logits [n, vocabulary].
 
@@ -50,9 +62,12 @@ def output_head(model) -> Callable[[torch.Tensor], torch.Tensor]:
             return torch.mm(hidden.to(transposed), transposed, out_dtype=torch.float32)
     else:
         weight = head.weight.float()
+        # Factors that are bfloat16 numbers may be multiplied as such: exact, and faster where the CPU can.
+        precision = "bf16" if head.weight.dtype == torch.bfloat16 else "ieee"
 
         def apply(hidden: torch.Tensor) -> torch.Tensor:
-            return hidden.to(weight.device).float() @ weight.t()
+            with float32_products(precision if hidden.dtype == torch.bfloat16 else "ieee"):
+                return hidden.to(weight.device).float() @ weight.t()
 
     bias = head.bias.float() if head.bias is not None else None
 

@@ -23,6 +23,8 @@ from quantharm.errors import UserError
 METADATA_KEY = b"quantharm"
 FORMAT = 1
 ROW_GROUP_POSITIONS = 256
+# What a file with a flipped bit makes pyarrow and json raise; pages have checksums, the footer has none.
+DAMAGE = (pyarrow.ArrowException, OSError, ValueError, TypeError, LookupError, AttributeError)
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,7 @@ class Positions:
     category: str
     position: numpy.ndarray  # [n] int32: index of the predicted token within the whole sequence
     token_id: numpy.ndarray  # [n] int32: the predicted (target) token
+    top_token_id: numpy.ndarray  # [n] int32: the baseline's most probable token, before rounding to float16
     log_probabilities: torch.Tensor  # [n, vocabulary] float16
 
 
@@ -43,6 +46,7 @@ def store_schema(vocabulary: int, metadata: dict[str, Any]) -> pyarrow.Schema:
             ("category", pyarrow.string()),
             ("position", pyarrow.int32()),
             ("token_id", pyarrow.int32()),
+            ("top_token_id", pyarrow.int32()),
             ("log_probabilities", pyarrow.binary(2 * vocabulary)),  # little-endian float16
         ],
         metadata={METADATA_KEY: json.dumps(metadata | {"format": FORMAT, "vocabulary": vocabulary})},
@@ -77,8 +81,9 @@ class StoreWriter:
         entries = pyarrow.FixedSizeBinaryArray.from_buffers(
             pyarrow.binary(2 * self.vocabulary), count, [None, pyarrow.py_buffer(block)]
         )
-        columns = [[prompt_id] * count, [category] * count, list(position), list(token_id)]
-        arrays = [pyarrow.array(c, type=t) for c, t in zip(columns, self.schema.types[:4], strict=True)]
+        top_token_id = log_probabilities.argmax(-1).tolist()
+        columns = [[prompt_id] * count, [category] * count, list(position), list(token_id), top_token_id]
+        arrays = [pyarrow.array(c, type=t) for c, t in zip(columns, self.schema.types[:5], strict=True)]
         self.writer.write_table(pyarrow.Table.from_arrays([*arrays, entries], schema=self.schema))
 
 
@@ -87,21 +92,26 @@ def open_store(path: Path) -> pyarrow.parquet.ParquetFile:
         return pyarrow.parquet.ParquetFile(path, page_checksum_verification=True)
     except FileNotFoundError:
         raise UserError(f"the log-prob store {path} does not exist; run the stage `logits`") from None
-    except (pyarrow.ArrowException, OSError) as error:
+    except DAMAGE as error:
         raise damaged(path, error) from None
 
 
 def damaged(path: Path, error: BaseException) -> UserError:
-    reason = str(error).splitlines()[0]
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
     return UserError(f"the log-prob store {path} is damaged ({reason}); delete it and run the same command again")
 
 
 def store_metadata(path: Path) -> dict[str, Any]:
     """What the store was made from; raises UserError when the file is not a log-prob store."""
-    metadata = open_store(path).schema_arrow.metadata or {}
-    if METADATA_KEY not in metadata:
+    file = open_store(path)
+    try:
+        metadata = file.schema_arrow.metadata or {}
+        found = json.loads(metadata[METADATA_KEY]) if METADATA_KEY in metadata else None
+    except DAMAGE as error:
+        raise damaged(path, error) from None
+    if found is None:
         raise UserError(f"{path} is not a log-prob store; delete it and run the stage `logits`")
-    return json.loads(metadata[METADATA_KEY])
+    return found
 
 
 def require_same(path: Path, expected: dict[str, Any]) -> dict[str, Any]:
@@ -116,27 +126,40 @@ def require_same(path: Path, expected: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
+def check_columns(file: pyarrow.parquet.ParquetFile, path: Path) -> None:
+    """Raises UserError unless columns and vocabulary are the ones that the store was written with."""
+    try:
+        expected = store_schema(store_metadata(path)["vocabulary"], {}).remove_metadata()
+        if file.schema_arrow.remove_metadata() == expected:
+            return
+    except DAMAGE as error:
+        raise damaged(path, error) from None
+    raise damaged(path, ValueError("its columns are not those it was written with"))
+
+
 def read_store(path: Path) -> Iterator[Positions]:
     """The store's row groups in order, the next one being read while the caller works on this one."""
     file = open_store(path)
-    vocabulary = file.schema_arrow.field("log_probabilities").type.byte_width // 2
+    check_columns(file, path)
 
     def read(group: int) -> Positions:
         try:
             table = file.read_row_group(group)
-        except (pyarrow.ArrowException, OSError) as error:
+            entries = table.column("log_probabilities").combine_chunks()
+            if isinstance(entries, pyarrow.ChunkedArray):
+                entries = entries.chunk(0)
+            vocabulary = entries.type.byte_width // 2
+            flat = numpy.frombuffer(entries.buffers()[1], dtype=numpy.float16, count=len(entries) * vocabulary)
+            return Positions(
+                table.column("prompt_id")[0].as_py(),
+                table.column("category")[0].as_py(),
+                table.column("position").to_numpy(),
+                table.column("token_id").to_numpy(),
+                table.column("top_token_id").to_numpy(),
+                torch.from_numpy(flat.reshape(len(entries), vocabulary).copy()),
+            )
+        except DAMAGE as error:
             raise damaged(path, error) from None
-        entries = table.column("log_probabilities").combine_chunks()
-        if isinstance(entries, pyarrow.ChunkedArray):
-            entries = entries.chunk(0)
-        flat = numpy.frombuffer(entries.buffers()[1], dtype=numpy.float16, count=len(entries) * vocabulary)
-        return Positions(
-            table.column("prompt_id")[0].as_py(),
-            table.column("category")[0].as_py(),
-            table.column("position").to_numpy(),
-            table.column("token_id").to_numpy(),
-            torch.from_numpy(flat.reshape(len(entries), vocabulary).copy()),
-        )
 
     with concurrent.futures.ThreadPoolExecutor(max_workers=1) as reader:
         following = reader.submit(read, 0) if file.num_row_groups else None

@@ -149,6 +149,24 @@ def flat(row: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
+def short_table(table: pandas.DataFrame) -> str:
+    """What a terminal shows at the end of a run."""
+    shown = pandas.DataFrame(
+        {
+            "model": table["model"],
+            "method": table["method"],
+            "loaded, MB": (table["weight_bytes"] / 1e6).map("{:.1f}".format),
+            "perplexity": table["perplexity"].map("{:.3f}".format),
+            "change, %": table["perplexity_change_percent"].map("{:+.2f}".format),
+            "KL, nats": table["kl_nats_mean"].map("{:.2g}".format),
+            "top-1": table["top1_agreement"].map("{:.1%}".format),
+            "decode, tokens/s": table["decode_tokens_per_second_median"].map("{:.1f}".format),
+            "checks": table["checks_failed"].map(lambda names: f"FAILED: {names}" if names else "passed"),
+        }
+    )
+    return shown.to_string(index=False)
+
+
 def main() -> None:
     parser = stage_parser(__doc__)
     parser.add_argument("--cells", type=Path, nargs="+", help="folders of one model's cells, the baseline's first")
@@ -172,8 +190,7 @@ def main() -> None:
         table.to_csv(path, index=False)
     if arguments.json:
         write_json(arguments.json, {"cells": rows})
-    shown = table[["model", "method", "weight_bytes", "perplexity", "perplexity_change_percent", "kl_nats_mean"]]
-    print(shown.to_string(index=False))
+    print(short_table(table))
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ rule checks:
         "../../envs/evaluation.yaml"
     threads: config["threads"]
     resources:
-        gpu=model_value("gpus"),
+        gpu=gpus_of,
         mem_mb=needs("mem_mb", "checks"),
         runtime=needs("runtime_minutes", "checks"),
     params:

@@ -26,8 +26,11 @@ ENVIRONMENT = [".venv-evaluation/installed.txt"] if OWN_PYTHON else []
 PYTHON = ".venv-evaluation/bin/python" if OWN_PYTHON else config["python"] or "python"
 
 # Every stage but fetch and fetch_text sets itself offline. OpenMP threads that wait must not spin: where other programs
-# use the cores, spinning makes a small model 50 times slower.
-shell.prefix(f"set -euo pipefail; export PYTHONPATH={shlex.quote(str(PACKAGE))} OMP_WAIT_POLICY=passive; ")
+# use the cores, spinning makes a small model 50 times slower. A PYTHONPATH that is set already is kept, after our own.
+shell.prefix(
+    f"set -euo pipefail; export PYTHONPATH={shlex.quote(str(PACKAGE))}${{{{PYTHONPATH:+:$PYTHONPATH}}}}"
+    " OMP_WAIT_POLICY=passive; "
+)
 
 
 wildcard_constraints:
@@ -85,6 +88,11 @@ def text_of(wildcards):
 
 def prompts_of(wildcards):
     return protocol("prompts")(wildcards)
+
+
+def gpus_of(wildcards):
+    """Resource function: the GPUs that a model job asks for; none where everything runs on the CPU."""
+    return 0 if config["device"] == "cpu" else model_value("gpus")(wildcards)
 
 
 def needs(resource, stage):

@@ -22,7 +22,7 @@ rule divergence:
         "../../envs/evaluation.yaml"
     threads: config["threads"]
     resources:
-        gpu=model_value("gpus"),
+        gpu=gpus_of,
         mem_mb=needs("mem_mb", "divergence"),
         runtime=needs("runtime_minutes", "divergence"),
     params:

@@ -21,7 +21,7 @@ rule generation:
         "../../envs/evaluation.yaml"
     threads: config["threads"]
     resources:
-        gpu=model_value("gpus"),
+        gpu=gpus_of,
         mem_mb=needs("mem_mb", "generation"),
         runtime=needs("runtime_minutes", "generation"),
     params:

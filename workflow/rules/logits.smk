@@ -13,6 +13,7 @@ rule logits:
     output:
         trace="results/{model}/baseline/trace.parquet",
         store="results/{model}/baseline/logits.parquet",
+        record="results/{model}/baseline/logits.json",
     log:
         "results/logs/logits/{model}.log",
     benchmark:
@@ -22,7 +23,7 @@ rule logits:
         "../../envs/evaluation.yaml"
     threads: config["threads"]
     resources:
-        gpu=model_value("gpus"),
+        gpu=gpus_of,
         mem_mb=needs("mem_mb", "logits"),
         runtime=needs("runtime_minutes", "logits"),
     params:
@@ -42,4 +43,5 @@ rule logits:
         " --device {params.device:q}"
         " --trace {output.trace:q}"
         " --output {output.store:q}"
+        " --record {output.record:q}"
         " > {log:q} 2>&1"

@@ -21,7 +21,7 @@ rule quantize:
         "../../envs/evaluation.yaml"
     threads: config["threads"]
     resources:
-        gpu=model_value("gpus"),
+        gpu=gpus_of,
         mem_mb=needs("mem_mb", "quantize"),
         runtime=needs("runtime_minutes", "quantize"),
     params:

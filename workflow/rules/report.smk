@@ -1,31 +1,122 @@
-# a model's summary → results/{model}/EVALUATION_SUMMARY.md
+# a model's result files → results/{model}/{report.html,EVALUATION_SUMMARY.md,figures/,tables/}; all → results/…
+import json
+
+from quantharm import report_names
+
+REPORT_TEMPLATES = sorted(os.path.relpath(path) for path in (PACKAGE / "report" / "templates").iterdir())
+REPORTED_FILES = ["generation.parquet", "perplexity.parquet", "divergence.parquet", "checks.json"]
+
+
+marked = report  # the flag; a line that starts with its own name would be read as a directive
+
+
+def figure_files(folder, names, caption, **labels):
+    """A report() for each chart as SVG, and its PNG beside it."""
+    shown = [
+        marked(f"{folder}/figures/{name}.svg", caption=caption, category="Charts", labels=labels | {"chart": title})
+        for name, title in names.items()
+    ]
+    return shown + [f"{folder}/figures/{name}.png" for name in names]
+
+
+def table_files(folder, names, caption, **labels):
+    """A report() for each table as CSV, and its Parquet beside it."""
+    shown = [
+        marked(f"{folder}/tables/{name}.csv", caption=caption, category="Tables", labels=labels | {"table": title})
+        for name, title in names.items()
+    ]
+    return shown + [f"{folder}/tables/{name}.parquet" for name in names]
 
 
 localrules:
     report,
+    report_of_all,
 
 
 rule report:
-    """The tables of one model, as Markdown."""
+    """The page, the summary, the charts and the tables of one model."""
     input:
         ENVIRONMENT,
         modules("report"),
-        summary="results/{model}/summary.json",
-        cells=lambda wildcards: [
-            f"{cell}/{record}.json"
+        REPORT_TEMPLATES,
+        f"{os.path.relpath(PACKAGE)}/schemas/config.schema.yaml",
+        lambda wildcards: [
+            f"{cell}/{file}"
             for cell in cells_of(wildcards)
-            for record in ("generation", "divergence", "checks")
+            for file in [*(f"{stage}.json" for stage in CELL_RECORDS), *REPORTED_FILES]
         ],
+        summary="results/{model}/summary.json",
+        prompts=prompts_of,
     output:
-        "results/{model}/EVALUATION_SUMMARY.md",
+        figure_files("results/{model}", report_names.FIGURES, "../report/captions/figure.rst", model="{model}"),
+        table_files("results/{model}", report_names.TABLES, "../report/captions/table.rst", model="{model}"),
+        html=report(
+            "results/{model}/report.html",
+            caption="../report/captions/model.rst",
+            category="Reports",
+            labels={"model": "{model}", "form": "page"},
+        ),
+        markdown="results/{model}/EVALUATION_SUMMARY.md",
     log:
         "results/logs/report/{model}.log",
+    benchmark:
+        "results/benchmarks/report/{model}.tsv"
     conda:
         "../../envs/evaluation.yaml"
     params:
         python=PYTHON,
-        folder=subpath(output[0], parent=True),
+        folder=subpath(output.html, parent=True),
+        rules=json.dumps(config["report"], ensure_ascii=False),
     message:
         "{wildcards.model}: report"
     shell:
-        "{params.python:q} -m quantharm.report" " --results {params.folder:q}" " --output {output:q}" " > {log:q} 2>&1"
+        "{params.python:q} -m quantharm.report"
+        " --model {params.folder:q}"
+        " --rules {params.rules:q}"
+        " --prompts {input.prompts:q}"
+        " --html {output.html:q}"
+        " --markdown {output.markdown:q}"
+        " --figures {params.folder:q}/figures"
+        " --tables {params.folder:q}/tables"
+        " > {log:q} 2>&1"
+
+
+rule report_of_all:
+    """The page, the summary, the charts and the tables over all models of the default run."""
+    input:
+        ENVIRONMENT,
+        modules("report"),
+        REPORT_TEMPLATES,
+        pages=expand("results/{model}/report.html", model=config["evaluate"]["models"]),
+    output:
+        figure_files("results", report_names.OVERVIEW_FIGURES, "../report/captions/overview-figure.rst", model="all"),
+        table_files("results", report_names.OVERVIEW_TABLES, "../report/captions/overview-table.rst", model="all"),
+        html=report(
+            "results/report.html",
+            caption="../report/captions/overview.rst",
+            category="Reports",
+            labels={"model": "all", "form": "page"},
+        ),
+        markdown="results/EVALUATION_SUMMARY.md",
+    log:
+        "results/logs/report.log",
+    benchmark:
+        "results/benchmarks/report.tsv"
+    conda:
+        "../../envs/evaluation.yaml"
+    params:
+        python=PYTHON,
+        folders=expand("results/{model}", model=config["evaluate"]["models"]),
+        folder=subpath(output.html, parent=True),
+        rules=json.dumps(config["report"], ensure_ascii=False),
+    message:
+        "report over all models"
+    shell:
+        "{params.python:q} -m quantharm.report"
+        " --models {params.folders:q}"
+        " --rules {params.rules:q}"
+        " --html {output.html:q}"
+        " --markdown {output.markdown:q}"
+        " --figures {params.folder:q}/figures"
+        " --tables {params.folder:q}/tables"
+        " > {log:q} 2>&1"

@@ -5,6 +5,7 @@ automatic choice may download or compile one. Calibration text is packed to samp
 samples longer than its limit without a word.
 """
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +40,6 @@ SETTINGS: dict[str, Any] = {
             "torch_awq",
             "gemm",
             "gemm_triton",
-            "gemv",
-            "gemv_fast",
             "marlin",
             "machete",
             "exllama_v2",
@@ -95,7 +94,7 @@ def quantize(source, settings, dtype, device, gpus, output: Path, calibration) -
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     from awq import AutoAWQForCausalLM
 
-    from quantharm.models import device_map, load_tokenizer, refuse_unsafe, torch_dtype
+    from quantharm.models import device_map, load_tokenizer, refuse_unsafe, torch_dtype, weight_files
     from quantharm.text import read_text
 
     tokenizer = load_tokenizer(source)
@@ -109,7 +108,7 @@ def quantize(source, settings, dtype, device, gpus, output: Path, calibration) -
         source["path"],
         torch_dtype=torch_dtype(dtype),
         trust_remote_code=source["trust_remote_code"],
-        safetensors=not source["allow_pickle"],
+        safetensors=bool(weight_files(source["path"])),
         device_map=device_map(device, 1) if device == "cpu" else {"": "cpu"},  # autoawq moves a layer at a time
     )
     width = model.config.hidden_size
@@ -157,12 +156,26 @@ def backend_config(stated: dict[str, Any], backend: str | None, device: str):
     )
 
 
+@contextlib.contextmanager
+def dtype_as_asked():
+    """transformers loads AWQ as float16 on a GPU whatever was asked for; the cells of a model compute in one dtype."""
+    from transformers.quantizers.quantizer_awq import AwqQuantizer
+
+    changing = AwqQuantizer.update_dtype
+    AwqQuantizer.update_dtype = lambda self, dtype: dtype
+    try:
+        yield
+    finally:
+        AwqQuantizer.update_dtype = changing
+
+
 def load(folder: Path, settings, source, dtype: str, device: str, gpus: int):
     from quantharm.models import load_checkpoint, read_checkpoint_config
 
     stated = read_checkpoint_config(folder)["quantization_config"]
     config = backend_config(stated, settings["backend"], device)
-    return load_checkpoint(folder, source, dtype, device, gpus, quantization_config=config)
+    with dtype_as_asked():
+        return load_checkpoint(folder, source, dtype, device, gpus, quantization_config=config)
 
 
 def inspect(name: str, module, checkpoint: Path):

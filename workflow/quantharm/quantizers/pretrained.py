@@ -3,6 +3,7 @@
 Nothing is quantized here: the checkpoint is loaded as its own config says, and judged like any other cell.
 """
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -31,16 +32,18 @@ def load(folder: Path, settings, source, dtype: str, device: str, gpus: int):
     from quantharm.models import load_checkpoint, read_checkpoint_config
 
     stated = read_checkpoint_config(folder).get("quantization_config") or {}
-    extra = {}
+    extra, awq_dtype = {}, contextlib.nullcontext
     if stated.get("quant_method") == "awq":
-        from quantharm.quantizers.awq import backend_config
+        from quantharm.quantizers.awq import backend_config, dtype_as_asked
 
         extra["quantization_config"] = backend_config(stated, settings["backend"], device)
+        awq_dtype = dtype_as_asked
     elif settings["backend"]:
         raise UserError(f"`backend: {settings['backend']}` is for AWQ checkpoints, but {folder} is not one; remove it")
     resolved = settings["resolved"]
     trusted = {key: resolved[key] for key in ("trust_remote_code", "allow_pickle")}
-    return load_checkpoint(folder, source | trusted, dtype, device, gpus, **extra)
+    with awq_dtype():
+        return load_checkpoint(folder, source | trusted, dtype, device, gpus, **extra)
 
 
 def inspect(name: str, module, checkpoint: Path):

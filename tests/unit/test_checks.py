@@ -1,0 +1,412 @@
+"""Each of the nine checks passes on a good cell and fails on a broken one."""
+
+import copy
+import math
+
+import pytest
+import torch
+
+from quantharm import checks, linears
+from quantharm.checks import (
+    check_bits_per_weight,
+    check_calibration,
+    check_consistency,
+    check_finite,
+    check_kernel,
+    check_method_is_real,
+    check_reload,
+    check_same_text,
+    check_self_divergence,
+    choose_matrices,
+    int8_reference,
+)
+from quantharm.models import load_cell
+from quantharm.scoring import last_hidden_states, output_head
+
+CELLS = ["nf4_cell", "int8_cell", "awq_cell"]
+TOKENS = [0, *range(20, 240, 9)]
+
+
+def damaged_copy(cell):
+    """(model, matrices) loaded anew from the cell's files, to be broken."""
+    model = load_cell(cell.record, "cpu")
+    return model, linears.quantized_matrices(model, cell.checkpoint, cell.record["quantizer"])
+
+
+# ---------------------------------------------------------------- self_divergence
+
+
+@pytest.mark.parametrize(
+    ("mean", "status"), [(0.0, "pass"), (5e-7, "pass"), (1e-5, "pass"), (2e-5, "fail"), (math.nan, "fail")]
+)
+def test_self_divergence(mean, status):
+    check = check_self_divergence({"kl_nats": {"mean": mean}})
+    assert (check["name"], check["status"], check["limit"]) == ("self_divergence", status, 1e-5)
+
+
+# ---------------------------------------------------------------- reload
+
+
+def test_reload_passes_on_two_loads_of_one_checkpoint(nf4_cell):
+    logits = []
+    for _ in range(2):
+        model, _ = damaged_copy(nf4_cell)
+        logits.append(output_head(model)(last_hidden_states(model, TOKENS)))
+    check = check_reload(*logits, "cpu")
+    assert (check["status"], check["value"], check["limit"]) == ("pass", 0.0, 0.0)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_reload_fails_on_other_logits(device):
+    first = torch.randn(5, 100, generator=torch.Generator().manual_seed(0))
+    assert check_reload(first, first.clone(), device)["status"] == "pass"
+    other = first.clone()
+    other[2, 7] += 0.1
+    assert check_reload(first, other, device)["status"] == "fail"
+    other[2, 7] = math.nan
+    assert check_reload(first, other, device)["status"] == "fail"
+
+
+def test_reload_allows_rounding_on_a_gpu_only():
+    first = torch.randn(5, 100, generator=torch.Generator().manual_seed(0))
+    second = first + 1e-5 * torch.randn(5, 100, generator=torch.Generator().manual_seed(1))
+    assert check_reload(first, second, "cuda")["status"] == "pass"
+    assert check_reload(first, second, "cpu")["status"] == "fail"
+
+
+# ---------------------------------------------------------------- method_is_real
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_method_is_real_passes(cell, request):
+    cell = request.getfixturevalue(cell)
+    check = check_method_is_real(cell.record, cell.matrices, cell.model)
+    assert (check["status"], check["value"]) == ("pass", 1.0)
+    assert cell.record["linear_classes"][0] in check["explanation"]
+
+
+def test_method_is_real_passes_on_a_baseline_that_is_one(baseline_cell):
+    assert check_method_is_real(baseline_cell.record, [], baseline_cell.model)["status"] == "pass"
+
+
+def test_method_is_real_fails_on_a_quantized_baseline(baseline_cell, nf4_cell):
+    matrices = linears.quantized_matrices(nf4_cell.model, nf4_cell.checkpoint, "unquantized")
+    assert len(matrices) == 56  # the baseline's module recognises other quantizers' layers
+    assert check_method_is_real(baseline_cell.record, matrices, nf4_cell.model)["status"] == "fail"
+
+
+@pytest.mark.parametrize("claimed", ["bitsandbytes_4bit", "bitsandbytes_int8", "awq", "pretrained"])
+def test_method_is_real_fails_on_an_unquantized_model(baseline_cell, claimed):
+    matrices = linears.quantized_matrices(baseline_cell.model, baseline_cell.checkpoint, claimed)
+    check = check_method_is_real({"quantizer": claimed}, matrices, baseline_cell.model)
+    assert (check["status"], check["value"]) == ("fail", 0.0)
+
+
+@pytest.mark.parametrize(("cell", "claimed"), [("nf4_cell", "awq"), ("int8_cell", "bitsandbytes_4bit")])
+def test_method_is_real_fails_on_another_method_than_claimed(request, cell, claimed):
+    """As in the seeds' AWQ column, which was NF4."""
+    cell = request.getfixturevalue(cell)
+    matrices = linears.quantized_matrices(cell.model, cell.checkpoint, claimed)
+    assert check_method_is_real({"quantizer": claimed}, matrices, cell.model)["status"] == "fail"
+
+
+def test_method_is_real_fails_when_the_head_was_quantized(make_cell, reference_source, nf4_cell):
+    import bitsandbytes
+
+    model, matrices = damaged_copy(nf4_cell)
+    head = bitsandbytes.nn.Linear4bit(256, 8192, bias=False, quant_type="nf4")
+    head.weight = bitsandbytes.nn.Params4bit(model.lm_head.weight.float(), requires_grad=False, quant_type="nf4")
+    model.lm_head = head.to("cpu")
+    matrices = linears.quantized_matrices(model, nf4_cell.checkpoint, "bitsandbytes_4bit")
+    assert len(matrices) == 57
+    check = check_method_is_real(nf4_cell.record, matrices, model)
+    assert check["status"] == "fail"
+    assert "head is quantized" in check["explanation"]
+
+
+def test_method_is_real_fails_when_half_of_the_layers_were_kept(nf4_cell):
+    model, matrices = damaged_copy(nf4_cell)
+    for matrix in matrices[:28]:
+        parent, _, name = matrix.name.rpartition(".")
+        setattr(model.get_submodule(parent), name, torch.nn.Linear(matrix.columns, matrix.rows, bias=False))
+    left = linears.quantized_matrices(model, nf4_cell.checkpoint, "bitsandbytes_4bit")
+    check = check_method_is_real(nf4_cell.record, left, model)
+    assert check["status"] == "fail"
+    assert check["value"] == pytest.approx(0.5)
+
+
+# ---------------------------------------------------------------- bits_per_weight
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_bits_per_weight_passes(cell, request):
+    assert check_bits_per_weight(request.getfixturevalue(cell).record)["status"] == "pass"
+
+
+@pytest.mark.parametrize("factor", [1.04, 0.96, 0.5, 2.0])
+def test_bits_per_weight_fails_when_off_by_4_percent(nf4_cell, factor):
+    record = nf4_cell.record | {"bits_per_weight": nf4_cell.record["bits_per_weight_formula"] * factor}
+    check = check_bits_per_weight(record)
+    assert check["status"] == "fail"
+    assert check["value"] == pytest.approx(abs(factor - 1))
+
+
+def test_bits_per_weight_is_skipped_without_quantized_matrices(baseline_cell):
+    assert check_bits_per_weight(baseline_cell.record)["status"] == "skipped"
+
+
+def test_bits_per_weight_sees_scales_that_are_wider_than_the_format(nf4_cell):
+    """Blocks of 32 weights where 64 are claimed: measured on the modules, not read from a config."""
+    model, _ = damaged_copy(nf4_cell)
+    for name, module in model.named_modules():
+        if type(module).__name__ == "Linear4bit":
+            state = module.weight.quant_state
+            state.absmax = torch.cat([state.absmax, state.absmax, state.absmax])
+            assert linears.stored_tensors(nf4_cell.checkpoint, name)
+    matrices = linears.quantized_matrices(model, nf4_cell.checkpoint, "bitsandbytes_4bit")
+    measured, formula = linears.bits_per_weight(matrices)
+    check = check_bits_per_weight({"bits_per_weight": measured, "bits_per_weight_formula": formula})
+    assert check["status"] == "fail"
+
+
+# ---------------------------------------------------------------- kernel
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_kernel_passes(cell, request):
+    cell = request.getfixturevalue(cell)
+    check = check_kernel(cell.model, cell.matrices, TOKENS)
+    assert check["status"] == "pass", check
+    assert 0 < check["value"] <= 0.02
+
+
+def test_kernel_is_skipped_without_quantized_matrices(baseline_cell):
+    assert check_kernel(baseline_cell.model, [], TOKENS)["status"] == "skipped"
+
+
+def swap_rows_of_codes(module):
+    codes = module.weight.data
+    if codes.dtype == torch.uint8:  # 4 bits: half a row of bytes each
+        half = module.in_features // 2
+        rows = codes.view(-1, half)
+        rows[[3, 100]] = rows[[100, 3]]
+        rows[[7, 120]] = rows[[120, 7]]
+    else:
+        codes[[3, 100, 7, 120]] = codes[[100, 3, 120, 7]]
+
+
+def scale_an_output(module):
+    module.register_forward_hook(lambda _, __, output: output * 1.03)
+
+
+def shift_an_output(module):
+    def rolled(_, __, output):
+        return output.roll(1, dims=-1)
+
+    module.register_forward_hook(rolled)
+
+
+def make_an_output_nan(module):
+    module.register_forward_hook(lambda _, __, output: output * math.nan)
+
+
+@pytest.mark.parametrize("cell", ["nf4_cell", "int8_cell"])
+@pytest.mark.parametrize("fault", [swap_rows_of_codes, scale_an_output, shift_an_output, make_an_output_nan])
+def test_kernel_fails_on_a_faulty_layer(cell, fault, request):
+    model, matrices = damaged_copy(request.getfixturevalue(cell))
+    victim = choose_matrices(matrices)[3]
+    fault(model.get_submodule(victim.name))
+    check = check_kernel(model, matrices, TOKENS)
+    assert check["status"] == "fail", check
+    assert victim.name in check["explanation"] or fault is make_an_output_nan
+
+
+@pytest.mark.parametrize("fault", [scale_an_output, shift_an_output])
+def test_kernel_fails_on_a_faulty_awq_layer(awq_cell, fault):
+    model, matrices = damaged_copy(awq_cell)
+    fault(model.get_submodule(choose_matrices(matrices)[3].name))
+    assert check_kernel(model, matrices, TOKENS)["status"] == "fail"
+
+
+def test_kernel_looks_at_every_kind_of_matrix_and_at_several_layers(nf4_cell):
+    chosen = [m.name for m in choose_matrices(nf4_cell.matrices)]
+    assert len(chosen) == len({name.rsplit(".", 1)[-1] for name in chosen}) == 7
+    assert len({name.split(".")[2] for name in chosen}) >= 5
+
+
+def test_int8_reference_by_hand():
+    weight = torch.tensor([[1.0, 0.0, 2.0], [0.0, 1.0, 0.0]])
+    inputs = torch.tensor([[1.27, 0.504, 9.0]])
+    # column 2 is an outlier and exact; the others are rounded to steps of 0.01: 0.504 → 0.50
+    expected = torch.tensor([[1.27 + 18.0, 0.50]])
+    torch.testing.assert_close(int8_reference(weight, inputs, 6.0), expected)
+    # without a threshold the step is 9 / 127 = 0.0709: 1.27 → 18 steps, 0.504 → 7 steps
+    expected = torch.tensor([[18 * 9 / 127 + 18.0, 7 * 9 / 127]])
+    torch.testing.assert_close(int8_reference(weight, inputs, 0.0), expected)
+
+
+# ---------------------------------------------------------------- finite
+
+
+def test_finite():
+    assert check_finite({"not_finite": 0})["status"] == "pass"
+    assert check_finite({"not_finite": 1})["status"] == "fail"
+
+
+# ---------------------------------------------------------------- consistency
+
+
+@pytest.mark.parametrize(
+    ("kl", "log_ratio", "status"),
+    [
+        (0.05, 0.05, "pass"),
+        (0.05, 0.02, "pass"),
+        (0.05, 0.14, "pass"),
+        (0.05, 0.16, "fail"),
+        (0.05, 0.016, "fail"),
+        (0.67, 0.03, "fail"),  # the seeds' INT8: KL 0.67 nats while perplexity rose by 3 %
+        (1.45, -0.003, "fail"),  # and KL 1.45 while it fell
+        (0.05, 0.0, "fail"),
+        (0.009, 0.5, "skipped"),
+        (math.nan, 0.1, "fail"),
+    ],
+)
+def test_consistency(kl, log_ratio, status):
+    check = check_consistency({"text": {"kl_nats_mean": kl, "log_perplexity_ratio": log_ratio}})
+    assert check["status"] == status
+    if status == "fail" and kl > 0 and log_ratio > 0:
+        assert check["value"] > 3
+
+
+def test_consistency_is_skipped_without_text_windows():
+    assert check_consistency({"text": None})["status"] == "skipped"
+
+
+# ---------------------------------------------------------------- same_text
+
+
+def results() -> dict:
+    provenance = {"device": "CPU: x", "dtype": "bfloat16", "versions": {"torch": "2.13.0"}, "git_commit": "a"}
+    return {
+        "perplexity": {
+            "dataset_sha256": "d",
+            "tokens_sha256": "t",
+            "protocol": "concat-2048",
+            "perplexity": 7.0,
+            "provenance": dict(provenance),
+        },
+        "generation": {
+            "suite_sha256": "s",
+            "prompts_per_category": None,
+            "max_new_tokens": 100,
+            "chat_template": "auto",
+            "provenance": dict(provenance),
+        },
+        "divergence": {"trace_sha256": "r", "provenance": dict(provenance)},
+    }
+
+
+def test_same_text_passes_although_figures_differ():
+    cell = results()
+    cell["perplexity"]["perplexity"] = 8.0
+    cell["perplexity"]["provenance"]["git_commit"] = "b"
+    check = check_same_text(cell, results())
+    assert (check["status"], check["value"]) == ("pass", 0)
+
+
+@pytest.mark.parametrize(
+    ("stage", "key"),
+    [
+        ("perplexity", "dataset_sha256"),
+        ("perplexity", "tokens_sha256"),
+        ("perplexity", "protocol"),
+        ("generation", "suite_sha256"),
+        ("generation", "prompts_per_category"),
+        ("generation", "max_new_tokens"),
+        ("generation", "chat_template"),
+        ("divergence", "trace_sha256"),
+    ],
+)
+def test_same_text_fails_on_each_key(stage, key):
+    cell = results()
+    cell[stage][key] = "other"
+    check = check_same_text(cell, results())
+    assert (check["status"], check["value"]) == ("fail", 1)
+    assert key.removesuffix("_sha256") in check["explanation"]
+
+
+@pytest.mark.parametrize("stage", ["perplexity", "generation", "divergence"])
+@pytest.mark.parametrize("key", ["device", "dtype", "versions"])
+def test_same_text_fails_on_each_environment(stage, key):
+    cell = results()
+    cell[stage]["provenance"][key] = "other"
+    check = check_same_text(cell, results())
+    assert check["status"] == "fail"
+    assert f"{stage} {key}" in check["explanation"]
+
+
+# ---------------------------------------------------------------- calibration
+
+
+@pytest.fixture
+def calibration(tmp_path):
+    text = " ".join(f"word{i}" for i in range(200))
+    path = tmp_path / "calibration.txt"
+    path.write_text(text)
+    record = {
+        "calibration": {
+            "file": str(path),
+            "samples_asked": 4,
+            "samples_reached": 4,
+            "tokens_asked": 2048,
+            "tokens_reached": 2048,
+        }
+    }
+    return record, text
+
+
+def test_calibration_passes(calibration):
+    record, _ = calibration
+    check = check_calibration(record, "some other text", ["a prompt"])
+    assert (check["status"], check["value"]) == ("pass", 1.0)
+
+
+@pytest.mark.parametrize(("samples", "tokens"), [(3, 1536), (4, 2047), (0, 0)])
+def test_calibration_fails_when_fewer_samples_or_tokens_reached_the_quantizer(calibration, samples, tokens):
+    record = copy.deepcopy(calibration[0])
+    record["calibration"] |= {"samples_reached": samples, "tokens_reached": tokens}
+    check = check_calibration(record, "", [])
+    assert check["status"] == "fail"
+    assert f"{samples} of 4 samples" in check["explanation"]
+
+
+@pytest.mark.parametrize("where", ["evaluation", "prompt"])
+def test_calibration_fails_on_overlap(calibration, where):
+    record, text = calibration
+    shared = "Intro. " + " ".join(text.split()[50:63]).upper() + " end"  # 13 words
+    evaluation, prompts = (shared, ["x"]) if where == "evaluation" else ("x", ["y", shared])
+    assert check_calibration(record, evaluation, prompts)["status"] == "fail"
+    shorter = " ".join(text.split()[50:62])  # 12 words
+    assert check_calibration(record, shorter, [])["status"] == "pass"
+
+
+def test_calibration_is_skipped_for_methods_that_use_none(nf4_cell):
+    assert check_calibration(nf4_cell.record, "", [])["status"] == "skipped"
+
+
+# ---------------------------------------------------------------- all of them
+
+
+def test_limits_are_those_of_the_design():
+    assert checks.SELF_DIVERGENCE_LIMIT == 1e-5
+    assert checks.BITS_LIMIT == 0.03
+    assert checks.KERNEL_LIMIT == 0.02
+    assert (checks.CONSISTENCY_LIMIT, checks.CONSISTENCY_FROM) == (3.0, 0.01)
+
+
+def test_values_that_are_not_finite_can_be_written_as_json(tmp_path):
+    from quantharm.files import write_json
+
+    check = check_consistency({"text": {"kl_nats_mean": 1.0, "log_perplexity_ratio": -1.0}})
+    assert check["value"] == "inf"
+    write_json(tmp_path / "checks.json", [check])
