@@ -367,6 +367,6 @@ def test_float32_entries_cost_less_than_the_store_does(vocabulary, noise):
     fast = divergence.divergences(stored, method, targets, stored.argmax(-1))
     for measure in ("kl_nats", "reverse_kl_nats", "js_nats"):
         error = (fast[measure] - exact[measure]).abs()
-        assert error.max() <= 2e-6, measure
+        assert error.max() <= 3e-6, measure
         assert error.mean() <= 2e-7 * exact[measure].mean().clamp_min(1), measure
     assert torch.equal(fast["top1_agrees"], exact["top1_agrees"])

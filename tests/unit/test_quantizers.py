@@ -212,6 +212,8 @@ def test_loaded_bytes_by_hand(baseline_cell, nf4_cell, int8_cell):
 def test_tied_weights_are_counted_once(tiny):
     tied, untied = tiny("llama_tied"), tiny("llama")
     assert linears.model_bytes(untied) - linears.model_bytes(tied) == 4 * 384 * 64
+    untied.lm_head.weight = torch.nn.Parameter(untied.model.embed_tokens.weight.data)  # another object, one storage
+    assert linears.model_bytes(untied) == linears.model_bytes(tied)
 
 
 # ---------------------------------------------------------------- saving and loading

@@ -131,3 +131,9 @@ def test_overlap_needs_the_full_length():
     twelve = " ".join(f"w{i}" for i in range(12))
     assert shared_sequences(f"a {twelve} b", [f"c {twelve} d"]) == []
     assert shared_sequences(f"a {twelve} x b", ["", f"c {twelve} x d"]) == [f"{twelve} x"]
+
+
+def test_overlap_sees_the_first_and_the_last_words_of_a_text():
+    thirteen = " ".join(f"w{i}" for i in range(13))
+    assert shared_sequences(thirteen, [f"before {thirteen}"]) == [thirteen]
+    assert shared_sequences(f"{thirteen} after", [thirteen]) == [thirteen]

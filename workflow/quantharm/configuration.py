@@ -7,6 +7,7 @@ import copy
 import difflib
 import importlib
 import json
+import os
 import pkgutil
 from pathlib import Path
 from typing import Any
@@ -79,7 +80,9 @@ def sentence(error: jsonschema.ValidationError) -> str:
         wanted = error.validator_value
         wanted = " or ".join(wanted) if isinstance(wanted, list) else wanted
         return f"{at} is {str(error.instance)[:80]!r}; it must be of type {wanted}"
-    if "propertyNames" in error.absolute_schema_path or error.validator == "pattern":
+    if error.validator == "pattern" and "propertyNames" not in error.absolute_schema_path:
+        return f"{at} is {error.instance[:80]!r}; it must be a whole commit: 40 digits of 0-9a-f"
+    if "propertyNames" in error.absolute_schema_path:
         return (
             f"the name {str(error.instance)[:80]!r} in {at} is not allowed; names are file names: letters, digits and "
             "._+- (1 to 64, the first a letter or digit)"
@@ -154,7 +157,8 @@ def checkpoint_config(source: str) -> dict[str, Any] | None:
     """config.json of a model that is a folder here; None for a hub id, which is checked once it is fetched."""
     path = Path(source) / "config.json"
     try:
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        # os.path, because a name that no file can have is no file there, while pathlib raises OSError
+        return json.loads(path.read_text(encoding="utf-8")) if os.path.isfile(path) else None
     except ValueError:
         raise UserError(f"{path} is damaged: it is not JSON; fetch the model again") from None
 
@@ -165,7 +169,7 @@ def check_model(config: dict[str, Any], name: str) -> None:
     source = model["source"]
     settings = checkpoint_config(source)
     if settings is None:
-        if Path(source).exists() or source.startswith((".", "/")) or source.count("/") != 1:
+        if os.path.exists(source) or source.startswith((".", "/")) or source.count("/") != 1:
             raise UserError(
                 f"`models.{name}.source` in the config is {source!r}, which is no folder with a config.json"
             )
@@ -192,7 +196,10 @@ def has_chat_template(folder: Path) -> bool:
     if (folder / "chat_template.jinja").is_file():
         return True
     path = folder / "tokenizer_config.json"
-    return path.is_file() and bool(json.loads(path.read_text(encoding="utf-8")).get("chat_template"))
+    try:
+        return path.is_file() and bool(json.loads(path.read_text(encoding="utf-8")).get("chat_template"))
+    except ValueError:
+        raise UserError(f"{path} is damaged: it is not JSON; fetch the model again") from None
 
 
 def methods_of(config: dict[str, Any], model: str) -> list[str]:

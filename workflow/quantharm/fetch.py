@@ -4,6 +4,7 @@ A hub id is downloaded into the hub's own cache at its pinned revision (nothing 
 is. This is the only model stage that may use the network. Writes source.json.
 """
 
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 def resolve(source: str, revision: str | None, allow_pickle: bool, trust_remote_code: bool) -> tuple[Path, str | None]:
     """(folder, commit) of a folder or hub id; commit is None for a folder."""
     folder = Path(source)
-    if folder.is_dir():
+    if os.path.isdir(folder):  # pathlib raises OSError for a name that is too long
         return folder, None
     if not HUB_ID.fullmatch(source) or source.startswith((".", "/")):
         raise UserError(f"{source} is neither a folder here nor a hub id (owner/name); correct `source:` in the config")

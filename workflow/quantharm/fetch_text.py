@@ -18,13 +18,13 @@ def read_dataset(dataset: str, name: str | None, split: str, revision: str | Non
 
     try:
         rows = datasets.load_dataset(dataset, name, split=split, revision=revision)
-        return "\n\n".join(rows[column])
-    except KeyError:
-        raise UserError(f"the data set {dataset} has no column {column!r}; correct `column:` in the config") from None
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         raise UserError(
             f"the data set {dataset} cannot be loaded ({first_line(error)}); connect once, or name a text file"
         ) from None
+    if column not in rows.column_names:
+        raise UserError(f"the data set {dataset} has no column {column!r}; correct `column:` in the config")
+    return "\n\n".join(rows[column])
 
 
 def main() -> None:

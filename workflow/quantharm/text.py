@@ -14,8 +14,8 @@ from quantharm.errors import UserError
 def read_text(path: Path) -> str:
     try:
         text = Path(path).read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise UserError(f"the text {path} does not exist; correct `texts:` in the config") from None
+    except (FileNotFoundError, IsADirectoryError):
+        raise UserError(f"the text {path} is not a file; correct `texts:` in the config") from None
     except UnicodeDecodeError:
         raise UserError(f"the text {path} is not UTF-8; convert it") from None
     if not text.strip():

@@ -1,0 +1,314 @@
+"""The configuration: defaults, and one sentence for each mistake."""
+
+import copy
+import json
+
+import pytest
+import yaml
+
+from quantharm.configuration import (
+    complete,
+    method_schema,
+    methods_of,
+    quantizer_names,
+    settings_of,
+    with_defaults,
+)
+from quantharm.errors import UserError
+
+REVISION = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture(scope="module")
+def schema_path(root):
+    return root / "workflow" / "schemas" / "config.schema.yaml"
+
+
+@pytest.fixture(scope="module")
+def schema(schema_path):
+    return yaml.safe_load(schema_path.read_text(encoding="utf-8"))
+
+
+@pytest.fixture
+def shipped(root, monkeypatch):
+    monkeypatch.chdir(root)  # the config names folders from the working directory, as Snakemake sees them
+    return yaml.safe_load((root / "config.yaml").read_text(encoding="utf-8"))
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A working directory with a folder that looks like a model."""
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text(json.dumps({"hidden_size": 256, "intermediate_size": 768}))
+    monkeypatch.chdir(tmp_path)
+    return model
+
+
+def minimal() -> dict:
+    return {
+        "evaluate": {"models": ["m"], "methods": ["baseline", "nf4"]},
+        "models": {"m": {"source": "model", "protocol": "p"}},
+        "methods": {"baseline": {"quantizer": "unquantized"}, "nf4": {"quantizer": "bitsandbytes_4bit"}},
+        "protocols": {"p": {"text": "t"}},
+        "texts": {"t": {"path": "text.txt"}},
+    }
+
+
+def changed(path: str, value) -> dict:
+    """The minimal config with one key set, by a dotted path; `...` removes it."""
+    config = minimal()
+    *parents, last = path.split("/")
+    place = config
+    for part in parents:
+        place = place[part]
+    if value is ...:
+        del place[last]
+    else:
+        place[last] = value
+    return config
+
+
+def sentence_for(config, schema_path) -> str:
+    with pytest.raises(UserError) as caught:
+        complete(config, schema_path)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert 20 < len(message) < 400, message
+    assert not message.endswith((" ", ",", ":", ";")), message
+    return message
+
+
+# ---------------------------------------------------------------- what is right
+
+
+def test_the_shipped_config_is_valid(shipped, schema_path):
+    config = complete(shipped, schema_path)
+    assert methods_of(config, "reference")[0] == "baseline"
+
+
+def test_a_minimal_config_is_completed_with_all_defaults(folder, schema_path):
+    config = complete(minimal(), schema_path)
+    assert config["models"]["m"] == {
+        "source": "model",
+        "protocol": "p",
+        "revision": None,
+        "dtype": "bfloat16",
+        "gpus": 1,
+        "billion_parameters": None,
+        "trust_remote_code": False,
+        "allow_pickle": False,
+    }
+    assert config["methods"]["nf4"] == {
+        "quantizer": "bitsandbytes_4bit",
+        "quant_type": "nf4",
+        "double_quantization": True,
+    }
+    assert config["protocols"]["p"]["benchmark"] == {
+        "prompt_tokens": 256,
+        "new_tokens": 64,
+        "repetitions": 10,
+        "seconds": 10,
+    }
+    assert config["device"] == "auto"
+    assert config["on_failed_check"] == "stop"
+
+
+def test_completing_changes_neither_its_argument_nor_what_is_set(folder, schema_path):
+    config = minimal()
+    config["protocols"]["p"]["benchmark"] = {"seconds": 0.5}
+    before = copy.deepcopy(config)
+    completed = complete(config, schema_path)
+    assert config == before
+    assert completed["protocols"]["p"]["benchmark"] == {
+        "prompt_tokens": 256,
+        "new_tokens": 64,
+        "repetitions": 10,
+        "seconds": 0.5,
+    }
+    assert complete(completed, schema_path) == completed
+
+
+def test_two_entries_do_not_share_their_defaults(folder, schema_path):
+    config = minimal()
+    config["protocols"]["q"] = {"text": "t"}
+    completed = complete(config, schema_path)
+    completed["protocols"]["p"]["benchmark"]["seconds"] = 99
+    assert completed["protocols"]["q"]["benchmark"]["seconds"] == 10
+
+
+def test_settings_of_a_method_are_what_its_quantizer_is_given(folder, schema_path):
+    config = minimal()
+    config["methods"]["nf4"] |= {"description": "words", "models": ["m"]}
+    assert settings_of(complete(config, schema_path), "nf4") == {"quant_type": "nf4", "double_quantization": True}
+
+
+def test_methods_of_a_model_leave_out_those_of_others_and_begin_with_the_baseline(folder, schema_path):
+    config = minimal()
+    config["evaluate"]["methods"] = ["nf4", "theirs", "baseline"]
+    config["models"]["other"] = {"source": "model", "protocol": "p"}
+    config["methods"]["theirs"] = {"quantizer": "pretrained", "source": "a/b", "models": ["other"]}
+    completed = complete(config, schema_path)
+    assert methods_of(completed, "m") == ["baseline", "nf4"]
+    assert methods_of(completed, "other") == ["baseline", "nf4", "theirs"]
+
+
+# ---------------------------------------------------------------- the shipped config and the defaults agree
+
+
+def test_the_full_protocol_is_the_schemas_default(shipped, schema):
+    properties = schema["properties"]["protocols"]["additionalProperties"]["properties"]
+    defaults = with_defaults({}, {"properties": properties})
+    full = shipped["protocols"]["full"]
+    assert {key: defaults[key] for key in full if key != "text"} == {k: v for k, v in full.items() if k != "text"}
+    missing = set(defaults) - set(full) - {"windows"}
+    assert not missing, f"config.yaml does not show {missing}"
+
+
+def test_top_level_settings_are_the_schemas_defaults(shipped, schema):
+    defaults = with_defaults({}, schema)
+    for key, value in defaults.items():
+        assert shipped[key] == value, key
+    assert len(defaults) >= 5
+
+
+def test_methods_in_the_config_show_every_setting_of_their_quantizer(shipped):
+    for name, entry in shipped["methods"].items():
+        own = method_schema(entry["quantizer"])["properties"]
+        for key, value in entry.items():
+            if key != "quantizer" and not key.startswith("calibration"):
+                assert value == own[key]["default"], f"{name}.{key}"
+
+
+def test_every_key_of_the_schema_has_a_description(schema):
+    def walk(part: dict, path: str):
+        for key, sub in part.get("properties", {}).items():
+            assert sub.get("description"), f"{path}.{key}"
+            walk(sub, f"{path}.{key}")
+            if isinstance(sub.get("additionalProperties"), dict):
+                walk(sub["additionalProperties"], f"{path}.{key}.*")
+
+    walk(schema, "config")
+
+
+# ---------------------------------------------------------------- what is wrong
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "words"),
+    [
+        ("devcie", "cpu", ["devcie", "did you mean `device`?"]),
+        ("models/m/sorce", "x", ["models.m", "sorce", "did you mean `source`?"]),
+        ("methods/nf4/quant_typ", "nf4", ["methods.nf4", "quant_typ", "did you mean `quant_type`?"]),
+        ("methods/nf4/zzz", 1, ["zzz", "it takes"]),
+        ("protocols/p/benchmark", {"repititions": 3}, ["protocols.p.benchmark", "did you mean `repetitions`?"]),
+        ("models/m/dtype", "int4", ["models.m.dtype", "'int4'", "bfloat16, float16, float32"]),
+        ("models/m/gpus", "two", ["models.m.gpus", "'two'", "integer"]),
+        ("models/m/gpus", 0, ["models.m.gpus", "0"]),
+        ("models/m/allow_pickle", "yes", ["models.m.allow_pickle", "boolean"]),
+        ("models/m/source", ..., ["models.m", "lacks the key `source`"]),
+        ("models/m", None, ["models.m", "object"]),
+        ("models", [], ["models", "object"]),
+        ("evaluate", ..., ["lacks the key `evaluate`"]),
+        ("evaluate/models", [], ["evaluate.models"]),
+        ("evaluate/models", ["n"], ["evaluate.models", "`n`", "not under `models`"]),
+        ("evaluate/models", ["mm"], ["`mm`", "did you mean `m`?"]),
+        ("evaluate/methods", ["baseline", "nf"], ["`nf`", "did you mean `nf4`?"]),
+        ("evaluate/methods", ["nf4"], ["lacks `baseline`"]),
+        ("methods/baseline", ..., ["methods.baseline", "must exist"]),
+        ("methods/baseline", {"quantizer": "awq"}, ["methods.baseline", "unquantized"]),
+        ("methods/nf4/quantizer", "gptq", ["methods.nf4.quantizer", "'gptq'", "bitsandbytes_4bit"]),
+        ("methods/nf4/quant_type", "int3", ["methods.nf4.quant_type", "'int3'", "nf4, fp4"]),
+        ("methods/nf4/double_quantization", 1, ["methods.nf4.double_quantization", "boolean"]),
+        ("methods/nf4/models", ["nobody"], ["methods.nf4.models", "`nobody`"]),
+        ("methods/theirs", {"quantizer": "pretrained"}, ["methods.theirs", "lacks the key `source`"]),
+        ("protocols/p/text", "wiki", ["protocols.p.text", "`wiki`", "not under `texts`"]),
+        ("protocols/p/chat_template", "maybe", ["chat_template", "auto, never, required"]),
+        ("protocols/p/window_tokens", 1, ["protocols.p.window_tokens", "1"]),
+        ("protocols/p/window_tokens", 2.5, ["protocols.p.window_tokens", "integer"]),
+        ("models/m/protocol", "quick", ["models.m.protocol", "`quick`"]),
+        ("texts/t", {"path": "a", "dataset": "b", "revision": REVISION}, ["texts.t", "either `path` or `dataset`"]),
+        ("texts/t", {}, ["texts.t", "either `path` or `dataset`"]),
+        ("texts/t", {"dataset": "a/b"}, ["texts.t", "revision"]),
+        ("models/m/source", "no/such/folder", ["models.m.source", "no folder with a config.json"]),
+        ("models/m/source", "../elsewhere", ["models.m.source", "no folder"]),
+        ("models/m/source", "owner/name", ["models.m.revision", "pin the hub model to a commit"]),
+        ("models/m/source", "a" * 300, ["models.m.source"]),
+        ("models/m/source", "x\0y", ["models.m.source"]),
+        ("models/m/revision", "main", ["models.m.revision", "'main'", "commit"]),
+        ("device", "gpu", ["device", "auto, cpu, cuda"]),
+        ("threads", 0, ["threads"]),
+        ("on_failed_check", "ignore", ["on_failed_check", "stop, report"]),
+    ],
+)
+def test_a_mistake_ends_in_one_sentence_that_names_it(folder, schema_path, path, value, words):
+    message = sentence_for(changed(path, value), schema_path)
+    for word in words:
+        assert word in message, message
+
+
+@pytest.mark.parametrize("name", ["../x", "a;b", "a b", "ü", "x" * 300, "", ".hidden", "-flag", "a/b", "$(id)", "a\nb"])
+@pytest.mark.parametrize("kind", ["models", "methods", "protocols", "texts"])
+def test_names_that_are_no_file_names_are_refused(folder, schema_path, kind, name):
+    config = minimal()
+    config[kind][name] = next(iter(config[kind].values()))
+    message = sentence_for(config, schema_path)
+    assert "letters, digits and ._+- (1 to 64, the first a letter or digit)" in message
+
+
+@pytest.mark.parametrize("name", ["qwen2.5-0.5b", "A_1+x", "7b", "x" * 64])
+def test_names_that_are_file_names_are_accepted(folder, schema_path, name):
+    config = minimal()
+    config["models"][name] = config["models"]["m"]
+    assert name in complete(config, schema_path)["models"]
+
+
+@pytest.mark.parametrize("name", ["logs", "benchmarks", "texts"])
+def test_names_of_the_workflows_own_folders_are_refused(folder, schema_path, name):
+    config = minimal()
+    config["models"][name] = config["models"]["m"]
+    assert f"`{name}`" in sentence_for(config, schema_path)
+
+
+def test_revision_of_a_hub_model_is_accepted(folder, schema_path):
+    config = minimal()
+    config["models"]["m"] |= {"source": "owner/name", "revision": REVISION}
+    assert complete(config, schema_path)["models"]["m"]["revision"] == REVISION
+
+
+def test_a_group_size_that_does_not_divide_the_width_is_refused(folder, schema_path):
+    (folder / "config.json").write_text(json.dumps({"hidden_size": 200, "intermediate_size": 768}))
+    config = minimal()
+    config["methods"]["awq"] = {"quantizer": "awq"}
+    complete(config, schema_path)  # not evaluated, so no matter
+    config["evaluate"]["methods"].append("awq")
+    message = sentence_for(config, schema_path)
+    assert "`awq` cannot be applied to model `m`" in message
+    assert "group_size 128 does not divide the model's hidden_size 200" in message
+    config["methods"]["awq"]["models"] = []
+    complete(config, schema_path)  # it applies to no model
+
+
+def test_a_required_chat_template_must_exist(folder, schema_path):
+    config = minimal()
+    config["protocols"]["p"]["chat_template"] = "required"
+    assert "requires a chat template but the model `m` has none" in sentence_for(config, schema_path)
+    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": "{{ messages }}"}))
+    complete(config, schema_path)
+    (folder / "tokenizer_config.json").unlink()
+    (folder / "chat_template.jinja").write_text("{{ messages }}")
+    complete(config, schema_path)
+
+
+@pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json"])
+def test_a_damaged_model_folder_is_refused(folder, schema_path, file):
+    (folder / file).write_text("{")
+    config = minimal()
+    config["protocols"]["p"]["chat_template"] = "required"
+    message = sentence_for(config, schema_path)
+    assert f"{file} is damaged" in message
+
+
+def test_quantizers_are_the_modules_of_their_folder(root):
+    files = {p.stem for p in (root / "workflow" / "quantharm" / "quantizers").glob("*.py")} - {"__init__"}
+    assert set(quantizer_names()) == files

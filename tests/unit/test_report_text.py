@@ -1,0 +1,73 @@
+"""What models wrote, made safe to show."""
+
+import pytest
+
+from quantharm.examples import parting, token
+from quantharm.report import environment, inline_svg
+from quantharm.report_text import markdown, one_line, shortened, visible
+
+
+def test_control_and_bidirectional_characters_are_shown_by_their_code():
+    assert visible("a\x00b\x1bc\u202ed\u2066e\ufefff") == "a⟨U+0000⟩b⟨U+001B⟩c⟨U+202E⟩d⟨U+2066⟩e⟨U+FEFF⟩f"
+    assert visible("ok é 漢字 ‰ עברית\n\tx") == "ok é 漢字 ‰ עברית\n\tx"
+    assert visible("\ud800") == "⟨U+D800⟩"
+
+
+def test_one_line():
+    assert one_line("a  b\n\nc") == "a b⏎⏎c"
+
+
+@pytest.mark.parametrize(
+    ("text", "safe"),
+    [
+        ("a|b", r"a\|b"),
+        ("<script>alert(1)</script>", r"\<script\>alert(1)\</script\>"),
+        ("**x** _y_ `z`", r"\*\*x\*\* \_y\_ \`z\`"),
+        ("[x](javascript:y)", r"\[x\](javascript:y)"),
+        ("![x](y)", r"\!\[x\](y)"),
+        ("# title\n# two", r"\# title⏎\# two"),
+        ("- item", r"\- item"),
+        ("1. item", r"1\. item"),
+        ("https://example.org", r"https\://example.org"),
+        ("back\\slash", r"back\\slash"),
+        ("&lt;", r"\&lt;"),
+    ],
+)
+def test_markdown_has_no_markup_left(text, safe):
+    assert markdown(text) == safe
+
+
+def test_html_templates_escape_and_markdown_templates_do_not():
+    templates = environment()
+    hostile = "<script>alert(1)</script>\u202e"
+    assert templates.autoescape("model.html.jinja")
+    assert not templates.autoescape("model.md.jinja")
+    shown = templates.from_string("{% autoescape true %}{{ x }}{% endautoescape %}").render(x=hostile)
+    assert shown == "&lt;script&gt;alert(1)&lt;/script&gt;⟨U+202E⟩"
+
+
+def test_answers_part_between_words():
+    assert parting("the cat sat", "the car sat") == ("the ", "cat sat", "car sat")
+    assert parting("same", "same") == ("same", "", "")
+    assert parting("a b", "a b c") == ("a b", "", " c")
+    assert parting("", "x") == ("", "", "x")
+
+
+def test_tokens_are_visible():
+    assert token(" the") == "␣the"
+    assert token("\n") == "⏎"
+    assert token("") == "∅"
+
+
+def test_shortened():
+    assert shortened("abcdef", 4) == "abc…"
+    assert shortened("abc", 4) == "abc"
+
+
+def test_charts_in_the_page_have_their_own_names():
+    svg = '<svg class="marks" width="70" height="9" viewBox="0 0 70 9"><g id="c0" clip-path="url(#c0)" role="x"/></svg>'
+    shown = inline_svg("sizes", svg)
+    assert 'id="sizes-c0"' in shown
+    assert "url(#sizes-c0)" in shown
+    assert "role=" not in shown
+    assert "--width:70px" in shown

@@ -1,0 +1,148 @@
+"""Words from numbers: the rules of the report's verdicts, at their limits."""
+
+import pytest
+
+from quantharm.report import default_rules
+from quantharm.verdicts import (
+    Verdict,
+    change_verdict,
+    harm_verdict,
+    kl_verdict,
+    largest,
+    level_of,
+    perplexity_verdict,
+    risk_verdict,
+    speed_verdict,
+    unsteadiness,
+    within,
+)
+
+KL = {"negligible": 0.01, "low": 0.05, "moderate": 0.1}
+CHANGE = {"negligible": 1.0, "low": 5.0, "moderate": 10.0}
+
+
+@pytest.mark.parametrize(
+    ("value", "level"),
+    [
+        (0, "negligible"),
+        (0.00999, "negligible"),
+        (0.01, "low"),
+        (0.05, "moderate"),
+        (0.0999, "moderate"),
+        (0.1, "high"),
+    ],
+)
+def test_levels_begin_at_their_limits(value, level):
+    assert level_of(value, KL) == level
+
+
+@pytest.mark.parametrize("bounds", [[-0.1, 0.3], [0.0, 0.3], [-0.3, 0.0]])
+def test_an_interval_that_holds_zero_is_no_measurable_change(bounds):
+    verdict = perplexity_verdict(0.1, bounds, CHANGE)
+    assert (verdict.level, verdict.words) == ("none", "no measurable change")
+
+
+def test_perplexity_says_its_figure_interval_and_rule():
+    verdict = perplexity_verdict(2.68, [2.1, 3.2], CHANGE)
+    assert verdict.words == "low"
+    assert verdict.figure.replace("\u00a0", " ") == "+2.68 % [+2.10 %, +3.20 %]"
+    assert "1 % to 5 % low" in verdict.rule
+
+
+def test_an_interval_across_a_limit_is_said():
+    assert perplexity_verdict(4.7, [4.1, 5.2], CHANGE).words == "low, interval low to moderate"
+    assert kl_verdict(0.052, [0.047, 0.058], 1e-7, 10, KL).words == "moderate, interval low to moderate"
+
+
+def test_a_lower_perplexity_is_no_harm():
+    verdict = perplexity_verdict(-0.34, [-0.5, -0.2], CHANGE)
+    assert (verdict.level, verdict.words) == ("none", "measurably lower than the baseline's")
+
+
+def test_without_an_interval_it_says_so():
+    assert "without an interval" in perplexity_verdict(2.0, None, CHANGE).words
+
+
+@pytest.mark.parametrize(("kl", "level"), [(9e-7, "none"), (1e-6, "none"), (1.1e-6, "negligible")])
+def test_kl_near_the_noise_floor_is_not_quality(kl, level):
+    verdict = kl_verdict(kl, [kl, kl], 1e-7, 10, KL)
+    assert verdict.level == level
+    assert ("noise floor: says nothing" in verdict.words) == (level == "none")
+
+
+def test_a_method_that_equals_the_baseline_exactly_is_at_the_floor():
+    assert kl_verdict(0.0, [0.0, 0.0], 0.0, 10, KL).level == "none"
+
+
+def test_harm_is_the_worse_of_the_two_at_its_upper_end():
+    none = perplexity_verdict(0.1, [-0.1, 0.3], CHANGE)
+    low = kl_verdict(0.03, [0.02, 0.04], 0, 10, KL)
+    crossing = kl_verdict(0.049, [0.044, 0.054], 0, 10, KL)
+    floor = kl_verdict(1e-8, [0, 1e-8], 1e-7, 10, KL)
+    high = kl_verdict(2.4, [2.2, 2.6], 0, 10, KL)
+    assert harm_verdict(none, floor, []).words == "no measurable harm"
+    assert harm_verdict(none, low, []).words == "low harm"
+    assert (harm_verdict(none, crossing, []).words, harm_verdict(none, crossing, []).level) == (
+        "low to moderate harm",
+        "moderate",
+    )
+    assert harm_verdict(none, high, []).words == "severe harm"
+
+
+def test_a_failed_check_leaves_no_verdict():
+    fine = Verdict("none", "no measurable change", "", "")
+    verdict = harm_verdict(fine, fine, ["kernel", "reload"])
+    assert (verdict.level, verdict.figure) == ("failed", "failed kernel and reload")
+
+
+def test_changes_need_an_interval_without_zero():
+    assert change_verdict(5.0, [1.0, 9.0], "slower", "faster").words == "slower"
+    assert change_verdict(-5.0, [-9.0, -1.0], "slower", "faster").words == "faster"
+    assert change_verdict(5.0, [-1.0, 9.0], "slower", "faster").words == "no measurable change"
+    assert change_verdict(None, None, "slower", "faster").words == "not measured"
+
+
+@pytest.mark.parametrize(
+    ("bounds", "words"),
+    [([4.0, 4.9], "pass"), ([4.0, 5.0], "pass"), ([5.1, 6.0], "fail"), ([4.0, 5.1], "undecided"), ([-9, -6], "fail")],
+)
+def test_criteria_judge_the_whole_interval(bounds, words):
+    verdict = within("", sum(bounds) / 2, bounds, -5, 5, str, "rule")
+    assert verdict.words.startswith(words)
+
+
+def test_a_figure_that_was_not_measured_neither_passes_nor_fails():
+    assert within("", None, None, -5, 5, str, "rule").words == "not measured"
+
+
+CATEGORIES = {
+    "a": {"kl_nats_mean": 0.004, "ci95": [0.003, 0.005]},
+    "b": {"kl_nats_mean": 0.03, "ci95": [0.02, 0.06]},
+}
+
+
+def test_risk_is_that_of_the_worst_category():
+    assert risk_verdict(CATEGORIES, ["a"], 0.01, 0.05, []).words == "low"
+    assert risk_verdict(CATEGORIES, ["a", "b"], 0.01, 0.05, []).words == "medium, interval medium to high"
+    assert risk_verdict(CATEGORIES, ["c"], 0.01, 0.05, []).words == "not measured"
+    assert risk_verdict(CATEGORIES, ["a"], 0.01, 0.05, ["kernel"]).words == "not assessed: failed checks"
+    assert largest(CATEGORIES)[0] == "b"
+    assert largest({}) is None
+
+
+def test_an_unsteady_timing_is_not_judged():
+    faster = change_verdict(105.7, [1.5, 141.3], "faster", "slower")
+    steady, unsteady = {"median": 100.0, "ci95": [95.0, 105.0]}, {"median": 71.8, "ci95": [61.8, 143.0]}
+    assert speed_verdict(faster, [steady, steady], 30).words == "faster"
+    verdict = speed_verdict(faster, [steady, unsteady], 30)
+    assert (verdict.level, verdict.words) == ("unknown", "not judged: unsteady timing (interval 113 % wide)")
+    assert unsteadiness({"median": 1.0, "ci95": None}) == 0
+
+
+def test_default_rules_are_the_seeds_scale():
+    rules = default_rules()
+    assert rules["kl_nats"] == KL
+    assert rules["perplexity_change_percent"] == CHANGE
+    assert rules["defense"]["perplexity_change_percent"] == 5
+    assert rules["defense"]["kl_nats"] == 1.0
+    assert len(rules["applications"]) == 6
