@@ -70,7 +70,7 @@ def test_hash_of_windows_sees_every_token_their_order_and_their_borders():
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(None, "does not exist"), (b"\xff\xfe\x00", "is not UTF-8"), (b"", "is empty"), (b" \n\t ", "is empty")],
+    [(None, "is not a file"), (b"\xff\xfe\x00", "is not UTF-8"), (b"", "is empty"), (b" \n\t ", "is empty")],
 )
 def test_texts_that_cannot_be_read_are_refused(tmp_path, content, message):
     path = tmp_path / "text.txt"
