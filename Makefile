@@ -8,10 +8,10 @@ EVALUATION = .venv-evaluation/installed.txt
 demo: .venv/installed ## evaluate the built-in model with all methods
 	.venv/bin/snakemake $(FLAGS)
 	@cat results/logs/summary.log
-	@echo "Report: results/reference/EVALUATION_SUMMARY.md"
+	@echo "Report: results/report.html"
 
 test: .venv/installed $(EVALUATION) ## all tests
-	OMP_WAIT_POLICY=passive .venv-evaluation/bin/python -m pytest tests/unit tests/integration
+	OMP_WAIT_POLICY=passive .venv-evaluation/bin/python -m pytest tests/unit tests/report tests/integration
 	OMP_WAIT_POLICY=passive .venv/bin/python -m pytest tests/workflow
 
 lint: .venv/installed ## ruff, snakefmt, snakemake --lint

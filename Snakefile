@@ -27,4 +27,8 @@ rule all:
     default_target: True
     input:
         "results/summary.parquet",
+        "results/report.html",
         expand("results/{model}/EVALUATION_SUMMARY.md", model=config["evaluate"]["models"]),
+        records_of_default_run(),
+    message:
+        "finished: see results/"

@@ -3,9 +3,9 @@
 import pandas
 import pytest
 
-from quantharm.chart_base import label_heights, log_ticks
-from quantharm.report_format import count, interval, listing, number, percent, share, signed, size
-from quantharm.report_table import (
+from quantharm.reporting.chart_base import label_heights, log_ticks
+from quantharm.reporting.format import count, interval, listing, number, percent, share, signed, size
+from quantharm.reporting.table import (
     Cell,
     Column,
     Table,

@@ -2,9 +2,9 @@
 
 import pytest
 
-from quantharm.examples import parting, token
 from quantharm.report import environment, inline_svg
-from quantharm.report_text import markdown, one_line, shortened, visible
+from quantharm.reporting.examples import parting, token
+from quantharm.reporting.text import markdown, one_line, shortened, visible
 
 
 def test_control_and_bidirectional_characters_are_shown_by_their_code():

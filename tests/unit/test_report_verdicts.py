@@ -3,7 +3,7 @@
 import pytest
 
 from quantharm.report import default_rules
-from quantharm.verdicts import (
+from quantharm.reporting.verdicts import (
     Verdict,
     change_verdict,
     harm_verdict,

@@ -30,6 +30,7 @@ BITS_LIMIT = 0.03
 KERNEL_LIMIT = 0.02
 CONSISTENCY_LIMIT = 3.0  # factor
 CONSISTENCY_FROM = 0.01  # nats
+CONSISTENCY_STANDARD_ERRORS = 3.0  # few windows tell ln(perplexity ratio) only roughly
 OVERLAP_WORDS = 13
 KERNEL_MATRICES = 8
 KERNEL_TOKENS = 64
@@ -200,15 +201,21 @@ def check_finite(generation: dict[str, Any]) -> Check:
 
 
 def check_consistency(divergence: dict[str, Any]) -> Check:
+    """ln(perplexity ratio) lies between a third of mean KL and three times it, give or take three standard errors."""
     text = divergence["text"]
     if text is None:
         return outcome("consistency", None, None, CONSISTENCY_LIMIT, "no window of the text is in the store")
     kl, log_ratio = text["kl_nats_mean"], text["log_perplexity_ratio"]
-    explanation = f"on the text, ln(perplexity ratio) is {log_ratio:.4g} and mean KL {kl:.4g} nats: they should agree"
+    error = CONSISTENCY_STANDARD_ERRORS * (text["log_perplexity_ratio_standard_error"] or 0.0)
+    explanation = (
+        f"on the text, ln(perplexity ratio) is {log_ratio:.4g} ± {error:.2g} and mean KL {kl:.4g} nats: "
+        "they should agree"
+    )
     if kl <= CONSISTENCY_FROM:
         return outcome("consistency", None, None, CONSISTENCY_LIMIT, f"{explanation}, but KL is too small to tell")
     value = max(log_ratio / kl, kl / log_ratio) if log_ratio > 0 else math.inf
-    return outcome("consistency", value <= CONSISTENCY_LIMIT, value, CONSISTENCY_LIMIT, explanation)
+    agree = kl / CONSISTENCY_LIMIT - error <= log_ratio <= kl * CONSISTENCY_LIMIT + error
+    return outcome("consistency", agree, value, CONSISTENCY_LIMIT, explanation)
 
 
 def check_same_text(cell: dict[str, dict[str, Any]], baseline: dict[str, dict[str, Any]]) -> Check:

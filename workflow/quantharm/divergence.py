@@ -17,7 +17,7 @@ import torch
 from tqdm import tqdm
 
 from quantharm.errors import UserError
-from quantharm.files import read_parquet, write_json, write_parquet
+from quantharm.files import finite_or_none, read_parquet, write_json, write_parquet
 from quantharm.logits import TEXT_CATEGORY, store_metadata_of
 from quantharm.models import choose_device, dtype_of, load_cell, load_tokenizer, offline_environment, read_quantization
 from quantharm.provenance import memory_bytes, provenance
@@ -201,6 +201,7 @@ def summarise(rows: pandas.DataFrame) -> dict[str, Any]:
             "positions": len(text),
             "kl_nats_mean": float(text["kl_nats"].mean()),
             "log_perplexity_ratio": float(text["delta_nll_nats"].mean()),
+            "log_perplexity_ratio_standard_error": finite_or_none(float(text["delta_nll_nats"].sem())),
             "top1_agreement": float(text["top1_agrees"].mean()),
         }
         if len(text)

@@ -19,7 +19,7 @@ class QuantizedMatrix:
     rows: int  # output features
     columns: int  # input features
     stored_bytes: int  # weights, scales, zero points and tables as loaded
-    formula_bytes: float  # what the format should take (DESIGN, sizes)
+    formula_bytes: float  # what the format should take
     dequantize: Callable[[], torch.Tensor]  # [rows, columns] float32, from the file, by arithmetic of our own
     rounds_activations: bool = False  # LLM.int8: the inputs are rounded to 8 bits as well
     outlier_threshold: float = 0.0  # LLM.int8: input columns with a value above it stay in 16 bits

@@ -1,230 +1,216 @@
-"""EVALUATION_SUMMARY.md: the tables of one model's cells, every figure from their result files."""
+"""The report of one model, or of several: one HTML page, EVALUATION_SUMMARY.md, figures and tables.
 
+Everything shown comes from finished result files; words come from figures by the rules in the config's `report:`. The
+page needs no network: its charts, style and the few lines that sort tables are inside it, and its content security
+policy lets nothing else run or load.
+"""
+
+import argparse
+import base64
+import hashlib
+import json
+import re
 from pathlib import Path
 from typing import Any
 
-from quantharm.files import read_json, write_text
+import jinja2
+import yaml
+from markupsafe import Markup
+
+from quantharm.configuration import with_defaults
+from quantharm.errors import UserError
+from quantharm.files import write_text
+from quantharm.reporting import assessment as words
+from quantharm.reporting import charts_cost, charts_quality, examples
+from quantharm.reporting import overview as report_overview
+from quantharm.reporting import risks as risk
+from quantharm.reporting import tables_cost as cost
+from quantharm.reporting import tables_quality as quality
+from quantharm.reporting import tables_record as record
+from quantharm.reporting import tables_trade as trade
+from quantharm.reporting.chart_base import Figure, write_figure
+from quantharm.reporting.format import number, sentence_case, share, size
+from quantharm.reporting.results import Results, read_results
+from quantharm.reporting.table import Table, markdown_table, write_table
+from quantharm.reporting.text import markdown, visible
+from quantharm.reporting.verdicts import scale
 from quantharm.stage import run_stage, stage_parser
 
-Row = dict[str, Any]
+WORKFLOW = Path(__file__).parents[1]
+TEMPLATES = WORKFLOW / "report" / "templates"
+SCHEMA = WORKFLOW / "schemas" / "config.schema.yaml"
 
 
-def escape(text: Any) -> str:
-    """Text that cannot end a table cell or be taken for markup."""
-    cleaned = " ".join(str(text).split())
-    for character in "\\`*_{}[]<>|#":
-        cleaned = cleaned.replace(character, f"\\{character}")
-    return cleaned
+def default_rules() -> dict[str, Any]:
+    """The schema's defaults for the config's `report:`."""
+    schema = yaml.safe_load(SCHEMA.read_text(encoding="utf-8"))["properties"]["report"]
+    return with_defaults(schema["default"], schema)
 
 
-def table(header: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table; the first column to the left, the others to the right."""
-    lines = [header, [":--", *["--:"] * (len(header) - 1)], *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def number(value: float | None, digits: int = 3) -> str:
-    """Significant digits; `–` for a figure that does not exist."""
-    if value is None:
-        return "–"
-    if value != 0 and abs(value) < 1e-3:
-        return f"{value:.2e}"
-    return f"{value:,.{digits}g}" if abs(value) < 1000 else f"{value:,.0f}"
-
-
-def interval(bounds: list[float] | None, digits: int = 3) -> str:
-    return "–" if bounds is None else f"{number(bounds[0], digits)} … {number(bounds[1], digits)}"
-
-
-def megabytes(value: float) -> str:
-    return f"{value / 1e6:,.2f} MB" if value < 1e9 else f"{value / 1e9:,.3f} GB"
-
-
-def percent(value: float | None) -> str:
-    return "–" if value is None else f"{value:+.2f} %"
-
-
-def change(row: Row) -> str:
-    """ΔPPL, or `no measurable change` where its 95 % interval holds zero."""
-    bounds = row["perplexity_change_percent_ci95"]
-    if row["method"] == "baseline":
-        return "reference"
-    shown = f"{percent(row['perplexity_change_percent'])} [{interval(bounds)}]"
-    return f"no measurable change: {shown}" if bounds and bounds[0] <= 0 <= bounds[1] else shown
-
-
-def perplexity_table(rows: list[Row]) -> str:
-    return table(
-        ["Method", "Perplexity", "95 % interval", "Change from the baseline [95 %]", "Bits per byte"],
-        [
-            [
-                escape(r["method"]),
-                f"{r['perplexity']:.4f}",
-                interval(r["perplexity_ci95"], 5),
-                change(r),
-                f"{r['bits_per_byte']:.4f}",
-            ]
-            for r in rows
-        ],
+def environment() -> jinja2.Environment:
+    """Templates escape everything for HTML, but those of Markdown, which name the filter `markdown` themselves."""
+    found = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=lambda name: not (name or "").endswith(".md.jinja"),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=lambda value: visible(value) if type(value) is str else value,
     )
+    found.filters |= {
+        "markdown": markdown,
+        "number": number,
+        "share": share,
+        "size": size,
+        "sentence_case": sentence_case,
+        "markdown_table": markdown_table,
+    }
+    return found
 
 
-def divergence_table(rows: list[Row]) -> str:
-    return table(
-        ["Method", "KL, nats", "95 % interval", "median", "p99", "max", "Top-1 agreement", "KL on the text"],
-        [
-            [
-                escape(r["method"]) + (" (noise floor)" if r["method"] == "baseline" else ""),
-                number(r["kl_nats_mean"]),
-                interval(r["kl_nats_ci95"]),
-                number(r["kl_nats_median"]),
-                number(r["kl_nats_p99"]),
-                number(r["kl_nats_max"]),
-                f"{r['top1_agreement']:.2%}",
-                number(r["text_kl_nats_mean"]),
-            ]
-            for r in rows
-        ],
-    )
+def inline_svg(key: str, svg: str) -> Markup:
+    """A chart for the page: names within it made unique, its size left to the style sheet."""
+    svg = re.sub(r'\bid="', f'id="{key}-', svg)
+    svg = re.sub(r"url\(#", f"url(#{key}-", svg)
+    svg = re.sub(r' aria-\w+="[^"]*"| role="[^"]*"', "", svg)
+    width = re.search(r'<svg[^>]* width="([\d.]+)"', svg)
+    svg = re.sub(r'(<svg[^>]*?) width="[\d.]+" height="[\d.]+"', r"\1", svg, count=1)
+    style = f"--width:{float(width[1]):.0f}px" if width else ""
+    return Markup(svg.replace("<svg ", f'<svg aria-hidden="true" style="{style}" ', 1))
 
 
-def by_category(rows: list[Row], key: str, show) -> str:
-    """One line a category, one column a method."""
-    categories = list(rows[0][key])
-    body = [[escape(c), *[show(r[key].get(c)) for r in rows]] for c in categories]
-    return table(["Category", *[escape(r["method"]) for r in rows]], body)
+def script() -> dict[str, str]:
+    """The page's own script and the hash by which its content security policy lets it run, and nothing else."""
+    text = (TEMPLATES / "page.js").read_text(encoding="utf-8")
+    digest = hashlib.sha256(text.encode()).digest()
+    return {"text": Markup(text), "sha256": base64.b64encode(digest).decode()}
 
 
-def size_table(rows: list[Row]) -> str:
-    return table(
-        [
-            "Method",
-            "On disk",
-            "Loaded",
-            "Compression",
-            "Saved",
-            "Bits a weight",
-            "By the formula",
-            "Peak when generating",
-        ],
-        [
-            [
-                escape(r["method"]),
-                megabytes(r["checkpoint_bytes"]),
-                megabytes(r["weight_bytes"]),
-                f"{r['compression']:.2f}×",
-                megabytes(r["saved_bytes"]),
-                number(r["bits_per_weight"], 4) if r["bits_per_weight"] else "16 (not quantized)",
-                number(r["bits_per_weight_formula"], 4),
-                megabytes(r["memory_peak_bytes"]),
-            ]
-            for r in rows
-        ],
-    )
+def model_tables(results: Results, found: list[words.Assessment], rules: dict[str, Any]) -> dict[str, Table]:
+    tables = [
+        words.executive_table(results, found),
+        quality.perplexity_table(results, rules),
+        quality.divergence_table(results, rules),
+        quality.divergence_by_category_table(results),
+        quality.answers_table(results),
+        cost.sizes_table(results),
+        cost.memory_table(results),
+        cost.time_by_category_table(results),
+        cost.length_by_category_table(results),
+        cost.success_by_category_table(results),
+        cost.benchmark_table(results, rules),
+        trade.overall_table(results, words.best_use(results, found)),
+        trade.trade_off_table(results, rules),
+        trade.trade_off_pairs_table(results),
+        words.harm_table(results, found),
+        risk.risk_table(results, rules),
+        risk.defense_table(results, rules),
+        record.configuration_table(results),
+        record.checks_table(results),
+        record.environment_table(results),
+        record.files_table(results),
+    ]
+    return {table.key: table for table in tables}
 
 
-def generation_table(rows: list[Row]) -> str:
-    return table(
-        [
-            "Method",
-            "Succeeded",
-            "Right answers",
-            "Right → wrong",
-            "Wrong → right",
-            "Same as baseline",
-            "First difference, token",
-            "Seconds a prompt",
-            "Prefill, ms",
-            "Decode, tokens/s",
-        ],
-        [
-            [
-                escape(r["method"]),
-                f"{r['succeeded']} of {r['prompts']}",
-                f"{r['correct']} of {r['judged']}",
-                str(r["flips_right_to_wrong"]),
-                str(r["flips_wrong_to_right"]),
-                f"{r['identical_responses']} of {r['prompts']}",
-                number(r["first_difference_median"]),
-                number(r["seconds_mean"]),
-                number(1000 * r["prefill_seconds_median"]),
-                f"{r['decode_tokens_per_second_median']:.1f} [{interval(r['decode_tokens_per_second_ci95'])}]",
-            ]
-            for r in rows
-        ],
-    )
+def model_figures(results: Results) -> list[Figure]:
+    makers = [
+        charts_quality.quality_against_size,
+        charts_quality.perplexity_chart,
+        charts_quality.kl_by_category_chart,
+        charts_quality.kl_distribution,
+        charts_cost.time_by_category,
+        charts_cost.speed_chart,
+        charts_cost.sizes_chart,
+    ]
+    return [make(results) for make in makers]
 
 
-def checks_table(folder: Path, rows: list[Row]) -> str:
-    records = [read_json(folder / r["method"] / "checks.json")["checks"] for r in rows]
-    names = [check["name"] for check in records[0]]
-    body = [[name.replace("_", "\\_"), *[checks[i]["status"] for checks in records]] for i, name in enumerate(names)]
-    return table(["Check", *[escape(r["method"]) for r in rows]], body)
+def write_figures(folder: Path, figures: list[Figure]) -> dict[str, dict[str, Any]]:
+    """Files, and for the templates {key: {figure, svg}}."""
+    return {f.key: {"figure": f, "svg": inline_svg(f.key, write_figure(folder, f))} for f in figures}
 
 
-def summary_of(folder: Path) -> str:
-    rows = read_json(folder / "summary.json")["cells"]
-    first = rows[0]
-    failed = [f"**{escape(r['method'])}** ({', '.join(r['checks_failed'])})" for r in rows if r["checks_failed"]]
-    warning = f"\n> **Failed checks; do not believe the figures of:** {'; '.join(failed)}.\n" if failed else ""
-    prompts = first["prompts"] // max(1, len(first["kl_nats_by_category"]) - ("text" in first["kl_nats_by_category"]))
-    return f"""# Quantization of {escape(first["model"])}
+def report_model(arguments: argparse.Namespace, rules: dict[str, Any]) -> None:
+    results = read_results(arguments.model)
+    found = [words.assess(cell, results, rules) for cell in results.methods]
+    tables = model_tables(results, found, rules)
+    figures = write_figures(arguments.figures, model_figures(results))
+    for table in tables.values():
+        write_table(arguments.tables, table)
+    prompts = examples.prompt_texts(arguments.prompts)
+    per_category = min(v["prompts"] for v in results.baseline.generation["by_category"].values())
+    page = {
+        "results": results,
+        "baseline": results.baseline,
+        "assessments": found,
+        "tables": tables,
+        "figures": figures,
+        "rules": rules,
+        "scales": {
+            "kl": scale(rules["kl_nats"], " nats"),
+            "perplexity": scale(rules["perplexity_change_percent"], " %"),
+        },
+        "prompts_per_category": charts_cost.prompts_text(results),
+        "categories_are_descriptive": per_category < rules["prompts_to_test_a_category"],
+        "front": words.front_sentence(results),
+        "demonstrated": words.demonstrated_harm(results, found),
+        "baseline_conditions": words.baseline_conditions(results, found),
+        "risk_caveat": risk.risk_caveat(results),
+        "attack": risk.attack_sentence(results),
+        "most_divergent": max((c.row["kl_nats_mean"], c.method) for c in results.believed or results.cells)[1],
+        "worst_positions": {cell.method: examples.worst_positions(cell) for cell in results.methods},
+        "responses": {cell.method: examples.responses(cell, results, prompts) for cell in results.methods},
+        "script": script(),
+    }
+    render(arguments, "model", page)
 
-{escape(first["source"])}{f" at {first['revision']}" if first["revision"] else ""}, {first["parameters"]:,} parameters,
-{first["dtype"]}, on {escape(first["device"])}. Every figure comes from the result files beside this one.
-{warning}
-## Perplexity
 
-Protocol `{first["perplexity_protocol"]}`, {first["perplexity_tokens_scored"]:,} tokens scored; intervals by a paired
-bootstrap over windows.
+def report_models(arguments: argparse.Namespace, rules: dict[str, Any]) -> None:
+    models = []
+    for folder in arguments.models:
+        results = read_results(folder)
+        models.append((results, [words.assess(cell, results, rules) for cell in results.methods]))
+    tables = {table.key: table for table in report_overview.overview_tables(models, rules)}
+    for table in tables.values():
+        write_table(arguments.tables, table)
+    page = {
+        "models": models,
+        "failed": [(r.model, cell.method, cell.failed) for r, _ in models for cell in r.cells if cell.failed],
+        "tables": tables,
+        "figures": write_figures(arguments.figures, report_overview.overview_figures(models)),
+        "scales": {
+            "kl": scale(rules["kl_nats"], " nats"),
+            "perplexity": scale(rules["perplexity_change_percent"], " %"),
+        },
+        "script": script(),
+    }
+    render(arguments, "overview", page)
 
-{perplexity_table(rows)}
 
-## Divergence from the baseline
-
-KL(baseline ‖ method) over the whole vocabulary on the baseline's own greedy answers; mean of category means, intervals
-by a bootstrap over prompts within categories.
-
-{divergence_table(rows)}
-
-Mean KL in nats by category, {prompts} prompts each: descriptive only, too few prompts to test a category by itself.
-
-{by_category(rows, "kl_nats_by_category", number)}
-
-## Sizes
-
-{size_table(rows)}
-
-## Generation
-
-Greedy, batch 1. Prefill and decode are medians of repeated runs on a fixed prompt.
-
-{generation_table(rows)}
-
-Seconds a prompt, by category:
-
-{by_category(rows, "seconds_mean_by_category", number)}
-
-Tokens an answer, by category:
-
-{by_category(rows, "new_tokens_mean_by_category", number)}
-
-Prompts that succeeded (at least one token, finite logits, not degenerate), by category:
-
-{by_category(rows, "succeeded_by_category", lambda v: f"{v:.0%}")}
-
-## Checks
-
-{checks_table(folder, rows)}
-"""
+def render(arguments: argparse.Namespace, name: str, page: dict[str, Any]) -> None:
+    templates = environment()
+    write_text(arguments.html, templates.get_template(f"{name}.html.jinja").render(page))
+    text = templates.get_template(f"{name}.md.jinja").render(page)
+    write_text(arguments.markdown, re.sub(r"\n{3,}", "\n\n", text).strip() + "\n")
+    print(f"{arguments.html}: {arguments.html.stat().st_size / 1e6:.2f} MB, {len(page['tables'])} tables")
 
 
 def main() -> None:
     parser = stage_parser(__doc__)
-    parser.add_argument("--results", type=Path, required=True, help="results folder of a model")
-    parser.add_argument("--output", type=Path, required=True, help="EVALUATION_SUMMARY.md")
+    parser.add_argument("--model", type=Path, help="results folder of one model")
+    parser.add_argument("--models", type=Path, nargs="+", help="or results folders of several models")
+    parser.add_argument("--rules", type=json.loads, help="the config's `report:` as JSON; the schema's defaults")
+    parser.add_argument("--prompts", type=Path, help="prompt suite, to show the prompts beside the responses")
+    parser.add_argument("--html", type=Path, required=True, help="report.html")
+    parser.add_argument("--markdown", type=Path, required=True, help="EVALUATION_SUMMARY.md")
+    parser.add_argument("--figures", type=Path, required=True, help="folder for SVG and PNG")
+    parser.add_argument("--tables", type=Path, required=True, help="folder for CSV and Parquet")
     arguments = parser.parse_args()
-    write_text(arguments.output, summary_of(arguments.results))
+    rules = arguments.rules or default_rules()
+    if (arguments.model is None) == (arguments.models is None):
+        raise UserError("name either --model or --models")
+    (report_model if arguments.model else report_models)(arguments, rules)
 
 
 if __name__ == "__main__":

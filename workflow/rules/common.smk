@@ -14,6 +14,7 @@ sys.path.insert(0, str(PACKAGE))
 from quantharm import configuration, resources
 from quantharm.dependencies import module_files
 from quantharm.errors import UserError
+from quantharm.reporting import names as report_names
 
 try:
     config = configuration.complete(config, PACKAGE / "schemas" / "config.schema.yaml")
@@ -29,7 +30,7 @@ PYTHON = ".venv-evaluation/bin/python" if OWN_PYTHON else config["python"] or "p
 # use the cores, spinning makes a small model 50 times slower. A PYTHONPATH that is set already is kept, after our own.
 shell.prefix(
     f"set -euo pipefail; export PYTHONPATH={shlex.quote(str(PACKAGE))}${{{{PYTHONPATH:+:$PYTHONPATH}}}}"
-    " OMP_WAIT_POLICY=passive; "
+    f" OMP_WAIT_POLICY=passive WORKFLOW_PYTHON={shlex.quote(sys.executable)}; "
 )
 
 
@@ -127,3 +128,39 @@ def pretrained_source(wildcards):
 
 def cells_of(wildcards):
     return [f"results/{wildcards.model}/{method}" for method in configuration.methods_of(config, wildcards.model)]
+
+
+def records_of_default_run():
+    """Targets, so that a record that was deleted is made again although what was made of it is still there.
+
+    Checkpoints and the log-prob store are no targets: they are large, and may be deleted until something needs them.
+    """
+    models = config["evaluate"]["models"]
+    once = [f"results/{model}/{stage}.json" for model in models for stage in ("source", "summary", "baseline/logits")]
+    cells = [f"results/{model}/{method}" for model in models for method in configuration.methods_of(config, model)]
+    return once + [f"{cell}/{file}" for cell in cells for file in [*CELL_FILES, "divergence.parquet"]]
+
+
+REPORT_TEMPLATES = sorted(os.path.relpath(path) for path in (PACKAGE / "report" / "templates").iterdir())
+REPORTED_FILES = ["generation.parquet", "perplexity.parquet", "divergence.parquet", "checks.json"]
+
+
+marked = report  # the flag; a line that starts with its own name would be read as a directive
+
+
+def figure_files(folder, names, caption, **labels):
+    """A report() for each chart as SVG, and its PNG beside it."""
+    shown = [
+        marked(f"{folder}/figures/{name}.svg", caption=caption, category="Charts", labels=labels | {"chart": title})
+        for name, title in names.items()
+    ]
+    return shown + [f"{folder}/figures/{name}.png" for name in names]
+
+
+def table_files(folder, names, caption, **labels):
+    """A report() for each table as CSV, and its Parquet beside it."""
+    shown = [
+        marked(f"{folder}/tables/{name}.csv", caption=caption, category="Tables", labels=labels | {"table": title})
+        for name, title in names.items()
+    ]
+    return shown + [f"{folder}/tables/{name}.parquet" for name in names]

@@ -15,13 +15,11 @@ rule evaluation_environment:
         "results/logs/evaluation_environment.log",
     conda:
         "../../envs/evaluation.yaml"
-    params:
-        python=sys.executable,
     message:
         "the evaluation environment, from envs/evaluation.txt (once; some minutes)"
     shell:
         "exec > {log} 2>&1 && "
-        "{params.python:q} -m venv --clear .venv-evaluation && "
+        '"$WORKFLOW_PYTHON" -m venv --clear .venv-evaluation && '
         ".venv-evaluation/bin/python -m pip install --disable-pip-version-check --requirement {input} && "
         ".venv-evaluation/bin/python -m pip freeze --disable-pip-version-check > {output}.part && "
         "mv {output}.part {output}"

@@ -1,31 +1,4 @@
 # a model's result files → results/{model}/{report.html,EVALUATION_SUMMARY.md,figures/,tables/}; all → results/…
-import json
-
-from quantharm import report_names
-
-REPORT_TEMPLATES = sorted(os.path.relpath(path) for path in (PACKAGE / "report" / "templates").iterdir())
-REPORTED_FILES = ["generation.parquet", "perplexity.parquet", "divergence.parquet", "checks.json"]
-
-
-marked = report  # the flag; a line that starts with its own name would be read as a directive
-
-
-def figure_files(folder, names, caption, **labels):
-    """A report() for each chart as SVG, and its PNG beside it."""
-    shown = [
-        marked(f"{folder}/figures/{name}.svg", caption=caption, category="Charts", labels=labels | {"chart": title})
-        for name, title in names.items()
-    ]
-    return shown + [f"{folder}/figures/{name}.png" for name in names]
-
-
-def table_files(folder, names, caption, **labels):
-    """A report() for each table as CSV, and its Parquet beside it."""
-    shown = [
-        marked(f"{folder}/tables/{name}.csv", caption=caption, category="Tables", labels=labels | {"table": title})
-        for name, title in names.items()
-    ]
-    return shown + [f"{folder}/tables/{name}.parquet" for name in names]
 
 
 localrules:

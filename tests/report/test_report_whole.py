@@ -1,0 +1,188 @@
+"""The report of three models × five synthetic methods, made whole."""
+
+import html.parser
+import json
+import re
+import shutil
+
+import pandas
+import pytest
+import synthetic
+from report_runs import outputs, run_report
+
+from quantharm.reporting import names as report_names
+
+INVISIBLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+VOID = {"meta", "link", "br", "hr", "img", "input"}
+
+
+class Structure(html.parser.HTMLParser):
+    """Element names, ids and links; fails on elements that are not closed in order."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.names, self.ids, self.links = [], [], [], []
+
+    def handle_starttag(self, tag, attributes):
+        self.names.append(tag)
+        found = dict(attributes)
+        if "id" in found:
+            self.ids.append(found["id"])
+        self.links += [found[key] for key in ("href", "src", "xlink:href") if found.get(key)]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.handle_starttag(tag, attributes)
+        if tag not in VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag):
+        assert self.open, f"</{tag}> closes nothing"
+        assert self.open.pop() == tag
+
+
+def structure(text: str) -> Structure:
+    found = Structure()
+    found.feed(text)
+    assert not found.open
+    return found
+
+
+def pages(reports):
+    return [reports.model(m) / "report.html" for m in synthetic.MODELS] + [reports.results / "report.html"]
+
+
+def test_every_file_is_there(reports):
+    for model in synthetic.MODELS:
+        folder = reports.model(model)
+        for name in report_names.FIGURES:
+            assert (folder / "figures" / f"{name}.svg").read_text().startswith("<svg")
+            assert (folder / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        for name in report_names.TABLES:
+            table = pandas.read_csv(folder / "tables" / f"{name}.csv")
+            assert list(table.columns) == list(pandas.read_parquet(folder / "tables" / f"{name}.parquet").columns)
+            assert len(table)
+    for name in report_names.OVERVIEW_FIGURES:
+        assert (reports.results / "figures" / f"{name}.svg").is_file()
+    for name in report_names.OVERVIEW_TABLES:
+        assert (reports.results / "tables" / f"{name}.csv").is_file()
+
+
+def test_small_and_quick(reports):
+    for page in pages(reports):
+        assert page.stat().st_size < 5e6
+    assert max(reports.seconds.values()) < 20
+
+
+def test_html_is_well_formed_and_asks_for_nothing(reports):
+    for page in pages(reports):
+        text = page.read_text(encoding="utf-8")
+        found = structure(text)
+        assert len(found.ids) == len(set(found.ids))
+        assert found.names.count("script") == 1
+        for link in found.links:
+            inside = link.startswith("#") and link[1:] in found.ids
+            assert inside or link == "data:," or re.fullmatch(r"[\w.-]+/report\.html", link), link
+        assert "url(http" not in text
+
+
+def test_what_models_wrote_is_escaped(reports):
+    for model in synthetic.MODELS:
+        text = (reports.model(model) / "report.html").read_text(encoding="utf-8")
+        assert "&lt;script&gt;alert(" in text
+        assert "<script>alert(" not in text
+        assert "<b>from nf4</b>" not in text
+        assert not INVISIBLE.search(text)
+        assert "⟨U+202E⟩" in text
+        markdown = (reports.model(model) / "EVALUATION_SUMMARY.md").read_text(encoding="utf-8")
+        assert not re.search(r"(?<!\\)<script", markdown)
+        assert not INVISIBLE.search(markdown)
+
+
+def test_markdown_tables_keep_their_columns(reports):
+    for folder in [*map(reports.model, synthetic.MODELS), reports.results]:
+        block: list[int] = []
+        for line in (folder / "EVALUATION_SUMMARY.md").read_text(encoding="utf-8").splitlines():
+            if line.startswith("|"):
+                block.append(len(re.findall(r"(?<!\\)\|", line)))
+            else:
+                assert len(set(block)) <= 1, block
+                block = []
+
+
+def test_sections_of_the_navigation_exist(reports):
+    text = (reports.model("alpha-7b") / "report.html").read_text(encoding="utf-8")
+    sections = re.findall(r'<section id="([^"]+)"', text)
+    assert re.findall(r'<li><a href="#([^"]+)"', text) == sections
+    assert sections[0] == "summary"
+
+
+def test_failed_checks_are_marked_everywhere(reports):
+    folder = reports.model("alpha-7b")
+    text = (folder / "report.html").read_text(encoding="utf-8")
+    assert "Do not use bad-int4" in text
+    assert "not to be believed" in text
+    assert text.count("bad-int4 †") >= 8
+    risk = pandas.read_csv(folder / "tables" / "deployment-risk.csv")
+    assert set(risk["risk/bad-int4"]) == {"not assessed: failed checks"}
+    for words in ("closest", "smallest", "fastest"):
+        overall = pandas.read_csv(folder / "tables" / "overall.csv").set_index("figure")
+        assert words not in overall.loc["best_use", "bad-int4"]
+
+
+def test_words_follow_the_figures(reports):
+    folder = reports.model("alpha-7b")
+    perplexity = pandas.read_csv(folder / "tables" / "perplexity.csv").set_index("method")
+    assert perplexity.loc["int8", "verdict"] == "no measurable change"
+    assert perplexity.loc["nf4", "verdict"] == "low"
+    divergence = pandas.read_csv(folder / "tables" / "divergence.csv").set_index("method")
+    assert divergence.loc["int8", "verdict"] == "negligible"
+    assert divergence.loc["nf4", "verdict"] == "low"
+    defense = pandas.read_csv(folder / "tables" / "defense.csv").set_index("criterion")
+    assert defense.loc["Perplexity near the baseline", "outcome/awq"] == "pass"
+    assert defense.loc["Integrity verified", "outcome/awq"] == "not measured"
+    assert defense.loc["Integrity verified", "outcome/nf4"] == "fail"
+    benchmark = pandas.read_csv(folder / "tables" / "benchmark.csv").set_index("method")
+    assert benchmark.loc["awq", "decode_verdict"] == "faster"
+    assert benchmark.loc["int8", "captured_decode_tokens_per_second_median"].startswith("LLM.int8")
+
+
+def test_times_of_two_devices_do_not_stand_side_by_side(reports):
+    table = pandas.read_csv(reports.results / "tables" / "overview.csv")
+    assert "decode_tokens_per_second" not in table.columns
+    assert "different devices" in (reports.results / "report.html").read_text(encoding="utf-8")
+
+
+def test_cells_of_two_devices_are_refused(reports, tmp_path):
+    folder = tmp_path / "alpha-7b"
+    shutil.copytree(reports.model("alpha-7b"), folder)
+    record = folder / "nf4" / "generation.json"
+    record.write_text(record.read_text().replace("NVIDIA H200", "NVIDIA L4"))
+    answer = run_report(f"--model={folder}", *outputs(tmp_path / "out"))
+    assert answer.returncode == 1
+    assert answer.stderr.startswith("error: alpha-7b × nf4 ran its stage generation with device 'NVIDIA L4'")
+    assert len(answer.stderr.strip().splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("methods", [["baseline"], ["baseline", "bad-int4"], ["baseline", "int8"]])
+def test_fewer_methods_make_a_report_too(tmp_path, methods):
+    folder = synthetic.make_model(tmp_path, "beta-4b", methods)
+    answer = run_report(f"--model={folder}", *outputs(tmp_path / "out"))
+    assert answer.returncode == 0, answer.stderr
+    structure((tmp_path / "out" / "report.html").read_text(encoding="utf-8"))
+    answer = run_report("--models", str(folder), *outputs(tmp_path / "all"))
+    assert answer.returncode == 0, answer.stderr
+
+
+def test_results_without_worst_positions_say_so(reports, tmp_path):
+    folder = tmp_path / "beta-4b"
+    shutil.copytree(reports.model("beta-4b"), folder)
+    for path in folder.glob("*/divergence.json"):
+        record = json.loads(path.read_text())
+        del record["worst_positions"]
+        path.write_text(json.dumps(record))
+    answer = run_report(f"--model={folder}", *outputs(tmp_path / "out"))
+    assert answer.returncode == 0, answer.stderr
+    assert "Not recorded in these results" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")

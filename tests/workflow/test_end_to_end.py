@@ -1,0 +1,162 @@
+"""One real run: every result file of the design's section 4 is there and says what it should."""
+
+import csv
+import json
+import re
+
+import pytest
+from workflow_project import ENDS, FETCH, LOGITS, METHODS, TEXT, jobs_of
+
+PROVENANCE = {"git_commit", "device", "versions"}
+LONGEST_LINE = 400
+KEYS = {
+    "quantization": "model method quantizer settings source checkpoint_bytes weight_bytes bits_per_weight "
+    "quantized_modules kept_modules seconds memory provenance",
+    "perplexity": "protocol dataset_sha256 tokens_scored windows nll_mean_nats perplexity perplexity_ci95 "
+    "bits_per_byte seconds tokens_per_second peak_memory_bytes provenance",
+    "divergence": "kl_nats reverse_kl_nats_mean js_nats_mean top1_agreement delta_p by_category positions provenance",
+    "generation": "prompts succeeded seconds_mean new_tokens_mean tokens_per_second by_category benchmark memory "
+    "provenance",
+    "checks": "checks failed provenance",
+}
+CHECKS = {
+    "self_divergence",
+    "reload",
+    "method_is_real",
+    "bits_per_weight",
+    "kernel",
+    "finite",
+    "consistency",
+    "same_text",
+    "calibration",
+}
+
+
+@pytest.fixture(scope="module")
+def project(first_run):
+    return first_run[0]
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("stage", KEYS)
+def test_records_hold_the_keys_of_the_design(project, method, stage):
+    record = project.read(f"{method}/{stage}.json")
+    assert set(KEYS[stage].split()) <= set(record)
+    assert set(record["provenance"]) >= PROVENANCE
+    assert (record["model"], record["method"]) == ("reference", method)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_nested_keys(project, method):
+    divergence, generation = project.read(f"{method}/divergence.json"), project.read(f"{method}/generation.json")
+    assert {"mean", "ci95", "median", "p90", "p99", "p99_9", "max"} <= set(divergence["kl_nats"])
+    assert {"mean", "rms"} <= set(divergence["delta_p"])
+    for category in divergence["by_category"].values():
+        assert {"kl_nats_mean", "ci95", "top1_agreement", "positions"} <= set(category)
+    assert len(divergence["by_category"]) - ("text" in divergence["by_category"]) == 3
+    assert generation["prompts"] == generation["succeeded"] == 3  # one a category, of four
+    benchmark = generation["benchmark"]
+    assert {"prompt_tokens": 16, "new_tokens": 4}.items() <= benchmark.items()
+    for figure in ("prefill_seconds", "decode_tokens_per_second"):
+        assert {"median", "p90", "ci95"} <= set(benchmark[figure])
+        assert any(isinstance(v, list) and len(v) >= 2 for k, v in benchmark[figure].items() if k != "ci95")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_row_files_and_checkpoints(project, method):
+    for name in ("generation.parquet", "perplexity.parquet", "divergence.parquet"):
+        content = project.path(f"{method}/{name}").read_bytes()
+        assert content[:4] == content[-4:] == b"PAR1"
+    weights = list(project.path(f"{method}/checkpoint").glob("*.safetensors"))
+    assert bool(weights) == (method != "baseline")  # the baseline's is a pointer, no copy
+
+
+def test_files_of_the_model_and_of_all_models(project):
+    source = project.read("source.json")
+    assert source["weight_files"]
+    assert source["context"] == 1024
+    for name in ("baseline/trace.parquet", "baseline/logits.parquet", "summary.parquet", "summary.csv"):
+        assert project.path(name).stat().st_size > 0
+    assert (project / "results/summary.parquet").stat().st_size > 0
+    assert (project / "results/summary.csv").stat().st_size > 0
+    report = project.path("EVALUATION_SUMMARY.md").read_text(encoding="utf-8")
+    assert all(f"| {method}" in report for method in METHODS)
+
+
+def test_nothing_half_written_is_left(project):
+    assert not list((project / "results").rglob("*.part"))
+
+
+def test_the_summary_has_a_row_a_method(project):
+    rows = project.read("summary.json")["cells"]
+    assert [row["method"] for row in rows] == list(METHODS)
+    for path in (project.path("summary.csv"), project / "results/summary.csv"):
+        with open(path, newline="", encoding="utf-8") as stream:
+            assert [row["method"] for row in csv.DictReader(stream)] == list(METHODS)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_checks_pass(project, method):
+    checks = {check["name"]: check for check in project.read(f"{method}/checks.json")["checks"]}
+    assert set(checks) >= CHECKS
+    assert {check["status"] for check in checks.values()} <= {"pass", "skipped"}
+    assert project.read(f"{method}/checks.json")["failed"] == []
+
+
+def test_the_noise_floor(project):
+    assert 0 <= project.read("baseline/divergence.json")["kl_nats"]["mean"] <= 1e-6
+
+
+def test_the_store_takes_two_bytes_an_entry(project):
+    log = (project / "results/logs/logits/reference.log").read_text(encoding="utf-8")
+    assert float(re.search(r"([\d.]+) bytes an entry", log)[1]) <= 2.05
+
+
+@pytest.mark.parametrize(("method", "largest_kl"), [("int8", 0.02), ("nf4", 0.3), ("awq", 0.3)])
+def test_figures_are_plausible(project, method, largest_kl):
+    """Wide limits: an order of magnitude above what each format costs this model is a fault of the format's code."""
+    row = next(row for row in project.read("summary.json")["cells"] if row["method"] == method)
+    assert 0 < row["kl_nats_mean"] < largest_kl
+    assert abs(row["perplexity_change_percent"]) < 25
+    assert (
+        {"int8": 8, "nf4": 4, "awq": 4}[method] < row["bits_per_weight"] < {"int8": 8.3, "nf4": 4.4, "awq": 4.3}[method]
+    )
+
+
+@pytest.mark.parametrize(
+    ("log", "bar"),
+    [
+        ("generation/reference/nf4.log", "generation"),
+        ("perplexity/reference/nf4.log", "perplexity"),
+        ("divergence/reference/nf4.log", "divergence"),
+        ("logits/reference.log", "logits"),
+    ],
+)
+def test_logs_hold_the_bar_of_their_stage(project, log, bar):
+    text = (project / "results/logs" / log).read_text(encoding="utf-8")
+    assert re.search(rf"{bar}: +100%", text)
+    assert "Traceback" not in text
+
+
+def test_each_model_job_has_a_benchmark(project):
+    found = {path.relative_to(project / "results/benchmarks") for path in (project / "results").rglob("*.tsv")}
+    stages = ("quantize", "generation", "perplexity", "divergence", "checks")
+    names = {f"{stage}/reference/{method}.tsv" for stage in stages for method in METHODS}
+    assert names | {"logits/reference/baseline.tsv"} == {str(path) for path in found}
+
+
+def test_the_terminal_stays_readable(first_run):
+    result = first_run[1]
+    assert max(map(len, result.lines)) <= LONGEST_LINE
+    assert len(result.lines) < 8 * 27 + 60  # a handful of lines a job
+    for word in ("quantharm.", " -m ", "Traceback", "Warning"):
+        assert word not in result.output
+    shown = jobs_of(result.output)
+    assert shown >= {FETCH, TEXT, LOGITS, *ENDS, "reference × awq: quantize"}
+
+
+def test_results_name_no_place_on_this_machine(project):
+    """Folders named relative to the project stay relative in the records, so that results can be moved with it."""
+    record = project.read("nf4/quantization.json")
+    assert record["checkpoint"] == "results/reference/nf4/checkpoint"
+    assert str(project.folder) not in json.dumps(record["source"])

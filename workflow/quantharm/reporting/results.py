@@ -1,0 +1,184 @@
+"""The finished result files of one model, and the paired differences from its baseline.
+
+Cells that did not run on one device, in one dtype and under one protocol are refused: their figures are not comparable.
+"""
+
+import itertools
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy
+import pandas
+
+from quantharm.errors import UserError
+from quantharm.files import read_json, read_parquet
+from quantharm.statistics import interval_95, stratified_mean, weighted_mean_interval
+
+BASELINE = "baseline"
+TEXT_CATEGORY = "text"  # as in logits.py, which needs torch
+STAGES = ("generation", "perplexity", "divergence")
+Rows = dict[str, Any]
+Bounds = list[float] | None
+
+
+@dataclass
+class Cell:
+    """One model × method: the row of summary.json, the stages' records, and differences from the baseline."""
+
+    method: str
+    row: Rows
+    quantization: Rows
+    perplexity: Rows
+    divergence: Rows
+    generation: Rows
+    checks: Rows
+    integrity: Rows | None
+    folder: Path
+    changes: dict[str, Any] = field(default_factory=dict)  # from the baseline: figure → (change, interval)
+
+    @property
+    def failed(self) -> list[str]:
+        return self.checks["failed"]
+
+    @property
+    def by_category(self) -> dict[str, Rows]:
+        """KL by prompt category, the text apart."""
+        return {c: v for c, v in self.divergence["by_category"].items() if c != TEXT_CATEGORY}
+
+
+@dataclass
+class Results:
+    """All cells of one model, the baseline's first."""
+
+    model: str
+    folder: Path
+    cells: list[Cell]
+    kl_differences: dict[tuple[str, str], tuple[float, Bounds]] = field(default_factory=dict)
+
+    @property
+    def baseline(self) -> Cell:
+        return self.cells[0]
+
+    @property
+    def methods(self) -> list[Cell]:
+        return self.cells[1:]
+
+    @property
+    def believed(self) -> list[Cell]:
+        """The cells that passed their checks."""
+        return [cell for cell in self.cells if not cell.failed]
+
+    @property
+    def noise_floor(self) -> float:
+        """Mean KL in nats of the baseline against its own store."""
+        return self.baseline.row["kl_nats_mean"]
+
+    @property
+    def categories(self) -> list[str]:
+        return list(self.baseline.generation["by_category"])
+
+
+def read_cell(folder: Path, row: Rows) -> Cell:
+    records = {stage: read_json(folder / f"{stage}.json") for stage in ("quantization", *STAGES, "checks")}
+    integrity = folder / "integrity.json"
+    return Cell(
+        row["method"], row, **records, integrity=read_json(integrity) if integrity.is_file() else None, folder=folder
+    )
+
+
+def read_results(folder: Path) -> Results:
+    """The results of one model; raises UserError where cells cannot be compared."""
+    rows = read_json(folder / "summary.json")["cells"]
+    cells = [read_cell(folder / row["method"], row) for row in rows]
+    cells.sort(key=lambda cell: cell.method != BASELINE)
+    if not cells or cells[0].method != BASELINE:
+        raise UserError(f"{folder}/summary.json has no cell `{BASELINE}`; run the stage `summary` again")
+    require_comparable(cells)
+    for cell in cells[1:]:
+        cell.changes = paired_changes(cell, cells[0])
+    return Results(rows[0]["model"], folder, cells, kl_differences(cells[1:]))
+
+
+def require_comparable(cells: list[Cell]) -> None:
+    """One device and dtype in every stage of every cell, one perplexity protocol."""
+    baseline = cells[0]
+    for cell in cells:
+        for stage in STAGES:
+            for key in ("device", "dtype"):
+                mine = getattr(cell, stage)["provenance"][key]
+                reference = baseline.generation["provenance"][key]
+                if mine != reference:
+                    raise UserError(
+                        f"{cell.row['model']} × {cell.method} ran its stage {stage} with {key} {mine!r} and the "
+                        f"baseline with {reference!r}: a report does not compare the two; run all cells on one device"
+                    )
+        if cell.perplexity["protocol"] != baseline.perplexity["protocol"]:
+            raise UserError(
+                f"{cell.row['model']} × {cell.method} was scored with protocol {cell.perplexity['protocol']} and the "
+                f"baseline with {baseline.perplexity['protocol']}: delete both perplexity.json and run again"
+            )
+
+
+def percent_of_ratio(ratio):
+    return 100 * (ratio - 1)
+
+
+def median_ratio(mine, reference, axis=-1):
+    return percent_of_ratio(numpy.median(mine, axis=axis) / numpy.median(reference, axis=axis))
+
+
+def paired_changes(cell: Cell, baseline: Cell) -> dict[str, Any]:
+    """{figure: (change, 95 % interval)}: paired over prompts, or over repetitions of the benchmark (not paired)."""
+    columns = ["prompt_id", "category", "seconds", "new_tokens", "succeeded"]
+    both = read_parquet(cell.folder / "generation.parquet", columns).merge(
+        read_parquet(baseline.folder / "generation.parquet", columns), on="prompt_id", suffixes=("", "_baseline")
+    )
+    seconds, reference = both["seconds"].to_numpy(), both["seconds_baseline"].to_numpy()
+    ones = numpy.ones(len(both))
+    tokens = (both["new_tokens"] - both["new_tokens_baseline"]).to_numpy(float)
+    success = 100.0 * (both["succeeded"].astype(float) - both["succeeded_baseline"].astype(float)).to_numpy()
+    changes = {
+        "seconds_percent": (
+            percent_of_ratio(seconds.sum() / reference.sum()),
+            weighted_mean_interval(seconds, reference, percent_of_ratio),
+        ),
+        "new_tokens": (float(tokens.mean()), weighted_mean_interval(tokens, ones)),
+        "succeeded_points": (float(success.mean()), weighted_mean_interval(success, ones)),
+    }
+    mine, theirs = cell.generation["benchmark"], baseline.generation["benchmark"]
+    for key in ("prefill_seconds", "decode_tokens_per_second"):
+        values, others = mine[key]["values"], theirs[key]["values"]
+        changes[f"{key}_percent"] = (
+            float(median_ratio(values, others)),
+            interval_95(values, others, statistic=median_ratio),
+        )
+    return changes
+
+
+def kl_differences(cells: list[Cell]) -> dict[tuple[str, str], tuple[float, Bounds]]:
+    """{(first, second): mean KL of the first minus the second's, in nats, paired over prompts within categories}."""
+    means = {}
+    for cell in cells:
+        rows = read_parquet(cell.folder / "divergence.parquet", ["prompt_id", "category", "kl_nats"])
+        rows = rows[rows["category"] != TEXT_CATEGORY]
+        means[cell.method] = rows.groupby(["category", "prompt_id"], sort=False)["kl_nats"].mean()
+    found = {}
+    for first, second in itertools.combinations(means, 2):
+        difference = (means[first] - means[second]).dropna()
+        strata = [part.to_numpy() for _, part in difference.groupby(level="category", sort=False)]
+        figures = stratified_mean(strata)
+        bounds = figures["ci95"]
+        found[first, second] = figures["mean"], bounds
+        found[second, first] = -figures["mean"], bounds and [-bounds[1], -bounds[0]]
+    return found
+
+
+def window_losses(cell: Cell) -> pandas.DataFrame:
+    """perplexity.parquet: window, nll_sum_nats, targets."""
+    return read_parquet(cell.folder / "perplexity.parquet")
+
+
+def ran_on_one_device(models: list[Results]) -> bool:
+    """Whether the times of several models may stand side by side."""
+    return len({results.baseline.generation["provenance"]["device"] for results in models}) == 1

@@ -1,0 +1,125 @@
+"""Deployment risks by application, and four defense criteria with pass or fail."""
+
+from typing import Any
+
+from quantharm.reporting.format import interval, listing, number, percent
+from quantharm.reporting.results import Cell, Results
+from quantharm.reporting.table import Cell as TableCell
+from quantharm.reporting.table import Column, Table, text_cell, verdict_cell
+from quantharm.reporting.tables_quality import mark
+from quantharm.reporting.verdicts import Verdict, largest, risk_verdict, within
+
+
+def risks(cell: Cell, rules: dict[str, Any]) -> dict[str, Verdict]:
+    """application → risk of using this method for it."""
+    return {
+        name: risk_verdict(cell.by_category, entry["categories"], entry["low"], entry["medium"], cell.failed)
+        for name, entry in rules["applications"].items()
+    }
+
+
+def risk_table(results: Results, rules: dict[str, Any]) -> Table:
+    found = [risks(cell, rules) for cell in results.methods]
+    rows = []
+    for application, entry in rules["applications"].items():
+        rule = f"{listing(entry['categories'])}: low below {entry['low']:g}, medium below {entry['medium']:g} nats"
+        cells = [verdict_cell(verdicts[application], True) for verdicts in found]
+        rows.append([TableCell(application, application, header=True), *cells, text_cell(rule)])
+    columns = [
+        Column("application", "Application", "left"),
+        *[Column(f"risk/{cell.method}", f"{cell.method}{mark(cell)}", "left") for cell in results.methods],
+        Column("rule", "Rests on, and rule", "left"),
+    ]
+    return Table("deployment-risk", "Deployment risks", columns, rows)
+
+
+def risk_caveat(results: Results) -> str:
+    """What the risk is measured from: the baseline, however good or bad that is."""
+    row = results.baseline.row
+    judged = (
+        f"the baseline itself answers {row['correct']} of {row['judged']} judged prompts rightly"
+        if row["judged"]
+        else "no answer in this suite can be judged by a program"
+    )
+    return (
+        f"The risk is that of quantizing, on top of whatever the model gets wrong by itself ({judged}). It is read off "
+        "how far the next-token distribution moves on prompts of the categories named, not off any domain test."
+    )
+
+
+def criteria(cell: Cell, rules: dict[str, Any]) -> dict[str, Verdict]:
+    """The four criteria for one method."""
+    limits = rules["defense"]
+    change = limits["perplexity_change_percent"]
+    row = cell.row
+    everywhere = largest(cell.by_category)
+    stakes = largest(cell.by_category, limits["high_stakes_categories"])
+    names = listing(limits["high_stakes_categories"])
+    return {
+        "Perplexity near the baseline": within(
+            "",
+            row["perplexity_change_percent"],
+            row["perplexity_change_percent_ci95"],
+            -change,
+            change,
+            percent,
+            f"figure and interval within ±{change:g} % of the baseline",
+        ),
+        "KL bounded in every category": below(everywhere, limits["kl_nats"], "every category"),
+        "Integrity verified": integrity_verdict(cell.integrity),
+        "High-stakes categories preserved": below(stakes, limits["high_stakes_kl_nats"], names),
+    }
+
+
+def below(worst: tuple | None, limit: float, where: str) -> Verdict:
+    rule = f"the largest KL of {where}, with its interval, below {limit:g} nats"
+    if worst is None:
+        return Verdict("unknown", "not measured", "–", rule)
+    category, value, bounds = worst
+    return within(f"{category}: ", value, bounds, float("-inf"), limit, number, rule)
+
+
+def integrity_verdict(record: dict[str, Any] | None) -> Verdict:
+    """integrity.json: `verified` true or false, and `explanation`."""
+    rule = "the stage integrity finds the checkpoint to be what it is said to be"
+    if record is None or not isinstance(record.get("verified"), bool):
+        return Verdict("unknown", "not measured", "–", rule)
+    words = "pass" if record["verified"] else "fail"
+    return Verdict(words, words, str(record.get("explanation", "")), rule)
+
+
+def defense_table(results: Results, rules: dict[str, Any]) -> Table:
+    found = [criteria(cell, rules) for cell in results.methods]
+    rows = []
+    for name in found[0] if found else []:
+        cells = [
+            text_cell("not assessed", "failed", f"failed {', '.join(cell.failed)}")
+            if cell.failed
+            else verdict_cell(verdicts[name], True)
+            for cell, verdicts in zip(results.methods, found, strict=True)
+        ]
+        rows.append([TableCell(name, name, header=True), *cells, text_cell(found[0][name].rule)])
+    columns = [
+        Column("criterion", "Criterion", "left"),
+        *[Column(f"outcome/{cell.method}", f"{cell.method}{mark(cell)}", "left") for cell in results.methods],
+        Column("rule", "Rule", "left"),
+    ]
+    return Table("defense", "Defense criteria", columns, rows)
+
+
+def attack_sentence(results: Results) -> str:
+    """What somebody who hands on a quantized model as the original would get past a user, in figures."""
+    cells = [c for c in results.methods if not c.failed]
+    if not cells:
+        return "No method of this run passed its checks, so no figure describes this attack."
+    worst = max(cells, key=lambda c: c.row["kl_nats_mean"])
+    row = worst.row
+    category = largest(worst.by_category)
+    where = f", most in {category[0]} ({number(category[1])} nats)" if category else ""
+    return (
+        f"Somebody could download this model, quantize it and hand it on as the original. With {worst.method}, the "
+        f"farthest of this run, users would get a perplexity changed by {percent(row['perplexity_change_percent'])} "
+        f"{interval(row['perplexity_change_percent_ci95'], percent)} and a KL divergence of "
+        f"{number(row['kl_nats_mean'])} nats{where}, while {row['succeeded']} of {row['prompts']} prompts "
+        f"still succeed (baseline: {results.baseline.row['succeeded']})."
+    )

@@ -1,0 +1,36 @@
+"""Text that strangers wrote (models, prompts, names) made safe to show: in HTML by Jinja's escaping, here for Markdown.
+
+Control and bidirectional characters could reorder or hide what stands beside them, so they are shown by their code.
+"""
+
+import re
+import unicodedata
+from typing import Any
+
+MARKUP = re.compile(r"([\\`*_{}\[\]<>|#~&!$@]|(?<=\w):(?=//))")
+LINE_START = re.compile(r"^(\s*)([-+=]|\d+[.)])(?=\s)")
+# Format characters that change how their neighbours are drawn, and blanks that cannot be seen.
+INVISIBLE = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
+
+
+def visible(text: Any) -> str:
+    """Every character that is not drawn as itself as ⟨U+202E⟩; new lines and tabs stay."""
+    return "".join(
+        f"⟨U+{ord(c):04X}⟩" if unicodedata.category(c) in INVISIBLE and c not in "\n\t" else c
+        for c in str(text).replace("\r\n", "\n")
+    )
+
+
+def one_line(text: Any) -> str:
+    """Blanks joined, new lines as ⏎."""
+    return re.sub(r"[ \t]+", " ", visible(text).replace("\n", "⏎"))
+
+
+def markdown(text: Any) -> str:
+    """Text that cannot end a table cell, start a block, or be taken for markup, a link or HTML."""
+    line = MARKUP.sub(r"\\\1", one_line(text).strip())
+    return LINE_START.sub(lambda m: f"{m[1]}\\{m[2]}" if len(m[2]) == 1 else f"{m[1]}{m[2][:-1]}\\{m[2][-1]}", line)
+
+
+def shortened(text: str, characters: int) -> str:
+    return text if len(text) <= characters else text[: characters - 1].rstrip() + "…"
