@@ -3,7 +3,7 @@ PYTHON ?= python3
 FLAGS = --cores all --resources gpu=1 --quiet host reason
 EVALUATION = .venv-evaluation/installed.txt
 
-.PHONY: demo test lint format timing clean
+.PHONY: demo test slurm-test lint format timing clean
 
 demo: .venv/installed ## evaluate the built-in model with all methods
 	.venv/bin/snakemake $(FLAGS)
@@ -13,6 +13,10 @@ demo: .venv/installed ## evaluate the built-in model with all methods
 test: .venv/installed $(EVALUATION) ## all tests
 	OMP_WAIT_POLICY=passive .venv-evaluation/bin/python -m pytest tests/unit tests/report tests/integration
 	OMP_WAIT_POLICY=passive .venv/bin/python -m pytest tests/workflow
+
+slurm-test: .venv/installed $(EVALUATION) ## the whole workflow through a SLURM of one node, and its failures
+	sh tests/slurm/install.sh
+	OMP_WAIT_POLICY=passive .venv/bin/python -m pytest tests/slurm
 
 lint: .venv/installed ## ruff, snakefmt, snakemake --lint
 	.venv/bin/ruff check . && .venv/bin/ruff format --check .
