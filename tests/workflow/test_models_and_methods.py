@@ -4,7 +4,7 @@ import json
 import shutil
 
 import pytest
-from workflow_project import ALL_MODELS, METHODS, TEXT, cell, everything
+from workflow_project import ALL, METHODS, TEXT, cell, everything
 
 HUB_MODELS = ("phi-3-mini", "mistral-7b-instruct", "qwen2.5-0.5b-instruct")
 ENVIRONMENT = "the evaluation environment, from envs/evaluation.txt (once; some minutes)"
@@ -18,11 +18,11 @@ def test_a_model_outside_the_default_run_needs_its_targets_name_alone(shipped, m
 
 
 def test_the_default_run(shipped):
-    assert shipped.jobs() == everything() | {TEXT, ALL_MODELS, ENVIRONMENT}
+    assert shipped.jobs() == everything() | {TEXT, ENVIRONMENT} | ALL
 
 
 def test_another_interpreter_builds_no_environment(shipped):
-    assert shipped.jobs("--config", "python=/usr/bin/python3") == everything() | {TEXT, ALL_MODELS}
+    assert shipped.jobs("--config", "python=/usr/bin/python3") == everything() | {TEXT} | ALL
 
 
 @pytest.mark.parametrize(
@@ -30,7 +30,7 @@ def test_another_interpreter_builds_no_environment(shipped):
 )
 @pytest.mark.parametrize("cores", [1, 8])
 def test_cores_and_resources_change_no_job(shipped, arguments, cores):
-    assert shipped.jobs(*arguments, cores=cores) == everything() | {TEXT, ALL_MODELS, ENVIRONMENT}
+    assert shipped.jobs(*arguments, cores=cores) == everything() | {TEXT, ENVIRONMENT} | ALL
 
 
 def test_a_model_of_ones_own_by_the_command_line(small, tmp_path):
@@ -45,7 +45,7 @@ def test_a_method_for_some_models_only(small):
     small.edit("evaluate/models", ["reference", "other"])
     small.edit("methods/awq/models", ["reference"])
     others = everything("other", ("baseline", "int8", "nf4"))
-    assert small.jobs() == everything() | others | {TEXT, ALL_MODELS}
+    assert small.jobs() == everything() | others | {TEXT} | ALL
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,9 @@ import shutil
 
 import pytest
 from workflow_project import (
+    ALL,
     ALL_MODELS,
+    ALL_REPORT,
     CELL_STAGES,
     CHECKOUT,
     ENDS,
@@ -30,6 +32,7 @@ OTHER_MODULES = {
     LOGITS: ["logits", "quantizers.unquantized"],
     SUMMARY: ["summary"],
     ALL_MODELS: ["summary"],
+    ALL_REPORT: ["report"],
     REPORT: ["report"],
 }
 IMPORT = re.compile(r"^\s*(?:from\s+quantharm(\.[\w.]+)?\s+import\s+\(?([^#()\n]*)|import\s+quantharm\.([\w.]+))", re.M)
@@ -159,7 +162,7 @@ def test_a_new_model_touches_no_finished_cell(finished):
     finished.edit("models/other", {"source": "data/reference-model", "protocol": "tiny"})
     assert finished.jobs() == set()
     finished.edit("evaluate/models", ["reference", "other"])
-    assert finished.jobs() == everything("other") | {ALL_MODELS}
+    assert finished.jobs() == everything("other") | ALL
 
 
 def test_an_edited_calibration_text_touches_the_methods_that_use_one(finished):
@@ -213,7 +216,7 @@ def test_an_edited_quantizer_leaves_the_other_methods_checkpoints_alone(finished
 
 
 def test_an_edited_python_module_of_the_workflow_itself_touches_nothing(finished):
-    """configuration.py and dependencies.py decide what runs, not what comes out."""
-    append_comment(finished / "workflow/quantharm/configuration.py")
+    """dependencies.py and resources.py decide what runs and where, not what comes out."""
+    append_comment(finished / "workflow/quantharm/resources.py")
     append_comment(finished / "workflow/quantharm/dependencies.py")
     assert finished.jobs() == set()

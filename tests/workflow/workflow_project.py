@@ -187,7 +187,9 @@ class Project:
 CELL_STAGES = ("quantize", "generation", "perplexity", "divergence", "checks")
 FETCH, SUMMARY, REPORT = "reference: fetch", "reference: summary", "reference: report"
 LOGITS, TEXT, ALL_MODELS = "reference: the baseline's logits", "builtin: fetch the text", "summary of all models"
-ENDS = {SUMMARY, REPORT, ALL_MODELS}
+ALL_REPORT = "report over all models"
+ALL = {ALL_MODELS, ALL_REPORT}
+ENDS = {SUMMARY, REPORT} | ALL
 
 
 def job(method: str, stage: str, model: str = "reference") -> str:
@@ -216,7 +218,9 @@ def direct_followers(name: str) -> set[str]:
         return {job(m, "divergence") for m in everywhere}
     if name == SUMMARY:
         return {REPORT, ALL_MODELS}
-    if name in (REPORT, ALL_MODELS):
+    if name == REPORT:
+        return {ALL_REPORT}
+    if name in ALL:
         return set()
     method, stage = re.fullmatch(r"reference × (.+): (.+)", name).groups()
     if stage == "checks":
