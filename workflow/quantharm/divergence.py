@@ -123,7 +123,8 @@ def score_store(model, store: Path, trace: pandas.DataFrame, worst: WorstPositio
     frames, waiting = [], None
     current, hidden = None, None
     progress = tqdm(total=len(sequences), desc="divergence", unit="prompt", mininterval=5)
-    with concurrent.futures.ThreadPoolExecutor(max_workers=1) as scorer:
+    # One core for the comparison, whose pieces are small; the forward passes keep theirs (the setting is a thread's).
+    with concurrent.futures.ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as scorer:
         for group in read_store(store):
             if group.prompt_id not in sequences:
                 raise UserError(f"the log-prob store {store} has {group.prompt_id}, which the trace lacks; delete both")

@@ -1,0 +1,230 @@
+"""A real SLURM of one node with one pretended GPU: its own configuration, ports, munge key and folders.
+
+Everything lies in one temporary folder and is found through SLURM_CONF, so that it stands beside another SLURM of the
+machine. Needs root and Debian's slurmctld, slurmd, slurm-client and munge (tests/slurm/install.sh), but no systemd, no
+cgroups and no accounting. CPUs and memory are what the configuration says, not what the machine has: SLURM counts them
+and does not enforce them.
+"""
+
+import contextlib
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+PROGRAMS = ("slurmctld", "slurmd", "munged", "sbatch", "srun", "scontrol")
+SEARCH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"])
+NODE = socket.gethostname().split(".")[0]
+CPUS = 2
+MEMORY_MB = 12_000  # for more than one of the reference model's jobs, so that memory is not what keeps them apart
+START_SECONDS = 30
+FINISHED = ("COMPLETED", "FAILED", "CANCELLED", "NODE_FAIL", "TIMEOUT", "OUT_OF_MEMORY")
+
+SLURM_CONF = """ClusterName=quantharm
+SlurmctldHost={node}(127.0.0.1)
+SlurmctldPort={controller_port}
+SlurmdPort={node_port}
+SlurmUser=root
+SlurmdUser=root
+AuthType=auth/munge
+AuthInfo=socket={folder}/munge/socket
+CredType=cred/munge
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd.pid
+SlurmctldLogFile={folder}/slurmctld.log
+SlurmdLogFile={folder}/slurmd.log
+ProctrackType=proctrack/pgid
+TaskPlugin=task/none
+MpiDefault=none
+JobAcctGatherType=jobacct_gather/none
+AccountingStorageType=accounting_storage/none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core_Memory
+SchedulerType=sched/backfill
+SchedulerParameters=sched_interval=1,bf_interval=1,batch_sched_delay=0
+SlurmdParameters=config_overrides
+GresTypes=gpu
+ReturnToService=1
+MinJobAge=3600
+KillWait=2
+SlurmctldTimeout=30
+SlurmdTimeout=30
+NodeName={node} NodeAddr=127.0.0.1 CPUs={cpus} RealMemory={memory} Gres=gpu:1 State=UNKNOWN
+PartitionName=main Nodes={node} Default=YES MaxTime=INFINITE State=UP
+"""
+# The executor's job step drops SLURM_CONF before it calls srun; a real site has its configuration where srun looks.
+SRUN = """#!/bin/sh
+SLURM_CONF={folder}/slurm.conf exec {srun} "$@"
+"""
+
+
+def missing() -> str | None:
+    """Why there can be no SLURM here, or None."""
+    lacking = [program for program in PROGRAMS if not shutil.which(program, path=SEARCH)]
+    if lacking:
+        return f"no {', '.join(lacking)} on this machine (tests/slurm/install.sh installs them, as root on Debian)"
+    if os.geteuid() != 0:
+        return "the daemons of the test SLURM run as root, and this is not root"
+    return None
+
+
+def free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    for one in sockets:
+        one.bind(("127.0.0.1", 0))
+    ports = [one.getsockname()[1] for one in sockets]
+    for one in sockets:
+        one.close()
+    return ports
+
+
+class SingleNode:
+    """`with SingleNode() as slurm:` starts it and, however the block ends, stops what was started."""
+
+    def __init__(self) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="quantharm-slurm-", dir="/tmp"))  # short: holds a socket
+        self.environment = {
+            "SLURM_CONF": str(self.folder / "slurm.conf"),
+            "PATH": f"{self.folder}/bin{os.pathsep}{SEARCH}",
+        }
+
+    def __enter__(self) -> "SingleNode":
+        try:
+            self.start()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    # Starting and stopping
+
+    def start(self) -> None:
+        self.configure()
+        munge = self.folder / "munge"
+        flags = {
+            "--socket": "socket",
+            "--key-file": "key",
+            "--pid-file": "pid",
+            "--log-file": "log",
+            "--seed-file": "seed",
+        }
+        self.daemon("munged", "--force", *(f"{flag}={munge}/{name}" for flag, name in flags.items()))
+        self.daemon("slurmctld", "-f", str(self.folder / "slurm.conf"))
+        self.daemon("slurmd", "-f", str(self.folder / "slurm.conf"))
+        self.wait(lambda: self.node_state().startswith("IDLE"), START_SECONDS, "the node is not idle")
+
+    def configure(self) -> None:
+        for name in ("munge", "state", "spool", "bin"):
+            (self.folder / name).mkdir()
+        (self.folder / "munge/key").write_bytes(os.urandom(1024))
+        (self.folder / "munge/key").chmod(0o400)
+        controller_port, node_port = free_ports(2)
+        text = SLURM_CONF.format(
+            folder=self.folder,
+            node=NODE,
+            cpus=CPUS,
+            memory=MEMORY_MB,
+            controller_port=controller_port,
+            node_port=node_port,
+        )
+        (self.folder / "slurm.conf").write_text(text)
+        (self.folder / "gres.conf").write_text(f"NodeName={NODE} Name=gpu File=/dev/null\n")
+        wrapper = self.folder / "bin/srun"
+        wrapper.write_text(SRUN.format(folder=self.folder, srun=shutil.which("srun", path=SEARCH)))
+        wrapper.chmod(0o755)
+
+    def daemon(self, program: str, *arguments: str) -> None:
+        """Start a daemon; it goes to the background and leaves its process id in a file."""
+        command = [shutil.which(program, path=SEARCH), *arguments]
+        done = subprocess.run(
+            command, env=os.environ | self.environment, stdin=subprocess.DEVNULL, capture_output=True, text=True
+        )
+        if done.returncode != 0:
+            raise RuntimeError(f"{program} does not start: {done.stderr.strip()}\n{self.logs()}")
+
+    def stop(self) -> None:
+        """Cancel the jobs, then end the daemons by their pid files, and remove the folder."""
+        with contextlib.suppress(Exception):
+            self.cancel_all()
+        for name in ("slurmd.pid", "slurmctld.pid", "munge/pid"):
+            end_process(self.folder / name)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def logs(self) -> str:
+        """The last lines of each daemon's log."""
+        files = [*self.folder.glob("*.log"), self.folder / "munge/log"]
+        return "\n".join(f"{f.name}:\n" + "\n".join(f.read_text().splitlines()[-15:]) for f in files if f.is_file())
+
+    # What a user types
+
+    def command(self, *words: str) -> str:
+        done = subprocess.run(words, env=os.environ | self.environment, capture_output=True, text=True)
+        if done.returncode != 0:
+            raise RuntimeError(f"{' '.join(words)}: {done.stderr.strip()}")
+        return done.stdout
+
+    def node_state(self) -> str:
+        found = re.search(r"State=(\S+)", self.command("scontrol", "show", "node", NODE))
+        return found[1] if found else ""
+
+    def jobs(self) -> dict[int, dict[str, str]]:
+        """{job id: {key: value}} of every job since the start, as `scontrol show job` tells it."""
+        lines = self.command("scontrol", "--oneliner", "show", "job").splitlines()
+        records = [dict(re.findall(r"(\w+)=(\S*)", line)) for line in lines if line.startswith("JobId=")]
+        return {int(record["JobId"]): record for record in records}
+
+    def jobs_after(self, last: int) -> list[dict[str, str]]:
+        return [record for number, record in sorted(self.jobs().items()) if number > last]
+
+    def last_job(self) -> int:
+        return max(self.jobs(), default=0)
+
+    def has_left_the_node(self, job: int) -> bool:
+        """Whether the processes of a job's step are gone; SLURM's own record of the job changes before."""
+        return f"[{job}.0] done with job" in (self.folder / "slurmd.log").read_text()
+
+    def cancel_all(self) -> None:
+        active = [str(number) for number, job in self.jobs().items() if job["JobState"] not in FINISHED]
+        if active:
+            self.command("scancel", *active)
+            self.wait(lambda: "COMPLETING" not in self.command("squeue", "--noheader", "--format=%T"), 20, "jobs stay")
+
+    def set_node(self, state: str) -> None:
+        reason = ["Reason=test"] if state == "DOWN" else []
+        self.command("scontrol", "update", f"NodeName={NODE}", f"State={state}", *reason)
+
+    def wait(self, condition, seconds: float, complaint: str) -> None:
+        """Until condition() is true; a command that fails meanwhile counts as not yet."""
+        deadline = time.monotonic() + seconds
+        while True:
+            with contextlib.suppress(RuntimeError):
+                if condition():
+                    return
+            if time.monotonic() > deadline:
+                raise AssertionError(f"{complaint} after {seconds:.0f} s\n{self.logs()}")
+            time.sleep(0.2)
+
+
+def end_process(pid_file: Path, seconds: float = 10) -> None:
+    """SIGTERM, and SIGKILL if that does not help, to the process that a pid file names."""
+    try:
+        process = int(pid_file.read_text())
+    except (OSError, ValueError):
+        return
+    deadline = time.monotonic() + seconds
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process, number)
+            while time.monotonic() < deadline:
+                os.kill(process, 0)
+                time.sleep(0.1)
