@@ -13,8 +13,16 @@ import torch
 
 from quantharm import linears
 from quantharm.errors import UserError
-from quantharm.files import read_json, sha256_of_file, write_json
-from quantharm.models import choose_device, dtype_of, load_cell, load_tokenizer, offline_environment, read_quantization
+from quantharm.files import read_json, write_json
+from quantharm.models import (
+    choose_device,
+    dtype_of,
+    load_cell,
+    load_tokenizer,
+    offline_environment,
+    read_quantization,
+    verify_weights,
+)
 from quantharm.overlap import shared_sequences
 from quantharm.prompts import read_prompts
 from quantharm.provenance import provenance
@@ -276,12 +284,7 @@ def main() -> None:
     cell = {stage: read_json(arguments.cell / f"{stage}.json") for stage in stages}
     baseline = {stage: read_json(arguments.baseline / f"{stage}.json") for stage in stages}
     evaluation = read_text(arguments.text)
-    for file in record["weight_files"]:  # in full, whatever the file's time says
-        if sha256_of_file(Path(record["checkpoint"]) / file["name"]) != file["sha256"]:
-            raise UserError(
-                f"{record['checkpoint']}/{file['name']} changed after it was recorded; restore it, or delete "
-                f"{arguments.cell} to make the cell again"
-            )
+    verify_weights(Path(record["checkpoint"]), record["weight_files"], in_full=True)
 
     with timing.part("load"):
         tokenizer = load_tokenizer(record["source"])

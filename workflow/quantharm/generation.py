@@ -5,7 +5,6 @@ A prompt succeeds when it gave at least one token, finite logits and no degenera
 """
 
 import math
-import time
 from pathlib import Path
 from typing import Any
 
@@ -89,11 +88,9 @@ def main() -> None:
     timing.imports()
     device = choose_device(arguments.device)
     record = read_quantization(arguments.quantization)
-    begin = time.perf_counter()
     with timing.part("load"):
         tokenizer = load_tokenizer(record["source"])
         model = load_cell(record, device)
-    load_seconds = time.perf_counter() - begin
     encoded = [encode_prompt(tokenizer, prompt["prompt"], arguments.chat_template) for prompt in prompts]
     ends = end_tokens(model, tokenizer)
 
@@ -129,7 +126,7 @@ def main() -> None:
             "not_finite": int((~table["finite"]).sum()),
             "by_category": {c: summarise(part) for c, part in table.groupby("category", sort=False)},
             "benchmark": speed,
-            "model_load_seconds": load_seconds,
+            "model_load_seconds": timing.seconds["load"],
             "memory": memory_bytes(device),
             "timing": timing.record(),
             "provenance": provenance(device, dtype_of(model)),

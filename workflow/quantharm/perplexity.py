@@ -5,7 +5,6 @@ sums in float64. The 95 % interval is a bootstrap over windows. Writes a row a w
 """
 
 import math
-import time
 from pathlib import Path
 
 import numpy
@@ -58,10 +57,9 @@ def main() -> None:
     length = min(arguments.window_tokens, context_length(model.config) or arguments.window_tokens)
     windows = token_windows(tokenizer, text, length)[: arguments.windows]
 
-    begin = time.perf_counter()
     with timing.part("model"):
         losses = score_windows(model, windows)  # [windows, N - 1]
-    seconds = time.perf_counter() - begin
+    seconds = timing.seconds["model"]
     finite = torch.isfinite(losses)
     if not finite.all():
         raise UserError(

@@ -22,7 +22,6 @@ from quantharm.errors import UserError
 
 METADATA_KEY = b"quantharm"
 FORMAT = 1
-ROW_GROUP_POSITIONS = 256
 # What a file with a flipped bit makes pyarrow and json raise; pages have checksums, the footer has none.
 DAMAGE = (pyarrow.ArrowException, OSError, ValueError, TypeError, LookupError, AttributeError)
 

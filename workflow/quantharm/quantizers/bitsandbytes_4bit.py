@@ -7,7 +7,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-BLOCK = 64  # weights a scale; what transformers lets one choose
 NESTED_BLOCK = 256  # scales a second-level scale
 CODE_BYTES = 64  # 16 float32 levels
 NESTED_CODE_BYTES = 1024  # 256 float32 levels
