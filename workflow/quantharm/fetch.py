@@ -15,6 +15,7 @@ from quantharm.hub import ask_hub
 from quantharm.models import first_line, hash_weights, read_checkpoint_config, refuse_unsafe
 from quantharm.provenance import version_of
 from quantharm.stage import run_stage, stage_parser
+from quantharm.visible import visible
 
 WANTED_FILES = ["*.json", "*.safetensors", "tokenizer*", "*.model", "*.txt", "*.jinja"]
 PICKLE_FILES = ["*.bin", "*.pt", "*.pth"]
@@ -101,7 +102,8 @@ def main() -> None:
     record: dict[str, Any] = describe(arguments.model, arguments.source, folder, commit, *flags)
     record["huggingface_hub"] = version_of("huggingface_hub")
     write_json(arguments.output, record)
-    print(f"{arguments.model}: {folder}, {record['architecture']}, {record['checkpoint_bytes'] / 1e9:.3f} GB")
+    # The architecture is what a stranger's file says.
+    print(visible(f"{arguments.model}: {folder}, {record['architecture']}, {record['checkpoint_bytes'] / 1e9:.3f} GB"))
 
 
 if __name__ == "__main__":

@@ -13,6 +13,8 @@ from typing import Any
 
 from quantharm.errors import UserError
 
+LARGEST_INPUT_BYTES = 64 * 2**20  # of a text or a prompt suite, which are read as a whole; WikiText-2's test has 1.3 MB
+
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from quantharm.errors import UserError
+from quantharm.files import LARGEST_INPUT_BYTES
 
-LARGEST_FILE_BYTES = 64 * 2**20
 LONGEST_PROMPT_CHARACTERS = 1_000_000
 
 
@@ -16,8 +16,8 @@ def read_prompts(path: Path, per_category: int | None = None) -> list[dict[str, 
     path = Path(path)
     if not path.is_file():
         raise UserError(f"the prompt file {path} does not exist; correct `prompts:` in the config")
-    if path.stat().st_size > LARGEST_FILE_BYTES:
-        raise UserError(f"the prompt file {path} is larger than {LARGEST_FILE_BYTES >> 20} MB; split it into suites")
+    if path.stat().st_size > LARGEST_INPUT_BYTES:
+        raise UserError(f"the prompt file {path} is larger than {LARGEST_INPUT_BYTES >> 20} MB; split it into suites")
     prompts, seen, taken = [], set(), {}
     with open(path, encoding="utf-8", errors="strict") as lines:
         try:
