@@ -24,7 +24,7 @@ KILL_SECONDS = 8
 LONGEST_SECONDS = 900  # 270 on two quiet cores; tests share theirs
 # What two runs of the same computation may differ in: clocks, memory peaks, file times.
 MEASURED = re.compile(
-    r"seconds|timing|memory|finished|modified_ns|tokens_per_second|benchmark|decode_speed|prefill|command|relative"
+    r"seconds|timing|memory|finished|modified_ns|tokens_per_second|benchmark|decode_speed|prefill|command|relative|record_sha256"
 )
 STAGE = "results/reference/nf4/perplexity.json"
 CALL = "quantharm.perplexity --quantization results/reference/nf4/"

@@ -14,7 +14,7 @@ from quantharm.files import sha256_of_text, write_json
 from quantharm.hub import ask_hub
 from quantharm.models import first_line, hash_weights, read_checkpoint_config, refuse_unsafe
 from quantharm.provenance import version_of
-from quantharm.stage import run_stage, stage_parser
+from quantharm.stage import run_stage, sentence_for, stage_parser
 from quantharm.visible import visible
 
 WANTED_FILES = ["*.json", "*.safetensors", "tokenizer*", "*.model", "*.txt", "*.jinja"]
@@ -37,6 +37,8 @@ def resolve(source: str, revision: str | None, allow_pickle: bool, trust_remote_
     try:
         path = snapshot_download(source, revision=revision, allow_patterns=wanted)
     except (errors.LocalEntryNotFoundError, OSError, ValueError) as error:
+        if sentence_for(error):  # the disk is full
+            raise
         raise UserError(
             f"{source} is not in the hub cache and the hub cannot be reached ({unreachable or first_line(error)}); "
             "connect once, copy the cache from a machine that has it, or name a folder"

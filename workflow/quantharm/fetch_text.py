@@ -10,7 +10,7 @@ from quantharm.errors import UserError
 from quantharm.files import sha256_of_text, write_json, write_text
 from quantharm.hub import ask_hub
 from quantharm.models import first_line
-from quantharm.stage import run_stage, stage_parser
+from quantharm.stage import run_stage, sentence_for, stage_parser
 from quantharm.text import read_text
 
 
@@ -23,6 +23,8 @@ def read_dataset(dataset: str, name: str | None, split: str, revision: str | Non
     try:
         rows = datasets.load_dataset(dataset, name, split=split, revision=revision)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        if sentence_for(error):  # the disk is full
+            raise
         reason = unreachable or first_line(error)
         raise UserError(
             f"the data set {dataset} cannot be loaded ({reason}); connect once, or name a text file"

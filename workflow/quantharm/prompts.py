@@ -47,6 +47,8 @@ def check_prompt(line: str, where: str) -> dict[str, Any]:
     for key in ("id", "category", "prompt"):
         if not isinstance(prompt.get(key), str) or not prompt[key].strip():
             raise UserError(f"{where}: `{key}` is missing or empty; give it some text")
+        if any("\ud800" <= c <= "\udfff" for c in prompt[key]):  # JSON can write them, UTF-8 cannot
+            raise UserError(f"{where}: `{key}` holds half a character (a lone surrogate, \\ud800); correct it")
     if len(prompt["prompt"]) > LONGEST_PROMPT_CHARACTERS:
         raise UserError(f"{where}: the prompt has over {LONGEST_PROMPT_CHARACTERS:,} characters; shorten it")
     answer = prompt.get("answer")
