@@ -2,7 +2,10 @@
 
 import json
 import math
+import os
 import shutil
+import subprocess
+import sys
 
 import pandas
 import pyarrow.parquet
@@ -286,6 +289,63 @@ def test_more_memory_than_there_is(chain, monkeypatch):
     """torch's own exception, not one of ours."""
     monkeypatch.setattr(perplexity, "score_windows", lambda *_: torch.empty(2**52))
     assert "out of memory; give the job more" in chain.fails("perplexity", "nf4")
+
+
+IN_A_SMALL_FOLDER = """
+mount -t tmpfs -o size=64k tmpfs "$1" || exit 77
+shift
+"$@"
+code=$?
+find "$SMALL" -mindepth 1 >&2
+exit $code
+"""
+
+
+def on_a_full_disk(folder, *command) -> subprocess.CompletedProcess:
+    """A command in a mount namespace of its own, where `folder` is a disk of 64 KB; what is left there follows."""
+    folder.mkdir()
+    run = subprocess.run(
+        ["unshare", "--mount", "--map-root-user", "sh", "-c", IN_A_SMALL_FOLDER, "sh", str(folder), *command],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"SMALL": str(folder), "PYTHONPATH": str(fetch.Path(fetch.__file__).parents[1])},
+        timeout=120,
+    )
+    if run.returncode == 77 or "unshare failed" in run.stderr:
+        pytest.skip(f"this machine lets no user mount a small disk: {run.stderr.strip()}")
+    return run
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("unshare") is None, reason="no unshare on this machine")
+@pytest.mark.parametrize("writes", ["text", "safetensors", "Parquet"])
+def test_a_full_disk_ends_in_one_sentence_and_leaves_nothing(chain, tmp_path, writes):
+    small = tmp_path / "small"
+    if writes == "text":
+        chain.text.write_text("many words " * 10_000)
+        arguments = [
+            "fetch_text",
+            "--text",
+            "t",
+            "--path",
+            chain.text,
+            "--output",
+            small / "t",
+            "--record",
+            small / "r",
+        ]
+    elif writes == "safetensors":
+        outputs = {"checkpoint": small / "checkpoint", "output": small / "quantization.json"}
+        arguments = ["quantize", *chain.arguments("quantize", "nf4", **outputs)]
+    else:
+        outputs = {"trace": small / "trace.parquet", "output": small / "logits.parquet", "record": small / "r"}
+        arguments = ["logits", *chain.arguments("logits", "baseline", **outputs)]
+    run = on_a_full_disk(small, sys.executable, "-m", f"quantharm.{arguments[0]}", *map(str, arguments[1:]))
+    assert run.returncode == 1, run.stderr
+    assert "Traceback" not in run.stderr
+    last = run.stderr.strip().splitlines()[-1]  # nothing was found in the folder after it
+    assert last.startswith("error: the disk (or your quota) is full"), run.stderr
+    assert last.endswith("free some space and run the same command again")
 
 
 def test_any_other_fault_keeps_its_traceback(chain, monkeypatch):
