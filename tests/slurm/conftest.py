@@ -18,6 +18,7 @@ from single_node import SingleNode, missing
 from workflow_project import FAIL, PYTHON, Project, Result, evaluation_python
 
 HOLD = Path("hold")  # as FAIL, but the stages that it matches wait until it is gone
+NEEDS_MB = Path("needs_mb")  # a stage in a SLURM job with less is killed, as the kernel kills one that uses too much
 CALLS = Path("calls.txt")  # a line a stage: SLURM job or `login`, `offline` or `online`, the module and its flags
 # The evaluation interpreter of a site, with what the tests need. In SLURM's jobs it has no network at all, where this
 # user may make a network namespace.
@@ -29,6 +30,8 @@ if [ -n "$SLURM_JOB_ID" ] && unshare --net true 2> /dev/null; then network=offli
 echo "${{SLURM_JOB_ID:-login}} $network $all" >> {calls}
 if matches {fail}; then echo "error: made to fail" >&2; exit 1; fi
 while matches {hold}; do sleep 0.2; done
+has_mb() {{ scontrol show job "$SLURM_JOB_ID" | sed -n 's/.*MinMemoryNode=\\([0-9]*\\)M.*/\\1/p'; }}
+if [ -f {needs_mb} ] && [ -n "$SLURM_JOB_ID" ] && [ "$(has_mb)" -lt "$(cat {needs_mb})" ]; then kill -9 $$; fi
 exec $alone {python} "$@"
 """
 
@@ -49,7 +52,9 @@ class SlurmProject(Project):
 
     def use_python(self, python: str) -> None:
         wrapper = self / PYTHON
-        wrapper.write_text(WRAPPER.format(calls=CALLS, fail=FAIL, hold=HOLD, python=python), encoding="utf-8")
+        wrapper.write_text(
+            WRAPPER.format(calls=CALLS, fail=FAIL, hold=HOLD, needs_mb=NEEDS_MB, python=python), encoding="utf-8"
+        )
         wrapper.chmod(0o755)
 
     def calls(self) -> list[str]:

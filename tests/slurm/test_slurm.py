@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import HOLD
-from workflow_project import CHECKOUT, FAIL, METHODS, Project
+from conftest import HOLD, NEEDS_MB, SlurmProject
+from workflow_project import CHECKOUT, FAIL, METHODS, Project, evaluation_python
 
 from quantharm import configuration, resources
 
@@ -24,7 +24,7 @@ KILL_SECONDS = 8
 LONGEST_SECONDS = 900  # 270 on two quiet cores; tests share theirs
 # What two runs of the same computation may differ in: clocks, memory peaks, file times.
 MEASURED = re.compile(
-    r"seconds|timing|memory|finished|modified_ns|tokens_per_second|benchmark|decode_speed|prefill|command|relative"
+    r"seconds|timing|memory|finished|modified_ns|tokens_per_second|benchmark|decode_speed|prefill|command|relative|record_sha256"
 )
 STAGE = "results/reference/nf4/perplexity.json"
 CALL = "quantharm.perplexity --quantization results/reference/nf4/"
@@ -250,6 +250,36 @@ def test_a_cancelled_job_is_tried_again_and_then_ends_clearly(finished, slurm):
     (finished / HOLD).unlink()
     assert finished.snakemake(STAGE, timeout=300).code == 0
     assert (finished / STAGE).is_file()
+
+
+def test_a_job_that_is_killed_for_its_memory_is_tried_with_more_and_then_ends_clearly(slurm, tmp_path):
+    """First no attempt gets enough: two of them, the second with more. Then the second one gets enough."""
+    project = SlurmProject(tmp_path / "project", slurm)
+    Project.fresh(project.folder)
+    project.shorten()
+    project.use_python(evaluation_python())
+    target = "results/reference/nf4/quantization.json"
+
+    def attempts(needs: int):
+        (project / NEEDS_MB).write_text(str(needs))
+        last = slurm.last_job()
+        result = project.snakemake(target, timeout=300)
+        jobs = slurm.jobs_after(last)
+        return result, [asked(job)[1] for job in jobs], [job["JobState"] for job in jobs]
+
+    result, memory, states = attempts(999_998)
+    assert result.code == 1
+    assert states == ["FAILED", "FAILED"]
+    assert memory[1] == pytest.approx(1.5 * memory[0], abs=1)
+    assert "results/logs/quantize/reference/nf4.log" in result.output
+    assert not (project / target).exists()
+    assert not (project / "results/reference/nf4/checkpoint").exists()
+
+    result, again, states = attempts(memory[1])
+    assert again == memory
+    assert states == ["FAILED", "COMPLETED"]
+    assert result.code == 0, result.output[-4000:]
+    assert (project / target).is_file()
 
 
 def test_a_node_set_down_and_resumed(finished, slurm):

@@ -2,11 +2,14 @@
 
 import copy
 import json
+import time
+import tracemalloc
 
 import pytest
 import yaml
 
 from quantharm.configuration import (
+    check_config_file,
     complete,
     method_schema,
     methods_of,
@@ -16,6 +19,7 @@ from quantharm.configuration import (
 )
 from quantharm.errors import UserError
 
+FILES = ("text.txt", "data/prompts.jsonl", "data/calibration.txt")
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 
 
@@ -41,6 +45,9 @@ def folder(tmp_path, monkeypatch):
     model = tmp_path / "model"
     model.mkdir()
     (model / "config.json").write_text(json.dumps({"hidden_size": 256, "intermediate_size": 768}))
+    (tmp_path / "data").mkdir()
+    for file in FILES:
+        (tmp_path / file).write_text("some text")
     monkeypatch.chdir(tmp_path)
     return model
 
@@ -312,3 +319,114 @@ def test_a_damaged_model_folder_is_refused(folder, schema_path, file):
 def test_quantizers_are_the_modules_of_their_folder(root):
     files = {p.stem for p in (root / "workflow" / "quantharm" / "quantizers").glob("*.py")} - {"__init__"}
     assert set(quantizer_names()) == files
+
+
+# ---------------------------------------------------------------- files that it names
+
+
+AWQ = {"baseline": {"quantizer": "unquantized"}, "nf4": {"quantizer": "awq"}}
+
+
+@pytest.mark.parametrize(
+    ("file", "key", "config"),
+    [
+        ("text.txt", "texts.t.path", minimal()),
+        ("data/prompts.jsonl", "protocols.p.prompts", minimal()),
+        ("data/calibration.txt", "calibration", minimal() | {"methods": AWQ}),
+    ],
+)
+def test_files_that_are_not_here_or_too_large_are_named(folder, schema_path, file, key, config):
+    complete(config, schema_path)
+    with open(file, "r+b") as text:
+        text.truncate(2**30)  # a gigabyte that takes no space
+    message = sentence_for(config, schema_path)
+    assert f"`{key}` in the config is '{file}', which is larger than 64 MB" in message
+    (folder.parent / file).unlink()
+    assert f"`{key}` in the config is '{file}', which is no file here" in sentence_for(config, schema_path)
+    (folder.parent / file).symlink_to("/dev/zero")  # it would never end
+    assert "which is no file here" in sentence_for(config, schema_path)
+
+
+def test_a_calibration_text_that_nothing_uses_may_be_missing(folder, schema_path):
+    (folder.parent / "data/calibration.txt").unlink()
+    complete(minimal(), schema_path)
+
+
+# ---------------------------------------------------------------- a file that is broken or hostile
+
+LEVELS = range(1, 30)
+BOMBS = {
+    "lists of aliases": "\n".join(
+        ["a0: &a0 [x, x]", *(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in LEVELS)]
+    ),
+    "mappings of aliases": "\n".join(
+        ["a0: &a0 {x: 1}", *(f"a{i}: &a{i} {{{', '.join(f'k{j}: *a{i - 1}' for j in range(9))}}}" for i in LEVELS)]
+    ),
+    "merged mappings": "\n".join(
+        ["a0: &a0 {x: 1}", *(f"a{i}: &a{i} {{<<: [{', '.join([f'*a{i - 1}'] * 9)}]}}" for i in LEVELS)]
+    ),
+    "a list within itself": "a: &a [*a]",
+    "a mapping within itself": "a: &a {b: *a}",
+}
+
+
+def sentence_for_file(path, content: str | bytes) -> str:
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(UserError) as caught:
+        check_config_file(path)
+    message = str(caught.value)
+    assert str(path) in message
+    assert len(message) < 400 + len(str(path))
+    return message
+
+
+@pytest.mark.parametrize("bomb", BOMBS)
+def test_a_yaml_bomb_ends_early(tmp_path, bomb):
+    begin = time.monotonic()
+    tracemalloc.start()
+    message = sentence_for_file(tmp_path / "config.yaml", BOMBS[bomb])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert "has more than 100,000 values once its aliases" in message
+    assert time.monotonic() - begin < 5
+    assert peak < 50e6
+
+
+@pytest.mark.parametrize("bomb", ["lists of aliases", "mappings of aliases", "a list within itself"])
+def test_a_yaml_bomb_by_another_way_ends_early_too(folder, schema_path, bomb):
+    """Snakemake's own --configfile."""
+    config = minimal() | yaml.safe_load(BOMBS[bomb])
+    assert "has more than 100,000 values" in sentence_for(config, schema_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("models:\n  a: [unclosed\n", "line 3: this is not YAML"),
+        ("models:\n\tm: 1\n", "line 2: this is not YAML"),
+        ("a: !!python/object/apply:os.system ['touch pwned']", "line 1: this is not YAML"),
+        ("a: *missing", "line 1: this is not YAML (found undefined alias"),
+        (b"\xff\xfe\xff", "is not YAML"),
+        ("a: \x1b[31m", "is not YAML"),
+        ("[" * 100_000, "is not YAML"),
+        ("a: " + "x" * 300_000, "is larger than 256 KB"),
+        ("__use_yte__: true\n?print(1): 1", "`__use_yte__`, by which it could run code"),
+    ],
+)
+def test_a_file_that_is_no_configuration_ends_in_one_sentence(tmp_path, monkeypatch, content, words):
+    monkeypatch.chdir(tmp_path)
+    assert words in sentence_for_file(tmp_path / "config.yaml", content)
+    assert not (tmp_path / "pwned").exists()
+
+
+def test_the_shipped_file_and_aliases_are_accepted(root, tmp_path):
+    check_config_file(root / "config.yaml")
+    check_config_file(tmp_path / "no-such-file.yaml")  # Snakemake says so, unless another is named
+    (tmp_path / "config.yaml").write_text("a: &a {x: 1}\nb: {<<: *a}\nc: [*a, *a]\n")
+    check_config_file(tmp_path / "config.yaml")
+
+
+def test_a_message_cannot_command_a_terminal(folder, schema_path):
+    """A key with an escape sequence and a new line, as YAML can write them."""
+    message = sentence_for(minimal() | {"x\x1b[2J\nerror: all is well\u202e": 1}, schema_path)
+    assert "x⟨U+001B⟩[2J⏎error: all is well⟨U+202E⟩" in message

@@ -1,26 +1,26 @@
 """Finding a model or a text on this machine, and one sentence when it is not here. No network is used."""
 
+import http.server
 import json
 import os
+import re
+import socket
 import subprocess
 import sys
+import threading
+import time
 
 import pandas
 import pytest
+from huggingface_hub import constants
 
 from quantharm import fetch
 from quantharm.errors import UserError
+from quantharm.hub import ask_hub
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
-
-# The hub's client tries again for half a minute; its tries are kept, its pauses are not.
-WITHOUT_WAITING = """
-import runpy, sys, time
-time.sleep = lambda _: None
-sys.argv = sys.argv[1:]
-runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
-"""
+UNREACHABLE_SECONDS = 20  # the hub's own client alone would try for 23; Python and its libraries take 2 to 5 of these
 
 
 def run_stage(module: str, *arguments, cache=None, **environment):
@@ -29,11 +29,11 @@ def run_stage(module: str, *arguments, cache=None, **environment):
     env |= {"PYTHONPATH": str(fetch.Path(fetch.__file__).parents[1]), "HF_ENDPOINT": "http://127.0.0.1:9"}
     env |= {"HF_HUB_CACHE": str(cache), "HF_DATASETS_CACHE": str(cache)} if cache else {}
     return subprocess.run(
-        [sys.executable, "-c", WITHOUT_WAITING, f"quantharm.{module}", *map(str, arguments)],
+        [sys.executable, "-m", f"quantharm.{module}", *map(str, arguments)],
         capture_output=True,
         text=True,
         env=env | environment,
-        timeout=120,
+        timeout=UNREACHABLE_SECONDS,
     )
 
 
@@ -114,6 +114,74 @@ def test_a_pickled_folder_ends_in_one_sentence(tmp_path):
     assert [f["name"] for f in record["weight_files"]] == ["pytorch_model.bin"]
 
 
+# ---------------------------------------------------------------- what a hub may answer
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """A hub on this machine; `hub.answer` is (status, the error code that the real one sends with it)."""
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
+        monkeypatch.delenv(name)
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            if "owner/name" in self.path:  # the client has questions of its own, too
+                server.asked.append(self.path)
+            status, code = server.answer
+            self.send_response(status)
+            if code:
+                self.send_header("X-Error-Code", code)
+            self.send_header("Content-Length", "2")
+            self.end_headers()
+            self.wfile.write(b"{}")
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Handler) as server:
+        server.asked = []
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+@pytest.mark.parametrize("kind", ["model", "dataset"])
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        ((404, "RevisionNotFound"), f"owner/name has no revision {COMMIT} on the hub; correct `revision:`"),
+        ((404, "RepoNotFound"), "owner/name does not exist on the hub"),
+        ((403, "GatedRepo"), "owner/name is gated: accept its terms"),
+    ],
+    ids=["revision", "name", "gated"],
+)
+def test_what_the_hub_does_not_have_ends_in_one_sentence(hub, kind, answer, words):
+    hub.answer = answer
+    with pytest.raises(UserError, match=re.escape(words)):
+        ask_hub("owner/name", COMMIT, kind)
+    assert hub.asked == [f"/api/{kind}s/owner/name/revision/{COMMIT}"]
+
+
+def test_a_hub_that_is_out_of_order_is_asked_once(hub, hub_cache, monkeypatch):
+    """And what the cache has is taken, although the hub's client would ask again and again."""
+    hub.answer = (503, None)
+    cache, snapshot = hub_cache
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    assert fetch.resolve("owner/name", COMMIT, False, False) == (snapshot, COMMIT)
+    assert len(hub.asked) == 1
+
+
+def test_a_hub_that_does_not_answer_is_given_up(hub, monkeypatch):
+    monkeypatch.setattr("quantharm.hub.ANSWER_SECONDS", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        begin = time.monotonic()
+        assert ask_hub("owner/name", COMMIT, "model")
+        assert time.monotonic() - begin < 2
+
+
 # ---------------------------------------------------------------- texts
 
 
@@ -148,9 +216,10 @@ def test_rows_of_a_data_set_are_joined_by_blank_lines(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_data_set_that_is_not_here_ends_in_one_sentence(tmp_path):
+@pytest.mark.parametrize("environment", [{"HF_HUB_OFFLINE": "1"}, {}], ids=["offline", "unreachable"])
+def test_a_data_set_that_is_not_here_ends_in_one_sentence(tmp_path, environment):
     arguments = ("--dataset", "owner/name", "--revision", COMMIT)
-    run = fetch_text(tmp_path, *arguments, cache=tmp_path / "cache", HF_HUB_OFFLINE="1")
+    run = fetch_text(tmp_path, *arguments, cache=tmp_path / "cache", **environment)
     assert "the data set owner/name cannot be loaded" in one_sentence(run)
     assert not (tmp_path / "text.txt").exists()
 

@@ -141,6 +141,51 @@ def test_parquet_with_a_flipped_byte_in_its_data_is_noticed(tmp_path):
         read_parquet(path)
 
 
+def test_a_flipped_bit_anywhere_in_a_parquet_file_changes_no_figure(tmp_path):
+    """Its footer has no checksum, and names and types the columns."""
+    path = tmp_path / "rows.parquet"
+    write_parquet(path, table())
+    good, data = read_parquet(path), path.read_bytes()
+    caught = 0
+    for place in range(0, len(data), 5):
+        path.write_bytes(data[:place] + bytes([data[place] ^ (1 << place % 8)]) + data[place + 1 :])
+        try:
+            found = read_parquet(path)
+        except UserError:
+            caught += 1
+        else:
+            pandas.testing.assert_frame_equal(found, good, check_dtype=False)
+    assert caught > len(data) / 20
+
+
+def test_a_flipped_bit_anywhere_in_a_json_file_changes_no_figure(tmp_path):
+    path = tmp_path / "record.json"
+    record = {"name": "ünï", "figure": 0.1234567, "none": None, "list": [1, 2.5e-9, True], "nested": {"a": "b"}}
+    write_json(path, record)
+    data = path.read_bytes()
+    caught = 0
+    for place in range(len(data)):
+        for bit in range(8):
+            path.write_bytes(data[:place] + bytes([data[place] ^ (1 << bit)]) + data[place + 1 :])
+            try:
+                found = read_json(path)
+            except UserError:
+                caught += 1
+            else:
+                assert {key: found[key] for key in record} == record
+    assert caught > 4 * len(data)
+
+
+def test_left_overs_of_a_killed_job_are_removed_by_the_next(tmp_path):
+    for name in ("rows.parquet", "checkpoint"):
+        (tmp_path / f".{name}.1234.part").write_text("half")
+    (tmp_path / ".other.1234.part").write_text("half")
+    write_text(tmp_path / "rows.parquet", "whole")
+    with replacing_folder(tmp_path / "checkpoint"):
+        pass
+    assert everything_in(tmp_path) == [".other.1234.part", "checkpoint", "rows.parquet"]
+
+
 def test_missing_files_end_in_one_sentence(tmp_path):
     for read in (read_json, read_parquet):
         with pytest.raises(UserError, match="does not exist; run the stage that makes it"):

@@ -166,12 +166,14 @@ def check_kernel(model, matrices: list, tokens: list[int]) -> Check:
         return outcome("kernel", None, None, KERNEL_LIMIT, "nothing is quantized in this cell")
     chosen = choose_matrices(matrices)
     inputs: dict[str, torch.Tensor] = {}
-    hooks = [
-        model.get_submodule(m.name).register_forward_pre_hook(
-            lambda _, arguments, name=m.name: inputs.setdefault(name, arguments[0].detach().flatten(0, -2).clone())
-        )
-        for m in chosen
-    ]
+
+    def keep(name: str):
+        def hook(_, arguments) -> None:  # what a hook returns would take the input's place
+            inputs[name] = arguments[0].detach().flatten(0, -2).clone()
+
+        return hook
+
+    hooks = [model.get_submodule(m.name).register_forward_pre_hook(keep(m.name)) for m in chosen]
     last_hidden_states(model, tokens)
     for hook in hooks:
         hook.remove()

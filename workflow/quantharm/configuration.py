@@ -16,9 +16,13 @@ import jsonschema
 import yaml
 
 from quantharm.errors import UserError
+from quantharm.files import LARGEST_INPUT_BYTES
 
 BASELINE = "baseline"
 RESERVED_MODELS = ("logs", "benchmarks", "texts")
+LARGEST_CONFIG_BYTES = 2**18
+MOST_VALUES = 100_000  # of a whole configuration, aliases written out; the shipped one has 300
+TEMPLATES = "__use_yte__"  # Snakemake would then run the Python expressions in the file
 
 
 def quantizer_names() -> list[str]:
@@ -98,9 +102,51 @@ def validate(value: Any, schema: dict[str, Any], path: tuple = ()) -> None:
         raise UserError(sentence(error))
 
 
+def check_config_file(path: Path) -> None:
+    """Raises UserError unless `path` is a small YAML file, before Snakemake reads it; a missing one is Snakemake's."""
+    if not os.path.isfile(path):
+        return
+    if os.path.getsize(path) > LARGEST_CONFIG_BYTES:
+        raise UserError(f"{path} is larger than {LARGEST_CONFIG_BYTES >> 10} KB, which is no configuration; correct it")
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        check_values(yaml.compose(text, yaml.SafeLoader), str(path))  # before `<<: [*a, *a]` is written out
+        config = yaml.safe_load(text)
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else "?"
+        raise UserError(f"{path}, line {line}: this is not YAML ({error.problem}); correct the line") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path} is not YAML ({reason}); correct it, or take the one that is shipped") from None
+    if isinstance(config, dict) and TEMPLATES in config:
+        raise UserError(f"{path} has the key `{TEMPLATES}`, by which it could run code; take it out")
+
+
+def check_values(config: Any, where: str) -> None:
+    """Raises UserError where a configuration has no end: aliases of aliases (a YAML bomb), or a list within itself.
+
+    config: YAML nodes, or what was made of them.
+    """
+    waiting, seen = [config], 0
+    while waiting:
+        value = waiting.pop()
+        seen += 1
+        if isinstance(value, yaml.CollectionNode):
+            value = value.value  # a list, of pairs where it is a mapping
+        if isinstance(value, dict):
+            waiting += [*value.keys(), *value.values()]
+        elif isinstance(value, list | tuple | set):
+            waiting += value
+        if seen + len(waiting) > MOST_VALUES:
+            raise UserError(
+                f"{where} has more than {MOST_VALUES:,} values once its aliases (*name) are written out; write them out"
+            )
+
+
 def complete(config: dict[str, Any], schema_path: Path) -> dict[str, Any]:
     """The configuration with all defaults; raises UserError for the first mistake."""
     schema = yaml.safe_load(Path(schema_path).read_text(encoding="utf-8"))
+    check_values(config, "the config")
     config = json.loads(json.dumps(config, default=str))  # plain dicts and lists
     validate(config, schema)
     config = with_defaults(config, schema)
@@ -115,6 +161,7 @@ def complete(config: dict[str, Any], schema_path: Path) -> dict[str, Any]:
         validate(method, own, ("methods", name))
         config["methods"][name] = with_defaults(method, own)
     check_names(config)
+    check_files(config)
     for name in config["models"]:
         check_model(config, name)
     return config
@@ -151,6 +198,39 @@ def check_names(config: dict[str, Any]) -> None:
     for name, text in config["texts"].items():
         if ("path" in text) == ("dataset" in text):
             raise UserError(f"`texts.{name}` in the config needs either `path` or `dataset`")
+
+
+def check_files(config: dict[str, Any]) -> None:
+    """Every text and prompt suite that the configuration names is a file here, and small enough to be one."""
+    files = {f"texts.{name}.path": text["path"] for name, text in config["texts"].items() if "path" in text}
+    files |= {f"protocols.{name}.prompts": protocol["prompts"] for name, protocol in config["protocols"].items()}
+    if any(uses_calibration(method) for method in config["methods"].values()):
+        files["calibration"] = config["calibration"]
+    sources = {
+        f"{kind}.{name}.source": entry["source"]
+        for kind in ("models", "methods")
+        for name, entry in config[kind].items()
+        if "source" in entry
+    }
+    for key, path in (sources | files).items():
+        if set("{}") & set(path) or not path.isprintable():
+            raise UserError(
+                f"`{key}` in the config is {path[:200]!r}; Snakemake takes no file names with braces or control "
+                "characters: rename it"
+            )
+    for key, path in files.items():
+        if not os.path.isfile(path):  # os.path, because pathlib raises OSError for a name that is too long
+            raise UserError(f"`{key}` in the config is {path[:200]!r}, which is no file here; correct the path")
+        if os.path.getsize(path) > LARGEST_INPUT_BYTES:
+            raise UserError(
+                f"`{key}` in the config is {path[:200]!r}, which is larger than {LARGEST_INPUT_BYTES >> 20} MB; "
+                "take a part of it"
+            )
+
+
+def uses_calibration(method: dict[str, Any]) -> bool:
+    """Whether a method's quantizer has settings for a calibration text."""
+    return any(key.startswith("calibration") for key in method)
 
 
 def checkpoint_config(source: str) -> dict[str, Any] | None:

@@ -29,6 +29,7 @@ from quantharm.scoring import check_ids, last_hidden_states, output_head, slices
 from quantharm.stage import Timing, run_stage, stage_parser
 from quantharm.statistics import mean_of_means, stratified_mean
 from quantharm.store import Positions, read_store, require_same
+from quantharm.text import context_length, protocol_name
 from quantharm.worst_positions import WorstPositions, with_texts
 
 LN_2 = math.log(2)
@@ -246,6 +247,8 @@ def main() -> None:
     parser.add_argument("--quantization", type=Path, required=True, help="quantization.json of the cell")
     parser.add_argument("--trace", type=Path, required=True, help="trace.parquet of the baseline")
     parser.add_argument("--logits", type=Path, required=True, help="logits.parquet of the baseline")
+    parser.add_argument("--window-tokens", type=int, default=2048, help="of the store's protocol")
+    parser.add_argument("--text-windows", type=int, default=2, help="of the store's protocol")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
     parser.add_argument("--rows", type=Path, required=True, help="divergence.parquet")
     parser.add_argument("--output", type=Path, required=True, help="divergence.json")
@@ -256,11 +259,12 @@ def main() -> None:
     device = choose_device(arguments.device)
     record = read_quantization(arguments.quantization)
     trace = read_parquet(arguments.trace)
-    expected = store_metadata_of(record, trace, device, protocol="")
-    del expected["protocol"], expected["versions"]
-    metadata = require_same(arguments.logits, expected)
     with timing.part("load"):
         model = load_cell(record, device)
+    length = min(arguments.window_tokens, context_length(model.config) or arguments.window_tokens)
+    expected = store_metadata_of(record, trace, device, protocol_name(length, arguments.text_windows))
+    del expected["versions"]
+    metadata = require_same(arguments.logits, expected)
     with timing.part("model"):
         worst = WorstPositions()
         rows = score_store(model, arguments.logits, trace, worst)

@@ -11,9 +11,11 @@ from typing import Any
 
 from quantharm.errors import UserError
 from quantharm.files import sha256_of_text, write_json
+from quantharm.hub import ask_hub
 from quantharm.models import first_line, hash_weights, read_checkpoint_config, refuse_unsafe
 from quantharm.provenance import version_of
-from quantharm.stage import run_stage, stage_parser
+from quantharm.stage import run_stage, sentence_for, stage_parser
+from quantharm.visible import visible
 
 WANTED_FILES = ["*.json", "*.safetensors", "tokenizer*", "*.model", "*.txt", "*.jinja"]
 PICKLE_FILES = ["*.bin", "*.pt", "*.pth"]
@@ -31,20 +33,15 @@ def resolve(source: str, revision: str | None, allow_pickle: bool, trust_remote_
     from huggingface_hub import errors, snapshot_download
 
     wanted = WANTED_FILES + (PICKLE_FILES if allow_pickle else []) + (CODE_FILES if trust_remote_code else [])
+    unreachable = ask_hub(source, revision, "model")
     try:
         path = snapshot_download(source, revision=revision, allow_patterns=wanted)
-    except errors.RevisionNotFoundError:
-        raise UserError(f"{source} has no revision {revision} on the hub; correct `revision:` in the config") from None
-    except errors.GatedRepoError:
-        raise UserError(
-            f"{source} is gated: accept its terms on the hub, then log in with `hf auth login` and run again"
-        ) from None
-    except errors.RepositoryNotFoundError:
-        raise UserError(f"{source} does not exist on the hub (or needs a login); correct `source:`") from None
     except (errors.LocalEntryNotFoundError, OSError, ValueError) as error:
+        if sentence_for(error):  # the disk is full
+            raise
         raise UserError(
-            f"{source} is not in the hub cache and the hub cannot be reached ({first_line(error)}); connect once, "
-            "copy the cache from a machine that has it, or name a folder"
+            f"{source} is not in the hub cache and the hub cannot be reached ({unreachable or first_line(error)}); "
+            "connect once, copy the cache from a machine that has it, or name a folder"
         ) from None
     return Path(path), Path(path).name
 
@@ -107,7 +104,8 @@ def main() -> None:
     record: dict[str, Any] = describe(arguments.model, arguments.source, folder, commit, *flags)
     record["huggingface_hub"] = version_of("huggingface_hub")
     write_json(arguments.output, record)
-    print(f"{arguments.model}: {folder}, {record['architecture']}, {record['checkpoint_bytes'] / 1e9:.3f} GB")
+    # The architecture is what a stranger's file says.
+    print(visible(f"{arguments.model}: {folder}, {record['architecture']}, {record['checkpoint_bytes'] / 1e9:.3f} GB"))
 
 
 if __name__ == "__main__":

@@ -3,24 +3,31 @@
 The rows of a data set are joined by blank lines, as in the protocol `concat-2048`. May use the network.
 """
 
+import os
 from pathlib import Path
 
 from quantharm.errors import UserError
 from quantharm.files import sha256_of_text, write_json, write_text
+from quantharm.hub import ask_hub
 from quantharm.models import first_line
-from quantharm.stage import run_stage, stage_parser
+from quantharm.stage import run_stage, sentence_for, stage_parser
 from quantharm.text import read_text
 
 
 def read_dataset(dataset: str, name: str | None, split: str, revision: str | None, column: str) -> str:
     """All rows of one column, joined by blank lines."""
+    # A folder of Parquet files is a data set too. Asked before `datasets` is imported, which takes over the answer.
+    unreachable = "" if os.path.isdir(dataset) else ask_hub(dataset, revision, "dataset")
     import datasets
 
     try:
         rows = datasets.load_dataset(dataset, name, split=split, revision=revision)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        if sentence_for(error):  # the disk is full
+            raise
+        reason = unreachable or first_line(error)
         raise UserError(
-            f"the data set {dataset} cannot be loaded ({first_line(error)}); connect once, or name a text file"
+            f"the data set {dataset} cannot be loaded ({reason}); connect once, or name a text file"
         ) from None
     if column not in rows.column_names:
         raise UserError(f"the data set {dataset} has no column {column!r}; correct `column:` in the config")

@@ -22,16 +22,33 @@ from quantharm.stage import Timing, run_stage, stage_parser
 from quantharm.text import context_length
 
 
-def answer_prompt(model, tokenizer, prompt: dict[str, Any], ids: list[int], new_tokens: int, ends) -> dict[str, Any]:
-    """One row of generation.parquet."""
+def check_prompt_tokens(model, prompt: dict[str, Any], ids: list[int]) -> None:
+    """Raises UserError for a prompt that the model cannot answer: no tokens, or no room for one more."""
     context = context_length(model.config)
+    if not ids:
+        raise UserError(f"prompt {prompt['id']} has no tokens; give it some text or take it out of the suite")
     if context and len(ids) >= context:
         raise UserError(
             f"prompt {prompt['id']} has {len(ids)} tokens, which leaves no room in the model's context of {context}; "
             "shorten it or take it out of the suite"
         )
     check_ids(model, ids)
-    result = continue_greedily(model, ids, new_tokens, ends, context)
+
+
+def check_benchmark(model, prompt_tokens: int, new_tokens: int) -> None:
+    """Raises UserError for a benchmark that is longer than the model's context."""
+    context = context_length(model.config)
+    if context and prompt_tokens + new_tokens > context:
+        raise UserError(
+            f"the benchmark needs {prompt_tokens} + {new_tokens} tokens but the model's context is {context}; lower "
+            "`benchmark:` of the protocol in the config"
+        )
+
+
+def answer_prompt(model, tokenizer, prompt: dict[str, Any], ids: list[int], new_tokens: int, ends) -> dict[str, Any]:
+    """One row of generation.parquet."""
+    check_prompt_tokens(model, prompt, ids)
+    result = continue_greedily(model, ids, new_tokens, ends, context_length(model.config))
     text = tokenizer.decode(result.token_ids, skip_special_tokens=True)
     degenerate = is_degenerate(result.token_ids)
     return {
@@ -92,6 +109,9 @@ def main() -> None:
         tokenizer = load_tokenizer(record["source"])
         model = load_cell(record, device)
     encoded = [encode_prompt(tokenizer, prompt["prompt"], arguments.chat_template) for prompt in prompts]
+    for prompt, ids in zip(prompts, encoded, strict=True):  # all of them before the first answer
+        check_prompt_tokens(model, prompt, ids)
+    check_benchmark(model, arguments.benchmark_prompt_tokens, arguments.benchmark_new_tokens)
     ends = end_tokens(model, tokenizer)
 
     rows = []

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from quantharm.errors import UserError
+from quantharm.files import LARGEST_INPUT_BYTES
 
-LARGEST_FILE_BYTES = 64 * 2**20
 LONGEST_PROMPT_CHARACTERS = 1_000_000
 
 
@@ -16,8 +16,8 @@ def read_prompts(path: Path, per_category: int | None = None) -> list[dict[str, 
     path = Path(path)
     if not path.is_file():
         raise UserError(f"the prompt file {path} does not exist; correct `prompts:` in the config")
-    if path.stat().st_size > LARGEST_FILE_BYTES:
-        raise UserError(f"the prompt file {path} is larger than {LARGEST_FILE_BYTES >> 20} MB; split it into suites")
+    if path.stat().st_size > LARGEST_INPUT_BYTES:
+        raise UserError(f"the prompt file {path} is larger than {LARGEST_INPUT_BYTES >> 20} MB; split it into suites")
     prompts, seen, taken = [], set(), {}
     with open(path, encoding="utf-8", errors="strict") as lines:
         try:
@@ -47,6 +47,8 @@ def check_prompt(line: str, where: str) -> dict[str, Any]:
     for key in ("id", "category", "prompt"):
         if not isinstance(prompt.get(key), str) or not prompt[key].strip():
             raise UserError(f"{where}: `{key}` is missing or empty; give it some text")
+        if any("\ud800" <= c <= "\udfff" for c in prompt[key]):  # JSON can write them, UTF-8 cannot
+            raise UserError(f"{where}: `{key}` holds half a character (a lone surrogate, \\ud800); correct it")
     if len(prompt["prompt"]) > LONGEST_PROMPT_CHARACTERS:
         raise UserError(f"{where}: the prompt has over {LONGEST_PROMPT_CHARACTERS:,} characters; shorten it")
     answer = prompt.get("answer")

@@ -12,6 +12,7 @@ from pathlib import Path
 from quantharm.errors import UserError
 
 IMPORTED = time.perf_counter()
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def stage_parser(description: str) -> argparse.ArgumentParser:
@@ -32,17 +33,28 @@ def run_stage(main: Callable[[], None]) -> None:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit("error: interrupted; run the same command again to go on")
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            where = f" while writing {error.filename}" if error.filename else ""
-            sys.exit(f"error: the disk is full{where}; free some space and run the same command again")
-        raise
-    except MemoryError:
-        sys.exit("error: out of memory; give the job more (resources: mem_mb) or choose a smaller model")
-    except RuntimeError as error:
-        if type(error).__name__ == "OutOfMemoryError":  # torch's, by name so that torch need not be imported here
-            sys.exit(f"error: the GPU's memory is too small ({str(error).split('. ')[0]}); use a larger GPU or `gpus:`")
-        raise
+    except Exception as error:
+        sentence = sentence_for(error)
+        if sentence is None:
+            raise
+        sys.exit(f"error: {sentence}")
+
+
+def sentence_for(error: Exception) -> str | None:
+    """What to tell of a fault of the machine; None for any other.
+
+    By words where a library has an exception of its own: safetensors says `No space left on device (os error 28)`,
+    torch `can't allocate memory`.
+    """
+    text = str(error)
+    if getattr(error, "errno", None) in DISK_FULL or any(f"(os error {number})" in text for number in DISK_FULL):
+        where = f" while writing {error.filename}" if getattr(error, "filename", None) else ""
+        return f"the disk (or your quota) is full{where}; free some space and run the same command again"
+    if isinstance(error, MemoryError) or "can't allocate memory" in text:
+        return "out of memory; give the job more (`billion_parameters:` in the config) or choose a smaller model"
+    if type(error).__name__ == "OutOfMemoryError":  # torch's, by name so that torch need not be imported here
+        return f"the GPU's memory is too small ({text.split('. ')[0]}); use a larger GPU or `gpus:`"
+    return None
 
 
 def seconds_since_process_start() -> float:

@@ -9,13 +9,18 @@ import hashlib
 from pathlib import Path
 
 from quantharm.errors import UserError
+from quantharm.files import LARGEST_INPUT_BYTES
 
 
 def read_text(path: Path) -> str:
+    """A UTF-8 text; raises UserError when it is missing, empty, too large or something else."""
+    path = Path(path)
+    if not path.is_file():  # nor a device, which could go on for ever
+        raise UserError(f"the text {path} is not a file; correct `texts:` in the config")
+    if path.stat().st_size > LARGEST_INPUT_BYTES:
+        raise UserError(f"the text {path} is larger than {LARGEST_INPUT_BYTES >> 20} MB; take a part of it")
     try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (FileNotFoundError, IsADirectoryError):
-        raise UserError(f"the text {path} is not a file; correct `texts:` in the config") from None
+        text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError:
         raise UserError(f"the text {path} is not UTF-8; convert it") from None
     if not text.strip():

@@ -1,4 +1,4 @@
-# Configuration, and what the rules ask for: which files a stage is made of, which protocol, how much memory.
+# What the rules ask for: which files a stage is made of, which protocol, how much memory.
 import json
 import os
 import re
@@ -6,20 +6,9 @@ import shlex
 import sys
 from pathlib import Path
 
-from snakemake.exceptions import WorkflowError
-
-PACKAGE = Path(workflow.basedir) / "workflow"
-sys.path.insert(0, str(PACKAGE))
-
 from quantharm import configuration, resources
 from quantharm.dependencies import module_files
-from quantharm.errors import UserError
 from quantharm.reporting import names as report_names
-
-try:
-    config = configuration.complete(config, PACKAGE / "schemas" / "config.schema.yaml")
-except UserError as error:
-    raise WorkflowError(str(error)) from None
 
 CONDA = any(method.name == "CONDA" for method in workflow.deployment_settings.deployment_method)
 OWN_PYTHON = config["python"] is None and not CONDA
@@ -119,8 +108,7 @@ def source_flags(entry):
 
 def calibration_of(wildcards):
     """The calibration text, for the quantizers that have settings for one."""
-    uses_one = any(key.startswith("calibration") for key in config["methods"][wildcards.method])
-    return config["calibration"] if uses_one else []
+    return config["calibration"] if configuration.uses_calibration(config["methods"][wildcards.method]) else []
 
 
 def pretrained_source(wildcards):

@@ -27,6 +27,8 @@ rule divergence:
         runtime=needs("runtime_minutes", "divergence"),
     params:
         python=PYTHON,
+        window_tokens=protocol("window_tokens"),
+        text_windows=protocol("text_windows"),
         device=config["device"],
     message:
         "{wildcards.model} × {wildcards.method}: divergence"
@@ -35,6 +37,8 @@ rule divergence:
         " --quantization {input.quantization:q}"
         " --trace {input.trace:q}"
         " --logits {input.store:q}"
+        " --window-tokens {params.window_tokens}"
+        " --text-windows {params.text_windows}"
         " --device {params.device:q}"
         " --rows {output.rows:q}"
         " --output {output.record:q}"

@@ -4,21 +4,12 @@ Control and bidirectional characters could reorder or hide what stands beside th
 """
 
 import re
-import unicodedata
 from typing import Any
+
+from quantharm.visible import visible
 
 MARKUP = re.compile(r"([\\`*_{}\[\]<>|#~&!$@]|(?<=\w):(?=//))")
 LINE_START = re.compile(r"^(\s*)([-+=]|\d+[.)])(?=\s)")
-# Format characters that change how their neighbours are drawn, and blanks that cannot be seen.
-INVISIBLE = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
-
-
-def visible(text: Any) -> str:
-    """Every character that is not drawn as itself as ⟨U+202E⟩; new lines and tabs stay."""
-    return "".join(
-        f"⟨U+{ord(c):04X}⟩" if unicodedata.category(c) in INVISIBLE and c not in "\n\t" else c
-        for c in str(text).replace("\r\n", "\n")
-    )
 
 
 def one_line(text: Any) -> str:

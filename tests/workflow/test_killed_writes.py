@@ -1,0 +1,219 @@
+"""SIGKILL in every stage while it writes, two Snakemakes in one folder, an environment that was half built."""
+
+import hashlib
+import json
+import os
+import re
+import signal
+import subprocess
+import time
+
+import psutil
+import pytest
+from workflow_project import ALL_MODELS, ALL_REPORT, CHECKOUT, FETCH, LOGITS, REPORT, SUMMARY, TEXT, Project, job
+
+# Loaded by every Python before its program: a stage is killed when it is about to give its n-th file its final name,
+# of which by then only a half is written. Its second attempt, where it has one, is killed at its start.
+KILLER = """
+import os, pathlib, signal, sys
+words = sys.orig_argv
+if words[1:2] == ["-m"] and words[2].startswith("quantharm."):
+    stage = words[2].removeprefix("quantharm.")
+    log = pathlib.Path("killed.txt")
+    attempts = log.read_text().splitlines() if log.is_file() else []
+    def kill():
+        with log.open("a") as stream:
+            stream.write(" ".join(words[2:]) + "\\n")
+        os.kill(os.getpid(), signal.SIGKILL)
+    if " ".join(words[2:]) in attempts:
+        kill()
+    seen = 0
+    replace = os.replace
+    def half(source, target, **keywords):
+        global seen
+        if "results/" in str(target) and str(source).endswith(".part"):
+            seen += 1
+            if seen == {nth}.get(stage, 1):
+                if os.path.isfile(source):
+                    os.truncate(source, os.path.getsize(source) // 2)
+                kill()
+        return replace(source, target, **keywords)
+    os.replace = half
+"""
+# The file at which a stage is killed: the second where there are more, so that one has its final name already.
+NTH = {
+    "fetch_text": 2,
+    "quantize": 2,
+    "generation": 2,
+    "logits": 2,
+    "perplexity": 2,
+    "divergence": 2,
+    "summary": 2,
+    "report": 5,
+}
+RECORDS = "results/reference"
+# Jobs that do not depend on each other, with the targets by which they alone are asked for.
+BATCHES = {
+    "the report over all models, and their summary": {
+        ALL_REPORT: "results/report.html",
+        ALL_MODELS: "results/summary.csv",
+    },
+    "a report": {REPORT: f"{RECORDS}/report.html"},
+    "a summary": {SUMMARY: f"{RECORDS}/summary.json"},
+    "model stages": {
+        job("int8", "quantize"): f"{RECORDS}/int8/quantization.json",
+        job("nf4", "generation"): f"{RECORDS}/nf4/generation.json",
+        job("nf4", "perplexity"): f"{RECORDS}/nf4/perplexity.json",
+        job("nf4", "divergence"): f"{RECORDS}/nf4/divergence.json",
+        job("baseline", "checks"): f"{RECORDS}/baseline/checks.json",
+    },
+    "the store": {LOGITS: f"{RECORDS}/baseline/logits.json"},
+    "what is fetched": {FETCH: f"{RECORDS}/source.json", TEXT: "results/texts/builtin.json"},
+}
+MODEL_BATCHES = [BATCHES["model stages"], BATCHES["the store"]]
+STAGES = {
+    "fetch",
+    "fetch_text",
+    "quantize",
+    "generation",
+    "logits",
+    "perplexity",
+    "divergence",
+    "checks",
+    "summary",
+    "report",
+}
+UNSTEADY = ("logs", "benchmarks")
+
+
+def digests(project: Project) -> dict[str, str]:
+    files = [p for p in (project / "results").rglob("*") if p.is_file() and not set(UNSTEADY) & set(p.parts)]
+    return {str(p.relative_to(project.folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+
+
+def test_the_batches_hold_every_stage():
+    rules = "".join(path.read_text() for path in (CHECKOUT / "workflow/rules").glob("*.smk"))
+    assert set(re.findall(r" -m quantharm\.(\w+)", rules)) == STAGES
+    assert len(re.findall(r" -m quantharm\.", rules)) - 1 == sum(map(len, BATCHES.values()))  # but fetch_pretrained
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("batch", BATCHES.values(), ids=BATCHES)
+def test_a_stage_killed_while_it_writes_leaves_nothing_that_looks_finished(finished, batch, monkeypatch):
+    """Then a run does this stage alone, and nothing of it is left over."""
+    targets = list(batch.values())
+    for target in targets:
+        (finished / target).unlink()
+    before = digests(finished)
+    (finished / "killer").mkdir()
+    (finished / "killer/sitecustomize.py").write_text(KILLER.replace("{nth}", repr(NTH)))
+    environment = finished.environment
+    monkeypatch.setattr(finished, "environment", lambda: environment() | {"PYTHONPATH": str(finished / "killer")})
+    killed = finished.snakemake(*targets, "--keep-going", "--quiet", "host", "reason")
+    assert killed.code != 0
+    calls = (finished / "killed.txt").read_text().splitlines()
+    assert len(set(calls)) == len(targets), calls
+    assert list((finished / "results").rglob(".*.part"))  # they were killed half-way
+    after = digests(finished)
+    assert {name: digest for name, digest in after.items() if not name.endswith(".part")}.items() <= before.items()
+    for target in targets:
+        assert not (finished / target).exists()
+
+    monkeypatch.setattr(finished, "environment", environment)
+    assert finished.jobs(*targets) == set(batch)
+    if batch in MODEL_BATCHES:  # that these complete is tested where they are killed from outside
+        return
+    finished.run(*targets)
+    assert not list((finished / "results").rglob(".*.part"))
+    assert set(after) - {n for n in after if n.endswith(".part")} < set(digests(finished))
+    for target in targets:
+        if target.endswith(".json"):
+            assert json.loads((finished / target).read_text())
+    assert finished.jobs(*targets) == set()
+
+
+PATIENCE = 60
+
+
+def wait_until(condition, process: subprocess.Popen):
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
+        if found := condition():
+            return found
+        assert process.poll() is None, "Snakemake has ended"
+        time.sleep(0.05)
+    raise AssertionError("nothing happened")
+
+
+def started(project: Project, *arguments: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        project.command(*arguments, "--quiet", "host", "reason"),
+        cwd=project.folder,
+        env=project.environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+
+def test_a_second_snakemake_in_one_folder_is_refused_and_the_first_completes(finished):
+    """The stage waits for a file, so that the first is still running when the second asks."""
+    wrapper = finished / "evaluation-python"
+    wrapper.write_text(
+        wrapper.read_text().replace("#!/bin/sh\n", "#!/bin/sh\nwhile [ -f wait ]; do sleep 0.05; done\n")
+    )
+    (finished / "wait").touch()
+    target = "results/texts/builtin.json"
+    (finished / target).unlink()
+    first = started(finished, target)
+    try:
+        wait_until(lambda: list((finished / ".snakemake/locks").glob("*.lock")), first)
+        second = finished.snakemake(target, "results/summary.csv", "--forcerun", "summary_of_all")
+        assert second.code != 0
+        assert "Traceback" not in second.output
+        assert "LockException" in second.output
+        assert "snakemake --unlock" in second.output or "--unlock" in second.output
+        assert not (finished / target).exists()
+        (finished / "wait").unlink()
+        assert first.wait(PATIENCE) == 0
+    finally:
+        first.kill()
+    assert (finished / target).is_file()
+    assert finished.jobs(target) == set()
+
+
+def test_an_environment_whose_build_was_killed_is_built_anew(shipped):
+    """pip waits at a list that never comes; it is killed there, and Snakemake with it."""
+    target = ".venv-evaluation/installed.txt"
+    (shipped / "envs/evaluation.txt").write_text("--requirement more.txt\n")
+    os.mkfifo(shipped / "envs/more.txt")
+    first = started(shipped, target)
+
+    def pip() -> list[psutil.Process]:
+        found = []
+        for process in psutil.Process(first.pid).children(recursive=True):
+            try:
+                if process.cmdline()[1:4] == ["-m", "pip", "install"]:
+                    found.append(process)
+            except (psutil.Error, IndexError):
+                continue
+        return found
+
+    try:
+        (process,) = wait_until(pip, first)
+        os.kill(first.pid, signal.SIGKILL)
+        os.kill(process.pid, signal.SIGKILL)
+        first.wait(PATIENCE)
+    finally:
+        first.kill()
+    assert (shipped / ".venv-evaluation/bin/python").exists()
+    assert not (shipped / target).exists()
+
+    (shipped / "envs/more.txt").unlink()
+    (shipped / "envs/more.txt").write_text("# nothing more\n")
+    locked = shipped.snakemake(target)
+    assert locked.code != 0
+    assert "--unlock" in locked.output
+    assert shipped.snakemake("--unlock").code == 0
+    again = shipped.snakemake(target, "--rerun-incomplete")
+    assert again.code == 0, again.output[-3000:]
+    assert (shipped / target).is_file()

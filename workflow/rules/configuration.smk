@@ -1,0 +1,25 @@
+# config.yaml, checked before Snakemake reads it and completed afterwards; a mistake ends here, before any job.
+import sys
+from pathlib import Path
+
+from snakemake.exceptions import WorkflowError
+
+PACKAGE = Path(workflow.basedir) / "workflow"
+sys.path.insert(0, str(PACKAGE))
+
+from quantharm import configuration
+from quantharm.errors import UserError
+
+try:
+    configuration.check_config_file(Path("config.yaml"))
+except UserError as error:
+    raise WorkflowError(str(error)) from None
+
+
+configfile: "config.yaml"
+
+
+try:
+    config = configuration.complete(config, PACKAGE / "schemas" / "config.schema.yaml")
+except UserError as error:
+    raise WorkflowError(str(error)) from None
