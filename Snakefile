@@ -21,6 +21,7 @@ include: "workflow/rules/divergence.smk"
 include: "workflow/rules/checks.smk"
 include: "workflow/rules/summary.smk"
 include: "workflow/rules/report.smk"
+include: "workflow/rules/defense.smk"
 
 
 rule all:

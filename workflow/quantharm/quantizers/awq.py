@@ -52,6 +52,10 @@ DEFAULT_BACKEND = {"cuda": "gemm_triton", "cpu": "torch_fused_awq"}
 LINEARS_OF_A_LAYER = ("hidden_size", "intermediate_size")
 
 
+def grid(settings: dict[str, Any]) -> str:
+    return f"int4-{settings['group_size']}"
+
+
 def conflict(settings: dict[str, Any], checkpoint_config: dict[str, Any]) -> str | None:
     group = settings["group_size"]
     for key in LINEARS_OF_A_LAYER:
@@ -182,7 +186,7 @@ def inspect(name: str, module, checkpoint: Path):
     """An AWQ linear of gptqmodel: 4-bit codes, a float16 scale and a 4-bit zero point a group."""
     if not any(base.__name__ == "AWQuantLinear" for base in type(module).__mro__):
         return None
-    from quantharm.linears import QuantizedMatrix, tensor_bytes
+    from quantharm.linears import QuantizedMatrix, stored_tensors, tensor_bytes
 
     rows, columns, group = module.out_features, module.in_features, module.group_size
     groups = rows * columns // group
@@ -194,26 +198,30 @@ def inspect(name: str, module, checkpoint: Path):
         stored_bytes=tensor_bytes(*tensors),
         formula_bytes=rows * columns / 2 + groups * (2 + 0.5),
         dequantize=lambda: dequantize(checkpoint, name, group),
+        codes=lambda: codes(stored_tensors(checkpoint, name), group),
     )
 
 
-def dequantize(checkpoint: Path, name: str, group: int):
-    """The matrix in the file: (code - zero) × scale; [rows, columns] float32.
+def codes(tensors: dict[str, Any], group: int):
+    """code - zero of each weight, as stored; [rows, columns] int32.
 
     In an int32 the GEMM layout holds output channels 0, 2, 4, 6, 1, 3, 5, 7 from the low bits up.
     """
     import torch
 
-    from quantharm.linears import stored_tensors
-
-    tensors = stored_tensors(checkpoint, name)
     shifts = 4 * torch.tensor([0, 4, 1, 5, 2, 6, 3, 7])
 
     def unpack(packed):  # [n, outputs / 8] int32 → [n, outputs]
         return ((packed.unsqueeze(-1) >> shifts) & 15).flatten(1)
 
-    def expand(groups):  # [groups, outputs] → [inputs, outputs]
-        return groups.repeat_interleave(group, dim=0)
+    zeros = unpack(tensors["qzeros"]).repeat_interleave(group, dim=0)  # [groups, outputs] → [inputs, outputs]
+    return (unpack(tensors["qweight"]) - zeros).t().contiguous()
 
-    codes, zeros = unpack(tensors["qweight"]), unpack(tensors["qzeros"])
-    return ((codes - expand(zeros)).float() * expand(tensors["scales"].float())).t().contiguous()
+
+def dequantize(checkpoint: Path, name: str, group: int):
+    """The matrix in the file: (code - zero) × scale; [rows, columns] float32."""
+    from quantharm.linears import stored_tensors
+
+    tensors = stored_tensors(checkpoint, name)
+    scales = tensors["scales"].float().repeat_interleave(group, dim=0)  # [groups, outputs] → [inputs, outputs]
+    return codes(tensors, group).float() * scales.t()
