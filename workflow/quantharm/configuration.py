@@ -24,6 +24,7 @@ RESERVED_MODELS = ("logs", "benchmarks", "texts")
 NOISE_NAME = re.compile(
     rf"(?:(?P<method>.+)\+)?noise-(?P<sigma>\d+(?:\.\d+)?(?:e-?\d+)?)(?:-(?P<target>{'|'.join(noise.GRID_NAMES)}))?"
 )
+CORRUPTIONS = ("random_tokens", "repeated_token")  # of calibration samples, as in quantizers/awq.py
 NOISE_TARGET = "nf4"  # of noise alone, where its name does not say
 
 
@@ -121,6 +122,7 @@ def complete(config: dict[str, Any], schema_path: Path) -> dict[str, Any]:
         config["methods"][name] = completed_method(name, method)
     check_baseline(config)
     add_derived_methods(config)
+    choose_monitored(config)
     check_names(config)
     for name in config["models"]:
         check_model(config, name)
@@ -193,13 +195,58 @@ def noise_sweep(config: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
+def calibration_cells(config: dict[str, Any]) -> list[dict[str, Any]]:
+    """The cells of `snakemake calibration`: {method, text, seed, corruption, cell}, the last one its name."""
+    study = config["calibration_study"]
+    cells = []
+    for method in rounding_methods(config, "calibration_study"):
+        if "calibration_samples" not in config["methods"][method]:
+            if study["methods"] is not None:
+                raise UserError(
+                    f"`calibration_study.methods` in the config names `{method}`, which calibrates on nothing"
+                )
+            continue
+        for text in study["texts"]:
+            cells += [
+                {"method": method, "text": text, "seed": s, "corruption": None, "cell": f"{method}+{text}-{s}"}
+                for s in study["seeds"]
+            ]
+        cells += [
+            {"method": method, "text": None, "seed": 0, "corruption": c, "cell": f"{method}+{c.replace('_', '-')}"}
+            for c in CORRUPTIONS
+        ]
+    return cells
+
+
+def calibration_method(config: dict[str, Any], cell: dict[str, Any]) -> dict[str, Any]:
+    """The entry of a cell of the study."""
+    study = config["calibration_study"]
+    settings = {
+        "calibration_text": study["texts"].get(cell["text"]),
+        "calibration_samples": study["samples"],
+        "calibration_seed": cell["seed"],
+        "calibration_corruption": cell["corruption"],
+    }
+    return completed_method(cell["cell"], copy.deepcopy(config["methods"][cell["method"]]) | settings)
+
+
 def add_derived_methods(config: dict[str, Any]) -> None:
-    """Adds the entries of methods that a name stands for: those with noise that are named and not written out."""
+    """Adds the entries of methods that a name stands for: with noise, or of the calibration study."""
+    found = {cell["cell"]: calibration_method(config, cell) for cell in calibration_cells(config)}
     swept = [cell[kind] for cell in noise_sweep(config) for kind in ("alone", "quantized")]
     for name in [*config["evaluate"]["methods"], *swept]:
         entry = None if name in config["methods"] else noise_method(config, name)
         if entry is not None:
-            config["methods"][name] = entry
+            found[name] = entry
+    config["methods"] |= {name: entry for name, entry in found.items() if name not in config["methods"]}
+
+
+def choose_monitored(config: dict[str, Any]) -> None:
+    """Fills in the model and the method that `monitor:` leaves to the default run."""
+    monitor, evaluate = config["monitor"], config["evaluate"]
+    others = [method for method in evaluate["methods"] if method != BASELINE]
+    monitor["model"] = evaluate["models"][0] if monitor["model"] is None else monitor["model"]
+    monitor["method"] = (others or [BASELINE])[0] if monitor["method"] is None else monitor["method"]
 
 
 def refer(config: dict[str, Any], kind: str, name: str, where: str) -> None:
@@ -227,8 +274,11 @@ def check_names(config: dict[str, Any]) -> None:
     for kind in ("models", "methods"):
         for name in config["evaluate"][kind]:
             refer(config, kind, name, f"evaluate.{kind}")
-    for name in config["defense"]["models"] or []:
-        refer(config, "models", name, "defense.models")
+    for kind in ("model", "method"):
+        refer(config, f"{kind}s", config["monitor"][kind], f"monitor.{kind}")
+    for section in ("defense", "calibration_study"):
+        for name in config[section]["models"] or []:
+            refer(config, "models", name, f"{section}.models")
     for name, model in config["models"].items():
         refer(config, "protocols", model["protocol"], f"models.{name}.protocol")
     for name, protocol in config["protocols"].items():

@@ -117,8 +117,9 @@ def source_flags(entry):
 
 def calibration_of(wildcards):
     """The calibration text, for the quantizers that have settings for one."""
-    uses_one = any(key.startswith("calibration") for key in config["methods"][wildcards.method])
-    return config["calibration"] if uses_one else []
+    entry = config["methods"][wildcards.method]
+    uses_one = any(key.startswith("calibration") for key in entry)
+    return (entry.get("calibration_text") or config["calibration"]) if uses_one else []
 
 
 def pretrained_source(wildcards):

@@ -31,6 +31,22 @@ SETTINGS: dict[str, Any] = {
         "default": 512,
         "description": "Tokens in each sample.",
     },
+    "calibration_text": {
+        "type": ["string", "null"],
+        "default": None,
+        "description": "A text of its own for this method; null means the config's `calibration`.",
+    },
+    "calibration_seed": {
+        "type": ["integer", "null"],
+        "minimum": 0,
+        "default": None,
+        "description": "Draws the samples from all of the text; null takes the first ones in order.",
+    },
+    "calibration_corruption": {
+        "enum": [None, "random_tokens", "repeated_token"],
+        "default": None,
+        "description": "Bad samples on purpose, to see what they do and whether the checks notice.",
+    },
     "backend": {
         "type": ["string", "null"],
         "enum": [
@@ -71,6 +87,23 @@ def pack_calibration(tokenizer, text: str, samples: int, tokens: int) -> list[li
     return [ids[i : i + tokens] for i in range(0, len(ids) - tokens + 1, tokens)][:samples]
 
 
+def calibration_samples(tokenizer, text: str, settings: dict[str, Any]) -> list[list[int]]:
+    """The samples that a method's settings ask for; the same ones whenever they are asked for."""
+    import random
+
+    samples, tokens = settings["calibration_samples"], settings["calibration_tokens"]
+    seed, corruption = settings.get("calibration_seed"), settings.get("calibration_corruption")
+    draw = random.Random(seed or 0)
+    if corruption == "random_tokens":
+        return [draw.choices(range(len(tokenizer)), k=tokens) for _ in range(samples)]
+    if corruption == "repeated_token":
+        return [[draw.randrange(len(tokenizer))] * tokens] * samples
+    if seed is None:
+        return pack_calibration(tokenizer, text, samples, tokens)
+    packed = pack_calibration(tokenizer, text, len(text), tokens)
+    return draw.sample(packed, min(samples, len(packed)))
+
+
 def repaired_quantizer():
     """autoawq's quantizer, with weights that its search on a CPU restores as they were.
 
@@ -98,13 +131,12 @@ def quantize(source, settings, dtype, device, gpus, output: Path, calibration) -
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     from awq import AutoAWQForCausalLM
 
+    from quantharm.calibration import sample_statistics
     from quantharm.models import device_map, load_tokenizer, refuse_unsafe, torch_dtype, weight_files
-    from quantharm.text import read_text
+    from quantharm.text import read_text, sha256_of_windows
 
     tokenizer = load_tokenizer(source)
-    packed = pack_calibration(
-        tokenizer, read_text(calibration), settings["calibration_samples"], settings["calibration_tokens"]
-    )
+    packed = calibration_samples(tokenizer, read_text(calibration), settings)
     if not packed:
         raise UserError(f"{calibration} is shorter than one sample of {settings['calibration_tokens']} tokens")
     refuse_unsafe(source["path"], source["allow_pickle"], source["trust_remote_code"])
@@ -143,6 +175,8 @@ def quantize(source, settings, dtype, device, gpus, output: Path, calibration) -
             "samples_packed": len(packed),
             "samples_reached": seen[0],
             "tokens_reached": seen[0] * seen[1],
+            "tokens_sha256": sha256_of_windows(packed),
+            **sample_statistics(packed),
         }
     }
 
