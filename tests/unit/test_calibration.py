@@ -9,6 +9,7 @@ from quantharm import calibration, calibration_study, scoring
 from quantharm.checks import calibration_evidence
 from quantharm.errors import UserError
 from quantharm.quantizers import awq
+from quantharm.reporting.charts_studies import calibration_chart
 from quantharm.text import read_text, sha256_of_windows
 
 SETTINGS = {
@@ -180,6 +181,6 @@ def test_a_difference_inside_the_range_is_not_ranked(tmp_path):
 
 def test_the_chart_says_what_was_noticed():
     rows = [row("a", 0.04), row("a", 0.06), row(None, 9.0, "random_tokens")]
-    chart = calibration_study.chart(rows, {"awq": 0.05}).to_json(ensure_ascii=False)
+    chart = calibration_chart(rows, {"awq": 0.05}).chart.to_json(ensure_ascii=False)
     assert "noticed by the checks" in chart
     assert "awq: random tokens" in chart

@@ -13,6 +13,7 @@ from quantharm import grids, noise, noise_sweep
 from quantharm.checks import check_bits_per_weight, check_method_is_real
 from quantharm.errors import UserError
 from quantharm.fetch import describe
+from quantharm.reporting.charts_studies import noise_chart
 
 SETTINGS = {"sigma": 0.3, "relative_to": "half_width", "target": None, "seed": 0}
 
@@ -213,7 +214,7 @@ def test_the_sweep_reports_price_and_effect(tmp_path, monkeypatch):
     assert noisy["alone_perplexity_change_percent"] == pytest.approx(1.0050167)
     assert plain["quantized_perplexity_change_percent"] == pytest.approx(2.0201340)
     assert (noisy["codes_changed"], noisy["noise_rms"], noisy["quantized_kl_nats_mean"]) == (0.25, 0.002, 0.04)
-    assert "σ, half-widths" in noise_sweep.chart([plain, noisy]).to_json(ensure_ascii=False)
+    assert "σ, half-widths" in noise_chart([plain, noisy]).chart.to_json(ensure_ascii=False)
 
 
 def test_codes_of_different_matrices_are_not_compared():

@@ -87,33 +87,6 @@ def comparisons(model: Path, method: str, spread: dict[str, Any], others: list[s
     return found
 
 
-def chart(rows: list[dict[str, Any]], defaults: dict[str, float]):
-    """Mean KL of each cell, a line of points for each kind of samples; rules mark the methods of the default run."""
-    import altair
-
-    points = pandas.DataFrame(
-        {
-            "samples": f"{row['method']}: {row['text'] or row['corruption'].replace('_', ' ')}",
-            "kl": row["quantized_kl_nats_mean"],
-            "checks": "noticed by the checks" if row["faults"] else "not noticed",
-        }
-        for row in rows
-    )
-    lines = pandas.DataFrame({"kl": list(defaults.values()), "name": list(defaults)})
-    x = altair.X("kl:Q", title="Mean KL, nats", scale=altair.Scale(zero=False))
-    shown = altair.Chart(points).mark_point(size=90, filled=True)
-    shown = shown.encode(
-        x=x, y=altair.Y("samples:N", title=None, sort=None), color="checks:N", shape=altair.Shape("checks:N")
-    )
-    rules = altair.Chart(lines).mark_rule(strokeDash=[4, 4]).encode(x="kl:Q")
-    names = (
-        altair.Chart(lines)
-        .mark_text(align="left", dx=4, baseline="top")
-        .encode(x="kl:Q", text="name:N", y=altair.value(2))
-    )
-    return (rules + names + shown).properties(width=520, height=altair.Step(34))
-
-
 def main() -> None:
     parser = stage_parser(__doc__)
     parser.add_argument("--model", type=Path, required=True, help="results folder of the model")
@@ -129,7 +102,8 @@ def main() -> None:
     arguments = parser.parse_args()
     offline_environment()
     quiet()
-    from quantharm.reporting.chart_base import Figure, write_figure
+    from quantharm.reporting.chart_base import write_figure
+    from quantharm.reporting.charts_studies import calibration_chart
 
     model = arguments.model
     rows = study_rows(model, arguments.cells, read_text(arguments.text), read_prompts(arguments.prompts))
@@ -141,12 +115,14 @@ def main() -> None:
     }
     table = pandas.DataFrame([flat(row | {"faults": "; ".join(row["faults"])}) for row in rows])
     folder, name = arguments.output.parent, arguments.output.stem
-    words = "mean KL divergence by calibration text and seed, beside the methods of the default run"
-    write_figure(folder, Figure(name, "Choice of calibration samples", chart(rows, defaults), words))
+    write_figure(folder, calibration_chart(rows, defaults))
     write_parquet(folder / f"{name}.parquet", table)
     with replacing(folder / f"{name}.csv") as path:
         table.to_csv(path, index=False)
-    write_json(arguments.output, {"model": model.name, "rows": rows, "spread_kl_nats": spreads, "comparisons": found})
+    write_json(
+        arguments.output,
+        {"model": model.name, "rows": rows, "spread_kl_nats": spreads, "comparisons": found, "kl_nats_mean": defaults},
+    )
     shown = ["cell", "quantized_perplexity_change_percent", "quantized_kl_nats_mean", "nll_ratio", "faults"]
     print(table[shown].to_string(index=False, float_format="{:.4g}".format))
     for method, spread in spreads.items():

@@ -75,50 +75,6 @@ def sweep_rows(model: Path, cells: list[dict[str, Any]]) -> list[dict[str, Any]]
     return rows
 
 
-def chart(rows: list[dict[str, Any]]):
-    """Three panels over σ, a colour a method: what it costs in 16 bits and quantized, and what it changes."""
-    import altair
-
-    from quantharm.reporting.chart_base import method_scales
-
-    scales = method_scales(list(dict.fromkeys(row["method"] for row in rows)))
-    panels = []
-    for title, keys in {
-        "Perplexity, change in %": ("alone_perplexity_change_percent", "quantized_perplexity_change_percent"),
-        "Mean KL, nats": ("alone_kl_nats_mean", "quantized_kl_nats_mean"),
-        "Codes changed, %": (None, "codes_changed"),
-    }.items():
-        points = [
-            {
-                "sigma": row["sigma_half_widths"],
-                "value": row[key] * (100 if key == "codes_changed" else 1),
-                "method": row["method"],
-                "weights": name,
-            }
-            for row in rows
-            for name, key in zip(("noise alone, 16 bits", "noise, then quantized"), keys, strict=True)
-            if key and row[key] is not None
-        ]
-        panels.append(
-            altair.Chart(pandas.DataFrame(points))
-            .mark_line(point=altair.OverlayMarkDef(size=50))
-            .encode(
-                x=altair.X("sigma:Q", title="σ, half-widths"),
-                y=altair.Y("value:Q", title=title),
-                color=altair.Color("method:N", scale=scales["colour"]),
-                shape=altair.Shape("method:N", scale=scales["shape"]),
-                strokeDash=altair.StrokeDash(
-                    "weights:N",
-                    scale=altair.Scale(
-                        domain=["noise, then quantized", "noise alone, 16 bits"], range=[[1, 0], [4, 4]]
-                    ),
-                ),
-            )
-            .properties(width=230, height=220)
-        )
-    return altair.hconcat(*panels)
-
-
 def main() -> None:
     parser = stage_parser(__doc__)
     parser.add_argument("--model", type=Path, required=True, help="results folder of the model")
@@ -127,13 +83,13 @@ def main() -> None:
     arguments = parser.parse_args()
     offline_environment()
     quiet()
-    from quantharm.reporting.chart_base import Figure, write_figure
+    from quantharm.reporting.chart_base import write_figure
+    from quantharm.reporting.charts_studies import noise_chart
 
     rows = sweep_rows(arguments.model, arguments.cells)
     table = pandas.DataFrame([flat(row) for row in rows])
     folder, name = arguments.output.parent, arguments.output.stem
-    words = "change of perplexity, KL divergence and share of changed codes by the noise's standard deviation"
-    write_figure(folder, Figure(name, "Weight noise before quantization", chart(rows), words))
+    write_figure(folder, noise_chart(rows))
     write_parquet(folder / f"{name}.parquet", table)
     with replacing(folder / f"{name}.csv") as path:
         table.to_csv(path, index=False)

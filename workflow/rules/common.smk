@@ -146,6 +146,12 @@ REPORT_TEMPLATES = sorted(os.path.relpath(path) for path in (PACKAGE / "report" 
 REPORTED_FILES = ["generation.parquet", "perplexity.parquet", "divergence.parquet", "checks.json"]
 
 
+def studies_of(model):
+    """{file: time} of the studies beside the default run that have been made."""
+    files = [f"results/{model}/{name}.json" for name in ("noise", "calibration")]
+    return {file: os.path.getmtime(file) for file in files if os.path.exists(file)}
+
+
 marked = report  # the flag; a line that starts with its own name would be read as a directive
 
 
