@@ -1,5 +1,6 @@
 """The monitor: its control chart against published and hand-made figures, and whole runs on tiny models."""
 
+import importlib.util
 import json
 import sys
 from types import SimpleNamespace
@@ -81,12 +82,25 @@ def test_a_draw_takes_prompts_of_every_category():
     table = means({"a": [1.0, 2.0, 3.0], "b": [4.0, 5.0], "c": [6.0]})
     generator = numpy.random.default_rng(0)
     for _ in range(20):
-        chosen = monitor.draw(table, 2, generator)
+        chosen = monitor.draw(monitor.ids_by_category(table), 2, generator)
         assert [name[0] for name in chosen] == ["a", "a", "b", "b", "c"]
         assert len(set(chosen)) == 5
     values = monitor.draws(table, 1, 2000, generator)
     assert values.mean() == pytest.approx((2 + 4.5 + 6) / 3, abs=0.03)
     assert values.var() == pytest.approx((2 / 3 + 1 / 4) / 9, rel=0.1)
+
+
+def test_the_simulation_draws_as_the_monitor_does(root):
+    specification = importlib.util.spec_from_file_location("monitoring", root / "tests/benchmark/monitoring.py")
+    simulation = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(simulation)
+    table = means({"a": [1.0, 2.0, 7.0], "b": [4.0, 5.0, 9.0, 3.0], "c": [6.0]})
+    for per_category in (1, 2):
+        one_by_one = monitor.draws(table, per_category, 2000, numpy.random.default_rng(0))
+        at_once = simulation.all_draws(table, per_category, (30, 1000), numpy.random.default_rng(1)).flatten()
+        assert set(at_once.round(9)) == set(one_by_one.round(9))
+        assert at_once.mean() == pytest.approx(one_by_one.mean(), abs=0.05)
+        assert at_once.std() == pytest.approx(one_by_one.std(), rel=0.05)
 
 
 # ---------------------------------------------------------------- whole runs

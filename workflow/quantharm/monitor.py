@@ -34,19 +34,21 @@ def prompt_means(rows: pandas.DataFrame) -> pandas.Series:
     return prompts.groupby(["category", "prompt_id"], sort=False)["kl_nats"].mean()
 
 
-def draw(means: pandas.Series, per_category: int, generator: numpy.random.Generator) -> list[str]:
+def ids_by_category(means: pandas.Series) -> list[numpy.ndarray]:
+    return [p.index.get_level_values("prompt_id").to_numpy() for _, p in means.groupby(level="category", sort=False)]
+
+
+def draw(categories: list[numpy.ndarray], per_category: int, generator: numpy.random.Generator) -> list[str]:
     """Ids of `per_category` prompts of each category, without repetition."""
-    chosen = []
-    for _, part in means.groupby(level="category", sort=False):
-        ids = part.index.get_level_values("prompt_id").to_numpy()
-        chosen += list(generator.choice(ids, min(per_category, len(ids)), replace=False))
-    return chosen
+    chosen = (generator.choice(ids, min(per_category, len(ids)), replace=False) for ids in categories)
+    return [str(name) for names in chosen for name in names]
 
 
 def draws(means: pandas.Series, per_category: int, runs: int, generator: numpy.random.Generator) -> numpy.ndarray:
     """The figure of so many runs on a checkpoint with these prompt means: [runs], in nats."""
-    by_id = means.droplevel("category")
-    return numpy.array([by_id[draw(means, per_category, generator)].mean() for _ in range(runs)])
+    by_id, categories = means.droplevel("category").to_dict(), ids_by_category(means)
+    chosen = (draw(categories, per_category, generator) for _ in range(runs))
+    return numpy.array([numpy.mean([by_id[name] for name in names]) for names in chosen])
 
 
 def learn_limits(approved: Path, settings: dict[str, Any]) -> control_chart.Limits:
@@ -164,7 +166,7 @@ def main() -> None:
     run = len(history) + 1
     means = prompt_means(read_parquet(arguments.approved / "divergence.parquet", ["prompt_id", "category", "kl_nats"]))
     # Seeded by the number of the run: other draws than those the limits were learned from.
-    prompts = draw(means, arguments.settings["per_category"], numpy.random.default_rng([1, run]))
+    prompts = draw(ids_by_category(means), arguments.settings["per_category"], numpy.random.default_rng([1, run]))
     kl = score(load_cell(record, device), store, trace, prompts)
     row = {
         "run": run,
