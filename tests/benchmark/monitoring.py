@@ -62,14 +62,14 @@ def main() -> None:
     arguments = parser.parse_args()
     settings = {key: getattr(arguments, key) for key in ("per_category", "baseline_runs", "weight", "width")}
     limits = monitor.learn_limits(arguments.model / arguments.approved, settings)
-    generator = numpy.random.default_rng(1)
     own = means_of(arguments.model / arguments.approved)
     shape = (arguments.chains, LONGEST)
-    undisturbed = all_draws(own, arguments.per_category, shape, generator)
+    undisturbed = all_draws(own, arguments.per_category, shape, numpy.random.default_rng(1))
     rows = [lengths_row(f"{arguments.approved} (nothing changed)", undisturbed, limits)]
     for cell in sorted(arguments.model.iterdir()):
         if (cell / "divergence.parquet").is_file() and cell.name != arguments.approved:
-            values = all_draws(means_of(cell), arguments.per_category, (arguments.chains, 500), generator)
+            shape = (arguments.chains, 500)
+            values = all_draws(means_of(cell), arguments.per_category, shape, numpy.random.default_rng(1))
             rows.append(lengths_row(cell.name, values, limits))
     for rise in (0.05, 0.1, 0.2, 0.5, 1.0):
         rows.append(lengths_row(f"{arguments.approved}, KL {1 + rise:g} times", undisturbed * (1 + rise), limits))

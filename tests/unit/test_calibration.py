@@ -83,6 +83,7 @@ def test_statistics_by_hand():
     found = calibration.sample_statistics([[1, 1, 2, 3], [1, 1, 2, 3], [1, 2, 1, 3]])
     assert found["duplicate_samples"] == 1
     assert (found["sample_tokens_min"], found["sample_tokens_max"], found["distinct_tokens"]) == (4, 4, 3)
+    assert found["distinct_share_min"] == 0.75
     assert found["unigram_entropy_bits"] == pytest.approx(1.5)  # 1/2, 1/4, 1/4
 
 
@@ -116,7 +117,10 @@ def test_the_shipped_calibration_has_no_fault(evidence):
 
 @pytest.mark.parametrize(
     ("corruption", "words"),
-    [("random_tokens", ["not natural text"]), ("repeated_token", ["83% of the samples repeat another one"])],
+    [
+        ("random_tokens", ["not natural text"]),
+        ("repeated_token", ["83% of the samples repeat another one", "0.8% distinct tokens"]),
+    ],
 )
 def test_bad_samples_are_noticed(evidence, corruption, words):
     faults = calibration.faults(evidence(SETTINGS | {"calibration_corruption": corruption}))

@@ -387,6 +387,7 @@ def test_calibration_passes():
         ({"samples_reached": 0, "tokens_reached": 0}, "0 of 4 samples"),
         ({"overlaps": 1}, "shared with the evaluation text or the prompts"),
         ({"duplicate_samples": 3}, "75% of the samples repeat another one"),
+        ({"distinct_share_min": 0.01}, "1.0% distinct tokens"),
         ({"nll_mean_nats": 8.1}, "2.02 times"),
         ({"nll_mean_nats": 1.9}, "0.47 times"),
     ],

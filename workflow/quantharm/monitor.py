@@ -130,8 +130,10 @@ def draw_chart(table: pandas.DataFrame, limits: control_chart.Limits):
 
     x = altair.X("run:Q", title="run", axis=altair.Axis(tickMinStep=1, format="d"))
     base = altair.Chart(table.drop(columns="prompts"))
+    # A swapped checkpoint is often ten times as far from the baseline: limits and alarm show together on such a scale.
+    scale = altair.Scale(type="log" if (table[["low", "kl_nats", "ewma"]] > 0).all(axis=None) else "linear", zero=False)
     limits_area = base.mark_area(opacity=0.15, color=COLOURS[0]).encode(
-        x=x, y=altair.Y("low:Q", title="KL, nats"), y2="high:Q"
+        x=x, y=altair.Y("low:Q", title="KL, nats", scale=scale), y2="high:Q"
     )
     middle = altair.Chart(pandas.DataFrame({"mean": [limits.mean]})).mark_rule(color=MUTED).encode(y="mean:Q")
     single = base.mark_point(color=MUTED, size=18).encode(x=x, y="kl_nats:Q")

@@ -38,6 +38,7 @@ def noise_chart(rows: list[dict[str, Any]]) -> Figure:
                 shape=altair.Shape("method:N", scale=scales["shape"]),
                 strokeDash=altair.StrokeDash(
                     "weights:N",
+                    legend=altair.Legend(symbolType="stroke"),
                     scale=altair.Scale(
                         domain=["noise, then quantized", "noise alone, 16 bits"], range=[[1, 0], [4, 4]]
                     ),
@@ -50,27 +51,28 @@ def noise_chart(rows: list[dict[str, Any]]) -> Figure:
 
 
 def calibration_chart(rows: list[dict[str, Any]], defaults: dict[str, float]) -> Figure:
-    """Mean KL of each cell, a line of points for each kind of samples; rules mark the methods of the default run."""
-    points = pandas.DataFrame(
+    """Mean KL of each cell, a line of points for each kind of samples; below, the methods of the default run."""
+    points = [
         {
             "samples": f"{row['method']}: {row['text'] or row['corruption'].replace('_', ' ')}",
             "kl": row["quantized_kl_nats_mean"],
             "checks": "noticed by the checks" if row["faults"] else "not noticed",
         }
         for row in rows
+    ]
+    points += [{"samples": name, "kl": kl, "checks": "of the default run"} for name, kl in defaults.items()]
+    kinds = ["not noticed", "noticed by the checks", "of the default run"]
+    scales = method_scales(kinds)
+    chart = (
+        altair.Chart(pandas.DataFrame(points))
+        .mark_point(size=80, opacity=0.8)
+        .encode(
+            x=altair.X("kl:Q", title="Mean KL, nats (logarithmic)", scale=altair.Scale(type="log")),
+            y=altair.Y("samples:N", title=None, sort=None),
+            color=altair.Color("checks:N", scale=scales["colour"]),
+            shape=altair.Shape("checks:N", scale=scales["shape"]),
+        )
+        .properties(width=520, height=altair.Step(30))
     )
-    lines = pandas.DataFrame({"kl": list(defaults.values()), "name": list(defaults)})
-    x = altair.X("kl:Q", title="Mean KL, nats", scale=altair.Scale(zero=False))
-    shown = altair.Chart(points).mark_point(size=90, filled=True)
-    shown = shown.encode(
-        x=x, y=altair.Y("samples:N", title=None, sort=None), color="checks:N", shape=altair.Shape("checks:N")
-    )
-    rules = altair.Chart(lines).mark_rule(strokeDash=[4, 4]).encode(x="kl:Q")
-    names = (
-        altair.Chart(lines)
-        .mark_text(align="left", dx=4, baseline="top")
-        .encode(x="kl:Q", text="name:N", y=altair.value(2))
-    )
-    chart = (rules + names + shown).properties(width=520, height=altair.Step(34))
     words = "Mean KL divergence by calibration text and seed, beside the methods of the default run."
     return Figure("calibration", "Choice of calibration samples", chart, words)
