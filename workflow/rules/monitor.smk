@@ -20,7 +20,7 @@ rule monitor:
         divergence=f"{APPROVED}/divergence.parquet",
         store=f"{MONITORED}/baseline/logits.parquet",
     log:
-        f"results/logs/monitor/{config['monitor']['model']}.log",
+        "results/logs/monitor.log",
     conda:
         "../../envs/evaluation.yaml"
     threads: config["threads"]
