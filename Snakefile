@@ -19,6 +19,9 @@ include: "workflow/rules/divergence.smk"
 include: "workflow/rules/checks.smk"
 include: "workflow/rules/summary.smk"
 include: "workflow/rules/report.smk"
+include: "workflow/rules/defense.smk"
+include: "workflow/rules/calibration.smk"
+include: "workflow/rules/monitor.smk"
 
 
 rule all:

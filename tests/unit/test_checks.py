@@ -1,6 +1,5 @@
 """Each of the nine checks passes on a good cell and fails on a broken one."""
 
-import copy
 import math
 
 import pytest
@@ -8,6 +7,7 @@ import torch
 
 from quantharm import checks, linears
 from quantharm.checks import (
+    calibration_evidence,
     check_bits_per_weight,
     check_calibration,
     check_consistency,
@@ -361,50 +361,46 @@ def test_same_text_fails_on_each_environment(stage, key):
 # ---------------------------------------------------------------- calibration
 
 
-@pytest.fixture
-def calibration(tmp_path):
-    text = " ".join(f"word{i}" for i in range(200))
-    path = tmp_path / "calibration.txt"
-    path.write_text(text)
-    record = {
-        "calibration": {
-            "file": str(path),
-            "samples_asked": 4,
-            "samples_reached": 4,
-            "tokens_asked": 2048,
-            "tokens_reached": 2048,
-        }
-    }
-    return record, text
+EVIDENCE = {
+    "samples_asked": 4,
+    "samples_reached": 4,
+    "tokens_asked": 2048,
+    "tokens_reached": 2048,
+    "duplicate_samples": 0,
+    "overlaps": 0,
+    "nll_mean_nats": 4.1,
+    "text_nll_mean_nats": 4.0,
+}
 
 
-def test_calibration_passes(calibration):
-    record, _ = calibration
-    check = check_calibration(record, "some other text", ["a prompt"])
-    assert (check["status"], check["value"]) == ("pass", 1.0)
+def test_calibration_passes():
+    check = check_calibration(EVIDENCE)
+    assert (check["status"], check["value"], check["limit"]) == ("pass", 0, 0)
+    assert "4 samples and 2048 tokens" in check["explanation"]
 
 
-@pytest.mark.parametrize(("samples", "tokens"), [(3, 1536), (4, 2047), (0, 0)])
-def test_calibration_fails_when_fewer_samples_or_tokens_reached_the_quantizer(calibration, samples, tokens):
-    record = copy.deepcopy(calibration[0])
-    record["calibration"] |= {"samples_reached": samples, "tokens_reached": tokens}
-    check = check_calibration(record, "", [])
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"samples_reached": 3, "tokens_reached": 1536}, "3 of 4 samples reached"),
+        ({"tokens_reached": 2047}, "2047 of 2048 tokens reached"),
+        ({"samples_reached": 0, "tokens_reached": 0}, "0 of 4 samples"),
+        ({"overlaps": 1}, "shared with the evaluation text or the prompts"),
+        ({"duplicate_samples": 3}, "75% of the samples repeat another one"),
+        ({"distinct_share_min": 0.01}, "1.0% distinct tokens"),
+        ({"nll_mean_nats": 8.1}, "2.02 times"),
+        ({"nll_mean_nats": 1.9}, "0.47 times"),
+    ],
+)
+def test_calibration_fails_and_says_why(changes, words):
+    check = check_calibration(EVIDENCE | changes)
     assert check["status"] == "fail"
-    assert f"{samples} of 4 samples" in check["explanation"]
-
-
-@pytest.mark.parametrize("where", ["evaluation", "prompt"])
-def test_calibration_fails_on_overlap(calibration, where):
-    record, text = calibration
-    shared = "Intro. " + " ".join(text.split()[50:63]).upper() + " end"  # 13 words
-    evaluation, prompts = (shared, ["x"]) if where == "evaluation" else ("x", ["y", shared])
-    assert check_calibration(record, evaluation, prompts)["status"] == "fail"
-    shorter = " ".join(text.split()[50:62])  # 12 words
-    assert check_calibration(record, shorter, [])["status"] == "pass"
+    assert words in check["explanation"]
 
 
 def test_calibration_is_skipped_for_methods_that_use_none(nf4_cell):
-    assert check_calibration(nf4_cell.record, "", [])["status"] == "skipped"
+    assert calibration_evidence(nf4_cell.record, None, None, None, {}, "", []) is None
+    assert check_calibration(None)["status"] == "skipped"
 
 
 # ---------------------------------------------------------------- all of them

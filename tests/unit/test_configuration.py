@@ -13,6 +13,7 @@ from quantharm.configuration import (
     complete,
     method_schema,
     methods_of,
+    noise_sweep,
     quantizer_names,
     settings_of,
     with_defaults,
@@ -160,6 +161,35 @@ def test_methods_of_a_model_leave_out_those_of_others_and_begin_with_the_baselin
     assert methods_of(completed, "other") == ["baseline", "nf4", "theirs"]
 
 
+def test_a_name_with_noise_is_an_entry(folder, schema_path):
+    names = ["baseline", "nf4", "nf4+noise-0.3", "noise-0.5", "noise-2-int8", "nf4+noise-1e-05"]
+    config = complete(changed("evaluate/methods", names) | {"defense": {"seed": 7}}, schema_path)
+    entries = {name: config["methods"][name] for name in names[2:]}
+    assert entries["nf4+noise-0.3"] == config["methods"]["nf4"] | {
+        "noise": {"sigma": 0.3, "relative_to": "half_width", "target": None, "seed": 7}
+    }
+    assert entries["noise-0.5"]["quantizer"] == "unquantized"
+    targets = [(entry["noise"]["sigma"], entry["noise"]["target"]) for entry in entries.values()]
+    assert targets == [(0.3, None), (0.5, "nf4"), (2.0, "int8"), (1e-05, None)]
+    assert settings_of(config, "noise-0.5") == {"noise": entries["noise-0.5"]["noise"]}
+
+
+def test_an_entry_that_is_written_out_is_taken_as_it_is(folder, schema_path):
+    config = changed("methods/noise-0.3", {"quantizer": "unquantized", "noise": {"sigma": 9, "target": "fp4"}})
+    config["evaluate"]["methods"] = ["baseline", "noise-0.3"]
+    assert complete(config, schema_path)["methods"]["noise-0.3"]["noise"]["sigma"] == 9
+
+
+def test_the_noise_sweep_is_made_of_ordinary_methods(folder, schema_path):
+    config = complete(minimal() | {"defense": {"sigmas": [0.1, 1.0]}}, schema_path)
+    assert noise_sweep(config) == [
+        {"method": "nf4", "sigma": 0.1, "alone": "noise-0.1-nf4", "quantized": "nf4+noise-0.1"},
+        {"method": "nf4", "sigma": 1.0, "alone": "noise-1-nf4", "quantized": "nf4+noise-1"},
+    ]
+    assert {"noise-0.1-nf4", "nf4+noise-0.1", "noise-1-nf4", "nf4+noise-1"} < set(config["methods"])
+    assert methods_of(config, "m") == ["baseline", "nf4"]  # the default run is what it was
+
+
 # ---------------------------------------------------------------- the shipped config and the defaults agree
 
 
@@ -224,6 +254,20 @@ def test_every_key_of_the_schema_has_a_description(schema):
         ("evaluate/methods", ["nf4"], ["lacks `baseline`"]),
         ("methods/baseline", ..., ["methods.baseline", "must exist"]),
         ("methods/baseline", {"quantizer": "awq"}, ["methods.baseline", "unquantized"]),
+        ("methods/baseline", {"quantizer": "unquantized", "noise": {"sigma": 1, "target": "nf4"}}, ["without noise"]),
+        ("methods/nf4/noise", {"sigma": 0}, ["methods.nf4.noise.sigma", "0"]),
+        ("methods/nf4/noise", {"sgima": 1}, ["methods.nf4.noise", "sgima", "did you mean `sigma`?"]),
+        ("methods/noisy", {"quantizer": "unquantized", "noise": {"sigma": 1}}, ["`noisy`", "name a `target`"]),
+        (
+            "methods/theirs",
+            {"quantizer": "pretrained", "source": "a/b", "noise": {"sigma": 1}},
+            ["`theirs`", "quantized already"],
+        ),
+        ("evaluate/methods", ["baseline", "nf+noise-0.3"], ["`nf+noise-0.3`", "not under `methods`"]),
+        ("evaluate/methods", ["baseline", "nf4+noise-0"], ["nf4+noise-0.noise.sigma"]),
+        ("defense", {"models": ["n"]}, ["defense.models", "`n`"]),
+        ("defense", {"methods": ["n"]}, ["defense.methods", "`n`"]),
+        ("defense", {"methods": ["baseline"]}, ["defense.methods", "`baseline`", "rounds to no grid"]),
         ("methods/nf4/quantizer", "gptq", ["methods.nf4.quantizer", "'gptq'", "bitsandbytes_4bit"]),
         ("methods/nf4/quant_type", "int3", ["methods.nf4.quant_type", "'int3'", "nf4, fp4"]),
         ("methods/nf4/double_quantization", 1, ["methods.nf4.double_quantization", "boolean"]),

@@ -309,7 +309,7 @@ def test_score_store_equals_kl_of_two_models_at_once(store, trace, reference_mod
     assert len(scored) == 5 + 2 + 299 + 299
     assert_same_divergence(scored["kl_nats"], expected, direct(reference_model, noisy, trace, rounded(kl)))
     reverse = direct(reference_model, noisy, trace, rounded(lambda a, b: kl(b, a)))
-    numpy.testing.assert_allclose(scored["reverse_kl_nats"], reverse, rtol=2e-3, atol=1e-6)
+    numpy.testing.assert_allclose(scored["reverse_kl_nats"], reverse, rtol=2e-3, atol=1e-4)
     by_model = [
         -torch.nn.functional.cross_entropy(m(torch.tensor([w])).logits[0, :-1], torch.tensor(w[1:]), reduction="mean")
         for m in (reference_model, noisy)

@@ -5,13 +5,14 @@ Each check is {name, status: pass | fail | skipped, value, limit, explanation}. 
 """
 
 import gc
+import importlib
 import math
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from quantharm import linears
+from quantharm import calibration, linears
 from quantharm.errors import UserError
 from quantharm.files import read_json, write_json
 from quantharm.models import (
@@ -28,7 +29,7 @@ from quantharm.prompts import read_prompts
 from quantharm.provenance import provenance
 from quantharm.scoring import last_hidden_states, output_head
 from quantharm.stage import Timing, run_stage, stage_parser
-from quantharm.text import read_text
+from quantharm.text import read_text, sha256_of_windows
 
 SELF_DIVERGENCE_LIMIT = 1e-5  # nats
 RELOAD_LIMIT = {"cpu": 0.0, "cuda": 1e-6}  # nats
@@ -104,7 +105,7 @@ def check_method_is_real(record: dict[str, Any], matrices: list, model) -> Check
     share = quantized / (quantized + kept) if quantized + kept else 0.0
     head_quantized = head in {m.name for m in matrices}
     if record["quantizer"] == "unquantized":
-        passed, limit, wanted = not matrices, 0.0, "none of them quantized: this is the baseline"
+        passed, limit, wanted = not matrices, 0.0, "of them quantized, as nothing should be in this cell"
     else:
         passed, limit = share >= QUANTIZED_SHARE_LIMIT and not head_quantized, QUANTIZED_SHARE_LIMIT
         classes = sorted({type(model.get_submodule(m.name)).__name__ for m in matrices})
@@ -252,19 +253,46 @@ def check_same_text(cell: dict[str, dict[str, Any]], baseline: dict[str, dict[st
     )
 
 
-def check_calibration(record: dict[str, Any], evaluation: str, prompts: list[str]) -> Check:
+def calibration_evidence(
+    record: dict[str, Any], model, head, tokenizer, cell: dict[str, Any], evaluation: str, prompts: list[dict[str, Any]]
+) -> dict[str, Any] | None:
+    """quantization.json's `calibration` with what only the finished cell can say; None for a method without one.
+
+    cell: its records by stage (perplexity, generation).
+    """
     reached = record.get("calibration")
     if reached is None:
-        return outcome("calibration", None, None, 1.0, "this method uses no calibration text")
+        return None
     text = read_text(Path(reached["file"]))
-    overlaps = shared_sequences(text, [evaluation, *prompts], OVERLAP_WORDS)
-    share = reached["tokens_reached"] / reached["tokens_asked"]
-    explanation = (
-        f"{reached['samples_reached']} of {reached['samples_asked']} samples and {reached['tokens_reached']} of "
-        f"{reached['tokens_asked']} tokens reached the quantizer; {len(overlaps)} sequences of {OVERLAP_WORDS} words "
-        "are shared with the evaluation text or the prompts"
+    samples = importlib.import_module(f"quantharm.quantizers.{record['quantizer']}").calibration_samples(
+        tokenizer, text, record["settings"]
     )
-    return outcome("calibration", share >= 1 and not overlaps, share, 1.0, explanation)
+    if sha256_of_windows(samples) != reached["tokens_sha256"]:
+        raise UserError(f"{reached['file']} is not what {record['method']} was calibrated on; quantize it again")
+    own_text = record["settings"].get("calibration_corruption") is None
+    return {
+        **reached,
+        "overlaps": len(shared_sequences(text, [evaluation, *(p["prompt"] for p in prompts)], OVERLAP_WORDS))
+        if own_text
+        else 0,
+        "nll_mean_nats": calibration.mean_loss(model, head, samples),
+        "text_nll_mean_nats": cell["perplexity"]["nll_mean_nats"],
+        **calibration.prompt_coverage(samples, tokenizer, prompts, cell["generation"]["chat_template"]),
+    }
+
+
+def check_calibration(found: dict[str, Any] | None) -> Check:
+    """found: what calibration_evidence gives."""
+    if found is None:
+        return outcome("calibration", None, None, 0, "this method uses no calibration text")
+    wrong = calibration.faults(found)
+    ratio = found["nll_mean_nats"] / found["text_nll_mean_nats"]
+    explanation = (
+        f"{found['samples_reached']} samples and {found['tokens_reached']} tokens reached the quantizer, none of "
+        f"them shared with the evaluation text or the prompts, {found['duplicate_samples']} repeated; the model's loss "
+        f"on them is {ratio:.2f} times that on the evaluation text"
+    )
+    return outcome("calibration", not wrong, len(wrong), 0, "; ".join(wrong) or explanation)
 
 
 def main() -> None:
@@ -303,7 +331,10 @@ def main() -> None:
     with timing.part("load"):
         model = load_cell(record, device)
     with timing.part("model"):
-        second = output_head(model)(last_hidden_states(model, tokens)).cpu()
+        head = output_head(model)
+        second = head(last_hidden_states(model, tokens)).cpu()
+        prompts = read_prompts(arguments.prompts)
+        calibrated = calibration_evidence(record, model, head, tokenizer, cell, evaluation, prompts)
     checks = [
         check_self_divergence(baseline["divergence"]),
         check_reload(first, second, device, repeated),
@@ -313,7 +344,7 @@ def main() -> None:
         check_finite(cell["generation"]),
         check_consistency(cell["divergence"]),
         check_same_text(cell, baseline),
-        check_calibration(record, evaluation, [p["prompt"] for p in read_prompts(arguments.prompts)]),
+        check_calibration(calibrated),
     ]
     for check in checks:
         print(
@@ -333,6 +364,7 @@ def main() -> None:
             "method": record["method"],
             "checks": checks,
             "failed": [check["name"] for check in failed],
+            "calibration": calibrated,
             "timing": timing.record(),
             "provenance": provenance(device, dtype_of(model)),
         },

@@ -9,12 +9,14 @@ import importlib
 import json
 import os
 import pkgutil
+import re
 from pathlib import Path
 from typing import Any
 
 import jsonschema
 import yaml
 
+from quantharm import noise
 from quantharm.errors import UserError
 from quantharm.files import LARGEST_INPUT_BYTES
 
@@ -23,6 +25,11 @@ RESERVED_MODELS = ("logs", "benchmarks", "texts")
 LARGEST_CONFIG_BYTES = 2**18
 MOST_VALUES = 100_000  # of a whole configuration, aliases written out; the shipped one has 300
 TEMPLATES = "__use_yte__"  # Snakemake would then run the Python expressions in the file
+NOISE_NAME = re.compile(
+    rf"(?:(?P<method>.+)\+)?noise-(?P<sigma>\d+(?:\.\d+)?(?:e-?\d+)?)(?:-(?P<target>{'|'.join(noise.GRID_NAMES)}))?"
+)
+CORRUPTIONS = ("random_tokens", "repeated_token")  # of calibration samples, as in quantizers/awq.py
+NOISE_TARGET = "nf4"  # of noise alone, where its name does not say
 
 
 def quantizer_names() -> list[str]:
@@ -37,6 +44,7 @@ def method_schema(quantizer: str) -> dict[str, Any]:
         "quantizer": {"const": quantizer},
         "models": {"type": "array", "items": {"type": "string"}},
         "description": {"type": "string"},
+        "noise": noise.SCHEMA,
     }
     required = ["quantizer"] + [key for key, value in settings.items() if "default" not in value]
     return {
@@ -157,9 +165,10 @@ def complete(config: dict[str, Any], schema_path: Path) -> dict[str, Any]:
                 f"`methods.{name}.quantizer` in the config is {method['quantizer']!r}; it must be one of "
                 f"{', '.join(known)} (a module in workflow/quantharm/quantizers)"
             )
-        own = method_schema(method["quantizer"])
-        validate(method, own, ("methods", name))
-        config["methods"][name] = with_defaults(method, own)
+        config["methods"][name] = completed_method(name, method)
+    check_baseline(config)
+    add_derived_methods(config)
+    choose_monitored(config)
     check_names(config)
     check_files(config)
     for name in config["models"]:
@@ -167,11 +176,141 @@ def complete(config: dict[str, Any], schema_path: Path) -> dict[str, Any]:
     return config
 
 
+def completed_method(name: str, method: dict[str, Any]) -> dict[str, Any]:
+    """A method's entry with its quantizer's defaults; raises UserError where it is not what the quantizer takes."""
+    own = method_schema(method["quantizer"])
+    validate(method, own, ("methods", name))
+    method = with_defaults(method, own)
+    conflict = noise.conflict(method["quantizer"], method) if "noise" in method else None
+    if conflict:
+        raise UserError(f"method `{name}` in the config cannot {conflict}")
+    return method
+
+
+def check_baseline(config: dict[str, Any]) -> None:
+    baseline = config["methods"].get(BASELINE)
+    if baseline is None or baseline["quantizer"] != "unquantized" or "noise" in baseline:
+        raise UserError("`methods.baseline` in the config must exist, with `quantizer: unquantized` and without noise")
+
+
+def noise_method(config: dict[str, Any], name: str) -> dict[str, Any] | None:
+    """The entry that a name like `noise-0.3`, `noise-0.3-int8` or `nf4+noise-0.3` stands for; None for other names.
+
+    σ is in half-widths of the method's own grid, or of the one that is named.
+    """
+    match = NOISE_NAME.fullmatch(name)
+    of = match and (match["method"] or BASELINE)
+    if not match or of not in config["methods"]:
+        return None
+    target = match["target"] or (NOISE_TARGET if of == BASELINE else None)
+    settings = {"sigma": float(match["sigma"]), "target": target, "seed": config["defense"]["seed"]}
+    return completed_method(name, copy.deepcopy(config["methods"][of]) | {"noise": settings})
+
+
+def rounding_methods(config: dict[str, Any], section: str) -> list[str]:
+    """`methods` of a section; where it is null, those of the default run that round to a grid and carry no noise."""
+    named = config[section]["methods"]
+    for name in named or []:
+        refer(config, "methods", name, f"{section}.methods")
+        if own_grid(config, name) is None:
+            raise UserError(f"`{section}.methods` in the config names `{name}`, which rounds to no grid; leave it out")
+    if named is not None:
+        return named
+    known = (name for name in config["evaluate"]["methods"] if name in config["methods"])
+    return [name for name in known if own_grid(config, name) and "noise" not in config["methods"][name]]
+
+
+def own_grid(config: dict[str, Any], method: str) -> str | None:
+    entry = config["methods"][method]
+    return noise.grid_of(entry["quantizer"], entry | {"noise": {}})
+
+
+def noise_sweep(config: dict[str, Any]) -> list[dict[str, Any]]:
+    """The sweep of `snakemake defense`: {method, sigma, alone, quantized}.
+
+    `alone` and `quantized` name the cell with the noise in 16 bits and the cell with the same noise before the method.
+    """
+    return [
+        {
+            "method": method,
+            "sigma": sigma,
+            "alone": f"noise-{sigma:g}-{own_grid(config, method)}",
+            "quantized": f"{method}+noise-{sigma:g}",
+        }
+        for method in rounding_methods(config, "defense")
+        for sigma in config["defense"]["sigmas"]
+    ]
+
+
+def calibration_cells(config: dict[str, Any]) -> list[dict[str, Any]]:
+    """The cells of `snakemake calibration`: {method, text, seed, corruption, cell}, the last one its name."""
+    study = config["calibration_study"]
+    cells = []
+    for method in rounding_methods(config, "calibration_study"):
+        if "calibration_samples" not in config["methods"][method]:
+            if study["methods"] is not None:
+                raise UserError(
+                    f"`calibration_study.methods` in the config names `{method}`, which calibrates on nothing"
+                )
+            continue
+        for text in study["texts"]:
+            cells += [
+                {"method": method, "text": text, "seed": s, "corruption": None, "cell": f"{method}+{text}-{s}"}
+                for s in study["seeds"]
+            ]
+        cells += [
+            {"method": method, "text": None, "seed": 0, "corruption": c, "cell": f"{method}+{c.replace('_', '-')}"}
+            for c in CORRUPTIONS
+        ]
+    return cells
+
+
+def calibration_method(config: dict[str, Any], cell: dict[str, Any]) -> dict[str, Any]:
+    """The entry of a cell of the study."""
+    study = config["calibration_study"]
+    settings = {
+        "calibration_text": study["texts"].get(cell["text"]),
+        "calibration_samples": study["samples"],
+        "calibration_seed": cell["seed"],
+        "calibration_corruption": cell["corruption"],
+    }
+    return completed_method(cell["cell"], copy.deepcopy(config["methods"][cell["method"]]) | settings)
+
+
+def add_derived_methods(config: dict[str, Any]) -> None:
+    """Adds the entries of methods that a name stands for: with noise, or of the calibration study."""
+    found = {cell["cell"]: calibration_method(config, cell) for cell in calibration_cells(config)}
+    swept = [cell[kind] for cell in noise_sweep(config) for kind in ("alone", "quantized")]
+    for name in [*config["evaluate"]["methods"], *swept]:
+        entry = None if name in config["methods"] else noise_method(config, name)
+        if entry is not None:
+            found[name] = entry
+    config["methods"] |= {name: entry for name, entry in found.items() if name not in config["methods"]}
+
+
+def choose_monitored(config: dict[str, Any]) -> None:
+    """Fills in the model and the method that `monitor:` leaves to the default run."""
+    monitor, evaluate = config["monitor"], config["evaluate"]
+    others = [method for method in evaluate["methods"] if method != BASELINE]
+    monitor["model"] = evaluate["models"][0] if monitor["model"] is None else monitor["model"]
+    monitor["method"] = (others or [BASELINE])[0] if monitor["method"] is None else monitor["method"]
+
+
+def refer(config: dict[str, Any], kind: str, name: str, where: str) -> None:
+    """Raises UserError where a name that stands at `where` is not one of the config's `kind`."""
+    if name not in config[kind]:
+        close = difflib.get_close_matches(name, list(config[kind]), 1)
+        hint = f"did you mean `{close[0]}`?" if close else f"there are {', '.join(config[kind])}"
+        raise UserError(f"`{where}` in the config names `{name}`, which is not under `{kind}`; {hint}")
+
+
+def models_of(config: dict[str, Any], section: str) -> list[str]:
+    """`models` of a section, or those of the default run where it is null."""
+    return config["evaluate"]["models"] if config[section]["models"] is None else config[section]["models"]
+
+
 def check_names(config: dict[str, Any]) -> None:
     """Every name that the configuration refers to exists in it."""
-    baseline = config["methods"].get(BASELINE)
-    if baseline is None or baseline["quantizer"] != "unquantized":
-        raise UserError("`methods.baseline` in the config must exist, with `quantizer: unquantized`")
     if BASELINE not in config["evaluate"]["methods"]:
         raise UserError(
             "`evaluate.methods` in the config lacks `baseline`, which every method is compared with; add it"
@@ -179,22 +318,21 @@ def check_names(config: dict[str, Any]) -> None:
     for reserved in set(RESERVED_MODELS) & set(config["models"]):
         raise UserError(f"a model in the config is called `{reserved}`, which is a folder of the workflow; rename it")
 
-    def refer(kind: str, name: str, where: str) -> None:
-        if name not in config[kind]:
-            close = difflib.get_close_matches(name, list(config[kind]), 1)
-            hint = f"did you mean `{close[0]}`?" if close else f"there are {', '.join(config[kind])}"
-            raise UserError(f"`{where}` in the config names `{name}`, which is not under `{kind}`; {hint}")
-
     for kind in ("models", "methods"):
         for name in config["evaluate"][kind]:
-            refer(kind, name, f"evaluate.{kind}")
+            refer(config, kind, name, f"evaluate.{kind}")
+    for kind in ("model", "method"):
+        refer(config, f"{kind}s", config["monitor"][kind], f"monitor.{kind}")
+    for section in ("defense", "calibration_study"):
+        for name in config[section]["models"] or []:
+            refer(config, "models", name, f"{section}.models")
     for name, model in config["models"].items():
-        refer("protocols", model["protocol"], f"models.{name}.protocol")
+        refer(config, "protocols", model["protocol"], f"models.{name}.protocol")
     for name, protocol in config["protocols"].items():
-        refer("texts", protocol["text"], f"protocols.{name}.text")
+        refer(config, "texts", protocol["text"], f"protocols.{name}.text")
     for name, method in config["methods"].items():
         for model in method.get("models", []):
-            refer("models", model, f"methods.{name}.models")
+            refer(config, "models", model, f"methods.{name}.models")
     for name, text in config["texts"].items():
         if ("path" in text) == ("dataset" in text):
             raise UserError(f"`texts.{name}` in the config needs either `path` or `dataset`")

@@ -7,11 +7,12 @@ pointer for the baseline and for pretrained checkpoints) and quantization.json.
 import gc
 import importlib
 import json
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-from quantharm import linears
+from quantharm import linears, noise
 from quantharm.files import read_json, replacing_folder, write_json
 from quantharm.models import (
     choose_device,
@@ -29,12 +30,22 @@ POINTER = "pointer.json"
 
 
 def make_checkpoint(arguments, source: dict[str, Any], settings: dict[str, Any], device: str) -> dict[str, Any]:
-    """Run the quantizer; the checkpoint folder appears whole or not at all. Returns the quantizer's own record keys."""
+    """Run the quantizer; the checkpoint folder appears whole or not at all. Returns the quantizer's own record keys.
+
+    Noise is added first, to a copy of the source that the quantizer is given, or that is itself the checkpoint.
+    """
     quantizer = importlib.import_module(f"quantharm.quantizers.{arguments.quantizer}")
-    with replacing_folder(arguments.checkpoint) as folder:
-        extra = quantizer.quantize(
-            source, settings, arguments.dtype, device, arguments.gpus, folder, arguments.calibration
-        )
+    with replacing_folder(arguments.checkpoint) as folder, tempfile.TemporaryDirectory(dir=folder.parent) as noisy:
+        extra: dict[str, Any] = {}
+        if "noise" in settings:
+            copy = folder if arguments.quantizer == "unquantized" else Path(noisy)
+            grid = noise.grid_of(arguments.quantizer, settings)
+            extra["noise"] = noise.write_noisy(source, settings["noise"], grid, copy)
+            source = source | {"path": str(copy)}
+        if "noise" not in settings or arguments.quantizer != "unquantized":
+            extra |= quantizer.quantize(
+                source, settings, arguments.dtype, device, arguments.gpus, folder, arguments.calibration
+            )
         if "checkpoint" in extra:
             write_json(folder / POINTER, {"checkpoint": extra["checkpoint"]})
         for path in folder.rglob("*"):

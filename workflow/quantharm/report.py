@@ -21,14 +21,14 @@ from quantharm.configuration import with_defaults
 from quantharm.errors import UserError
 from quantharm.files import write_text
 from quantharm.reporting import assessment as words
-from quantharm.reporting import charts_cost, charts_quality, examples
+from quantharm.reporting import charts_cost, charts_quality, examples, tables_studies
 from quantharm.reporting import overview as report_overview
 from quantharm.reporting import risks as risk
 from quantharm.reporting import tables_cost as cost
 from quantharm.reporting import tables_quality as quality
 from quantharm.reporting import tables_record as record
 from quantharm.reporting import tables_trade as trade
-from quantharm.reporting.chart_base import Figure, write_figure
+from quantharm.reporting.chart_base import Figure, to_svg, write_figure
 from quantharm.reporting.format import number, sentence_case, share, size
 from quantharm.reporting.results import Results, read_results
 from quantharm.reporting.table import Table, markdown_table, write_table
@@ -107,6 +107,7 @@ def model_tables(results: Results, found: list[words.Assessment], rules: dict[st
         risk.defense_table(results, rules),
         record.configuration_table(results),
         record.checks_table(results),
+        tables_studies.calibration_table(results),
         record.environment_table(results),
         record.files_table(results),
     ]
@@ -161,6 +162,11 @@ def report_model(arguments: argparse.Namespace, rules: dict[str, Any]) -> None:
         "most_divergent": max((c.row["kl_nats_mean"], c.method) for c in results.believed or results.cells)[1],
         "worst_positions": {cell.method: examples.worst_positions(cell) for cell in results.methods},
         "responses": {cell.method: examples.responses(cell, results, prompts) for cell in results.methods},
+        "studies": [
+            {"table": table, "chart": {"figure": figure, "svg": inline_svg(f"study-{figure.key}", to_svg(figure))}}
+            for table, figure in tables_studies.studies(results)
+        ],
+        "calibration_caveat": tables_studies.calibration_caveat(results),
         "script": script(),
     }
     render(arguments, "model", page)

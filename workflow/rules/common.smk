@@ -108,7 +108,8 @@ def source_flags(entry):
 
 def calibration_of(wildcards):
     """The calibration text, for the quantizers that have settings for one."""
-    return config["calibration"] if configuration.uses_calibration(config["methods"][wildcards.method]) else []
+    entry = config["methods"][wildcards.method]
+    return (entry.get("calibration_text") or config["calibration"]) if configuration.uses_calibration(entry) else []
 
 
 def pretrained_source(wildcards):
@@ -133,6 +134,12 @@ def records_of_default_run():
 
 REPORT_TEMPLATES = sorted(os.path.relpath(path) for path in (PACKAGE / "report" / "templates").iterdir())
 REPORTED_FILES = ["generation.parquet", "perplexity.parquet", "divergence.parquet", "checks.json"]
+
+
+def studies_of(model):
+    """{file: time} of the studies beside the default run that have been made."""
+    files = [f"results/{model}/{name}.json" for name in ("noise", "calibration")]
+    return {file: os.path.getmtime(file) for file in files if os.path.exists(file)}
 
 
 marked = report  # the flag; a line that starts with its own name would be read as a directive

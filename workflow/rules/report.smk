@@ -40,6 +40,8 @@ rule report:
         python=PYTHON,
         folder=subpath(output.html, parent=True),
         rules=json.dumps(config["report"], ensure_ascii=False),
+        # Studies that were run are shown, and a new one makes the page again; the page does not ask for any.
+        studies=lambda wildcards: studies_of(wildcards.model),
     message:
         "{wildcards.model}: report"
     shell:

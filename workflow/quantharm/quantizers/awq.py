@@ -31,6 +31,22 @@ SETTINGS: dict[str, Any] = {
         "default": 512,
         "description": "Tokens in each sample.",
     },
+    "calibration_text": {
+        "type": ["string", "null"],
+        "default": None,
+        "description": "A text of its own for this method; null means the config's `calibration`.",
+    },
+    "calibration_seed": {
+        "type": ["integer", "null"],
+        "minimum": 0,
+        "default": None,
+        "description": "Draws the samples from all of the text; null takes the first ones in order.",
+    },
+    "calibration_corruption": {
+        "enum": [None, "random_tokens", "repeated_token"],
+        "default": None,
+        "description": "Bad samples on purpose, to see what they do and whether the checks notice.",
+    },
     "backend": {
         "type": ["string", "null"],
         "enum": [
@@ -52,6 +68,10 @@ DEFAULT_BACKEND = {"cuda": "gemm_triton", "cpu": "torch_fused_awq"}
 LINEARS_OF_A_LAYER = ("hidden_size", "intermediate_size")
 
 
+def grid(settings: dict[str, Any]) -> str:
+    return f"int4-{settings['group_size']}"
+
+
 def conflict(settings: dict[str, Any], checkpoint_config: dict[str, Any]) -> str | None:
     group = settings["group_size"]
     for key in LINEARS_OF_A_LAYER:
@@ -65,6 +85,23 @@ def pack_calibration(tokenizer, text: str, samples: int, tokens: int) -> list[li
     """The text's tokens in consecutive samples of exactly `tokens`, as many as there are up to `samples`."""
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     return [ids[i : i + tokens] for i in range(0, len(ids) - tokens + 1, tokens)][:samples]
+
+
+def calibration_samples(tokenizer, text: str, settings: dict[str, Any]) -> list[list[int]]:
+    """The samples that a method's settings ask for; the same ones whenever they are asked for."""
+    import random
+
+    samples, tokens = settings["calibration_samples"], settings["calibration_tokens"]
+    seed, corruption = settings.get("calibration_seed"), settings.get("calibration_corruption")
+    draw = random.Random(seed or 0)
+    if corruption == "random_tokens":
+        return [draw.choices(range(len(tokenizer)), k=tokens) for _ in range(samples)]
+    if corruption == "repeated_token":
+        return [[draw.randrange(len(tokenizer))] * tokens] * samples
+    if seed is None:
+        return pack_calibration(tokenizer, text, samples, tokens)
+    packed = pack_calibration(tokenizer, text, len(text), tokens)
+    return draw.sample(packed, min(samples, len(packed)))
 
 
 def repaired_quantizer():
@@ -94,13 +131,12 @@ def quantize(source, settings, dtype, device, gpus, output: Path, calibration) -
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     from awq import AutoAWQForCausalLM
 
+    from quantharm.calibration import sample_statistics
     from quantharm.models import device_map, load_tokenizer, refuse_unsafe, torch_dtype, weight_files
-    from quantharm.text import read_text
+    from quantharm.text import read_text, sha256_of_windows
 
     tokenizer = load_tokenizer(source)
-    packed = pack_calibration(
-        tokenizer, read_text(calibration), settings["calibration_samples"], settings["calibration_tokens"]
-    )
+    packed = calibration_samples(tokenizer, read_text(calibration), settings)
     if not packed:
         raise UserError(f"{calibration} is shorter than one sample of {settings['calibration_tokens']} tokens")
     refuse_unsafe(source["path"], source["allow_pickle"], source["trust_remote_code"])
@@ -139,6 +175,8 @@ def quantize(source, settings, dtype, device, gpus, output: Path, calibration) -
             "samples_packed": len(packed),
             "samples_reached": seen[0],
             "tokens_reached": seen[0] * seen[1],
+            "tokens_sha256": sha256_of_windows(packed),
+            **sample_statistics(packed),
         }
     }
 
@@ -182,7 +220,7 @@ def inspect(name: str, module, checkpoint: Path):
     """An AWQ linear of gptqmodel: 4-bit codes, a float16 scale and a 4-bit zero point a group."""
     if not any(base.__name__ == "AWQuantLinear" for base in type(module).__mro__):
         return None
-    from quantharm.linears import QuantizedMatrix, tensor_bytes
+    from quantharm.linears import QuantizedMatrix, stored_tensors, tensor_bytes
 
     rows, columns, group = module.out_features, module.in_features, module.group_size
     groups = rows * columns // group
@@ -194,26 +232,30 @@ def inspect(name: str, module, checkpoint: Path):
         stored_bytes=tensor_bytes(*tensors),
         formula_bytes=rows * columns / 2 + groups * (2 + 0.5),
         dequantize=lambda: dequantize(checkpoint, name, group),
+        codes=lambda: codes(stored_tensors(checkpoint, name), group),
     )
 
 
-def dequantize(checkpoint: Path, name: str, group: int):
-    """The matrix in the file: (code - zero) × scale; [rows, columns] float32.
+def codes(tensors: dict[str, Any], group: int):
+    """code - zero of each weight, as stored; [rows, columns] int32.
 
     In an int32 the GEMM layout holds output channels 0, 2, 4, 6, 1, 3, 5, 7 from the low bits up.
     """
     import torch
 
-    from quantharm.linears import stored_tensors
-
-    tensors = stored_tensors(checkpoint, name)
     shifts = 4 * torch.tensor([0, 4, 1, 5, 2, 6, 3, 7])
 
     def unpack(packed):  # [n, outputs / 8] int32 → [n, outputs]
         return ((packed.unsqueeze(-1) >> shifts) & 15).flatten(1)
 
-    def expand(groups):  # [groups, outputs] → [inputs, outputs]
-        return groups.repeat_interleave(group, dim=0)
+    zeros = unpack(tensors["qzeros"]).repeat_interleave(group, dim=0)  # [groups, outputs] → [inputs, outputs]
+    return (unpack(tensors["qweight"]) - zeros).t().contiguous()
 
-    codes, zeros = unpack(tensors["qweight"]), unpack(tensors["qzeros"])
-    return ((codes - expand(zeros)).float() * expand(tensors["scales"].float())).t().contiguous()
+
+def dequantize(checkpoint: Path, name: str, group: int):
+    """The matrix in the file: (code - zero) × scale; [rows, columns] float32."""
+    from quantharm.linears import stored_tensors
+
+    tensors = stored_tensors(checkpoint, name)
+    scales = tensors["scales"].float().repeat_interleave(group, dim=0)  # [groups, outputs] → [inputs, outputs]
+    return codes(tensors, group).float() * scales.t()

@@ -21,6 +21,10 @@ SETTINGS: dict[str, Any] = {
 }
 
 
+def grid(settings: dict[str, Any]) -> str:
+    return settings["quant_type"]
+
+
 def quantize(source, settings, dtype, device, gpus, output: Path, calibration) -> dict[str, Any]:
     from transformers import BitsAndBytesConfig
 
@@ -47,7 +51,7 @@ def inspect(name: str, module, checkpoint: Path):
     """A Linear4bit: half a byte a weight, its blocks' scales and the fixed tables."""
     if type(module).__name__ != "Linear4bit":
         return None
-    from quantharm.linears import QuantizedMatrix, tensor_bytes
+    from quantharm.linears import QuantizedMatrix, stored_tensors, tensor_bytes
 
     weight, state = module.weight, module.weight.quant_state
     rows, columns = module.out_features, module.in_features
@@ -66,23 +70,28 @@ def inspect(name: str, module, checkpoint: Path):
         stored_bytes=tensor_bytes(weight.data) + stored,
         formula_bytes=rows * columns / 2 + scale_bytes + CODE_BYTES,
         dequantize=lambda: dequantize(checkpoint, name, rows, columns),
+        codes=lambda: codes(stored_tensors(checkpoint, name)["weight"], rows, columns),
     )
+
+
+def codes(weight, rows: int, columns: int):
+    """The 4-bit codes of a packed matrix, two a byte, the first in the high half; [rows, columns] uint8."""
+    import torch
+
+    packed = weight.flatten().view(torch.uint8)
+    return torch.stack([packed >> 4, packed & 15], dim=1).flatten()[: rows * columns].reshape(rows, columns)
 
 
 def dequantize(checkpoint: Path, name: str, rows: int, columns: int):
     """The matrix in the file: level × scale of its block; [rows, columns] float32."""
-    import torch
-
     from quantharm.linears import stored_tensors
 
     tensors = stored_tensors(checkpoint, name)
     state = next(json.loads(bytes(t.tolist())) for key, t in tensors.items() if ".quant_state.bitsandbytes__" in key)
-    packed = tensors["weight"].flatten().view(torch.uint8)
-    codes = torch.stack([packed >> 4, packed & 15], dim=1).flatten()[: rows * columns]  # high nibble first
     scales = tensors["weight.absmax"]
     if "weight.nested_absmax" in tensors:  # the scales are 8-bit codes around a common offset
         levels = tensors["weight.nested_quant_map"][scales.long()]
         second = tensors["weight.nested_absmax"].repeat_interleave(state["nested_blocksize"])[: len(levels)]
         scales = levels * second + state["nested_offset"]
-    values = tensors["weight.quant_map"].float()[codes.long()]
+    values = tensors["weight.quant_map"].float()[codes(tensors["weight"], rows, columns).flatten().long()]
     return (values * scales.float().repeat_interleave(state["blocksize"])[: rows * columns]).reshape(rows, columns)

@@ -13,6 +13,10 @@ SETTINGS: dict[str, Any] = {
 }
 
 
+def grid(settings: dict[str, Any]) -> str:
+    return "int8"
+
+
 def quantize(source, settings, dtype, device, gpus, output: Path, calibration) -> dict[str, Any]:
     from transformers import BitsAndBytesConfig
 
@@ -53,6 +57,7 @@ def inspect(name: str, module, checkpoint: Path):
         stored_bytes=tensor_bytes(codes, scales),
         formula_bytes=rows * columns + 4 * rows,
         dequantize=dequantize,
+        codes=lambda: stored_tensors(checkpoint, name)["weight"],
         rounds_activations=True,
         outlier_threshold=float(module.state.threshold),
     )

@@ -28,6 +28,7 @@ TABLES = {
     "deployment-risk": "Deployment risks",
     "defense": "Defense criteria",
     "checks": "Checks",
+    "calibration": "Calibration",
     "configuration": "Configuration of the cells",
     "environment": "Technical environment",
     "files": "Files",

@@ -55,6 +55,7 @@ class Results:
     folder: Path
     cells: list[Cell]
     kl_differences: dict[tuple[str, str], tuple[float, Bounds]] = field(default_factory=dict)
+    calibration_study: Rows | None = None  # calibration.json, where `snakemake calibration` was run
 
     @property
     def baseline(self) -> Cell:
@@ -73,6 +74,11 @@ class Results:
     def noise_floor(self) -> float:
         """Mean KL in nats of the baseline against its own store."""
         return self.baseline.row["kl_nats_mean"]
+
+    @property
+    def calibration_ranges(self) -> dict[str, float]:
+        """Range of KL in nats over the calibration samples that a method could have had."""
+        return {m: v["range"] for m, v in (self.calibration_study or {}).get("spread_kl_nats", {}).items()}
 
     @property
     def categories(self) -> list[str]:
@@ -97,7 +103,10 @@ def read_results(folder: Path) -> Results:
     require_comparable(cells)
     for cell in cells[1:]:
         cell.changes = paired_changes(cell, cells[0])
-    return Results(rows[0]["model"], folder, cells, kl_differences(cells[1:]))
+    study = folder / "calibration.json"
+    results = Results(rows[0]["model"], folder, cells, calibration_study=read_json(study) if study.is_file() else None)
+    results.kl_differences = kl_differences(results.methods, results.calibration_ranges)
+    return results
 
 
 def require_comparable(cells: list[Cell]) -> None:
@@ -156,8 +165,11 @@ def paired_changes(cell: Cell, baseline: Cell) -> dict[str, Any]:
     return changes
 
 
-def kl_differences(cells: list[Cell]) -> dict[tuple[str, str], tuple[float, Bounds]]:
-    """{(first, second): mean KL of the first minus the second's, in nats, paired over prompts within categories}."""
+def kl_differences(cells: list[Cell], ranges: dict[str, float]) -> dict[tuple[str, str], tuple[float, Bounds]]:
+    """{(first, second): mean KL of the first minus the second's, in nats, paired over prompts within categories}.
+
+    ranges: how much KL varies with a method's calibration samples, in nats; intervals are widened by it on both sides.
+    """
     means = {}
     for cell in cells:
         rows = read_parquet(cell.folder / "divergence.parquet", ["prompt_id", "category", "kl_nats"])
@@ -168,7 +180,8 @@ def kl_differences(cells: list[Cell]) -> dict[tuple[str, str], tuple[float, Boun
         difference = (means[first] - means[second]).dropna()
         strata = [part.to_numpy() for _, part in difference.groupby(level="category", sort=False)]
         figures = stratified_mean(strata)
-        bounds = figures["ci95"]
+        extra = ranges.get(first, 0.0) + ranges.get(second, 0.0)
+        bounds = figures["ci95"] and [figures["ci95"][0] - extra, figures["ci95"][1] + extra]
         found[first, second] = figures["mean"], bounds
         found[second, first] = -figures["mean"], bounds and [-bounds[1], -bounds[0]]
     return found

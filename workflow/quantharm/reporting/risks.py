@@ -1,4 +1,4 @@
-"""Deployment risks by application, and four defense criteria with pass or fail."""
+"""Deployment risks by application, and defense criteria with pass or fail."""
 
 from typing import Any
 
@@ -48,13 +48,10 @@ def risk_caveat(results: Results) -> str:
 
 
 def criteria(cell: Cell, rules: dict[str, Any]) -> dict[str, Verdict]:
-    """The four criteria for one method."""
+    """The criteria for one method."""
     limits = rules["defense"]
     change = limits["perplexity_change_percent"]
-    row = cell.row
-    everywhere = largest(cell.by_category)
-    stakes = largest(cell.by_category, limits["high_stakes_categories"])
-    names = listing(limits["high_stakes_categories"])
+    row, stakes = cell.row, limits["high_stakes_categories"]
     return {
         "Perplexity near the baseline": within(
             "",
@@ -65,27 +62,53 @@ def criteria(cell: Cell, rules: dict[str, Any]) -> dict[str, Verdict]:
             percent,
             f"figure and interval within ±{change:g} % of the baseline",
         ),
-        "KL bounded in every category": below(everywhere, limits["kl_nats"], "every category"),
+        "KL bounded in every category": below(cell.by_category, list(cell.by_category), limits["kl_nats"]),
+        "Unauthorized quantization detected": detection_verdict(cell.integrity),
         "Integrity verified": integrity_verdict(cell.integrity),
-        "High-stakes categories preserved": below(stakes, limits["high_stakes_kl_nats"], names),
+        "High-stakes categories preserved": below(cell.by_category, stakes, limits["high_stakes_kl_nats"], stakes),
     }
 
 
-def below(worst: tuple | None, limit: float, where: str) -> Verdict:
-    rule = f"the largest KL of {where}, with its interval, below {limit:g} nats"
-    if worst is None:
-        return Verdict("unknown", "not measured", "–", rule)
-    category, value, bounds = worst
-    return within(f"{category}: ", value, bounds, float("-inf"), limit, number, rule)
+def below(categories: dict[str, Any], names: list[str], limit: float, listed: list[str] | None = None) -> Verdict:
+    """The worst verdict of some categories: one that fails, else one whose interval crosses the limit, else a pass.
+
+    Shown is the largest KL among those with that verdict. A category that was not measured leaves it open.
+    """
+    where = listing(listed) if listed else "every category"
+    rule = f"the KL of {where}, with its interval, below {limit:g} nats"
+    if missing := [name for name in names if name not in categories] or (["any category"] if not names else []):
+        return Verdict("unknown", f"not measured: {listing(missing)}", "–", rule)
+    found = []
+    for name in names:
+        value, bounds = categories[name]["kl_nats_mean"], categories[name]["ci95"]
+        found.append((value, within(f"{name}: ", value, bounds, float("-inf"), limit, number, rule)))
+    order = ("pass", "undecided", "fail").index
+    return max(found, key=lambda pair: (order(pair[1].level), pair[0]))[1]
 
 
 def integrity_verdict(record: dict[str, Any] | None) -> Verdict:
-    """integrity.json: `verified` true or false, and `explanation`."""
+    """integrity.json: `verified` true, false, or null where nothing could vouch for it, and `explanation`."""
     rule = "the stage integrity finds the checkpoint to be what it is said to be"
-    if record is None or not isinstance(record.get("verified"), bool):
+    if record is None or "verified" not in record:
         return Verdict("unknown", "not measured", "–", rule)
-    words = "pass" if record["verified"] else "fail"
-    return Verdict(words, words, str(record.get("explanation", "")), rule)
+    words, level = {True: ("pass",) * 2, False: ("fail",) * 2, None: ("not verified", "unknown")}[record["verified"]]
+    return Verdict(level, words, str(record.get("explanation", "")), rule)
+
+
+def detection_verdict(record: dict[str, Any] | None) -> Verdict:
+    """integrity.json: `if_dequantized` (the scan of what the cell stands for) and `behaviour` (against the store)."""
+    rule = (
+        "dequantized and handed on as the original, it would be noticed: by a scan of its weights or by its divergence "
+        "from the log-prob store"
+    )
+    scan, behaviour = ((record or {}).get(key) for key in ("if_dequantized", "behaviour"))
+    if not scan and not behaviour:
+        return Verdict("unknown", "not measured", "–", rule)
+    noticed = ["by its weights"] if scan and scan.get("verdict") == "dequantized" else []
+    noticed += ["by its behaviour"] if behaviour and behaviour.get("same_as_original") is False else []
+    if noticed:
+        return Verdict("pass", "pass", f"noticed {listing(noticed)}", rule)
+    return Verdict("fail", "fail", "noticed by neither", rule)
 
 
 def defense_table(results: Results, rules: dict[str, Any]) -> Table:

@@ -1,0 +1,111 @@
+"""Studies beside the default run in the report: shown where they were made, and a spread that takes rankings back."""
+
+import json
+
+import pytest
+import synthetic
+from report_runs import outputs, run_report
+
+from quantharm.reporting.names import FIGURES
+from quantharm.reporting.results import read_results
+from quantharm.reporting.tables_studies import calibration_caveat, calibration_table
+from quantharm.reporting.tables_trade import is_closer
+
+FOUND = {
+    "samples_asked": 20,
+    "samples_reached": 20,
+    "tokens_asked": 10240,
+    "tokens_reached": 10240,
+    "sample_tokens_min": 512,
+    "sample_tokens_max": 512,
+    "duplicate_samples": 0,
+    "distinct_tokens": 3456,
+    "overlaps": 0,
+    "nll_mean_nats": 4.4,
+    "text_nll_mean_nats": 4.0,
+    "coverage_by_category": {"Creative Writing": 0.9, "Translation": 0.45},
+    "template_coverage": None,
+}
+
+
+def study_row(text, seed: int, kl: float, corruption=None) -> dict:
+    return {
+        "method": "awq",
+        "text": text,
+        "seed": seed,
+        "corruption": corruption,
+        "quantized_perplexity_change_percent": 100 * kl,
+        "quantized_perplexity_change_percent_ci95": [90 * kl, 110 * kl],
+        "quantized_kl_nats_mean": kl,
+        "quantized_kl_nats_ci95": [0.9 * kl, 1.1 * kl],
+        "faults": ["60% of the samples repeat another one"] if corruption else [],
+    }
+
+
+def noise_row(sigma: float) -> dict:
+    figures = {"perplexity_change_percent": 1.0 + sigma, "kl_nats_mean": 0.01}
+    return {"method": "nf4", "sigma_half_widths": sigma, "codes_changed": sigma / 4} | {
+        key: value
+        for kind in ("alone", "quantized")
+        for name, figure in figures.items()
+        for key, value in ((f"{kind}_{name}", figure), (f"{kind}_{name}_ci95", [0.5 * figure, 2 * figure]))
+    }
+
+
+@pytest.fixture
+def model(tmp_path):
+    folder = synthetic.make_model(tmp_path, "alpha-7b", ["baseline", "nf4", "awq"])
+    checks = json.loads((folder / "awq/checks.json").read_text())
+    (folder / "awq/checks.json").write_text(json.dumps(checks | {"calibration": FOUND}))
+    return folder
+
+
+def add_study(model, spread: float) -> None:
+    rows = [study_row("articles", 1, 0.024), study_row("articles", 2, 0.024 + spread)]
+    study = {
+        "rows": [*rows, study_row(None, 0, 0.5, "repeated_token")],
+        "spread_kl_nats": {"awq": {"range": spread, "mean": 0.024, "cells": 2}},
+        "comparisons": [{"method": "awq", "other": "nf4", "difference_nats": -0.007, "ranked": spread < 0.007}],
+        "kl_nats_mean": {"awq": 0.024, "nf4": 0.031},
+    }
+    (model / "calibration.json").write_text(json.dumps(study))
+
+
+def test_a_ranking_inside_the_spread_of_calibration_is_not_claimed(model):
+    before = read_results(model)
+    difference, (low, high) = before.kl_differences["nf4", "awq"]
+    assert is_closer(before, "awq", "nf4")
+    assert "is not known here" in calibration_caveat(before)
+    add_study(model, 0.02)
+    after = read_results(model)
+    widened = (difference, [pytest.approx(low - 0.02), pytest.approx(high + 0.02)])
+    assert after.kl_differences["nf4", "awq"] == widened
+    assert not is_closer(after, "awq", "nf4")
+    assert "0.0200 nats for awq" in calibration_caveat(after)
+    add_study(model, 1e-4)
+    assert is_closer(read_results(model), "awq", "nf4")
+
+
+def test_the_calibration_table_by_hand(model):
+    table = calibration_table(read_results(model))
+    assert [(row[0].text, row[1].text) for row in table.rows] == [("nf4", "uses none"), ("awq", "20")]
+    shown = {column.key: cell for column, cell in zip(table.columns, table.rows[1], strict=True)}
+    assert (shown["loss_ratio"].text, shown["loss_ratio"].value) == ("1.10×", pytest.approx(1.1))
+    assert (shown["least_coverage"].value, shown["least_coverage"].aside) == (0.45, "Translation")
+    assert shown["template_coverage"].text == "the model has none"
+
+
+def test_the_report_shows_the_studies_that_were_made(model, tmp_path):
+    prompts = synthetic.make_prompts(tmp_path / "prompts.jsonl")
+    add_study(model, 0.02)
+    (model / "noise.json").write_text(json.dumps({"rows": [noise_row(0.0), noise_row(0.3)]}))
+    answer = run_report(f"--model={model}", f"--prompts={prompts}", *outputs(model))
+    assert answer.returncode == 0, answer.stderr
+    page = (model / "report.html").read_text(encoding="utf-8")
+    assert "Studies beside this run" in page
+    assert page.count("<svg ") == len(FIGURES) + 2
+    assert "noticed by the checks" in page
+    text = (model / "EVALUATION_SUMMARY.md").read_text(encoding="utf-8")
+    for words in ("Weight noise", "inside that range, so the two are not ranked", "60% of the samples repeat"):
+        assert words in page
+        assert words in text

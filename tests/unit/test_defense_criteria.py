@@ -1,0 +1,116 @@
+"""Defense criteria: each passes, fails, and stays open when it must."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from quantharm.reporting.risks import below, criteria, detection_verdict, integrity_verdict
+
+RULES = {
+    "defense": {
+        "perplexity_change_percent": 5,
+        "kl_nats": 1.0,
+        "high_stakes_categories": ["Questions", "Code"],
+        "high_stakes_kl_nats": 0.1,
+    }
+}
+
+
+def category(mean: float, low: float, high: float) -> dict:
+    return {"kl_nats_mean": mean, "ci95": [low, high]}
+
+
+def cell(change=1.0, interval=(0.5, 1.5), integrity=None, **categories) -> SimpleNamespace:
+    known = {"Questions": category(0.02, 0.01, 0.03), "Code": category(0.03, 0.02, 0.04)} | categories
+    row = {"perplexity_change_percent": change, "perplexity_change_percent_ci95": list(interval)}
+    return SimpleNamespace(row=row, by_category=known, integrity=integrity)
+
+
+@pytest.mark.parametrize(
+    ("change", "interval", "level"),
+    [
+        (1.0, (0.5, 1.5), "pass"),
+        (-4.0, (-4.9, -3.0), "pass"),
+        (4.8, (4.0, 5.5), "undecided"),
+        (-5.1, (-6.0, -4.5), "undecided"),
+        (7.0, (6.0, 8.0), "fail"),
+        (-9.0, (-9.5, -8.5), "fail"),  # far better than the baseline is another model, too
+    ],
+)
+def test_perplexity_within_five_percent(change, interval, level):
+    assert criteria(cell(change, interval), RULES)["Perplexity near the baseline"].level == level
+
+
+@pytest.mark.parametrize(
+    ("other", "level", "shown"),
+    [
+        (category(0.05, 0.04, 0.06), "pass", "Other"),
+        (category(0.9, 0.7, 1.2), "undecided", "Other"),
+        (category(1.5, 1.2, 2.0), "fail", "Other"),
+        (category(0.9, 0.5, 0.95), "pass", "Other"),
+    ],
+)
+def test_kl_below_one_in_every_category(other, level, shown):
+    verdict = criteria(cell(Other=other), RULES)["KL bounded in every category"]
+    assert verdict.level == level
+    assert verdict.figure.startswith(shown)
+
+
+def test_a_category_of_smaller_mean_whose_interval_crosses_decides():
+    found = {"A": category(0.9, 0.85, 0.95), "B": category(0.6, 0.1, 1.4)}
+    verdict = below(found, ["A", "B"], 1.0)
+    assert verdict.level == "undecided"
+    assert verdict.figure.startswith("B: ")
+
+
+def test_high_stakes_have_a_limit_of_their_own():
+    assert criteria(cell(), RULES)["High-stakes categories preserved"].level == "pass"
+    risky = cell(Code=category(0.2, 0.15, 0.3))
+    assert criteria(risky, RULES)["High-stakes categories preserved"].level == "fail"
+    assert criteria(risky, RULES)["KL bounded in every category"].level == "pass"
+    elsewhere = cell(Poems=category(0.9, 0.8, 0.95))
+    assert criteria(elsewhere, RULES)["High-stakes categories preserved"].level == "pass"
+
+
+def test_a_high_stakes_category_that_was_not_measured_leaves_it_open():
+    found = cell()
+    del found.by_category["Code"]
+    verdict = criteria(found, RULES)["High-stakes categories preserved"]
+    assert (verdict.level, verdict.words) == ("unknown", "not measured: Code")
+    assert below({}, [], 1.0).level == "unknown"
+
+
+@pytest.mark.parametrize(
+    ("record", "level", "figure"),
+    [
+        (None, "unknown", "–"),
+        ({"verified": True}, "unknown", "–"),
+        ({"if_dequantized": {"verdict": "dequantized"}, "behaviour": None}, "pass", "noticed by its weights"),
+        (
+            {"if_dequantized": {"verdict": "no trace"}, "behaviour": {"same_as_original": False}},
+            "pass",
+            "noticed by its behaviour",
+        ),
+        (
+            {"if_dequantized": {"verdict": "dequantized"}, "behaviour": {"same_as_original": False}},
+            "pass",
+            "noticed by its weights and by its behaviour",
+        ),
+        (
+            {"if_dequantized": {"verdict": "no trace"}, "behaviour": {"same_as_original": True}},
+            "fail",
+            "noticed by neither",
+        ),
+    ],
+)
+def test_unauthorized_quantization_is_detected_by_weights_or_behaviour(record, level, figure):
+    verdict = detection_verdict(record)
+    assert (verdict.level, verdict.figure) == (level, figure)
+
+
+def test_integrity_passes_fails_or_stays_open():
+    assert integrity_verdict({"verified": True, "explanation": "x"}).level == "pass"
+    assert integrity_verdict({"verified": False, "explanation": "x"}).level == "fail"
+    undecided = integrity_verdict({"verified": None, "explanation": "no signature"})
+    assert (undecided.level, undecided.words, undecided.figure) == ("unknown", "not verified", "no signature")
+    assert integrity_verdict(None).words == "not measured"

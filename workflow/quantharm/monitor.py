@@ -1,0 +1,198 @@
+"""Whether a deployed checkpoint still behaves as the one that was approved: one run of a control chart.
+
+Each run draws a few prompts of the log-prob store, category by category, and takes the deployed checkpoint's mean KL
+from the stored baseline over them. On one machine a checkpoint gives the same figures every time, so what varies
+between runs, and what the limits are learned over, is the draw: the limits come from many such draws from the approved
+cell's own divergence.parquet. (A fixed set of prompts would have no variance: its limits would call every other
+driver or thread count a change, and see only changes that happen to show on it.)
+
+Appends a row to the history (a Parquet file, replaced as a whole), draws the chart beside it, and ends with exit code 1
+and one sentence when the EWMA of all runs leaves its limits.
+"""
+
+import datetime
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy
+import pandas
+
+from quantharm import control_chart
+from quantharm.errors import UserError
+from quantharm.files import read_parquet, sha256_of_text, write_parquet
+from quantharm.logits import TEXT_CATEGORY, store_metadata_of
+from quantharm.models import choose_device, load_cell, offline_environment, quiet, read_quantization
+from quantharm.stage import run_stage, stage_parser
+
+COLUMNS = ["run", "time", "checkpoint", "weights_sha256", "approved_sha256", "prompts", "kl_nats"]
+
+
+def prompt_means(rows: pandas.DataFrame) -> pandas.Series:
+    """Mean KL in nats of each prompt, by (category, prompt_id); rows: of divergence.parquet."""
+    prompts = rows[rows["category"] != TEXT_CATEGORY]
+    return prompts.groupby(["category", "prompt_id"], sort=False)["kl_nats"].mean()
+
+
+def ids_by_category(means: pandas.Series) -> list[numpy.ndarray]:
+    return [p.index.get_level_values("prompt_id").to_numpy() for _, p in means.groupby(level="category", sort=False)]
+
+
+def draw(categories: list[numpy.ndarray], per_category: int, generator: numpy.random.Generator) -> list[str]:
+    """Ids of `per_category` prompts of each category, without repetition."""
+    chosen = (generator.choice(ids, min(per_category, len(ids)), replace=False) for ids in categories)
+    return [str(name) for names in chosen for name in names]
+
+
+def draws(means: pandas.Series, per_category: int, runs: int, generator: numpy.random.Generator) -> numpy.ndarray:
+    """The figure of so many runs on a checkpoint with these prompt means: [runs], in nats."""
+    by_id, categories = means.droplevel("category").to_dict(), ids_by_category(means)
+    chosen = (draw(categories, per_category, generator) for _ in range(runs))
+    return numpy.array([numpy.mean([by_id[name] for name in names]) for names in chosen])
+
+
+def learn_limits(approved: Path, settings: dict[str, Any]) -> control_chart.Limits:
+    """Limits from draws of the approved cell; raises UserError where its prompts leave nothing to draw."""
+    means = prompt_means(read_parquet(approved / "divergence.parquet", ["prompt_id", "category", "kl_nats"]))
+    values = draws(means, settings["per_category"], settings["baseline_runs"], numpy.random.default_rng(0))
+    try:
+        return control_chart.learn(values, settings["weight"], settings["width"])
+    except ValueError:
+        raise UserError(
+            f"every draw of {settings['per_category']} prompts a category from {approved} is the same, so no control "
+            "limits can be learned; lower `monitor.per_category:` or use a protocol with more prompts"
+        ) from None
+
+
+def score(model, store: Path, trace: pandas.DataFrame, prompts: list[str]) -> float:
+    """Mean over some prompts of the mean KL from the stored baseline, in nats."""
+    import torch
+
+    from quantharm.divergence import divergences
+    from quantharm.scoring import last_hidden_states, output_head
+    from quantharm.store import read_store
+
+    head = output_head(model)
+    sequences = {row.prompt_id: list(map(int, row.token_ids)) for row in trace.itertuples()}
+    found: dict[str, list[float]] = {prompt: [] for prompt in prompts}
+    for group in read_store(store):
+        if group.prompt_id not in found:
+            continue
+        hidden = last_hidden_states(model, sequences[group.prompt_id])
+        logits = head(hidden[group.position[0] - 1 : group.position[-1]])
+        stored = group.log_probabilities.to(logits.device)
+        ids = (torch.from_numpy(a.astype(numpy.int64)).to(logits.device) for a in (group.token_id, group.top_token_id))
+        found[group.prompt_id] += divergences(stored, logits, *ids)["kl_nats"].tolist()
+    missing = [prompt for prompt, values in found.items() if not values]
+    if missing:
+        raise UserError(f"the log-prob store {store} lacks {missing[0]}; delete it and run the same command again")
+    return float(numpy.mean([numpy.mean(values) for values in found.values()]))
+
+
+def deployed_record(approved: dict[str, Any], checkpoint: Path | None) -> dict[str, Any]:
+    """A record to load the deployed checkpoint by: the approved cell's own, or that of a folder, as it says it is."""
+    if checkpoint is None:
+        return approved
+    from quantharm.fetch import describe
+
+    found = describe(approved["model"], str(checkpoint), checkpoint, None, False, False)
+    settings = {"source": str(checkpoint), "revision": None, "backend": None, "resolved": found}
+    here = {"checkpoint": str(checkpoint), "weight_files": found["weight_files"], "settings": settings}
+    return approved | here | {"quantizer": "pretrained"}
+
+
+def identity(record: dict[str, Any]) -> str:
+    return sha256_of_text("".join(file["sha256"] for file in record["weight_files"]))
+
+
+def read_history(path: Path, approved: str) -> pandas.DataFrame:
+    """The runs so far; raises UserError for a history that was kept against another approved checkpoint."""
+    if not path.is_file():
+        return pandas.DataFrame(columns=COLUMNS)
+    history = read_parquet(path)
+    if missing := set(COLUMNS) - set(history.columns):
+        raise UserError(f"{path} is not a monitor's history (no column `{sorted(missing)[0]}`); move it away")
+    if (history["approved_sha256"] != approved).any():
+        raise UserError(f"{path} was kept against another approved checkpoint; move it away to begin a new one")
+    return history
+
+
+def charted(history: pandas.DataFrame, limits: control_chart.Limits) -> pandas.DataFrame:
+    """The history with ewma, low, high and alarm of each run."""
+    return history.assign(**control_chart.chart(history["kl_nats"].to_numpy(float), limits))
+
+
+def draw_chart(table: pandas.DataFrame, limits: control_chart.Limits):
+    """Each run's figure, the EWMA and its limits; alarms are marked by shape and colour."""
+    import altair
+
+    from quantharm.reporting.chart_base import COLOURS, MUTED
+
+    x = altair.X("run:Q", title="run", axis=altair.Axis(tickMinStep=1, format="d"))
+    base = altair.Chart(table.drop(columns="prompts"))
+    # A swapped checkpoint is often ten times as far from the baseline: limits and alarm show together on such a scale.
+    scale = altair.Scale(type="log" if (table[["low", "kl_nats", "ewma"]] > 0).all(axis=None) else "linear", zero=False)
+    limits_area = base.mark_area(opacity=0.15, color=COLOURS[0]).encode(
+        x=x, y=altair.Y("low:Q", title="KL, nats", scale=scale), y2="high:Q"
+    )
+    middle = altair.Chart(pandas.DataFrame({"mean": [limits.mean]})).mark_rule(color=MUTED).encode(y="mean:Q")
+    single = base.mark_point(color=MUTED, size=18).encode(x=x, y="kl_nats:Q")
+    line = base.mark_line(color=COLOURS[0]).encode(x=x, y="ewma:Q")
+    alarms = base.transform_filter("datum.alarm").mark_point(shape="cross", size=110, filled=True, color=COLOURS[1])
+    return (limits_area + middle + single + line + alarms.encode(x=x, y="ewma:Q")).properties(width=640, height=260)
+
+
+def main() -> None:
+    parser = stage_parser(__doc__)
+    parser.add_argument("--approved", type=Path, required=True, help="folder of the approved cell")
+    parser.add_argument("--baseline", type=Path, required=True, help="folder of the baseline, with the log-prob store")
+    parser.add_argument("--checkpoint", type=Path, help="the deployed checkpoint; the approved cell's own")
+    parser.add_argument("--settings", type=json.loads, required=True, help="the config's `monitor:`, JSON")
+    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
+    parser.add_argument("--history", type=Path, required=True, help="history.parquet; the chart lies beside it")
+    arguments = parser.parse_args()
+    offline_environment()
+    quiet()
+    from quantharm.reporting.chart_base import Figure, write_figure
+    from quantharm.store import require_same
+
+    device = choose_device(arguments.device)
+    approved = read_quantization(arguments.approved / "quantization.json")
+    history = read_history(arguments.history, identity(approved))
+    limits = learn_limits(arguments.approved, arguments.settings)
+    trace = read_parquet(arguments.baseline / "trace.parquet")
+    store = arguments.baseline / "logits.parquet"
+    expected = store_metadata_of(approved, trace, device, protocol="")
+    require_same(store, {key: expected[key] for key in ("model", "weights_sha256", "trace_sha256", "dtype")})
+    record = deployed_record(approved, arguments.checkpoint)
+    run = len(history) + 1
+    means = prompt_means(read_parquet(arguments.approved / "divergence.parquet", ["prompt_id", "category", "kl_nats"]))
+    # Seeded by the number of the run: other draws than those the limits were learned from.
+    prompts = draw(ids_by_category(means), arguments.settings["per_category"], numpy.random.default_rng([1, run]))
+    kl = score(load_cell(record, device), store, trace, prompts)
+    row = {
+        "run": run,
+        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "checkpoint": record["checkpoint"],
+        "weights_sha256": identity(record),
+        "approved_sha256": identity(approved),
+        "prompts": prompts,
+        "kl_nats": kl,
+    }
+    table = charted(pandas.DataFrame([*history[COLUMNS].to_dict("records"), row]), limits)
+    write_parquet(arguments.history, table)
+    title = f"{approved['model']} × {approved['method']}: KL of the deployed checkpoint, run by run"
+    write_figure(arguments.history.parent, Figure("chart", title, draw_chart(table, limits), title))
+    last = table.iloc[-1]
+    state = f"run {run}: KL {kl:.4g} nats, EWMA {last['ewma']:.4g}, limits {last['low']:.4g} to {last['high']:.4g} nats"
+    if last["alarm"]:
+        side = "above" if last["ewma"] > last["high"] else "below"
+        raise UserError(
+            f"{approved['model']} × {approved['method']}, {state}: {side} the limits, so {record['checkpoint']} no "
+            f"longer behaves as the approved checkpoint; find what changed, then move {arguments.history} away"
+        )
+    print(f"{approved['model']} × {approved['method']}, {state}: no alarm")
+
+
+if __name__ == "__main__":
+    run_stage(main)

@@ -1,0 +1,104 @@
+"""What weight noise costs and what it changes, over a sweep: a row for each method and σ, and a chart.
+
+The price: change of perplexity and KL divergence from the baseline, of the noise alone in 16 bits and of the method
+after the same noise. The effect: the share of weights whose code is another one than without noise, counted in the two
+checkpoints. Writes noise.json, noise.parquet, noise.csv, noise.svg and noise.png.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas
+
+from quantharm.errors import UserError
+from quantharm.files import read_json, replacing, write_json, write_parquet
+from quantharm.models import load_cell, offline_environment, quiet, read_quantization
+from quantharm.stage import run_stage, stage_parser
+from quantharm.summary import BASELINE, flat, paired_perplexity
+
+
+def codes_of(record: dict[str, Any]) -> dict[str, Any]:
+    """{matrix: [rows, columns] codes} as a checkpoint holds them."""
+    from quantharm import linears
+
+    folder = Path(record["checkpoint"])
+    matrices = linears.quantized_matrices(load_cell(record, "cpu"), folder, record["quantizer"])
+    return {matrix.name: matrix.codes() for matrix in matrices if matrix.codes is not None}
+
+
+def changed_codes(mine: dict[str, Any], reference: dict[str, Any]) -> float | None:
+    """Share of weights whose code differs; None where the format has no codes to compare."""
+    if mine.keys() != reference.keys():
+        raise UserError("two checkpoints of one method hold different matrices; quantize the model again")
+    weights = sum(codes.numel() for codes in reference.values())
+    if not weights:
+        return None
+    return sum(int((mine[name] != reference[name]).sum()) for name in reference) / weights
+
+
+def figures(cell: Path, baseline: Path, prefix: str) -> dict[str, Any]:
+    """Perplexity's change (paired over windows) and mean KL of a cell, its keys with a prefix."""
+    kl = read_json(cell / "divergence.json")
+    found = paired_perplexity(cell, baseline) | {
+        "kl_nats_mean": kl["kl_nats"]["mean"],
+        "kl_nats_ci95": kl["kl_nats"]["ci95"],
+        "top1_agreement": kl["top1_agreement"],
+    }
+    return {f"{prefix}_{key}": value for key, value in found.items()}
+
+
+def sweep_rows(model: Path, cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A row for each method without noise (σ = 0), then for each of its σ.
+
+    cells: {method, sigma, alone, quantized}, as the configuration lists them.
+    """
+    baseline, rows = model / BASELINE, []
+    for method in dict.fromkeys(cell["method"] for cell in cells):
+        record = read_quantization(model / method / "quantization.json")
+        reference = codes_of(record)
+        plain = {"method": method, "sigma_half_widths": 0.0, "noise_rms": 0.0, "codes_changed": 0.0}
+        alone = figures(baseline, baseline, "alone")
+        rows.append(plain | alone | figures(model / method, baseline, "quantized"))
+        for cell in (c for c in cells if c["method"] == method):
+            noisy = read_quantization(model / cell["quantized"] / "quantization.json")
+            rows.append(
+                {
+                    "method": method,
+                    "sigma_half_widths": cell["sigma"],
+                    "noise_rms": noisy["noise"]["noise_rms"],
+                    "codes_changed": changed_codes(codes_of(noisy), reference),
+                    **figures(model / cell["alone"], baseline, "alone"),
+                    **figures(model / cell["quantized"], baseline, "quantized"),
+                }
+            )
+    return rows
+
+
+def main() -> None:
+    parser = stage_parser(__doc__)
+    parser.add_argument("--model", type=Path, required=True, help="results folder of the model")
+    parser.add_argument("--cells", type=json.loads, required=True, help="[{method, sigma, alone, quantized}], JSON")
+    parser.add_argument("--output", type=Path, required=True, help="noise.json; its neighbours get other suffixes")
+    arguments = parser.parse_args()
+    offline_environment()
+    quiet()
+    from quantharm.reporting.chart_base import write_figure
+    from quantharm.reporting.charts_studies import noise_chart
+
+    rows = sweep_rows(arguments.model, arguments.cells)
+    table = pandas.DataFrame([flat(row) for row in rows])
+    folder, name = arguments.output.parent, arguments.output.stem
+    write_figure(folder, noise_chart(rows))
+    write_parquet(folder / f"{name}.parquet", table)
+    with replacing(folder / f"{name}.csv") as path:
+        table.to_csv(path, index=False)
+    write_json(arguments.output, {"model": arguments.model.name, "rows": rows})
+    shown = ["method", "sigma_half_widths", "codes_changed"] + [
+        f"{kind}_{key}" for kind in ("alone", "quantized") for key in ("perplexity_change_percent", "kl_nats_mean")
+    ]
+    print(table[shown].to_string(index=False, float_format="{:.4g}".format))
+
+
+if __name__ == "__main__":
+    run_stage(main)
