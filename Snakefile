@@ -12,6 +12,7 @@ configfile: "config.yaml"
 
 include: "workflow/rules/common.smk"
 include: "workflow/rules/environment.smk"
+include: "workflow/rules/synthesize.smk"
 include: "workflow/rules/fetch.smk"
 include: "workflow/rules/quantize.smk"
 include: "workflow/rules/generation.smk"

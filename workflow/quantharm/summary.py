@@ -75,6 +75,7 @@ def summarise_cell(cell: Path, baseline: Path) -> dict[str, Any]:
     return {
         "model": quantization["model"],
         "method": quantization["method"],
+        "synthetic": quantization["synthetic"],
         "quantizer": quantization["quantizer"],
         "source": quantization["source"]["source"],
         "revision": quantization["source"]["revision"],
@@ -164,7 +165,11 @@ def short_table(table: pandas.DataFrame) -> str:
             "checks": table["checks_failed"].map(lambda names: f"FAILED: {names}" if names else "passed"),
         }
     )
-    return shown.to_string(index=False)
+    text = shown.to_string(index=False)
+    synthetic = list(dict.fromkeys(table.loc[table["synthetic"], "model"]))
+    if synthetic:
+        text += f"\nSynthetic weights: the quality figures of {', '.join(synthetic)} are of random numbers."
+    return text
 
 
 def main() -> None:
