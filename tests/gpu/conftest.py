@@ -1,6 +1,6 @@
 """Tests that need a GPU; without one they are skipped and say so.
 
-    PYTHONPATH=workflow python -m pytest tests/gpu
+PYTHONPATH=workflow python -m pytest tests/gpu
 """
 
 import os

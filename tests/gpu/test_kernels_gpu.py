@@ -35,8 +35,8 @@ def test_awq_kernels_compute_what_the_file_says(load, wide_cell, backend):
 
 def test_a_kernel_that_is_a_little_off_is_caught(load, wide_cell):
     model = load("awq")
-    layer = model.model.layers[0].mlp.down_proj
-    layer.register_forward_hook(lambda _, __, output: output * (1 + 1.5 * KERNEL_LIMIT))
+    for layer in model.model.layers:
+        layer.mlp.down_proj.register_forward_hook(lambda _, __, output: output * (1 + 1.5 * KERNEL_LIMIT))
     found = kernel_check(model, wide_cell("awq"))
     assert (found["status"], "down_proj" in found["explanation"]) == ("fail", True)
 

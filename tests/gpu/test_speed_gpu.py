@@ -31,11 +31,21 @@ def test_captured_decode_equals_the_uncaptured_one_and_is_faster(load, method):
     result = benchmark(load(method), 64, 16, repetitions=5, seconds=0.5, prefill_tokens=[256])
     captured = result["captured"]
     assert "reason" not in captured, captured
-    assert captured["check"]["same_tokens"] == 15
+    assert captured["check"]["same_tokens_but_ties"] == captured["check"]["eager_same_tokens_but_ties"] == 15
     assert captured["decode_tokens_per_second"]["median"] > result["decode_tokens_per_second"]["median"]
     shares = result["roofline"]
     assert 0 < shares["eager_share_of_copy_bandwidth"] < shares["captured_share_of_copy_bandwidth"] < 1
     assert 0 < result["host_wait_share"] < 1
+
+
+@pytest.mark.parametrize("method", ["baseline", "nf4"])
+def test_captured_decode_may_be_compiled(load, method):
+    captured = benchmark(load(method), 64, 16, repetitions=5, seconds=0.5, compile_too=True)["captured"]
+    variants = {c["compiled"]: c for c in (captured, captured["other"])}
+    assert "reason" not in variants[True], variants[True]
+    assert "reason" not in variants[False], variants[False]
+    rates = {compiled: c["decode_tokens_per_second"]["median"] for compiled, c in variants.items()}
+    assert captured["compiled"] == (rates[True] > rates[False])
 
 
 def test_llm_int8_with_a_threshold_gives_the_reason(load):
@@ -53,7 +63,7 @@ def test_the_check_catches_a_graph_that_reads_other_memory(load):
     assert verify(decoder, prompt, 8)["same_tokens"] == 8
     old = model.lm_head.weight.data
     model.lm_head.weight.data = old.roll(1, 0)
-    with pytest.raises(UserError, match="other tokens|nats off"):
+    with pytest.raises(UserError, match=r"other tokens|nats off"):
         verify(decoder, prompt, 8)
     model.lm_head.weight.data = old
 

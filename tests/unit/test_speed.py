@@ -52,7 +52,7 @@ def test_lengths_are_cut_to_the_context(tiny):
 
 def test_what_a_cpu_cannot_measure_is_null_with_the_reason(tiny):
     result = benchmark(tiny("llama"), 4, 3, 2, 0.0)
-    assert result["captured"] == {"reason": "CUDA graphs need a GPU"}
+    assert result["captured"] == {"reason": "CUDA graphs need a GPU", "compiled": False}
     assert result["joules_per_new_token"] is None
     assert result["energy_reason"] == "measured on GPUs only"
     assert result["host_wait_share"] is None

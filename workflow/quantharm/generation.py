@@ -79,6 +79,7 @@ def main() -> None:
     parser.add_argument(
         "--benchmark-prefill-tokens", type=int, nargs="*", default=[], help="further prompt lengths, prefill alone"
     )
+    parser.add_argument("--benchmark-compile", action="store_true", help="capture decoding compiled, too")
     parser.add_argument("--benchmark-new-tokens", type=int, default=64)
     parser.add_argument("--benchmark-repetitions", type=int, default=10, help="at least")
     parser.add_argument("--benchmark-seconds", type=float, default=10.0, help="at least")
@@ -112,6 +113,7 @@ def main() -> None:
             arguments.benchmark_repetitions,
             arguments.benchmark_seconds,
             arguments.benchmark_prefill_tokens,
+            arguments.benchmark_compile,
         )
     table = pandas.DataFrame(rows).astype({"correct": "boolean"})
     write_parquet(arguments.rows, table)
