@@ -51,7 +51,7 @@ class Spoiled(StaticDecoder):
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
-        (lambda d: d.token.add_(1).remainder_(300), r"chose other tokens in [1-6] of 6 steps"),
+        (lambda d: d.token.add_(1).remainder_(300), r"other tokens than uncaptured in [1-6] of 6 steps"),
         (lambda d: d.logits[0, :50].add_(1.0), r"kl_nats_max, limit 0.01"),
         (lambda d: d.logits.fill_(float("nan")), "nan nats off"),
     ],
@@ -66,7 +66,7 @@ def test_the_check_catches_a_replay_that_differs(tiny, spoil, words):
 def test_the_check_catches_steps_that_differ_from_eager_decoding(tiny):
     decoder = StaticDecoder(tiny("llama"), length=20)
     decoder.mask = lambda rows: torch.zeros((1, 1, len(rows), 20))  # everything may be seen, empty places too
-    with pytest.raises(UserError, match=r"eager_same_tokens_but_ties|eager_kl_nats_max"):
+    with pytest.raises(UserError, match="eager_kl_nats_max"):
         verify(decoder, PROMPT, 6)
 
 
@@ -116,3 +116,4 @@ def test_choices_that_tie_are_the_same():
     logits = torch.tensor([[4.0, 3.97, 0.0], [4.0, 3.9, 0.0], [4.0, 4.0, -4.0], [float("nan"), 1.0, 0.0]])
     assert beyond_ties(torch.tensor([1, 1, 1, 1]), logits[:4]) == 2  # 0.03 and 0 are roundings of 4, 0.1 is not; nan
     assert beyond_ties(torch.tensor([0, 0, 0]), logits[:3]) == 0
+    assert beyond_ties(torch.tensor([1, 1, 1]), logits[:3], noise=0.06) == 0

@@ -2,7 +2,7 @@
 
 Eager decoding of a large model on a fast GPU times the interpreter that launches its kernels. A captured step launches
 all of them at once, so its time is the kernels' own. It is believed only where it gives the tokens and logits of the
-same step uncaptured, and those of ordinary eager decoding over a growing cache.
+same step uncaptured, and the logits of ordinary eager decoding over a growing cache.
 """
 
 import contextlib
@@ -146,38 +146,41 @@ def largest_kl(first: torch.Tensor, second: torch.Tensor) -> float:
     return float((ln_p.exp() * (ln_p - ln_q)).sum(-1).abs().max())
 
 
-def beyond_ties(choices: torch.Tensor, logits: torch.Tensor) -> int:
-    """Rows of logits in which the choice is not the largest, nor within two bfloat16 roundings of it."""
+def beyond_ties(choices: torch.Tensor, logits: torch.Tensor, noise: float = 0.0) -> int:
+    """Rows of logits in which the choice is not the largest, nor as near to it as two roundings or twice the noise."""
     logits = logits.float()
     largest = logits.amax(-1)
     chosen = logits.gather(-1, choices.view(-1, 1))[:, 0]
-    return int((~(largest - chosen <= TIE * logits.abs().amax(-1))).sum())
+    tie = (TIE * logits.abs().amax(-1)).clamp_min(2 * noise)
+    return int((~(largest - chosen <= tie)).sum())
 
 
 def verify(decoder: StaticDecoder, prompt: torch.Tensor, steps: int) -> dict[str, float | int]:
     """Replayed steps against the same steps uncaptured and against eager decoding, all fed the replay's tokens.
 
-    A graph may run other kernels for the same product than the host would choose, so 16-bit logits differ by roundings
-    and choices where two logits tie. Raises UserError where they differ by more.
+    Tokens may differ from the uncaptured steps' only where two logits tie, by rounding or by what two uncaptured passes
+    differ by (some kernels add in varying order). Eager decoding runs other attention kernels in 16 bits: there the
+    logits are held to the limit and the tokens are counted. Raises UserError where something differs by more.
     """
     tokens, logits = decoder.trajectory(prompt, steps, replay=True)
     fed, choices = tokens[:-1], tokens[1:]
-    plain = decoder.trajectory(prompt, steps, False, fed)[1]
+    plain, again = (decoder.trajectory(prompt, steps, False, fed)[1] for _ in range(2))
     eager = eager_logits(decoder.model, prompt, fed)
+    noise = float((plain.float() - again.float()).abs().max())
     found = {
         "steps": steps,
         "same_tokens": int((choices == plain.argmax(-1)).sum()),
-        "same_tokens_but_ties": steps - beyond_ties(choices, plain),
+        "same_tokens_but_ties": steps - beyond_ties(choices, plain, noise),
         "kl_nats_max": largest_kl(plain, logits),
+        "kl_nats_max_of_two_uncaptured": largest_kl(plain, again),
         "logit_difference_max": float((logits.float() - plain.float()).abs().max()),
         "eager_same_tokens": int((choices == eager.argmax(-1)).sum()),
-        "eager_same_tokens_but_ties": steps - beyond_ties(choices, eager),
         "eager_kl_nats_max": largest_kl(eager, logits),
         "kl_nats_limit": KL_LIMIT,
     }
-    for key in ("same_tokens_but_ties", "eager_same_tokens_but_ties"):
-        if found[key] < steps:
-            raise UserError(f"captured decoding chose other tokens in {steps - found[key]} of {steps} steps ({key})")
+    if found["same_tokens_but_ties"] < steps:
+        wrong = steps - found["same_tokens_but_ties"]
+        raise UserError(f"captured decoding chose other tokens than uncaptured in {wrong} of {steps} steps")
     for key in ("kl_nats_max", "eager_kl_nats_max"):
         if not found[key] <= KL_LIMIT:
             raise UserError(f"captured logits are {found[key]:.3g} nats off ({key}, limit {KL_LIMIT:g})")

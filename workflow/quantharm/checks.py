@@ -33,7 +33,7 @@ from quantharm.text import read_text
 SELF_DIVERGENCE_LIMIT = 1e-5  # nats
 RELOAD_LIMIT = {"cpu": 0.0, "cuda": 1e-6}  # nats
 RELOAD_NOISE_FACTOR = 10.0  # some GPU kernels add in varying order: two passes of one load differ as well
-RELOAD_CEILING = 1e-3  # nats; kernels that vary by more say nothing about a 4-bit method's divergence, 0.01 to 0.06
+RELOAD_CEILING = 1e-2  # nats; kernels that vary by more say nothing about a 4-bit method's divergence, 0.01 to 0.06
 QUANTIZED_SHARE_LIMIT = 0.9  # of the weights in linear layers other than the head
 BITS_LIMIT = 0.03
 KERNEL_LIMIT = 0.02

@@ -106,6 +106,7 @@ def main() -> None:
             list(zip(prompts, encoded, strict=True)), desc="generation", unit="prompt", mininterval=5
         ):
             rows.append(answer_prompt(model, tokenizer, prompt, ids, arguments.max_new_tokens, ends))
+        memory = memory_bytes(device)  # the benchmark takes buffers of its own
         speed = benchmark(
             model,
             arguments.benchmark_prompt_tokens,
@@ -135,7 +136,7 @@ def main() -> None:
             "by_category": {c: summarise(part) for c, part in table.groupby("category", sort=False)},
             "benchmark": speed,
             "model_load_seconds": timing.seconds["load"],
-            "memory": memory_bytes(device),
+            "memory": memory,
             "timing": timing.record(),
             "provenance": provenance(device, dtype_of(model)),
         },
