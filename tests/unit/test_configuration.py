@@ -106,6 +106,8 @@ def test_a_minimal_config_is_completed_with_all_defaults(folder, schema_path):
     }
     assert config["protocols"]["p"]["benchmark"] == {
         "prompt_tokens": 256,
+        "prefill_tokens": [2048],
+        "compile": False,
         "new_tokens": 64,
         "repetitions": 10,
         "seconds": 10,
@@ -122,6 +124,8 @@ def test_completing_changes_neither_its_argument_nor_what_is_set(folder, schema_
     assert config == before
     assert completed["protocols"]["p"]["benchmark"] == {
         "prompt_tokens": 256,
+        "prefill_tokens": [2048],
+        "compile": False,
         "new_tokens": 64,
         "repetitions": 10,
         "seconds": 0.5,
@@ -312,3 +316,43 @@ def test_a_damaged_model_folder_is_refused(folder, schema_path, file):
 def test_quantizers_are_the_modules_of_their_folder(root):
     files = {p.stem for p in (root / "workflow" / "quantharm" / "quantizers").glob("*.py")} - {"__init__"}
     assert set(quantizer_names()) == files
+
+
+def synthetic(**source) -> dict:
+    return changed("models/m/source", {"architecture": "mistral-7b"} | source)
+
+
+def test_a_shape_to_fill_with_random_weights_is_accepted(folder, schema_path):
+    assert complete(synthetic(), schema_path)["models"]["m"]["source"] == {"architecture": "mistral-7b", "seed": 0}
+    path = {"architecture": "model/config.json"}
+    (folder / "config.json").write_text(json.dumps({"model_type": "mistral", "hidden_size": 96}))
+    assert complete(synthetic(**path), schema_path)["models"]["m"]["source"] == path | {"seed": 0}
+    config = synthetic(**path)
+    config["methods"]["awq"] = {"quantizer": "awq"}
+    config["evaluate"]["methods"] = ["baseline", "awq"]
+    assert "hidden_size 96" in sentence_for(config, schema_path)
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ({"architecture": "mistral-8b"}, "did you mean `mistral-7b`"),
+        ({"seed": -1}, "-1"),
+        ({"size": 7}, "`size` that does not exist"),
+    ],
+)
+def test_mistakes_in_a_shape(folder, schema_path, source, words):
+    assert words in sentence_for(synthetic(**source), schema_path)
+
+
+def test_no_method_may_be_called_like_the_folder_of_random_weights(folder, schema_path):
+    config = minimal()
+    config["methods"]["synthetic"] = {"quantizer": "bitsandbytes_4bit"}
+    assert "a method in the config is called `synthetic`" in sentence_for(config, schema_path)
+
+
+def test_awq_without_zero_points_is_refused(folder, schema_path):
+    config = minimal()
+    config["methods"]["awq"] = {"quantizer": "awq", "zero_point": False}
+    config["evaluate"]["methods"] = ["baseline", "awq"]
+    assert "zero_point: false" in sentence_for(config, schema_path)
