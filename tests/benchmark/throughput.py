@@ -11,9 +11,9 @@ from statistics import median
 
 import torch
 
-from quantharm.decoding import synchronise
 from quantharm.divergence import score_store
 from quantharm.files import read_json, read_parquet
+from quantharm.meters import synchronise
 from quantharm.models import choose_device, load_cell, load_tokenizer, read_quantization
 from quantharm.perplexity import score_windows
 from quantharm.text import context_length, read_text, token_windows

@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from quantharm.awq_search import repaired_quantizer
 from quantharm.quantizers import awq
 from quantharm.text import read_text
 
@@ -68,7 +69,7 @@ def test_autoawq_search_leaves_the_model_as_it_was(tmp_path):
             max_calib_seq_len=128,
             export_compatible=True,
             apply_clip=False,
-            quantizer_cls=awq.repaired_quantizer(),
+            quantizer_cls=repaired_quantizer(),
         )
         after = model.model(ids).logits
     assert (after - before).abs().max() < 1e-2

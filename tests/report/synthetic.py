@@ -86,6 +86,7 @@ def write_cell(folder: Path, model: str, method: str, seed: int) -> None:
     source = {
         "source": f"synthetic/{model}",
         "revision": "0" * 40,
+        "synthetic": False,
         "architecture": "SyntheticForCausalLM",
         "layers": 8,
         "hidden_size": 64,
@@ -99,6 +100,7 @@ def write_cell(folder: Path, model: str, method: str, seed: int) -> None:
         folder / "quantization.json",
         identity
         | {
+            "synthetic": False,
             "quantizer": quantizer,
             "settings": {} if bits is None else {"bits": round(bits)},
             "dtype": "bfloat16",

@@ -186,3 +186,31 @@ def test_results_without_worst_positions_say_so(reports, tmp_path):
     answer = run_report(f"--model={folder}", *outputs(tmp_path / "out"))
     assert answer.returncode == 0, answer.stderr
     assert "Not recorded in these results" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+
+
+def test_synthetic_weights_are_marked_and_not_judged(reports, tmp_path):
+    folder = tmp_path / "beta-4b"
+    shutil.copytree(reports.model("beta-4b"), folder)
+    summary = json.loads((folder / "summary.json").read_text())
+    for row in summary["cells"]:
+        row["synthetic"] = True
+    (folder / "summary.json").write_text(json.dumps(summary))
+    for name, arguments in {"one": [f"--model={folder}"], "all": ["--models", str(folder)]}.items():
+        answer = run_report(*arguments, *outputs(tmp_path / name))
+        assert answer.returncode == 0, answer.stderr
+    page = (tmp_path / "one" / "report.html").read_text(encoding="utf-8")
+    found = structure(page)
+    assert {"harm", "recommendations", "risks", "defense", "conclusion"}.isdisjoint(found.ids)
+    assert {link[1:] for link in found.links if link.startswith("#")} <= set(found.ids)
+    for text in (page, (tmp_path / "one" / "EVALUATION_SUMMARY.md").read_text(encoding="utf-8")):
+        assert "Synthetic weights" in text
+        for word in ("negligible harm", "low harm", "severe harm", "closest to the baseline", "On the Pareto front"):
+            assert word not in text, word
+    tables = tmp_path / "one" / "tables"
+    for name, column in {"perplexity": "verdict", "divergence": "verdict", "harm": "verdict"}.items():
+        verdicts = pandas.read_csv(tables / f"{name}.csv").set_index("method")[column]
+        assert verdicts["nf4"] == "not judged: synthetic weights", name
+    risks = pandas.read_csv(tables / "deployment-risk.csv")
+    assert set(risks["risk/nf4"]) == {"not judged: synthetic weights"}
+    overview = (tmp_path / "all" / "EVALUATION_SUMMARY.md").read_text(encoding="utf-8")
+    assert "synthetic weights" in overview

@@ -74,6 +74,24 @@ def test_reload_allows_rounding_on_a_gpu_only():
     assert check_reload(first, second, "cpu")["status"] == "fail"
 
 
+@pytest.mark.parametrize(
+    ("noise", "difference", "status"),  # as multiples of a change of 1e-4 nats or so
+    [(0.0, 1.0, "fail"), (1.0, 1.0, "pass"), (1.0, 30.0, "fail"), (100.0, 100.0, "fail")],
+)
+def test_reload_allows_what_passes_of_one_load_differ_by(noise, difference, status):
+    generator = torch.Generator().manual_seed(0)
+    first, change = torch.randn(5, 100, generator=generator), torch.randn(5, 100, generator=generator) * 0.014
+    check = check_reload(first, first + difference * change, "cuda", first + noise * change)
+    assert check["status"] == status, check
+
+
+def test_consistency_is_not_asked_of_random_weights():
+    text = {"kl_nats_mean": 0.67, "log_perplexity_ratio": 0.0, "log_perplexity_ratio_standard_error": 0.0}
+    assert check_consistency({"text": text, "synthetic": False})["status"] == "fail"
+    check = check_consistency({"text": text, "synthetic": True})
+    assert (check["status"], "synthetic weights" in check["explanation"]) == ("skipped", True)
+
+
 # ---------------------------------------------------------------- method_is_real
 
 

@@ -114,6 +114,8 @@ def test_a_minimal_config_is_completed_with_all_defaults(folder, schema_path):
     }
     assert config["protocols"]["p"]["benchmark"] == {
         "prompt_tokens": 256,
+        "prefill_tokens": [2048],
+        "compile": False,
         "new_tokens": 64,
         "repetitions": 10,
         "seconds": 10,
@@ -130,6 +132,8 @@ def test_completing_changes_neither_its_argument_nor_what_is_set(folder, schema_
     assert config == before
     assert completed["protocols"]["p"]["benchmark"] == {
         "prompt_tokens": 256,
+        "prefill_tokens": [2048],
+        "compile": False,
         "new_tokens": 64,
         "repetitions": 10,
         "seconds": 0.5,
@@ -474,3 +478,43 @@ def test_a_message_cannot_command_a_terminal(folder, schema_path):
     """A key with an escape sequence and a new line, as YAML can write them."""
     message = sentence_for(minimal() | {"x\x1b[2J\nerror: all is well\u202e": 1}, schema_path)
     assert "x⟨U+001B⟩[2J⏎error: all is well⟨U+202E⟩" in message
+
+
+def synthetic(**source) -> dict:
+    return changed("models/m/source", {"architecture": "mistral-7b"} | source)
+
+
+def test_a_shape_to_fill_with_random_weights_is_accepted(folder, schema_path):
+    assert complete(synthetic(), schema_path)["models"]["m"]["source"] == {"architecture": "mistral-7b", "seed": 0}
+    path = {"architecture": "model/config.json"}
+    (folder / "config.json").write_text(json.dumps({"model_type": "mistral", "hidden_size": 96}))
+    assert complete(synthetic(**path), schema_path)["models"]["m"]["source"] == path | {"seed": 0}
+    config = synthetic(**path)
+    config["methods"]["awq"] = {"quantizer": "awq"}
+    config["evaluate"]["methods"] = ["baseline", "awq"]
+    assert "hidden_size 96" in sentence_for(config, schema_path)
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ({"architecture": "mistral-8b"}, "did you mean `mistral-7b`"),
+        ({"seed": -1}, "-1"),
+        ({"size": 7}, "`size` that does not exist"),
+    ],
+)
+def test_mistakes_in_a_shape(folder, schema_path, source, words):
+    assert words in sentence_for(synthetic(**source), schema_path)
+
+
+def test_no_method_may_be_called_like_the_folder_of_random_weights(folder, schema_path):
+    config = minimal()
+    config["methods"]["synthetic"] = {"quantizer": "bitsandbytes_4bit"}
+    assert "a method in the config is called `synthetic`" in sentence_for(config, schema_path)
+
+
+def test_awq_without_zero_points_is_refused(folder, schema_path):
+    config = minimal()
+    config["methods"]["awq"] = {"quantizer": "awq", "zero_point": False}
+    config["evaluate"]["methods"] = ["baseline", "awq"]
+    assert "zero_point: false" in sentence_for(config, schema_path)

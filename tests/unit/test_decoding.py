@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from quantharm.decoding import benchmark, continue_greedily, end_tokens, is_degenerate
+from quantharm.decoding import continue_greedily, end_tokens, is_degenerate
 
 PROMPTS = ["The sea is", "Count from one to ten:", "What is the capital of France?", "x", "Once upon a time there was"]
 
@@ -111,32 +111,3 @@ def test_end_tokens_are_the_models_and_the_tokenizers(tiny, byte_tokenizer):
 )
 def test_is_degenerate(tokens, expected):
     assert is_degenerate(tokens) is expected
-
-
-def test_benchmark_returns_the_counts_that_were_asked(tiny):
-    model = tiny("llama")
-    calls = []
-    model.register_forward_pre_hook(lambda *_: calls.append(1))
-    result = benchmark(model, prompt_tokens=9, new_tokens=5, repetitions=4, seconds=0.0)
-    assert (result["prompt_tokens"], result["new_tokens"], result["repetitions"]) == (9, 5, 4)
-    for key in ("prefill_seconds", "decode_tokens_per_second"):
-        assert len(result[key]["values"]) == 4
-        assert all(v > 0 for v in result[key]["values"])
-        low, high = result[key]["ci95"]
-        assert low <= result[key]["median"] <= high
-    assert len(calls) == 6 * 5  # two discarded repetitions, each one prefill and four tokens
-
-
-def test_benchmark_lasts_as_long_as_asked(tiny):
-    result = benchmark(tiny("llama"), prompt_tokens=4, new_tokens=3, repetitions=2, seconds=0.3)
-    spent = sum(result["prefill_seconds"]["values"]) + sum(2 / r for r in result["decode_tokens_per_second"]["values"])
-    assert result["repetitions"] > 2
-    assert 0.25 < spent < 2.0
-
-
-def test_benchmark_decodes_end_tokens_like_any_other(tiny):
-    model = tiny("llama")
-    model.lm_head.weight.zero_()
-    model.lm_head.weight[1] = 0.0  # argmax of equal logits is 0; id 1 is the end token
-    model.generation_config.eos_token_id = 0
-    assert benchmark(model, 4, 6, 2, 0.0)["new_tokens"] == 6

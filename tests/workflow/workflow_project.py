@@ -30,7 +30,7 @@ TINY = {
     "prompts_per_category": 1,
     "max_new_tokens": 4,
     "chat_template": "auto",
-    "benchmark": {"prompt_tokens": 16, "new_tokens": 4, "repetitions": 2, "seconds": 0},
+    "benchmark": {"prompt_tokens": 16, "prefill_tokens": [32], "new_tokens": 4, "repetitions": 2, "seconds": 0},
 }
 WRAPPER = """#!/bin/sh
 # The evaluation interpreter, except for the commands that a test wants to fail.

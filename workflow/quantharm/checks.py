@@ -34,6 +34,7 @@ from quantharm.text import read_text, sha256_of_windows
 SELF_DIVERGENCE_LIMIT = 1e-5  # nats
 RELOAD_LIMIT = {"cpu": 0.0, "cuda": 1e-6}  # nats
 RELOAD_NOISE_FACTOR = 10.0  # some GPU kernels add in varying order: two passes of one load differ as well
+RELOAD_CEILING = 1e-2  # nats; kernels that vary by more say nothing about a 4-bit method's divergence, 0.01 to 0.06
 QUANTIZED_SHARE_LIMIT = 0.9  # of the weights in linear layers other than the head
 BITS_LIMIT = 0.03
 KERNEL_LIMIT = 0.02
@@ -78,11 +79,11 @@ def mean_kl(first: torch.Tensor, second: torch.Tensor) -> float:
 def check_reload(first: torch.Tensor, second: torch.Tensor, device: str, repeated: torch.Tensor | None = None) -> Check:
     """first, second: [T, vocabulary] logits of the same tokens from two loads of the same files.
 
-    repeated: of another pass of the first load. What its kernels vary by is no difference between the loads, but
-    only as far as it stays below the limit of self-divergence.
+    repeated: of another pass of the first load. What its kernels vary by is no difference between the loads, up to
+    RELOAD_CEILING (the Triton kernel of AWQ adds with atomics and varies by 2e-4 nats on the built-in model).
     """
     value, noise = mean_kl(first, second), 0.0 if repeated is None else mean_kl(first, repeated)
-    limit = max(RELOAD_LIMIT[device], RELOAD_NOISE_FACTOR * min(noise, SELF_DIVERGENCE_LIMIT))
+    limit = max(RELOAD_LIMIT[device], min(RELOAD_NOISE_FACTOR * noise, RELOAD_CEILING))
     return outcome(
         "reload",
         value <= limit,
@@ -214,6 +215,9 @@ def check_finite(generation: dict[str, Any]) -> Check:
 def check_consistency(divergence: dict[str, Any]) -> Check:
     """ln(perplexity ratio) lies between a third of mean KL and three times it, give or take three standard errors."""
     text = divergence["text"]
+    if divergence.get("synthetic"):
+        reason = "synthetic weights do not predict the text, so its perplexity has nothing to do with KL"
+        return outcome("consistency", None, None, CONSISTENCY_LIMIT, reason)
     if text is None:
         return outcome("consistency", None, None, CONSISTENCY_LIMIT, "no window of the text is in the store")
     kl, log_ratio = text["kl_nats_mean"], text["log_perplexity_ratio"]

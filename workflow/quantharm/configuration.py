@@ -17,6 +17,7 @@ import jsonschema
 import yaml
 
 from quantharm import noise
+from quantharm.architectures import read_architecture
 from quantharm.errors import UserError
 from quantharm.files import LARGEST_INPUT_BYTES
 
@@ -30,6 +31,7 @@ NOISE_NAME = re.compile(
 )
 CORRUPTIONS = ("random_tokens", "repeated_token")  # of calibration samples, as in quantizers/awq.py
 NOISE_TARGET = "nf4"  # of noise alone, where its name does not say
+RESERVED_METHODS = ("synthetic",)
 
 
 def quantizer_names() -> list[str]:
@@ -318,6 +320,9 @@ def check_names(config: dict[str, Any]) -> None:
     for reserved in set(RESERVED_MODELS) & set(config["models"]):
         raise UserError(f"a model in the config is called `{reserved}`, which is a folder of the workflow; rename it")
 
+    for reserved in set(RESERVED_METHODS) & set(config["methods"]):
+        raise UserError(f"a method in the config is called `{reserved}`, which is a folder of the workflow; rename it")
+
     for kind in ("models", "methods"):
         for name in config["evaluate"][kind]:
             refer(config, kind, name, f"evaluate.{kind}")
@@ -385,6 +390,9 @@ def check_model(config: dict[str, Any], name: str) -> None:
     """A local model exists, and every method that would be applied to it can be."""
     model = config["models"][name]
     source = model["source"]
+    if isinstance(source, dict):
+        check_synthetic(config, name)
+        return
     settings = checkpoint_config(source)
     if settings is None:
         if os.path.exists(source) or source.startswith((".", "/")) or source.count("/") != 1:
@@ -398,6 +406,24 @@ def check_model(config: dict[str, Any], name: str) -> None:
         raise UserError(
             f"protocol `{model['protocol']}` requires a chat template but the model `{name}` has none; use "
             "`chat_template: auto` or another model"
+        )
+    for method in methods_of(config, name):
+        check_method(method, config["methods"][method], name, settings)
+
+
+def check_synthetic(config: dict[str, Any], name: str) -> None:
+    """The shape is known, every method can be applied to it, and no chat template is asked for."""
+    model = config["models"][name]
+    try:
+        settings = read_architecture(model["source"]["architecture"])
+    except UserError as error:
+        raise UserError(f"`models.{name}.source.architecture` in the config: {error}") from None
+    if model.get("revision"):
+        raise UserError(f"`models.{name}.revision` in the config is for hub models; remove it")
+    if config["protocols"][model["protocol"]]["chat_template"] == "required":
+        raise UserError(
+            f"protocol `{model['protocol']}` requires a chat template but the model `{name}` is made of random "
+            "weights and has none; use `chat_template: auto`"
         )
     for method in methods_of(config, name):
         check_method(method, config["methods"][method], name, settings)

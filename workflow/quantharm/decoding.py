@@ -1,11 +1,11 @@
-"""Greedy decoding with a KV cache, and its benchmark: prefill and decode timed apart."""
+"""Greedy decoding with a KV cache."""
 
 import time
 from dataclasses import dataclass
 
 import torch
 
-from quantharm.statistics import describe
+from quantharm.meters import synchronise
 
 DEGENERATE_TAIL = 24  # a response whose last 24 tokens repeat a cycle of at most 4 is degenerate
 LONGEST_CYCLE = 4
@@ -20,12 +20,6 @@ class Continuation:
     seconds: float
     time_to_first_token_seconds: float
     finite: bool
-
-
-def synchronise(device: torch.device) -> None:
-    """Wait until the device has done what it was given, so that a clock read now means something."""
-    if device.type == "cuda":
-        torch.cuda.synchronize()
 
 
 def end_tokens(model, tokenizer) -> set[int]:
@@ -81,45 +75,3 @@ def is_degenerate(token_ids: list[int]) -> bool:
     if len(tail) < DEGENERATE_TAIL:
         return False
     return any(tail[c:] == tail[:-c] for c in range(1, LONGEST_CYCLE + 1))
-
-
-def benchmark(model, prompt_tokens: int, new_tokens: int, repetitions: int, seconds: float) -> dict:
-    """Times of prefill and decode for a fixed prompt and exactly `new_tokens` new tokens, batch 1.
-
-    The first two repetitions are discarded (allocation, kernel choice); at least `repetitions` more follow, for at
-    least `seconds`. End-of-sequence tokens are decoded like any other, so every repetition does the same work.
-    Decode counts the tokens after the first, which prefill gives.
-    """
-    device = model.get_input_embeddings().weight.device
-    vocabulary = model.get_input_embeddings().weight.shape[0]
-    generator = torch.Generator().manual_seed(0)
-    prompt = torch.randint(0, vocabulary, (1, prompt_tokens), generator=generator).to(device)
-    prefill_seconds: list[float] = []
-    decode_rates: list[float] = []
-    started = None
-    for repetition in range(2 + 10_000):
-        synchronise(device)
-        begin = time.perf_counter()
-        logits, cache = prefill(model, prompt)
-        token = logits.argmax(-1, keepdim=True)
-        synchronise(device)
-        middle = time.perf_counter()
-        for _ in range(new_tokens - 1):
-            logits, cache = decode_one_token(model, token, cache)
-            token = logits.argmax(-1, keepdim=True)
-        synchronise(device)
-        end = time.perf_counter()
-        if repetition == 1:
-            started = end
-        if repetition > 1:
-            prefill_seconds.append(middle - begin)
-            decode_rates.append((new_tokens - 1) / (end - middle))
-            if len(prefill_seconds) >= repetitions and end - started >= seconds:
-                break
-    return {
-        "prompt_tokens": prompt_tokens,
-        "new_tokens": new_tokens,
-        "repetitions": len(prefill_seconds),
-        "prefill_seconds": describe(prefill_seconds),
-        "decode_tokens_per_second": describe(decode_rates),
-    }

@@ -277,6 +277,7 @@ def main() -> None:
         {
             "model": record["model"],
             "method": record["method"],
+            "synthetic": record["source"]["synthetic"],
             **result,
             "worst_positions": with_texts(worst.records(), load_tokenizer(record["source"]), sequences),
             "trace_sha256": metadata["trace_sha256"],

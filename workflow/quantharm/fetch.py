@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from quantharm.errors import UserError
-from quantharm.files import sha256_of_text, write_json
+from quantharm.files import read_json, sha256_of_text, write_json
 from quantharm.hub import ask_hub
-from quantharm.models import first_line, hash_weights, read_checkpoint_config, refuse_unsafe
+from quantharm.models import SYNTHETIC_MARK, first_line, hash_weights, read_checkpoint_config, refuse_unsafe
 from quantharm.provenance import version_of
 from quantharm.stage import run_stage, sentence_for, stage_parser
 from quantharm.visible import visible
@@ -67,11 +67,15 @@ def tokenizer_hashes(folder: Path) -> dict[str, str | None]:
 
 
 def describe(name: str, source: str, folder: Path, commit: str | None, allow_pickle: bool, trust_remote_code: bool):
-    """The source record of a checkpoint folder."""
+    """The source record of a checkpoint folder; of random weights, `source` says of which shape they are."""
     refuse_unsafe(folder, allow_pickle, trust_remote_code)
     settings = read_checkpoint_config(folder)
     files = hash_weights(folder, allow_pickle)
     text_settings = settings.get("text_config", settings)
+    mark = folder / SYNTHETIC_MARK
+    if mark.is_file():
+        made = read_json(mark)
+        source = f"random weights in the shape of {made['architecture']}, seed {made['seed']}"
     return {
         "model": name,
         "source": source,
@@ -87,6 +91,7 @@ def describe(name: str, source: str, folder: Path, commit: str | None, allow_pic
         "checkpoint_bytes": sum(f["bytes"] for f in files),
         "weight_files": files,
         "weights_sha256": sha256_of_text("".join(f["sha256"] for f in files)),
+        "synthetic": mark.is_file(),
     } | tokenizer_hashes(folder)
 
 

@@ -11,13 +11,14 @@ from typing import Any
 import pandas
 from tqdm import tqdm
 
-from quantharm.decoding import benchmark, continue_greedily, end_tokens, is_degenerate
+from quantharm.decoding import continue_greedily, end_tokens, is_degenerate
 from quantharm.errors import UserError
 from quantharm.files import sha256_of_file, write_json, write_parquet
 from quantharm.models import choose_device, dtype_of, load_cell, load_tokenizer, offline_environment, read_quantization
 from quantharm.prompts import encode_prompt, judge, read_prompts
 from quantharm.provenance import memory_bytes, provenance
 from quantharm.scoring import check_ids
+from quantharm.speed import benchmark
 from quantharm.stage import Timing, run_stage, stage_parser
 from quantharm.text import context_length
 
@@ -92,6 +93,10 @@ def main() -> None:
     parser.add_argument("--max-new-tokens", type=int, default=100, help="longest answer")
     parser.add_argument("--chat-template", default="auto", choices=["auto", "never", "required"])
     parser.add_argument("--benchmark-prompt-tokens", type=int, default=256)
+    parser.add_argument(
+        "--benchmark-prefill-tokens", type=int, nargs="*", default=[], help="further prompt lengths, prefill alone"
+    )
+    parser.add_argument("--benchmark-compile", action="store_true", help="capture decoding compiled, too")
     parser.add_argument("--benchmark-new-tokens", type=int, default=64)
     parser.add_argument("--benchmark-repetitions", type=int, default=10, help="at least")
     parser.add_argument("--benchmark-seconds", type=float, default=10.0, help="at least")
@@ -121,12 +126,15 @@ def main() -> None:
             list(zip(prompts, encoded, strict=True)), desc="generation", unit="prompt", mininterval=5
         ):
             rows.append(answer_prompt(model, tokenizer, prompt, ids, arguments.max_new_tokens, ends))
+        memory = memory_bytes(device)  # the benchmark takes buffers of its own
         speed = benchmark(
             model,
             arguments.benchmark_prompt_tokens,
             arguments.benchmark_new_tokens,
             arguments.benchmark_repetitions,
             arguments.benchmark_seconds,
+            arguments.benchmark_prefill_tokens,
+            arguments.benchmark_compile,
         )
     table = pandas.DataFrame(rows).astype({"correct": "boolean"})
     write_parquet(arguments.rows, table)
@@ -137,6 +145,7 @@ def main() -> None:
         {
             "model": record["model"],
             "method": record["method"],
+            "synthetic": record["source"]["synthetic"],
             "suite": str(arguments.prompts),
             "suite_sha256": sha256_of_file(arguments.prompts),
             "prompts_per_category": arguments.prompts_per_category,
@@ -147,7 +156,7 @@ def main() -> None:
             "by_category": {c: summarise(part) for c, part in table.groupby("category", sort=False)},
             "benchmark": speed,
             "model_load_seconds": timing.seconds["load"],
-            "memory": memory_bytes(device),
+            "memory": memory,
             "timing": timing.record(),
             "provenance": provenance(device, dtype_of(model)),
         },

@@ -55,7 +55,7 @@ def model_bytes(model) -> int:
     for module in model.modules():
         state = getattr(getattr(module, "weight", None), "quant_state", None)
         if state is not None:  # bitsandbytes keeps its scales beside the parameter
-            nested = state.state2
+            nested = getattr(state, "state2", None)  # gone once a CPU has repacked the weights
             tables = [state.absmax, state.code]
             total += tensor_bytes(*tables) + (tensor_bytes(nested.absmax, nested.code, state.offset) if nested else 0)
         scale = getattr(getattr(module, "weight", None), "SCB", None)

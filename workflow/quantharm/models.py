@@ -16,6 +16,7 @@ from quantharm.errors import UserError
 from quantharm.files import read_json, sha256_of_file
 
 WEIGHT_SUFFIXES = (".safetensors",)
+SYNTHETIC_MARK = "synthetic.json"  # in a checkpoint folder: its weights are random numbers
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 
 

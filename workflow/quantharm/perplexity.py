@@ -82,6 +82,7 @@ def main() -> None:
         {
             "model": record["model"],
             "method": record["method"],
+            "synthetic": record["source"]["synthetic"],
             "protocol": protocol_name(length, arguments.windows),
             "dataset": str(arguments.text),
             "dataset_sha256": sha256_of_text(text),

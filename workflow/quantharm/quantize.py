@@ -117,6 +117,7 @@ def main() -> None:
     record = {
         "model": source["model"],
         "method": arguments.method,
+        "synthetic": source["synthetic"],
         "quantizer": arguments.quantizer,
         "settings": settings,
         "dtype": arguments.dtype,

@@ -11,6 +11,8 @@ far too little for billions of parameters on a CPU. The GPU's own memory is not 
 from pathlib import Path
 from typing import Any
 
+from quantharm.architectures import parameter_count, read_architecture
+
 BASE_MB = 2_500  # interpreter, libraries and a CUDA context
 MB_PER_BILLION = {"quantize": 4_500, "checks": 3_000, "default": 2_500}  # 16-bit weights alone take 2,000
 WEIGHT_BYTES = {"float32": 4}  # of all others: 2
@@ -20,9 +22,11 @@ DEFAULT_BILLIONS = 7.0  # of a hub model whose entry does not say
 
 
 def billion_parameters(model: dict[str, Any]) -> float:
-    """The config's figure, or what a local folder's 16-bit weights amount to."""
+    """The config's figure, or what a shape or a local folder's 16-bit weights amount to."""
     if model["billion_parameters"]:
         return model["billion_parameters"]
+    if isinstance(model["source"], dict):
+        return parameter_count(read_architecture(model["source"]["architecture"])) / 1e9
     folder = Path(model["source"])
     if folder.is_dir():
         return sum(p.stat().st_size for p in folder.glob("*.safetensors")) / 2e9

@@ -81,7 +81,7 @@ def output_head(model) -> Callable[[torch.Tensor], torch.Tensor]:
 
     probe = [model.config.bos_token_id or 0, *range(5, 12)]
     tokens = torch.tensor([probe], device=model.get_input_embeddings().weight.device)
-    states = []
+    states = []  # of the same pass as the logits: kernels that add in varying order make two passes differ
     hook = model.base_model.register_forward_hook(lambda *call: states.append(call[-1].last_hidden_state[0]))
     own = model(input_ids=tokens, use_cache=False).logits[0].float()
     hook.remove()

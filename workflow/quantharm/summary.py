@@ -72,9 +72,11 @@ def summarise_cell(cell: Path, baseline: Path) -> dict[str, Any]:
     reference = read_json(baseline / "quantization.json")
     reference_speed = read_json(baseline / "generation.json")
     speed, baseline_speed = generation["benchmark"], reference_speed["benchmark"]
+    captured = speed.get("captured", {})  # a reason in place of a rate, where there is none
     return {
         "model": quantization["model"],
         "method": quantization["method"],
+        "synthetic": quantization["synthetic"],
         "quantizer": quantization["quantizer"],
         "source": quantization["source"]["source"],
         "revision": quantization["source"]["revision"],
@@ -122,6 +124,7 @@ def summarise_cell(cell: Path, baseline: Path) -> dict[str, Any]:
         "prefill_seconds_ci95": speed["prefill_seconds"]["ci95"],
         "decode_tokens_per_second_median": speed["decode_tokens_per_second"]["median"],
         "decode_tokens_per_second_ci95": speed["decode_tokens_per_second"]["ci95"],
+        "captured_decode_tokens_per_second_median": captured.get("decode_tokens_per_second", {}).get("median"),
         "decode_speed_relative": speed["decode_tokens_per_second"]["median"]
         / baseline_speed["decode_tokens_per_second"]["median"],
         "memory_allocated_bytes": generation["memory"].get("allocated_bytes"),
@@ -164,7 +167,11 @@ def short_table(table: pandas.DataFrame) -> str:
             "checks": table["checks_failed"].map(lambda names: f"FAILED: {names}" if names else "passed"),
         }
     )
-    return shown.to_string(index=False)
+    text = shown.to_string(index=False)
+    synthetic = list(dict.fromkeys(table.loc[table["synthetic"], "model"]))
+    if synthetic:
+        text += f"\nSynthetic weights: the quality figures of {', '.join(synthetic)} are of random numbers."
+    return text
 
 
 def main() -> None:

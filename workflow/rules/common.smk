@@ -98,6 +98,22 @@ def local_files(source):
     return sorted(str(p) for p in folder.iterdir() if p.is_file()) if folder.is_dir() else []
 
 
+def is_synthetic(model):
+    """Whether a model of the config is a shape to fill with random weights."""
+    return isinstance(config["models"][model]["source"], dict)
+
+
+def source_of(model):
+    """A model's folder or hub id; of random weights, the folder that they are written into."""
+    return f"results/{model}/synthetic" if is_synthetic(model) else config["models"][model]["source"]
+
+
+def source_files(wildcards):
+    """Input function: the files of a local model, or the folder that is made for one of random weights."""
+    source = source_of(wildcards.model)
+    return [source] if is_synthetic(wildcards.model) else local_files(source)
+
+
 def source_flags(entry):
     """The flags that say where a checkpoint is and what it may do."""
     flags = ["--source", entry["source"]]

@@ -13,7 +13,7 @@ rule fetch:
     input:
         ENVIRONMENT,
         package("fetch"),
-        lambda wildcards: local_files(config["models"][wildcards.model]["source"]),
+        source_files,
     output:
         "results/{model}/source.json",
     log:
@@ -22,7 +22,9 @@ rule fetch:
         "../../envs/evaluation.yaml"
     params:
         python=PYTHON,
-        source=lambda wildcards: source_flags(config["models"][wildcards.model]),
+        source=lambda wildcards: source_flags(
+            config["models"][wildcards.model] | {"source": source_of(wildcards.model)}
+        ),
     message:
         "{wildcards.model}: fetch"
     shell:

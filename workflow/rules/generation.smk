@@ -30,6 +30,8 @@ rule generation:
         max_new_tokens=protocol("max_new_tokens"),
         chat_template=protocol("chat_template"),
         prompt_tokens=protocol("benchmark.prompt_tokens"),
+        prefill_tokens=protocol("benchmark.prefill_tokens"),
+        compile_too=lambda wildcards: "--benchmark-compile" if protocol("benchmark.compile")(wildcards) else "",
         new_tokens=protocol("benchmark.new_tokens"),
         repetitions=protocol("benchmark.repetitions"),
         seconds=protocol("benchmark.seconds"),
@@ -44,6 +46,8 @@ rule generation:
         " --max-new-tokens {params.max_new_tokens}"
         " --chat-template {params.chat_template:q}"
         " --benchmark-prompt-tokens {params.prompt_tokens}"
+        " --benchmark-prefill-tokens {params.prefill_tokens}"
+        " {params.compile_too}"
         " --benchmark-new-tokens {params.new_tokens}"
         " --benchmark-repetitions {params.repetitions}"
         " --benchmark-seconds {params.seconds}"

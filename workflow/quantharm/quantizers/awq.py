@@ -74,6 +74,8 @@ def grid(settings: dict[str, Any]) -> str:
 
 def conflict(settings: dict[str, Any], checkpoint_config: dict[str, Any]) -> str | None:
     group = settings["group_size"]
+    if not settings["zero_point"]:
+        return "`zero_point: false` has no layout that autoawq can write; leave it at true"
     for key in LINEARS_OF_A_LAYER:
         width = checkpoint_config.get(key)
         if width and width % group:
@@ -104,33 +106,13 @@ def calibration_samples(tokenizer, text: str, settings: dict[str, Any]) -> list[
     return draw.sample(packed, min(samples, len(packed)))
 
 
-def repaired_quantizer():
-    """autoawq's quantizer, with weights that its search on a CPU restores as they were.
-
-    The search keeps `{name: tensor.cpu()}` of a layer, scales the weights in place, and loads what it kept. On a CPU
-    `.cpu()` is the tensor itself, so each trial would scale the weights for good (a 10M model went from perplexity 52
-    to 597). Handing it copies mends that; on a GPU it changes nothing.
-    """
-    from awq.quantize.quantizer import AwqQuantizer
-
-    class CopyingAwqQuantizer(AwqQuantizer):
-        def _compute_best_scale(self, x, w_mean, x_mean, module2inspect, *arguments, **keywords):
-            state_dict = module2inspect.state_dict
-            module2inspect.state_dict = lambda: {name: tensor.clone() for name, tensor in state_dict().items()}
-            try:
-                return super()._compute_best_scale(x, w_mean, x_mean, module2inspect, *arguments, **keywords)
-            finally:
-                del module2inspect.state_dict
-
-    return CopyingAwqQuantizer
-
-
 def quantize(source, settings, dtype, device, gpus, output: Path, calibration) -> dict[str, Any]:
     import warnings
 
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     from awq import AutoAWQForCausalLM
 
+    from quantharm.awq_search import repaired_quantizer
     from quantharm.calibration import sample_statistics
     from quantharm.models import device_map, load_tokenizer, refuse_unsafe, torch_dtype, weight_files
     from quantharm.text import read_text, sha256_of_windows

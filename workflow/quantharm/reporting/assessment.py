@@ -74,6 +74,8 @@ def in_short(cell: Cell, results: Results, harm: Verdict, perplexity: Verdict, k
     }.get(
         decode.level, f"decoding {fixed(abs(cell.changes['decode_tokens_per_second_percent'][0]), 0)} % {decode.words}"
     )
+    if cell.synthetic:
+        return f"{saves}, {speed}."
     changed = percent(row["perplexity_change_percent"])
     quality = f"perplexity {changed}" + (f" ({perplexity.words})" if perplexity.level == "none" else "")
     return f"{saves}, {speed}, at {harm.words}: {quality}, KL {number(row['kl_nats_mean'])} nats ({kl.words})."
@@ -192,13 +194,14 @@ def best_use(results: Results, assessments: list[Assessment]) -> dict[str, str]:
     words = {results.baseline.method: "quality first (the reference)"}
     for cell in results.methods:
         claims = []
-        if cell is closest:
+        if cell is closest and not results.synthetic:
             claims.append("closest to the baseline")
         if cell is smallest and cell.row["saved_bytes"] > 0:
             claims.append("smallest")
         if cell is fastest and decode[cell.method] == "rises":
             claims.append("fastest")
         other = "in between" if cell.method in front_of(results) else "none: another is as small and closer"
+        other = "–" if results.synthetic else other
         words[cell.method] = "none: failed checks" if cell.failed else listing(claims) if claims else other
     return words
 

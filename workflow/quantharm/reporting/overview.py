@@ -39,6 +39,7 @@ def overview_table(models: Models) -> Table:
         words = {a.method: a for a in assessments}
         first = results.baseline.row
         where = first["perplexity_protocol"] + ("" if one_device else f", {first['device']}")
+        where += ", synthetic weights" if results.synthetic else ""
         for cell in results.cells:
             row, found = cell.row, words.get(cell.method)
             own = found is None
@@ -130,7 +131,7 @@ def overview_tables(models: Models, rules: dict) -> list[Table]:
 def frame(models: Models) -> pandas.DataFrame:
     rows = []
     for results, _ in models:
-        for cell in results.believed[1:]:
+        for cell in [] if results.synthetic else results.believed[1:]:
             row = cell.row
             change, bounds = row["perplexity_change_percent"], row["perplexity_change_percent_ci95"]
             low_high = ends(row["kl_nats_ci95"], row["kl_nats_mean"])
@@ -168,7 +169,7 @@ def dots(data: pandas.DataFrame, figure: str, low: str, high: str, title: str, m
 def overview_figures(models: Models) -> list[Figure]:
     data = frame(models)
     if not len(data):
-        words = "No method but the baseline was run and passed its checks."
+        words = "No method but the baseline was run on weights that are not synthetic, and passed its checks."
         return [Figure(key, title, nothing_to_show(words), words) for key, title in OVERVIEW_FIGURES.items()]
     names = [results.model for results, _ in models]
     methods = list(dict.fromkeys(data["method"]))

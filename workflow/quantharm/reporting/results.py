@@ -42,6 +42,11 @@ class Cell:
         return self.checks["failed"]
 
     @property
+    def synthetic(self) -> bool:
+        """Whether the weights are random numbers, so that no figure of quality means anything."""
+        return self.row["synthetic"]
+
+    @property
     def by_category(self) -> dict[str, Rows]:
         """KL by prompt category, the text apart."""
         return {c: v for c, v in self.divergence["by_category"].items() if c != TEXT_CATEGORY}
@@ -69,6 +74,10 @@ class Results:
     def believed(self) -> list[Cell]:
         """The cells that passed their checks."""
         return [cell for cell in self.cells if not cell.failed]
+
+    @property
+    def synthetic(self) -> bool:
+        return self.baseline.synthetic
 
     @property
     def noise_floor(self) -> float:

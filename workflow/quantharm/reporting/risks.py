@@ -7,15 +7,16 @@ from quantharm.reporting.results import Cell, Results
 from quantharm.reporting.table import Cell as TableCell
 from quantharm.reporting.table import Column, Table, text_cell, verdict_cell
 from quantharm.reporting.tables_quality import mark
-from quantharm.reporting.verdicts import Verdict, largest, risk_verdict, within
+from quantharm.reporting.verdicts import Verdict, largest, not_judged, risk_verdict, within
 
 
 def risks(cell: Cell, rules: dict[str, Any]) -> dict[str, Verdict]:
     """application → risk of using this method for it."""
-    return {
+    found = {
         name: risk_verdict(cell.by_category, entry["categories"], entry["low"], entry["medium"], cell.failed)
         for name, entry in rules["applications"].items()
     }
+    return {name: not_judged(verdict) for name, verdict in found.items()} if cell.synthetic else found
 
 
 def risk_table(results: Results, rules: dict[str, Any]) -> Table:
@@ -52,7 +53,7 @@ def criteria(cell: Cell, rules: dict[str, Any]) -> dict[str, Verdict]:
     limits = rules["defense"]
     change = limits["perplexity_change_percent"]
     row, stakes = cell.row, limits["high_stakes_categories"]
-    return {
+    found = {
         "Perplexity near the baseline": within(
             "",
             row["perplexity_change_percent"],
@@ -67,6 +68,9 @@ def criteria(cell: Cell, rules: dict[str, Any]) -> dict[str, Verdict]:
         "Integrity verified": integrity_verdict(cell.integrity),
         "High-stakes categories preserved": below(cell.by_category, stakes, limits["high_stakes_kl_nats"], stakes),
     }
+    if cell.synthetic:
+        return {name: v if name == "Integrity verified" else not_judged(v) for name, v in found.items()}
+    return found
 
 
 def below(categories: dict[str, Any], names: list[str], limit: float, listed: list[str] | None = None) -> Verdict:

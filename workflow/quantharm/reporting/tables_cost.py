@@ -203,13 +203,22 @@ def benchmark_table(results: Results, rules: dict[str, Any]) -> Table:
         Column("prefill_verdict", "Prefill time against the baseline", "left"),
         Column("decode_tokens_per_second_median", "Decode, eager, tokens/s [95\u00a0%]"),
         Column("decode_verdict", "Decode rate against the baseline", "left"),
-        *([Column("captured_decode_tokens_per_second_median", "Decode, captured, tokens/s")] if captured else []),
+        *(
+            [Column("captured_decode_tokens_per_second_median", "Decode, captured, tokens/s [95\u00a0%]")]
+            if captured
+            else []
+        ),
     ]
     speed = results.baseline.generation["benchmark"]
     note = (
         f"A fixed prompt of {speed['prompt_tokens']} tokens, exactly {speed['new_tokens']} new ones, batch 1, at least "
         f"{min(c.generation['benchmark']['repetitions'] for c in results.cells)} repetitions after warm-up; medians."
-        + ("" if captured else " No captured (CUDA graph) decode was measured in this run.")
+        + (
+            " Eager decoding is what a Python loop gives; captured is one step as a CUDA graph, replayed: the kernels' "
+            "own time."
+            if captured
+            else " No captured (CUDA graph) decode was measured in this run."
+        )
     )
     return Table("benchmark", "Prefill and decode", columns, rows, note)
 

@@ -6,7 +6,7 @@ from quantharm.reporting.format import count, fixed, number, percent, share
 from quantharm.reporting.results import Cell as MethodCell
 from quantharm.reporting.results import Results
 from quantharm.reporting.table import Cell, Column, Table, figure_cell, name_cell, text_cell, verdict_cell
-from quantharm.reporting.verdicts import Verdict, kl_verdict, largest, perplexity_verdict
+from quantharm.reporting.verdicts import Verdict, kl_verdict, largest, not_judged, perplexity_verdict
 
 METHOD = Column("method", "Method", "left")
 
@@ -14,13 +14,15 @@ METHOD = Column("method", "Method", "left")
 def perplexity_of(cell: MethodCell, rules: dict[str, Any]) -> Verdict:
     row = cell.row
     limits = rules["perplexity_change_percent"]
-    return perplexity_verdict(row["perplexity_change_percent"], row["perplexity_change_percent_ci95"], limits)
+    verdict = perplexity_verdict(row["perplexity_change_percent"], row["perplexity_change_percent_ci95"], limits)
+    return not_judged(verdict) if cell.synthetic else verdict
 
 
 def kl_of(cell: MethodCell, results: Results, rules: dict[str, Any]) -> Verdict:
     """Verdict on the mean KL over the prompts."""
     floor, factor = results.noise_floor, rules["noise_floor_factor"]
-    return kl_verdict(cell.row["kl_nats_mean"], cell.row["kl_nats_ci95"], floor, factor, rules["kl_nats"])
+    verdict = kl_verdict(cell.row["kl_nats_mean"], cell.row["kl_nats_ci95"], floor, factor, rules["kl_nats"])
+    return not_judged(verdict) if cell.synthetic else verdict
 
 
 def perplexity_table(results: Results, rules: dict[str, Any]) -> Table:

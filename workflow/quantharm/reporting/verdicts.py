@@ -25,6 +25,11 @@ class Verdict:
     span: tuple[str, str] | None = None  # levels of the interval's ends
 
 
+def not_judged(verdict: Verdict) -> Verdict:
+    """The same figure without a judgement: what random weights say has no quality."""
+    return Verdict("unknown", "not judged: synthetic weights", verdict.figure, "random weights have no quality")
+
+
 def level_of(value: float, limits: Limits) -> str:
     """The first level whose upper limit is above the value."""
     return next((level for level in LEVELS[:-1] if value < limits[level]), LEVELS[-1])
@@ -102,6 +107,8 @@ def harm_verdict(perplexity: Verdict, kl: Verdict, failed: list[str]) -> Verdict
     rule = "the worse of the two levels, from the lower to the upper ends of the intervals; a failed check: no verdict"
     if failed:
         return Verdict("failed", "not to be believed", f"failed {listing(failed)}", rule)
+    if "unknown" in (perplexity.level, kl.level):
+        return Verdict("unknown", next(x.words for x in (perplexity, kl) if x.level == "unknown"), figure, rule)
     order = ("none", *LEVELS).index
     ends = [verdict.span or (verdict.level, verdict.level) for verdict in (perplexity, kl)]
     low, high = (max((end[i] for end in ends), key=order) for i in (0, 1))

@@ -1,0 +1,51 @@
+"""The check `kernel` on every AWQ kernel, at the width of a 7B model, and that it catches a wrong one."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from quantharm import linears
+from quantharm.checks import KERNEL_LIMIT, check_kernel
+from quantharm.models import load_tokenizer
+from quantharm.quantizers import awq
+from quantharm.text import read_text
+
+# exllama_v2, gemm and marlin are compiled at first use, for half a minute to three
+BACKENDS = ["gemm_triton", "torch_awq", "exllama_v2"]
+
+
+def kernel_check(model, record) -> dict:
+    tokens = load_tokenizer(record["source"])(read_text("data/evaluation.txt")[:4000])["input_ids"][:64]
+    matrices = linears.quantized_matrices(model, Path(record["checkpoint"]), record["quantizer"])
+    return check_kernel(model, matrices, tokens)
+
+
+@pytest.mark.parametrize("method", ["int8", "nf4", "awq"])
+def test_kernels_compute_what_the_file_says(load, wide_cell, method):
+    found = kernel_check(load(method), wide_cell(method))
+    assert found["status"] == "pass", found
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_awq_kernels_compute_what_the_file_says(load, wide_cell, backend):
+    found = kernel_check(load("awq", backend=backend), wide_cell("awq"))
+    assert found["status"] == "pass", found
+
+
+def test_a_kernel_that_is_a_little_off_is_caught(load, wide_cell):
+    model = load("awq")
+    for layer in model.model.layers:
+        layer.mlp.down_proj.register_forward_hook(lambda _, __, output: output * (1 + 1.5 * KERNEL_LIMIT))
+    found = kernel_check(model, wide_cell("awq"))
+    assert (found["status"], "down_proj" in found["explanation"]) == ("fail", True)
+
+
+def test_the_default_kernel_needs_no_compiler(load):
+    assert awq.DEFAULT_BACKEND["cuda"] == "gemm_triton"
+    assert "Triton" in type(load("awq").model.layers[0].mlp.down_proj).__name__
+
+
+def test_cells_of_a_model_compute_in_one_dtype(load):
+    for method in ("baseline", "int8", "nf4", "awq"):
+        assert load(method).dtype == torch.bfloat16

@@ -1,0 +1,93 @@
+"""Synthetic weights, captured decode, its check, the device's meters."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from quantharm.captured import StaticDecoder, captured_decoder, verify
+from quantharm.errors import UserError
+from quantharm.meters import EnergyMeter, copy_bandwidth, kernel_seconds
+from quantharm.speed import benchmark, random_prompt
+
+
+def test_random_weights_are_finite_and_of_the_usual_scale(wide_source, load):
+    folder = Path(wide_source["path"])
+    assert wide_source["synthetic"]
+    assert json.loads((folder / "synthetic.json").read_text())["parameters"] == 698_372_096
+    with safe_open(next(folder.glob("*.safetensors")), framework="pt") as file:
+        weight = file.get_tensor("model.layers.0.mlp.gate_proj.weight").float()
+    assert weight.std().item() == pytest.approx(0.02, rel=0.01)
+    model = load("baseline")
+    logits = model(input_ids=random_prompt(model, 64)).logits.float()
+    assert torch.isfinite(logits).all()
+    assert 0.3 < logits.std().item() < 4
+
+
+@pytest.mark.parametrize("method", ["baseline", "nf4", "awq", "int8-all"])
+def test_captured_decode_equals_the_uncaptured_one_and_is_faster(load, method):
+    result = benchmark(load(method), 64, 16, repetitions=5, seconds=0.5, prefill_tokens=[256])
+    captured = result["captured"]
+    assert "reason" not in captured, captured
+    assert captured["check"]["same_tokens_but_ties"] == 15
+    assert captured["decode_tokens_per_second"]["median"] > result["decode_tokens_per_second"]["median"]
+    shares = result["roofline"]
+    assert 0 < shares["eager_share_of_copy_bandwidth"] < shares["captured_share_of_copy_bandwidth"] < 1
+    assert 0 < result["host_wait_share"] < 1
+
+
+@pytest.mark.parametrize("method", ["baseline", "nf4"])
+def test_captured_decode_may_be_compiled(load, method):
+    captured = benchmark(load(method), 64, 16, repetitions=5, seconds=0.5, compile_too=True)["captured"]
+    variants = {c["compiled"]: c for c in (captured, captured["other"])}
+    assert "reason" not in variants[True], variants[True]
+    assert "reason" not in variants[False], variants[False]
+    rates = {compiled: c["decode_tokens_per_second"]["median"] for compiled, c in variants.items()}
+    assert captured["compiled"] == (rates[True] > rates[False])
+
+
+def test_llm_int8_with_a_threshold_gives_the_reason(load):
+    decoder, reason = captured_decoder(load("int8"), torch.zeros((1, 4), dtype=torch.long, device="cuda"), 3)
+    assert decoder is None
+    assert reason.startswith("LLM.int8 with a threshold")
+
+
+def test_the_check_catches_a_graph_that_reads_other_memory(load):
+    """The head's weights move after the capture: the graph goes on with the old ones, the uncaptured step does not."""
+    model = load("baseline")
+    prompt = random_prompt(model, 16)
+    decoder = StaticDecoder(model, 40)
+    decoder.capture(prompt)
+    assert verify(decoder, prompt, 8)["same_tokens"] == 8
+    old = model.lm_head.weight.data
+    model.lm_head.weight.data = old.roll(1, 0)
+    with pytest.raises(UserError, match=r"other tokens|nats off"):
+        verify(decoder, prompt, 8)
+    model.lm_head.weight.data = old
+
+
+def test_what_cannot_be_captured_ends_in_a_reason(load):
+    model = load("baseline")
+    model.model.norm.register_forward_hook(lambda _, __, output: output * float(output.sum().isfinite()))  # waits
+    decoder, reason = captured_decoder(model, random_prompt(model, 8), 3)
+    assert decoder is None
+    assert reason.startswith("the step could not be captured: ")
+    model.model.norm._forward_hooks.clear()
+    assert captured_decoder(model, random_prompt(model, 8), 3)[0] is not None  # and the process goes on
+
+
+def test_meters():
+    found = copy_bandwidth(torch.device("cuda"))
+    assert 1e11 < found["copy_bytes_per_second"] < 2e13
+    a = torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16)
+    assert 1e-4 < kernel_seconds(lambda: a @ a) < 0.1
+    meter = EnergyMeter(torch.device("cuda"))
+    if meter.reason:
+        pytest.skip(meter.reason)
+    before = meter.joules()
+    for _ in range(600):
+        a = (a @ a) * 1e-3
+    torch.cuda.synchronize()
+    assert meter.joules() > before

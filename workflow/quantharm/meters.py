@@ -1,0 +1,74 @@
+"""What a device gives: its copy bandwidth, the energy it took, the time in which it computed."""
+
+import time
+from collections.abc import Callable
+from statistics import median
+
+import torch
+
+COPY_BYTES = {"cuda": 4 * 2**30, "cpu": 2**28}  # far more than any cache holds
+COPY_REPETITIONS = 10
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait until the device has done what it was given, so that a clock read now means something."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def copy_bandwidth(device: torch.device) -> dict[str, float | int]:
+    """{copy_bytes, copy_bytes_per_second}: bytes read plus bytes written by a copy within the device's memory."""
+    size = COPY_BYTES[device.type]
+    if device.type == "cuda":
+        size = min(size, torch.cuda.mem_get_info(device)[0] // 4)
+    source = torch.randint(256, (size,), dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    rates = []
+    for _ in range(2 + COPY_REPETITIONS):
+        synchronise(device)
+        begin = time.perf_counter()
+        target.copy_(source)
+        synchronise(device)
+        rates.append(2 * size / (time.perf_counter() - begin))
+    del source, target
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    return {"copy_bytes": size, "copy_bytes_per_second": median(rates[2:])}
+
+
+class EnergyMeter:
+    """The energy counters of the GPUs in use, through NVML; `reason` says why there is none."""
+
+    def __init__(self, device: torch.device):
+        self.handles: list = []
+        self.reason: str | None = None
+        if device.type != "cuda":
+            self.reason = "measured on GPUs only"
+            return
+        try:
+            import pynvml
+
+            self.library = pynvml
+            pynvml.nvmlInit()
+            uuids = [torch.cuda.get_device_properties(i).uuid for i in range(torch.cuda.device_count())]
+            self.handles = [pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}") for uuid in uuids]
+            self.joules()
+        except ImportError:
+            self.reason = "the package nvidia-ml-py is not installed"
+        except Exception as error:  # NVML's own classes: no counter, no permission, no driver library
+            self.reason = f"NVML has no energy counter here ({error})"
+
+    def joules(self) -> float | None:
+        """Energy since the driver was loaded, over all GPUs of this process; None where nothing counts it."""
+        if self.reason is not None:
+            return None
+        return sum(self.library.nvmlDeviceGetTotalEnergyConsumption(h) for h in self.handles) / 1000  # from mJ
+
+
+def kernel_seconds(function: Callable[[], object]) -> float:
+    """Seconds in which the GPU computed or copied while function() ran, by PyTorch's profiler."""
+    activities = [torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=activities) as profile:
+        function()
+        torch.cuda.synchronize()
+    return sum(event.self_device_time_total for event in profile.key_averages()) / 1e6

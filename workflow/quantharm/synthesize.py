@@ -1,0 +1,101 @@
+"""A checkpoint of random weights in the shape of a published model, for measuring sizes, times and memory without it.
+
+Matrices are drawn from a normal distribution with standard deviation 0.02 (the `initializer_range` of such models), so
+logits are finite and of the usual scale; norms are ones, biases zeros. The tokenizer is the built-in one, whose ids are
+the first of the vocabulary. What such a model says means nothing: every quality figure of it is marked. Writes the
+checkpoint folder, with synthetic.json in it.
+"""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from quantharm.architectures import read_architecture
+from quantharm.errors import UserError
+from quantharm.files import read_json, replacing_folder, write_json
+from quantharm.models import SYNTHETIC_MARK, choose_device, first_line, offline_environment, quiet, torch_dtype
+from quantharm.provenance import device_name, versions
+from quantharm.stage import Timing, run_stage, stage_parser
+
+INITIALIZER_RANGE = 0.02
+SHARD_SIZE = "5GB"
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
+
+
+def model_configuration(shape: dict[str, Any], tokenizer: Path):
+    """transformers' configuration of a shape, with the special tokens of the tokenizer that goes with it."""
+    from transformers import AutoConfig
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    settings = {k: v for k, v in shape.items() if k not in ("quantization_config", "auto_map", "transformers_version")}
+    kind = settings.pop("model_type")
+    if kind not in CONFIG_MAPPING:
+        raise UserError(f"transformers knows no architecture `{kind}`; name another configuration")
+    own = read_json(tokenizer / "config.json")
+    special = {key: own.get(key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    configuration = AutoConfig.for_model(kind, **settings | special | {"initializer_range": INITIALIZER_RANGE})
+    if configuration.vocab_size < own["vocab_size"]:
+        raise UserError(
+            f"the shape's vocabulary of {configuration.vocab_size} is smaller than the built-in tokenizer's "
+            f"{own['vocab_size']}; name a configuration with a larger one"
+        )
+    return configuration
+
+
+def random_model(configuration, dtype: str, device: str, seed: int):
+    """A causal language model of that configuration with seeded random weights, made on the device."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(seed)
+    try:
+        with torch.device(device):
+            return AutoModelForCausalLM.from_config(configuration, dtype=torch_dtype(dtype))
+    except ValueError as error:
+        raise UserError(f"no language model can be made of this configuration: {first_line(error)}") from None
+
+
+def main() -> None:
+    parser = stage_parser(__doc__)
+    parser.add_argument("--architecture", required=True, help="name of a known shape, or a config.json")
+    parser.add_argument("--seed", type=int, default=0, help="of the random weights")
+    parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float16", "float32"])
+    parser.add_argument("--tokenizer", type=Path, required=True, help="folder of the tokenizer, with its config.json")
+    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
+    parser.add_argument("--output", type=Path, required=True, help="checkpoint folder to write")
+    arguments = parser.parse_args()
+    offline_environment()
+    timing = Timing()
+    timing.imports()
+    quiet()
+    device = choose_device(arguments.device)
+    configuration = model_configuration(read_architecture(arguments.architecture), arguments.tokenizer)
+    with replacing_folder(arguments.output) as folder:
+        with timing.part("model"):
+            model = random_model(configuration, arguments.dtype, device, arguments.seed)
+        parameters = model.num_parameters()
+        with timing.part("write"):
+            model.save_pretrained(folder, max_shard_size=SHARD_SIZE)
+            for name in TOKENIZER_FILES:
+                shutil.copyfile(arguments.tokenizer / name, folder / name)
+        mark = {
+            "architecture": arguments.architecture,
+            "seed": arguments.seed,
+            "initializer_range": INITIALIZER_RANGE,
+            "parameters": parameters,
+            "device": device_name(device),  # another device draws other numbers from the same seed
+            "versions": versions(),
+            "timing": timing.record(),
+        }
+        write_json(folder / SYNTHETIC_MARK, mark)
+        for path in folder.iterdir():
+            path.chmod(0o644)
+    size = sum(path.stat().st_size for path in arguments.output.glob("*.safetensors"))
+    print(
+        f"{arguments.architecture}: {parameters:,} random weights, {size / 1e9:.3f} GB, written at "
+        f"{size / 1e9 / timing.seconds['write']:.2f} GB a second"
+    )
+
+
+if __name__ == "__main__":
+    run_stage(main)
