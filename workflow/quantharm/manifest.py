@@ -89,10 +89,16 @@ def require(path: Path, what: str) -> None:
 
 def signed_files(signature: Path) -> dict[str, str]:
     """{name: digest} as a signature states them, not yet verified."""
+    return {r["name"]: r["digest"] for r in statement_of(signature)["resources"]}
+
+
+def statement_of(signature: Path) -> dict[str, Any]:
+    """The statement that a signature is over: `serialization` (how files were hashed) and `resources`."""
     try:
         bundle = json.loads(signature.read_text(encoding="utf-8"))
-        statement = json.loads(base64.b64decode(bundle["dsseEnvelope"]["payload"]))
-        return {r["name"]: r["digest"] for r in statement["predicate"]["resources"]}
+        statement = json.loads(base64.b64decode(bundle["dsseEnvelope"]["payload"]))["predicate"]
+        _ = [(r["name"], r["digest"]) for r in statement["resources"]], statement["serialization"]["method"]
+        return statement
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise UserError(f"{signature} is not a model signature ({first_line(error)}); fetch it again") from None
 
@@ -105,11 +111,14 @@ def verify(path: Path, public_key: Path, signature: Path) -> dict[str, Any]:
     library = signing_library()
     for file, what in ((path, "to verify"), (public_key, "the public key"), (signature, "the signature")):
         require(file, what)
-    stated = signed_files(signature)
+    stated, serialization = signed_files(signature), statement_of(signature)["serialization"]
     try:
         verifier = library.verifying.Config().use_elliptic_key_verifier(public_key=public_key)
     except (ValueError, TypeError) as error:
         raise UserError(f"{public_key} is no elliptic-curve public key in PEM ({first_line(error)})") from None
+    if (serialization["method"], serialization.get("hash_type")) == ("files", "sha256"):
+        # Left to itself the library forgets that links were allowed, of which the hub's cache is made.
+        verifier.set_hashing_config(library.hashing.Config().set_allow_symlinks(True))
     record: dict[str, Any] = {"kind": "signed", "signature": str(signature), "public_key": str(public_key)}
     faults: dict[str, list[str]] = {"missing": [], "wrong": [], "extra": []}
     from cryptography.exceptions import InvalidSignature

@@ -25,6 +25,7 @@ RATIO_LIMIT = 0.8
 T_LIMIT = -10.0
 SCREENED_WEIGHTS = 8_192  # tried first
 SCREEN_LIMIT = 0.9
+WEAKEST_GROUP = 0.25  # of the root mean square; weaker ones, as of dead neurons, hold the noise of what came after
 LEAST_GROUPS = 8  # with enough weights away from zero
 FITS_AS_WELL = 0.93  # share of the best fit's 1 - ratio²
 DISTINCT_LIMIT = 0.7  # of what weights of the same spread and dtype have
@@ -87,7 +88,9 @@ def measure(
     found = fit(groups, kind)
     reference = fit(without_grid(groups, found.step, matrix.dtype, random), kind)
     least = groups.shape[1] // 4
-    judged = (found.count >= least) & (reference.count >= least)
+    energy = groups.square().mean(1)
+    strong = energy >= WEAKEST_GROUP**2 * energy.mean()
+    judged = strong & (found.count >= least) & (reference.count >= least)
     if judged.sum() < LEAST_GROUPS:
         return None
     error, expected = found.error[judged].double(), reference.error[judged].double()

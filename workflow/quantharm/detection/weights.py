@@ -34,8 +34,9 @@ class Matrix:
 
 
 def narrowest(samples: list[torch.Tensor], stored: torch.dtype) -> torch.dtype:
+    """The format of fewest significant bits that holds every weight."""
     for dtype in (torch.bfloat16, torch.float16):
-        if dtype != stored and all(torch.equal(s.to(dtype).to(s.dtype), s) for s in samples):
+        if dtype == stored or all(torch.equal(s.to(dtype).to(s.dtype), s) for s in samples):
             return dtype
     return stored
 
