@@ -28,10 +28,10 @@ def arguments(folder=None, **given):
 
 
 @pytest.fixture
-def tiny(tiny_model, save_checkpoint, tmp_path):
+def handed(tiny, save_checkpoint, tmp_path):
     """(folder, source record) of a model never quantized, whose matrices are wide enough to be judged."""
     folder = tmp_path / "tiny"
-    model = tiny_model("llama", torch.bfloat16, hidden_size=128, intermediate_size=256, max_position_embeddings=256)
+    model = tiny("llama", torch.bfloat16, hidden_size=128, intermediate_size=256, max_position_embeddings=256)
     return folder, save_checkpoint(model, folder)
 
 
@@ -49,30 +49,30 @@ def dequantize_as_nf4(folder):
         save_file(tensors, path, metadata={"format": "pt"})
 
 
-def test_without_a_signature_nothing_is_verified_and_nothing_found(tiny):
-    record = integrity.judge_folder(arguments(tiny[0]))
+def test_without_a_signature_nothing_is_verified_and_nothing_found(handed):
+    record = integrity.judge_folder(arguments(handed[0]))
     assert record["verified"] is None
     assert record["scan"]["verdict"] == "no trace"
     assert integrity.findings_of(record) == []
 
 
-def test_a_dequantized_checkpoint_is_found(tiny):
-    dequantize_as_nf4(tiny[0])
-    record = integrity.judge_folder(arguments(tiny[0]))
+def test_a_dequantized_checkpoint_is_found(handed):
+    dequantize_as_nf4(handed[0])
+    record = integrity.judge_folder(arguments(handed[0]))
     assert record["verified"] is False
     scan = record["scan"]
     assert (scan["verdict"], scan["method"], scan["bits"], scan["group_size"]) == ("dequantized", "NF4", 4, 64)
     assert all(("proj" in m["name"]) == (m["verdict"] == "dequantized") for m in scan["matrices"])
 
 
-def test_signed_files(tiny, tmp_path):
+def test_signed_files(handed, tmp_path):
     private, public, signature = (tmp_path / name for name in ("k.pem", "k.pub", "tiny.sig"))
     manifest.make_keys(private, public)
-    manifest.sign(tiny[0], private, signature)
-    given = arguments(tiny[0], signature=signature, public_key=public)
+    manifest.sign(handed[0], private, signature)
+    given = arguments(handed[0], signature=signature, public_key=public)
     assert integrity.judge_folder(given)["verified"] is True
-    dequantize_as_nf4(tiny[0])
-    (tiny[0] / "more.json").write_text("{}")
+    dequantize_as_nf4(handed[0])
+    (handed[0] / "more.json").write_text("{}")
     record = integrity.judge_folder(given)
     assert record["verified"] is False
     assert record["manifest"]["wrong"] == ["model.safetensors"]
@@ -81,9 +81,9 @@ def test_signed_files(tiny, tmp_path):
 
 
 @pytest.fixture
-def stored(tiny, tmp_path):
+def stored(handed, tmp_path):
     """(store, trace) of the tiny model, as the stage `logits` would write them."""
-    folder, source = tiny
+    folder, source = handed
     model = load_checkpoint(folder, source, "bfloat16", "cpu", 1)
     ids = torch.randint(2, 250, (4, 40), generator=torch.Generator().manual_seed(0)).tolist()
     trace = pandas.DataFrame(
@@ -100,13 +100,13 @@ def stored(tiny, tmp_path):
     return store, path
 
 
-def test_behaviour_against_a_store(tiny, stored):
-    given = arguments(tiny[0], store=stored[0], trace=stored[1])
+def test_behaviour_against_a_store(handed, stored):
+    given = arguments(handed[0], store=stored[0], trace=stored[1])
     record = integrity.judge_folder(given)
     assert record["behaviour"]["same_as_original"]
     assert abs(record["behaviour"]["kl_nats_mean"]) < 1e-5
     assert record["verified"] is True
-    for path in tiny[0].glob("*.safetensors"):
+    for path in handed[0].glob("*.safetensors"):
         tensors = {n: t * 1.2 if "down_proj" in n else t for n, t in load_file(path).items()}
         save_file(tensors, path, metadata={"format": "pt"})
     record = integrity.judge_folder(given)
@@ -115,11 +115,11 @@ def test_behaviour_against_a_store(tiny, stored):
     assert [f.split(":")[0] for f in integrity.findings_of(record)] == ["behaviour"]
 
 
-def test_a_store_that_is_not_the_signed_one_is_refused(tiny, stored, tmp_path):
+def test_a_store_that_is_not_the_signed_one_is_refused(handed, stored, tmp_path):
     private, public, signature = (tmp_path / name for name in ("k.pem", "k.pub", "store.sig"))
     manifest.make_keys(private, public)
     manifest.sign(stored[0], private, signature)
-    given = arguments(tiny[0], store=stored[0], trace=stored[1], store_signature=signature, public_key=public)
+    given = arguments(handed[0], store=stored[0], trace=stored[1], store_signature=signature, public_key=public)
     assert integrity.judge_folder(given)["verified"] is True
     data = bytearray(stored[0].read_bytes())
     data[200] ^= 1
@@ -181,24 +181,24 @@ def cell_of(tmp_path):
     return make
 
 
-def baseline_record(tiny):
-    folder, source = tiny
+def baseline_record(handed):
+    folder, source = handed
     record = {"model": "tiny", "method": "baseline", "quantizer": "unquantized", "checkpoint": str(folder)}
     return record | {"source": source, "weight_files": source["weight_files"], "dtype": "bfloat16"}
 
 
-def test_a_baseline_that_is_one(tiny, cell_of):
-    record = integrity.judge_cell(cell_of(baseline_record(tiny)))
+def test_a_baseline_that_is_one(handed, cell_of):
+    record = integrity.judge_cell(cell_of(baseline_record(handed)))
     assert record["verified"] is True
     assert record["if_dequantized"] is None
     json.dumps(record, allow_nan=False)
 
 
-def test_a_baseline_that_was_quantized_and_dequantized(tiny, cell_of):
-    dequantize_as_nf4(tiny[0])
-    given = baseline_record(tiny)
+def test_a_baseline_that_was_quantized_and_dequantized(handed, cell_of):
+    dequantize_as_nf4(handed[0])
+    given = baseline_record(handed)
     given["weight_files"] = [
-        f | {"sha256": manifest.sha256_of_file(tiny[0] / f["name"])} for f in given["weight_files"]
+        f | {"sha256": manifest.sha256_of_file(handed[0] / f["name"])} for f in given["weight_files"]
     ]
     record = integrity.judge_cell(cell_of(given))
     assert record["manifest"]["verified"]
@@ -206,9 +206,9 @@ def test_a_baseline_that_was_quantized_and_dequantized(tiny, cell_of):
     assert "NF4" in record["explanation"]
 
 
-def test_a_baseline_whose_files_changed(tiny, cell_of):
-    given = cell_of(baseline_record(tiny))
-    for path in tiny[0].glob("*.safetensors"):
+def test_a_baseline_whose_files_changed(handed, cell_of):
+    given = cell_of(baseline_record(handed))
+    for path in handed[0].glob("*.safetensors"):
         data = bytearray(path.read_bytes())
         data[-1] ^= 1
         path.write_bytes(data)
@@ -228,7 +228,7 @@ def test_a_quantized_cell_is_as_good_as_its_model(nf4_cell, cell_of, tmp_path, i
         assert "its model: because" in record["explanation"]
 
 
-def test_exit_codes_of_the_command(tiny, root, tmp_path):
+def test_exit_codes_of_the_command(handed, root, tmp_path):
     def run(*words):
         command = [sys.executable, "-m", "quantharm.integrity", *map(str, words)]
         environment = os.environ | {"PYTHONPATH": str(root / "workflow"), "OMP_WAIT_POLICY": "passive"}
@@ -236,15 +236,15 @@ def test_exit_codes_of_the_command(tiny, root, tmp_path):
         assert "Traceback" not in done.stderr, done.stderr
         return done
 
-    clean = run(tiny[0], "--output", tmp_path / "integrity.json")
+    clean = run(handed[0], "--output", tmp_path / "integrity.json")
     assert clean.returncode == 0, clean.stderr
     assert "no trace" in clean.stdout
     assert json.loads((tmp_path / "integrity.json").read_text())["verified"] is None
-    dequantize_as_nf4(tiny[0])
-    found = run(tiny[0])
+    dequantize_as_nf4(handed[0])
+    found = run(handed[0])
     assert found.returncode == 3
     assert "NF4" in found.stdout
-    shutil.rmtree(tiny[0])
-    missing = run(tiny[0])
+    shutil.rmtree(handed[0])
+    missing = run(handed[0])
     assert missing.returncode == 1
     assert missing.stderr.splitlines()[-1].startswith("error: ")

@@ -141,8 +141,8 @@ def test_what_evades():
 
 
 def test_groups_that_are_no_neighbours_leave_few_distinct_values():
-    order = torch.randperm(512, generator=torch.Generator().manual_seed(3))
-    record = scanned(integers(normal(), 4, 128)[:, order])
+    order = torch.randperm(2048, generator=torch.Generator().manual_seed(3))
+    record = scanned(integers(normal(128, 2048), 4, 128)[:, order])
     assert (record["verdict"], record["method"]) == ("dequantized", "few distinct values")
 
 
@@ -156,7 +156,7 @@ def test_idempotence_ratio_by_hand():
     assert record["r"] < 0.004
     again = integers(normal(seed=5), 4, 128)
     direct = float((again - normal(seed=5)).norm() / normal(seed=5).norm())  # what quantizing for the first time costs
-    assert record["r_reference"] == pytest.approx(direct, rel=0.2)
+    assert direct < record["r_reference"] < 1.5 * direct  # noise widens a group, and with it the step
 
 
 def test_reference_keeps_the_spread_and_loses_the_grid():
