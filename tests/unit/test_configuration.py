@@ -101,6 +101,8 @@ def test_a_minimal_config_is_completed_with_all_defaults(folder, schema_path):
         "source": "model",
         "protocol": "p",
         "revision": None,
+        "signature": None,
+        "public_key": None,
         "dtype": "bfloat16",
         "gpus": 1,
         "billion_parameters": None,

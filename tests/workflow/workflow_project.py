@@ -184,7 +184,7 @@ class Project:
 
 
 # The jobs as their messages name them. A stage that is added to the workflow is added here, once.
-CELL_STAGES = ("quantize", "generation", "perplexity", "divergence", "checks")
+CELL_STAGES = ("quantize", "generation", "perplexity", "divergence", "integrity", "checks")
 FETCH, SUMMARY, REPORT = "reference: fetch", "reference: summary", "reference: report"
 LOGITS, TEXT, ALL_MODELS = "reference: the baseline's logits", "builtin: fetch the text", "summary of all models"
 ALL_REPORT = "report over all models"
@@ -225,9 +225,15 @@ def direct_followers(name: str) -> set[str]:
     method, stage = re.fullmatch(r"reference × (.+): (.+)", name).groups()
     if stage == "checks":
         return {SUMMARY, REPORT}
+    if stage == "integrity":
+        return {REPORT} | ({job(m, stage) for m in everywhere[1:]} if method == "baseline" else set())
     found = {job(method, "checks"), SUMMARY}
     if method == "baseline":
         found |= {job(m, "checks") for m in everywhere}
+    if stage in ("quantize", "divergence"):
+        found.add(job(method, "integrity"))
+    if stage == "divergence" and method == "baseline":
+        found |= {job(m, "integrity") for m in everywhere}
     if stage == "quantize":
         found |= {job(method, s) for s in ("generation", "perplexity", "divergence")}
     if stage in ("quantize", "generation") and method == "baseline":

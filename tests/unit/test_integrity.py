@@ -1,0 +1,250 @@
+"""The command and the stage `integrity`: each thing that is wrong with a checkpoint is found, and nothing else."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pandas
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from quantharm import integrity, manifest
+from quantharm.detection.grids import CODEBOOKS
+from quantharm.errors import UserError
+from quantharm.files import write_json, write_parquet
+from quantharm.logits import store_metadata_of
+from quantharm.models import load_checkpoint
+from quantharm.scoring import last_hidden_states, output_head
+from quantharm.store import StoreWriter
+
+
+def arguments(folder=None, **given):
+    names = ["signature", "public_key", "store", "trace", "store_signature", "floor", "cell", "baseline"]
+    return SimpleNamespace(**(dict.fromkeys(names) | {"folder": folder, "device": "cpu"} | given))
+
+
+@pytest.fixture
+def handed(tiny, save_checkpoint, tmp_path):
+    """(folder, source record) of a model never quantized, whose matrices are wide enough to be judged."""
+    folder = tmp_path / "tiny"
+    model = tiny("llama", torch.bfloat16, hidden_size=128, intermediate_size=256, max_position_embeddings=256)
+    return folder, save_checkpoint(model, folder)
+
+
+def dequantize_as_nf4(folder):
+    """What somebody would do who quantized it and hands it on as the original."""
+    levels = torch.tensor(CODEBOOKS["NF4"])
+    for path in folder.glob("*.safetensors"):
+        tensors = load_file(path)
+        for name, weight in tensors.items():
+            if "proj" in name:
+                groups = weight.float().reshape(-1, 64)
+                scale = groups.abs().amax(1, keepdim=True)
+                codes = (groups.div(scale).unsqueeze(-1) - levels).abs().argmin(-1)
+                tensors[name] = (levels[codes] * scale).reshape(weight.shape).to(weight.dtype)
+        save_file(tensors, path, metadata={"format": "pt"})
+
+
+def test_without_a_signature_nothing_is_verified_and_nothing_found(handed):
+    record = integrity.judge_folder(arguments(handed[0]))
+    assert record["verified"] is None
+    assert record["scan"]["verdict"] == "no trace"
+    assert integrity.findings_of(record) == []
+
+
+def test_a_dequantized_checkpoint_is_found(handed):
+    dequantize_as_nf4(handed[0])
+    record = integrity.judge_folder(arguments(handed[0]))
+    assert record["verified"] is False
+    scan = record["scan"]
+    assert (scan["verdict"], scan["method"], scan["bits"], scan["group_size"]) == ("dequantized", "NF4", 4, 64)
+    assert all(("proj" in m["name"]) == (m["verdict"] == "dequantized") for m in scan["matrices"])
+
+
+def test_signed_files(handed, tmp_path):
+    private, public, signature = (tmp_path / name for name in ("k.pem", "k.pub", "tiny.sig"))
+    manifest.make_keys(private, public)
+    manifest.sign(handed[0], private, signature)
+    given = arguments(handed[0], signature=signature, public_key=public)
+    assert integrity.judge_folder(given)["verified"] is True
+    dequantize_as_nf4(handed[0])
+    (handed[0] / "more.json").write_text("{}")
+    record = integrity.judge_folder(given)
+    assert record["verified"] is False
+    assert record["manifest"]["wrong"] == ["model.safetensors"]
+    assert record["manifest"]["extra"] == ["more.json"]
+    assert len(integrity.findings_of(record)) == 2  # its files and its weights
+
+
+@pytest.fixture
+def stored(handed, tmp_path):
+    """(store, trace) of the tiny model, as the stage `logits` would write them."""
+    folder, source = handed
+    model = load_checkpoint(folder, source, "bfloat16", "cpu", 1)
+    ids = torch.randint(2, 250, (4, 40), generator=torch.Generator().manual_seed(0)).tolist()
+    trace = pandas.DataFrame(
+        {"prompt_id": [f"p{i}" for i in range(4)], "category": "c", "token_ids": ids, "first_target": 20}
+    )
+    metadata = store_metadata_of({"model": "tiny", "source": source, "dtype": "bfloat16"}, trace, "cpu", "test")
+    store, path = tmp_path / "logits.parquet", tmp_path / "trace.parquet"
+    head = output_head(model)
+    with StoreWriter(store, model.get_output_embeddings().weight.shape[0], metadata) as writer:
+        for row in trace.itertuples():
+            ln_p = torch.log_softmax(head(last_hidden_states(model, row.token_ids)[19:-1]), -1)
+            writer.write(row.prompt_id, row.category, range(20, 40), row.token_ids[20:], ln_p)
+    write_parquet(path, trace)
+    return store, path
+
+
+def test_behaviour_against_a_store(handed, stored):
+    given = arguments(handed[0], store=stored[0], trace=stored[1])
+    record = integrity.judge_folder(given)
+    assert record["behaviour"]["same_as_original"]
+    assert abs(record["behaviour"]["kl_nats_mean"]) < 1e-5
+    assert record["verified"] is True
+    for path in handed[0].glob("*.safetensors"):
+        tensors = {n: t * 1.2 if "down_proj" in n else t for n, t in load_file(path).items()}
+        save_file(tensors, path, metadata={"format": "pt"})
+    record = integrity.judge_folder(given)
+    assert record["scan"]["verdict"] == "no trace"
+    assert record["behaviour"]["kl_nats_mean"] > 1e-4
+    assert [f.split(":")[0] for f in integrity.findings_of(record)] == ["behaviour"]
+
+
+def test_a_store_that_is_not_the_signed_one_is_refused(handed, stored, tmp_path):
+    private, public, signature = (tmp_path / name for name in ("k.pem", "k.pub", "store.sig"))
+    manifest.make_keys(private, public)
+    manifest.sign(stored[0], private, signature)
+    given = arguments(handed[0], store=stored[0], trace=stored[1], store_signature=signature, public_key=public)
+    assert integrity.judge_folder(given)["verified"] is True
+    data = bytearray(stored[0].read_bytes())
+    data[200] ^= 1
+    stored[0].write_bytes(data)
+    with pytest.raises(UserError, match="is not the signed one"):
+        integrity.judge_folder(given)
+
+
+@pytest.mark.parametrize(
+    ("mean", "ci95", "floor", "same"),
+    [
+        (3e-7, [2e-7, 4e-7], 3e-7, True),
+        (5e-3, [4e-3, 6e-3], 3e-7, False),
+        (5e-5, [-1e-5, 1e-4], 3e-7, True),  # the interval reaches down to nothing
+        (5e-5, [4e-5, 6e-5], 3e-7, False),
+        (5e-5, [4e-5, 6e-5], 1e-5, True),  # within ten times a noisier floor
+        (5e-3, None, None, False),
+    ],
+)
+def test_behaviour_is_judged_by_the_intervals_lower_end(mean, ci95, floor, same):
+    record = integrity.behaviour({"kl_nats": {"mean": mean, "ci95": ci95}, "top1_agreement": 1.0}, floor)
+    assert record["same_as_original"] is same
+
+
+def test_packed_checkpoints_are_named_and_not_scanned(nf4_cell):
+    scan = integrity.scan_folder(nf4_cell.checkpoint)
+    assert (scan["verdict"], scan["matrices"]) == ("packed", [])
+    assert "bitsandbytes" in scan["explanation"]
+
+
+@pytest.mark.parametrize(
+    ("cell", "expected"),
+    [
+        ("nf4_cell", ("NF4", 64)),
+        ("int8_cell", ("8-bit integer", "whole")),
+        ("awq_cell", ("4-bit integer", 64)),
+    ],
+)
+def test_what_a_quantized_cell_stands_for_would_be_noticed(cell, expected, request):
+    cell = request.getfixturevalue(cell)
+    scan = integrity.scan_dequantized(cell.record, "cpu")
+    assert (scan["verdict"], scan["method"], scan["group_size"]) == ("dequantized", *expected)
+    assert scan["matrices_with_trace"] == scan["matrices_scanned"]
+    assert scan["matrices_of_checkpoint"] == len(cell.matrices)
+
+
+@pytest.fixture
+def cell_of(tmp_path):
+    """cell_of(record): arguments of the stage for a cell with that quantization record."""
+
+    def make(record, **given):
+        folder = tmp_path / f"{record['method']}-cell"
+        folder.mkdir(exist_ok=True)
+        divergence = {"kl_nats": {"mean": 1e-7, "ci95": [0.0, 2e-7]}, "top1_agreement": 1.0}
+        write_json(folder / "quantization.json", record)
+        write_json(folder / "divergence.json", divergence)
+        return arguments(cell=folder, floor=folder / "divergence.json", **given)
+
+    return make
+
+
+def baseline_record(handed):
+    folder, source = handed
+    record = {"model": "tiny", "method": "baseline", "quantizer": "unquantized", "checkpoint": str(folder)}
+    return record | {"source": source, "weight_files": source["weight_files"], "dtype": "bfloat16"}
+
+
+def test_a_baseline_that_is_one(handed, cell_of):
+    record = integrity.judge_cell(cell_of(baseline_record(handed)))
+    assert record["verified"] is True
+    assert record["if_dequantized"] is None
+    json.dumps(record, allow_nan=False)
+
+
+def test_a_baseline_that_was_quantized_and_dequantized(handed, cell_of):
+    dequantize_as_nf4(handed[0])
+    given = baseline_record(handed)
+    given["weight_files"] = [
+        f | {"sha256": manifest.sha256_of_file(handed[0] / f["name"])} for f in given["weight_files"]
+    ]
+    record = integrity.judge_cell(cell_of(given))
+    assert record["manifest"]["verified"]
+    assert record["verified"] is False
+    assert "NF4" in record["explanation"]
+
+
+def test_a_baseline_whose_files_changed(handed, cell_of):
+    given = cell_of(baseline_record(handed))
+    for path in handed[0].glob("*.safetensors"):
+        data = bytearray(path.read_bytes())
+        data[-1] ^= 1
+        path.write_bytes(data)
+    record = integrity.judge_cell(given)
+    assert record["verified"] is False
+    assert "wrong: model.safetensors" in record["explanation"]
+
+
+@pytest.mark.parametrize("its_model", [True, False])
+def test_a_quantized_cell_is_as_good_as_its_model(nf4_cell, cell_of, tmp_path, its_model):
+    write_json(tmp_path / "integrity.json", {"verified": its_model, "explanation": "because"})
+    record = integrity.judge_cell(cell_of(nf4_cell.record, baseline=tmp_path / "integrity.json"))
+    assert record["verified"] is its_model
+    assert record["scan"]["verdict"] == "packed"
+    assert record["if_dequantized"]["verdict"] == "dequantized"
+    if not its_model:
+        assert "its model: because" in record["explanation"]
+
+
+def test_exit_codes_of_the_command(handed, root, tmp_path):
+    def run(*words):
+        command = [sys.executable, "-m", "quantharm.integrity", *map(str, words)]
+        environment = os.environ | {"PYTHONPATH": str(root / "workflow"), "OMP_WAIT_POLICY": "passive"}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert "Traceback" not in done.stderr, done.stderr
+        return done
+
+    clean = run(handed[0], "--output", tmp_path / "integrity.json")
+    assert clean.returncode == 0, clean.stderr
+    assert "no trace" in clean.stdout
+    assert json.loads((tmp_path / "integrity.json").read_text())["verified"] is None
+    dequantize_as_nf4(handed[0])
+    found = run(handed[0])
+    assert found.returncode == 3
+    assert "NF4" in found.stdout
+    shutil.rmtree(handed[0])
+    missing = run(handed[0])
+    assert missing.returncode == 1
+    assert missing.stderr.splitlines()[-1].startswith("error: ")

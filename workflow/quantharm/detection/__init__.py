@@ -1,0 +1,1 @@
+"""Traces of quantization in weights that are said never to have been quantized."""

@@ -1,0 +1,128 @@
+"""How well groups of weights fit the levels of a quantizer, beside what weights without such a trace would fit.
+
+A group that was quantized and dequantized takes few values: integers times a scale (after AWQ, GPTQ, LLM.int8 or plain
+rounding), or the 16 levels of NF4 or FP4 times the block's largest magnitude. So quantizing it again changes nothing
+but what storing in 16 bits rounded off, and the idempotence ratio r = ‖W - deq(Q(W))‖ / ‖W‖ is far below that of a
+matrix of the same spread. Scales are not known: those that the group's extremes allow are tried, the best one counts.
+
+The reference is the same group with its grid destroyed: every weight moved by uniform noise one step wide and rounded
+to the storage format again. Whatever the trial of scales gains by chance, it gains there as well.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+# Levels of QLoRA's NF4 (Dettmers et al. 2023, appendix E) and of bitsandbytes' FP4, as shares of a block's absmax.
+NF4 = (
+    -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
+    -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
+    0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
+)  # fmt: skip
+FP4_MAGNITUDES = (0.0, 0.0625 / 12, 2 / 12, 3 / 12, 4 / 12, 6 / 12, 8 / 12, 12 / 12)
+CODEBOOKS = {
+    "NF4": NF4,
+    "FP4": tuple(sorted({sign * level for level in FP4_MAGNITUDES for sign in (-1, 1)})),
+}
+INTEGER_STEPS = {2: (2, 3), 3: (4, 5, 6, 7), 4: (8, 9, 10, 11, 12, 13, 14, 15)}  # steps between a group's extremes
+INT8_STEPS = tuple(127 + k / 8 for k in range(-5, 14))  # steps from 0 to the largest magnitude: 127 or 128, if rounded
+UINT8_STEPS = tuple(255 + k / 8 for k in range(-5, 6))
+CODEBOOK_SCALES = (1.0, 0.985, 1.015)  # of absmax, which noise moves
+NEAR_ZERO = 0.01  # levels of FP4 around 0
+EPSILON = 1e-30
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Of each group: its best scale's errors. All [groups]."""
+
+    error: torch.Tensor  # mean squared distance from the nearest level, in steps, of the weights that are not at zero
+    squared: torch.Tensor  # Σ (w - deq(Q(w)))² of all weights
+    step: torch.Tensor  # distance of neighbouring levels, in units of the weights
+    count: torch.Tensor  # weights that are not at zero
+
+
+@dataclass(frozen=True)
+class Format:
+    """A way to store weights: integers of so many bits, or a codebook of 16 levels."""
+
+    name: str  # integer, NF4 or FP4
+    bits: int
+
+    @property
+    def label(self) -> str:
+        return f"{self.bits}-bit integer" if self.name == "integer" else self.name
+
+
+FORMATS = (*(Format("integer", bits) for bits in (2, 3, 4, 8)), Format("NF4", 4), Format("FP4", 4))
+
+
+def integer_candidates(groups: torch.Tensor, bits: int):
+    """(step, offset), each [groups, 1]: grids with a level at 0 (symmetric or with a zero point) or at the minimum."""
+    low, high = groups.amin(1, keepdim=True), groups.amax(1, keepdim=True)
+    zero = torch.zeros_like(low)
+    if bits == 8:
+        absmax = torch.maximum(high, -low)
+        yield from ((absmax / steps, zero) for steps in INT8_STEPS)
+        yield from (((high - low) / steps, zero) for steps in UINT8_STEPS)
+        return
+    for steps in INTEGER_STEPS[bits]:
+        yield (high - low) / steps, zero
+        yield (high - low) / steps, low
+
+
+def fit_integers(groups: torch.Tensor, bits: int) -> Fit:
+    """groups: [groups, n] float32."""
+    best = None
+    for step, offset in integer_candidates(groups, bits):
+        step = step.clamp_min(EPSILON)
+        away = groups.abs() >= step / 2
+        phase = (groups - offset).div_(step)
+        best = better_of(best, phase.sub_(phase.round()).square_(), away, step[:, 0])
+    return best
+
+
+def fit_codebook(groups: torch.Tensor, name: str) -> Fit:
+    """The levels' scale is the group's largest magnitude, whose level is 1 or -1; groups: [groups, n] float32."""
+    levels = torch.tensor(CODEBOOKS[name])
+    between = (levels[1:] + levels[:-1]) / 2
+    mean_step = 2 / (len(levels) - 1)
+    absmax = groups.abs().amax(1, keepdim=True).clamp_min(EPSILON)
+    best = None
+    for factor in CODEBOOK_SCALES:
+        scale = absmax * factor
+        shares = groups / scale
+        nearest = levels[torch.bucketize(shares, between)]
+        squares = shares.sub_(nearest).div_(mean_step).square_()
+        best = better_of(best, squares, nearest.abs() > NEAR_ZERO, mean_step * scale[:, 0])
+    return best
+
+
+def better_of(best: Fit | None, squares: torch.Tensor, away: torch.Tensor, step: torch.Tensor) -> Fit:
+    """The better fit of each group; squares: [groups, n] squared distances in steps, away: which are not at zero.
+
+    Weights at level 0 say nothing: whatever is small beside its group's extremes is there, as a pruned or dead
+    neuron's weights are, in a matrix that nobody quantized.
+    """
+    count = away.sum(1)
+    total = squares.sum(1) * step.square()
+    error = squares.mul_(away).sum(1) / count.clamp_min(1)
+    if best is None:
+        return Fit(error, total, step, count)
+    better = error < best.error
+    return Fit(
+        torch.where(better, error, best.error),
+        torch.where(better, total, best.squared),
+        torch.where(better, step, best.step),
+        torch.where(better, count, best.count),
+    )
+
+
+def fit(groups: torch.Tensor, kind: Format) -> Fit:
+    return fit_integers(groups, kind.bits) if kind.name == "integer" else fit_codebook(groups, kind.name)
+
+
+def without_grid(groups: torch.Tensor, step: torch.Tensor, dtype: torch.dtype, random: torch.Generator) -> torch.Tensor:
+    """The groups moved by uniform noise of one step and rounded to dtype: the same spread, and no grid of that step."""
+    noise = torch.rand(groups.shape, generator=random).sub_(0.5).mul_(step.unsqueeze(1))
+    return noise.add_(groups).to(dtype).float()

@@ -1,0 +1,221 @@
+"""Signed manifests: the sha256 of every file of a checkpoint (or of a log-prob store), under one signature.
+
+    python -m quantharm.manifest keys --private-key owner.pem --public-key owner.pub
+    python -m quantharm.manifest sign FOLDER --private-key owner.pem --signature FOLDER.sig
+    python -m quantharm.manifest verify FOLDER --public-key owner.pub --signature FOLDER.sig
+
+Signatures are bundles of the OpenSSF's model-signing library with an elliptic-curve key (P-256): no network, no
+account, and any other verifier of that format reads them. Who holds the public key must get it by another way than the
+checkpoint. Exit code of verify: 0 every file is the signed one, 3 it is not, 1 it could not be judged.
+"""
+
+import base64
+import json
+import os
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from quantharm.errors import UserError
+from quantharm.files import replacing, sha256_of_file, write_text
+from quantharm.models import first_line
+from quantharm.stage import run_stage, stage_parser
+
+FOUND_SOMETHING = 3  # exit code: judged, and not what it should be
+MISMATCH = "Signature mismatch"  # how the library's error begins when the signature is right and the files are not
+HUB_BLOB = re.compile(r"[0-9a-f]{64}")  # the hub's cache names large files by the sha256 that the hub published
+
+
+def signing_library():
+    try:
+        import model_signing
+    except ImportError:
+        raise UserError(
+            "the package model-signing is not installed in this environment; install envs/evaluation.txt"
+        ) from None
+    return model_signing
+
+
+def make_keys(private: Path, public: Path, password: str | None = None) -> None:
+    """A new P-256 key pair as PEM; the private key is readable by its owner only. Raises UserError if one exists."""
+    signing_library()
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    for path in (private, public):
+        if path.exists():
+            raise UserError(f"{path} exists already; a key is never overwritten, name another file")
+    key = ec.generate_private_key(ec.SECP256R1())
+    protection = serialization.BestAvailableEncryption(password.encode()) if password else serialization.NoEncryption()
+    secret = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, protection)
+    with replacing(private) as temporary:
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+        temporary.write_bytes(secret)
+    known = key.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+    write_text(public, known.decode())
+
+
+def sign(path: Path, private_key: Path, signature: Path, password: str | None = None) -> int:
+    """Sign every file of a folder (or one file); git's own files and the signature itself are left out. → files."""
+    library = signing_library()
+    require(path, "to sign")
+    require(private_key, "the private key")
+    hashing = library.hashing.Config().set_allow_symlinks(True)
+    try:
+        signer = library.signing.Config().use_elliptic_key_signer(
+            private_key=private_key, password=password.encode() if password else None
+        )
+    except (ValueError, TypeError) as error:
+        raise UserError(
+            f"{private_key} cannot sign ({first_line(error)}); it must be an elliptic-curve key in PEM"
+        ) from None
+    with replacing(signature) as temporary:
+        signer.set_hashing_config(hashing.set_ignored_paths(paths=inside(path, signature, temporary)))
+        signer.sign(path, temporary)
+        return len(signed_files(temporary))
+
+
+def inside(path: Path, *files: Path) -> list[Path]:
+    """Those files that lie in the folder, relative to it."""
+    folder = path.resolve()
+    return [f.resolve().relative_to(folder) for f in files if f.resolve().is_relative_to(folder)]
+
+
+def require(path: Path, what: str) -> None:
+    if not path.exists():
+        raise UserError(f"{path} does not exist ({what}); correct the path")
+
+
+def signed_files(signature: Path) -> dict[str, str]:
+    """{name: digest} as a signature states them, not yet verified."""
+    return {r["name"]: r["digest"] for r in statement_of(signature)["resources"]}
+
+
+def statement_of(signature: Path) -> dict[str, Any]:
+    """The statement that a signature is over: `serialization` (how files were hashed) and `resources`."""
+    try:
+        bundle = json.loads(signature.read_text(encoding="utf-8"))
+        statement = json.loads(base64.b64decode(bundle["dsseEnvelope"]["payload"]))["predicate"]
+        _ = [(r["name"], r["digest"]) for r in statement["resources"]], statement["serialization"]["method"]
+        return statement
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise UserError(f"{signature} is not a model signature ({first_line(error)}); fetch it again") from None
+
+
+def verify(path: Path, public_key: Path, signature: Path) -> dict[str, Any]:
+    """{verified, explanation, files, missing, wrong, extra}: file names relative to the folder, by fault.
+
+    Raises UserError where nothing can be judged: a file of ours is missing or is no signature or key.
+    """
+    library = signing_library()
+    for file, what in ((path, "to verify"), (public_key, "the public key"), (signature, "the signature")):
+        require(file, what)
+    stated, serialization = signed_files(signature), statement_of(signature)["serialization"]
+    try:
+        verifier = library.verifying.Config().use_elliptic_key_verifier(public_key=public_key)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{public_key} is no elliptic-curve public key in PEM ({first_line(error)})") from None
+    if (serialization["method"], serialization.get("hash_type")) == ("files", "sha256"):
+        # Left to itself the library forgets that links were allowed, of which the hub's cache is made.
+        verifier.set_hashing_config(library.hashing.Config().set_allow_symlinks(True))
+    record: dict[str, Any] = {"kind": "signed", "signature": str(signature), "public_key": str(public_key)}
+    faults: dict[str, list[str]] = {"missing": [], "wrong": [], "extra": []}
+    from cryptography.exceptions import InvalidSignature
+
+    try:
+        verifier.verify(path, signature)
+        return (
+            record
+            | {"verified": True, "files": len(stated), **faults}
+            | {"explanation": f"{len(stated)} files are those that were signed"}
+        )
+    except InvalidSignature:
+        reason = "the signature is not of this key, or the manifest in it was altered"
+    except ValueError as error:
+        if str(error).startswith(MISMATCH):
+            faults = named_faults(path, stated)
+            reason = in_words(faults)
+        else:
+            reason = f"the signature does not hold: {first_line(error)}"
+    return record | {"verified": False, "files": len(stated), **faults, "explanation": reason}
+
+
+def named_faults(path: Path, expected: dict[str, str]) -> dict[str, list[str]]:
+    """{missing, wrong, extra} of a folder's (or one file's) sha256 against {name: sha256}."""
+    files = [p for p in path.rglob("*") if p.is_file()] if path.is_dir() else [path]
+    found = {p.relative_to(path).as_posix(): p for p in files}
+    if not path.is_dir():  # signed under the name `.`
+        expected = dict.fromkeys([path.name], *expected.values())
+        found = {path.name: path}
+    unsigned = {name for name in set(found) - set(expected) if not name.startswith(".git")}
+    return {
+        "missing": sorted(set(expected) - set(found)),
+        "wrong": sorted(n for n in set(expected) & set(found) if sha256_of_file(found[n]) != expected[n]),
+        "extra": sorted(unsigned),
+    }
+
+
+def in_words(faults: dict[str, list[str]]) -> str:
+    said = [f"{kind}: {', '.join(names[:10])}" for kind, names in faults.items() if names]
+    return "; ".join(said) or "the files differ from the manifest"
+
+
+def verify_recorded(folder: Path, files: list[dict[str, Any]]) -> dict[str, Any]:
+    """The weight files against a record's hashes, and against those that the hub published, where its cache says them.
+
+    The same keys as of `verify`. A record made from the folder itself shows only that nothing changed since.
+    """
+    expected = {file["name"]: file["sha256"] for file in files}
+    weights = {p.name for p in Path(folder).iterdir() if p.suffix == ".safetensors"}
+    found = {name: sha256_of_file(Path(folder) / name) for name in expected if (Path(folder) / name).is_file()}
+    published = {name: blob for name in found if HUB_BLOB.fullmatch(blob := (Path(folder) / name).resolve().name)}
+    faults = {
+        "missing": sorted(set(expected) - set(found)),
+        "wrong": sorted(n for n in found if found[n] != expected[n] or published.get(n, found[n]) != found[n]),
+        "extra": sorted(weights - set(expected)),
+    }
+    verified = not any(faults.values())
+    against = "those that were published" if len(published) == len(expected) else "as recorded when they were fetched"
+    return {
+        "kind": "recorded",
+        "verified": verified,
+        "files": len(expected),
+        **faults,
+        "explanation": f"{len(expected)} weight files are {against}" if verified else in_words(faults),
+    }
+
+
+def main() -> None:
+    parser = stage_parser(__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    keys = commands.add_parser("keys", help="make a key pair")
+    signing = commands.add_parser("sign", help="sign every file of a folder, or one file")
+    verifying = commands.add_parser("verify", help="compare a folder, or a file, with what was signed")
+    for command in (signing, verifying):
+        command.add_argument("path", type=Path, help="folder or file")
+        command.add_argument("--signature", type=Path, required=True, help="signature file")
+    for command in (keys, signing):
+        command.add_argument("--private-key", type=Path, required=True, help="PEM file, to be kept secret")
+        command.add_argument("--password-variable", help="environment variable that holds the private key's password")
+    for command in (keys, verifying):
+        command.add_argument("--public-key", type=Path, required=True, help="PEM file, to be handed out")
+    arguments = parser.parse_args()
+    if arguments.command == "verify":
+        record = verify(arguments.path, arguments.public_key, arguments.signature)
+        print(f"{'verified' if record['verified'] else 'NOT verified'}: {arguments.path}: {record['explanation']}")
+        sys.exit(0 if record["verified"] else FOUND_SOMETHING)
+    variable = arguments.password_variable
+    if variable and variable not in os.environ:
+        raise UserError(f"the environment variable {variable} is not set; it should hold the private key's password")
+    password = os.environ[variable] if variable else None
+    if arguments.command == "keys":
+        make_keys(arguments.private_key, arguments.public_key, password)
+        print(f"{arguments.private_key} (keep it secret), {arguments.public_key}")
+    else:
+        count = sign(arguments.path, arguments.private_key, arguments.signature, password)
+        print(f"{arguments.signature}: {count} files of {arguments.path} signed")
+
+
+if __name__ == "__main__":
+    run_stage(main)
