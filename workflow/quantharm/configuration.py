@@ -348,7 +348,7 @@ def check_files(config: dict[str, Any]) -> None:
     files = {f"texts.{name}.path": text["path"] for name, text in config["texts"].items() if "path" in text}
     files |= {f"protocols.{name}.prompts": protocol["prompts"] for name, protocol in config["protocols"].items()}
     for name, method in config["methods"].items():
-        if "calibration_text" in method and method["calibration_text"]:
+        if method.get("calibration_text"):
             files[f"methods.{name}.calibration_text"] = method["calibration_text"]
         elif uses_calibration(method):
             files["calibration"] = config["calibration"]
