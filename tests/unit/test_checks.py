@@ -436,4 +436,4 @@ def test_values_that_are_not_finite_can_be_written_as_json(tmp_path):
 
     check = check_consistency(on_text(1.0, -1.0))
     assert check["value"] == "inf"
-    write_json(tmp_path / "checks.json", [check])
+    write_json(tmp_path / "checks.json", {"checks": [check]})

@@ -23,7 +23,7 @@ def category(mean: float, low: float, high: float) -> dict:
 def cell(change=1.0, interval=(0.5, 1.5), integrity=None, **categories) -> SimpleNamespace:
     known = {"Questions": category(0.02, 0.01, 0.03), "Code": category(0.03, 0.02, 0.04)} | categories
     row = {"perplexity_change_percent": change, "perplexity_change_percent_ci95": list(interval)}
-    return SimpleNamespace(row=row, by_category=known, integrity=integrity)
+    return SimpleNamespace(row=row, by_category=known, integrity=integrity, synthetic=False)
 
 
 @pytest.mark.parametrize(

@@ -347,11 +347,8 @@ def check_files(config: dict[str, Any]) -> None:
     """Every text and prompt suite that the configuration names is a file here, and small enough to be one."""
     files = {f"texts.{name}.path": text["path"] for name, text in config["texts"].items() if "path" in text}
     files |= {f"protocols.{name}.prompts": protocol["prompts"] for name, protocol in config["protocols"].items()}
-    for name, method in config["methods"].items():
-        if method.get("calibration_text"):
-            files[f"methods.{name}.calibration_text"] = method["calibration_text"]
-        elif uses_calibration(method):
-            files["calibration"] = config["calibration"]
+    if any(uses_calibration(method) for method in config["methods"].values()):
+        files["calibration"] = config["calibration"]
     sources = {
         f"{kind}.{name}.source": entry["source"]
         for kind in ("models", "methods")
