@@ -6,6 +6,7 @@ import pytest
 import synthetic
 from report_runs import outputs, run_report
 
+from quantharm.files import read_json, write_json
 from quantharm.reporting.names import FIGURES
 from quantharm.reporting.results import read_results
 from quantharm.reporting.tables_studies import calibration_caveat, calibration_table
@@ -55,8 +56,8 @@ def noise_row(sigma: float) -> dict:
 @pytest.fixture
 def model(tmp_path):
     folder = synthetic.make_model(tmp_path, "alpha-7b", ["baseline", "nf4", "awq"])
-    checks = json.loads((folder / "awq/checks.json").read_text())
-    (folder / "awq/checks.json").write_text(json.dumps(checks | {"calibration": FOUND}))
+    checks = read_json(folder / "awq/checks.json")
+    write_json(folder / "awq/checks.json", checks | {"calibration": FOUND})
     return folder
 
 

@@ -10,6 +10,7 @@ import pytest
 import synthetic
 from report_runs import outputs, run_report
 
+from quantharm.files import read_json, write_json
 from quantharm.reporting import names as report_names
 
 INVISIBLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
@@ -157,8 +158,8 @@ def test_times_of_two_devices_do_not_stand_side_by_side(reports):
 def test_cells_of_two_devices_are_refused(reports, tmp_path):
     folder = tmp_path / "alpha-7b"
     shutil.copytree(reports.model("alpha-7b"), folder)
-    record = folder / "nf4" / "generation.json"
-    record.write_text(record.read_text().replace("NVIDIA H200", "NVIDIA L4"))
+    path = folder / "nf4" / "generation.json"
+    write_json(path, json.loads(json.dumps(read_json(path)).replace("NVIDIA H200", "NVIDIA L4")))
     answer = run_report(f"--model={folder}", *outputs(tmp_path / "out"))
     assert answer.returncode == 1
     assert answer.stderr.startswith("error: alpha-7b × nf4 ran its stage generation with device 'NVIDIA L4'")
@@ -180,9 +181,9 @@ def test_results_without_worst_positions_say_so(reports, tmp_path):
     folder = tmp_path / "beta-4b"
     shutil.copytree(reports.model("beta-4b"), folder)
     for path in folder.glob("*/divergence.json"):
-        record = json.loads(path.read_text())
+        record = read_json(path)
         del record["worst_positions"]
-        path.write_text(json.dumps(record))
+        write_json(path, record)
     answer = run_report(f"--model={folder}", *outputs(tmp_path / "out"))
     assert answer.returncode == 0, answer.stderr
     assert "Not recorded in these results" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
@@ -191,10 +192,10 @@ def test_results_without_worst_positions_say_so(reports, tmp_path):
 def test_synthetic_weights_are_marked_and_not_judged(reports, tmp_path):
     folder = tmp_path / "beta-4b"
     shutil.copytree(reports.model("beta-4b"), folder)
-    summary = json.loads((folder / "summary.json").read_text())
+    summary = read_json(folder / "summary.json")
     for row in summary["cells"]:
         row["synthetic"] = True
-    (folder / "summary.json").write_text(json.dumps(summary))
+    write_json(folder / "summary.json", summary)
     for name, arguments in {"one": [f"--model={folder}"], "all": ["--models", str(folder)]}.items():
         answer = run_report(*arguments, *outputs(tmp_path / name))
         assert answer.returncode == 0, answer.stderr
