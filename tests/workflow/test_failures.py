@@ -60,7 +60,7 @@ def test_a_failed_stage_runs_again_alone(finished):
     assert not finished.path("nf4/divergence.json").exists()
 
     (finished / FAIL).unlink()
-    assert finished.jobs() == {job("nf4", "divergence"), job("nf4", "checks")} | ENDS
+    assert finished.jobs() == {job("nf4", stage) for stage in ("divergence", "integrity", "checks")} | ENDS
     finished.run()
     assert figures(finished, "nf4") == wanted
     assert finished.jobs() == set()
