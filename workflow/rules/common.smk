@@ -133,6 +133,17 @@ def pretrained_source(wildcards):
     return f"results/{wildcards.model}/{wildcards.method}/source.json" if is_pretrained else []
 
 
+def baseline_integrity(wildcards):
+    """The model's own findings, which are the baseline's; every other cell refers to them."""
+    return [] if wildcards.method == "baseline" else f"results/{wildcards.model}/baseline/integrity.json"
+
+
+def signature_of(wildcards):
+    """The signed manifest of a model and its signer's key, where the config names them; judged with the baseline."""
+    model = config["models"][wildcards.model]
+    return [model["signature"], model["public_key"]] if model["signature"] and wildcards.method == "baseline" else []
+
+
 def cells_of(wildcards):
     return [f"results/{wildcards.model}/{method}" for method in configuration.methods_of(config, wildcards.model)]
 

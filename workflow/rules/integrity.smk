@@ -1,17 +1,6 @@
 # a cell's files, weights and divergence → {method}/integrity.json
 
 
-def baseline_integrity(wildcards):
-    """The model's own findings, which are the baseline's; every other cell refers to them."""
-    return [] if wildcards.method == "baseline" else f"results/{wildcards.model}/baseline/integrity.json"
-
-
-def signature_of(wildcards):
-    """The signed manifest of a model and its signer's key, where the config names them; judged with the baseline."""
-    model = config["models"][wildcards.model]
-    return [model["signature"], model["public_key"]] if model["signature"] and wildcards.method == "baseline" else []
-
-
 rule integrity:
     """Whether the checkpoint is what it is said to be: files, traces of quantization, behaviour."""
     input:
