@@ -2,7 +2,7 @@
 
     PYTHONPATH=workflow python tests/benchmark/outputs_power.py results/reference [--answers 100] [--repetitions 100]
 
-Samples answers (temperature 1, 32 tokens) of each method to the run's prompts, then tests random subsets: a method's
+Samples answers (temperature 1, 32 tokens) of each method's dequantized weights, then tests random subsets: a method's
 answers against the baseline's, and, for false alarms, disjoint subsets of the baseline's against each other. Subsets
 are drawn from one pool of answers, so repetitions are not independent. Prints and writes outputs_power.md.
 """
@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy
 import torch
 
+from quantharm import linears
 from quantharm.files import read_parquet
 from quantharm.models import load_cell, read_quantization
 from quantharm.outputs_test import compare_outputs
@@ -23,9 +24,25 @@ SIZES = (5, 10, 20, 40)
 LEVEL = 0.05
 
 
+def dequantized(results: Path, method: str):
+    """The baseline's model with the method's weights: what it would be handed on as, and fast to sample on a CPU."""
+    model = load_cell(read_quantization(results / "baseline" / "quantization.json"), "cpu")
+    if method == "baseline":
+        return model
+    record = read_quantization(results / method / "quantization.json")
+    quantized = load_cell(record, "cpu")
+    matrices = linears.quantized_matrices(quantized, Path(record["checkpoint"]), record["quantizer"])
+    weights = {f"{m.name}.weight": m.dequantize() for m in matrices}
+    rest = {name: p for name, p in quantized.named_parameters() if name.rpartition(".")[0] not in weights}
+    unknown = set(weights) - set(dict(model.named_parameters()))
+    assert not unknown, unknown
+    model.load_state_dict({n: p for n, p in rest.items() if "proj" not in n} | weights, strict=False)
+    return model
+
+
 def sample(results: Path, method: str, answers: int, prompts: int) -> dict[str, list[list[int]]]:
     """{prompt_id: sampled answers as token ids, cut at the end token}"""
-    model = load_cell(read_quantization(results / method / "quantization.json"), "cpu")
+    model = dequantized(results, method)
     end = model.config.eos_token_id
     torch.manual_seed(0 if method == "baseline" else 1 + len(method))
     found = {}
