@@ -9,12 +9,13 @@ import argparse
 from pathlib import Path
 
 import torch
+from transformers import AutoModelForCausalLM
 
 from quantharm.architectures import read_architecture
 from quantharm.captured import captured_decoder
 from quantharm.models import choose_device, quiet
 from quantharm.speed import benchmark, random_prompt
-from quantharm.synthesize import model_configuration, random_model
+from quantharm.synthesize import model_configuration
 
 TOKENIZER = Path("data/reference-model")
 COLUMNS = (
@@ -47,6 +48,12 @@ def to_nf4(model) -> None:
         layer.bias = module.bias
         layer.weight = bitsandbytes.nn.Params4bit(module.weight.data, requires_grad=False, quant_type="nf4").to(device)
         model.set_submodule(name, layer)
+
+
+def random_model(configuration, device: str):
+    torch.manual_seed(0)
+    with torch.device(device):
+        return AutoModelForCausalLM.from_config(configuration, dtype=torch.bfloat16).eval()
 
 
 def rate(captured: dict) -> str:
@@ -99,7 +106,7 @@ def main() -> None:
     configuration = model_configuration(read_architecture(arguments.architecture), TOKENIZER)
     print(f"| {' | '.join(COLUMNS)} |\n|{'--|' * len(COLUMNS)}", flush=True)
     for method in arguments.methods:
-        model = random_model(configuration, "bfloat16", choose_device("auto"), seed=0).eval()
+        model = random_model(configuration, choose_device("auto"))
         if method == "nf4":
             to_nf4(model)
         result = benchmark(model, 256, arguments.new_tokens, 5, 1.0, compile_too=arguments.compile)

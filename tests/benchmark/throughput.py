@@ -1,7 +1,7 @@
 """What scoring costs beyond the forward passes: tokens a second of the perplexity and divergence stages' inner loops as
 a share of a bare forward loop over the same sequences, alternating in one process; and the store's size.
 
-    PYTHONPATH=workflow python tests/benchmark/throughput.py results/reference [--method nf4] [--rounds 5]
+    PYTHONPATH=workflow python tests/benchmark/throughput.py results/reference [--method nf4] [--windows 163]
 """
 
 import argparse
@@ -41,6 +41,7 @@ def main() -> None:
     parser.add_argument("results", type=Path, help="results folder of a model")
     parser.add_argument("--method", default="baseline")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--windows", type=int, help="repeat the text's windows up to so many (WikiText-2: 163)")
     arguments = parser.parse_args()
     record = read_quantization(arguments.results / arguments.method / "quantization.json")
     model = load_cell(record, choose_device("auto"))
@@ -48,6 +49,8 @@ def main() -> None:
     perplexity = read_json(arguments.results / arguments.method / "perplexity.json")
     length = min(2048, context_length(model.config))
     windows = token_windows(tokenizer, read_text(Path(perplexity["dataset"])), length)[: perplexity["windows"]]
+    if arguments.windows:
+        windows = (windows * -(-arguments.windows // len(windows)))[: arguments.windows]
     trace = read_parquet(arguments.results / "baseline" / "trace.parquet")
     sequences = [list(map(int, ids)) for ids in trace["token_ids"]]
     store = arguments.results / "baseline" / "logits.parquet"

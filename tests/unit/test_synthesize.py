@@ -54,7 +54,7 @@ def test_shapes_have_the_published_number_of_parameters(root, name, parameters):
 
 def test_a_checkpoint_is_seeded_marked_and_loads(make, tmp_path):
     first, same, other = make("a", 0), make("b", 0), make("c", 1)
-    weights = [load_file(folder / "model.safetensors") for folder in (first, same, other)]
+    weights = [load_file(folder / "model-00001.safetensors") for folder in (first, same, other)]
     matrix = "model.layers.1.mlp.down_proj.weight"
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
     assert not torch.equal(weights[0][matrix], weights[2][matrix])
@@ -68,6 +68,29 @@ def test_a_checkpoint_is_seeded_marked_and_loads(make, tmp_path):
     ids = models.load_tokenizer(source)("Some words")["input_ids"]
     assert torch.isfinite(model(input_ids=torch.tensor([ids])).logits).all()
     assert (model.generation_config.bos_token_id, model.generation_config.eos_token_id) == (0, 1)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_layers_written_one_by_one_are_the_whole_model(root, tmp_path, monkeypatch, tied):
+    """In shards smaller than the model, on a device that never holds all of it; what transformers makes at once."""
+    from transformers import AutoModelForCausalLM
+
+    monkeypatch.setattr(synthesize, "SHARD_BYTES", 50_000)
+    configuration = model_configuration(SHAPE | {"tie_word_embeddings": tied}, root / "data" / "reference-model")
+    size = synthesize.write_checkpoint(
+        model := synthesize.empty_model(configuration, "bfloat16"), synthesize.random_tensors(model, "cpu", 0), tmp_path
+    )
+    assert {p.device.type for p in model.parameters()} == {"meta"}
+    shards = sorted(tmp_path.glob("*.safetensors"))
+    assert len(shards) > 2
+    loaded, report = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16, output_loading_info=True)
+    assert not any(report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert size == sum(2 * p.numel() for p in loaded.parameters())
+    assert (loaded.lm_head.weight is loaded.model.embed_tokens.weight) == tied
+    whole = AutoModelForCausalLM.from_config(configuration, dtype=torch.bfloat16)
+    for (name, ours), (_, theirs) in zip(loaded.named_parameters(), whole.named_parameters(), strict=True):
+        assert ours.float().mean().item() == pytest.approx(theirs.float().mean().item(), abs=2e-3), name
+        assert ours.float().std().item() == pytest.approx(theirs.float().std().item(), rel=0.1, abs=1e-6), name
 
 
 def test_another_checkpoint_is_not_marked(reference_source):

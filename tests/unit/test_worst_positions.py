@@ -1,7 +1,6 @@
 """The worst positions: the right ones, whatever the order and size of the pieces they come in."""
 
 import numpy
-import pandas
 import pytest
 import torch
 
@@ -10,8 +9,8 @@ from quantharm.worst_positions import WorstPositions, top_tokens, with_texts
 
 def offer(worst: WorstPositions, kl, first: int = 0) -> None:
     n = len(kl)
-    rows = pandas.DataFrame({"prompt_id": "p", "category": "c", "position": range(first, first + n), "kl_nats": kl})
-    worst.offer(rows, list(range(first, first + n)), torch.zeros(n, 8), torch.zeros(n, 8))
+    rows = {"position": numpy.arange(first, first + n), "kl_nats": numpy.asarray(kl)}
+    worst.offer("p", "c", rows, list(range(first, first + n)), torch.zeros(n, 8), torch.zeros(n, 8))
 
 
 @pytest.mark.parametrize("piece", [1, 7, 1000])

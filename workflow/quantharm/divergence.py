@@ -7,11 +7,6 @@ divergence.json, which also holds the worst positions of the prompts with both m
 """
 
 import collections
-import concurrent.futures
-import contextlib
-import math
-import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +20,15 @@ from quantharm.files import finite_or_none, read_parquet, write_json, write_parq
 from quantharm.logits import TEXT_CATEGORY, store_metadata_of
 from quantharm.models import choose_device, dtype_of, load_cell, load_tokenizer, offline_environment, read_quantization
 from quantharm.provenance import memory_bytes, provenance
-from quantharm.scoring import check_ids, last_hidden_states, output_head, slices_of
+from quantharm.scoring import check_ids, last_hidden_states, one_thread_beside, output_head, slices_of
 from quantharm.stage import Timing, run_stage, stage_parser
 from quantharm.statistics import mean_of_means, stratified_mean
 from quantharm.store import Positions, read_store, require_same
 from quantharm.text import context_length, protocol_name
 from quantharm.worst_positions import WorstPositions, with_texts
 
-LN_2 = math.log(2)
 MOST_NEGATIVE_KL = -1e-6  # rounding; anything below is an error
-CHUNK_ELEMENTS = 2**18  # entries that a core works on at once: few enough for its cache, enough to be worth a call
+CHUNK_ELEMENTS = 2**17  # entries worked on at once: few enough for a core's cache, enough to be worth a call
 QUANTILES = {"median": 0.5, "p90": 0.9, "p99": 0.99, "p99_9": 0.999}
 
 
@@ -47,42 +41,53 @@ def divergences(
     float32 of the method; targets, top_tokens: [n] ids of the tokens that follow and of the baseline's first choice.
     JS is the Jensen-Shannon divergence (Lin 1991), with natural logarithms, at most ln 2. delta_nll is ln p - ln q of
     the target, delta_p is q - p of it.
-
-    Entries are float32, whatever is summed over them is added in a cascade or in float64, and constants of a row are
-    kept apart in float64. Of float64 throughout it is within 3e-6 nats at a position and 2e-7 on average (of a
-    divergence above one nat: within that part of it), in a tenth of the time. Powers and logarithms are of base 2,
-    which takes a third of the time that base e takes.
     """
-    work = torch.promote_types(logits.dtype, torch.float32)
-    ln_p, ln_q = stored.to(work), logits.to(work) - logits.amax(-1, keepdim=True)  # each but for its row's constant
-    p, q = (ln_p * (1 / LN_2)).exp2_(), (ln_q * (1 / LN_2)).exp2_()
-    sum_p, sum_q = row_sums(p), row_sums(q)
-    constant_p, constant_q = sum_p.log(), sum_q.log()  # [n, 1]: ln p = ln_p - constant_p
-    p.mul_((1 / sum_p).to(work))
-    q.mul_((1 / sum_q).to(work))
-    target, top = targets.unsqueeze(-1), top_tokens.unsqueeze(-1)
-    ln_p_target = ln_p.gather(-1, target).double() - constant_p
-    ln_q_target = ln_q.gather(-1, target).double() - constant_q
-    top1_p = (ln_p.gather(-1, top).double() - constant_p).exp()
-    top1_agrees = ln_q.gather(-1, top) == 0  # ln_q is 0 where it is largest
+    step = len(logits) if logits.is_cuda else max(1, CHUNK_ELEMENTS // logits.shape[1])
+    chunks = [slice(start, start + step) for start in range(0, len(logits), step)]
+    sums = [vocabulary_sums(stored[chunk], logits[chunk]) for chunk in chunks]
+    kl, reverse, js, ln_sum_p, ln_sum_q, largest = (torch.cat(column) for column in zip(*sums, strict=True))
 
-    difference, rest = shifted(ln_p.sub_(ln_q), constant_q - constant_p)  # ln p - ln q
-    kl = row_sums(p * difference) + rest
-    reverse = -row_sums(q * difference) - rest
-    # JS = ½ KL(p ‖ m) + ½ KL(q ‖ m) = ½ (KL(p ‖ q) + Σ (p + q)(ln q - ln m)), m = (p + q) / 2
-    both = p.add_(q).clamp_min_(torch.finfo(work).tiny)  # where both are 0, 0 × ln 0 is to be 0
-    above, rest = shifted(ln_q.sub_(log2(both, out=difference), alpha=LN_2), LN_2 - constant_q)  # ln q - ln m
-    js = (kl + row_sums(above.mul_(both)) + 2 * rest) / 2
-    columns = {
+    def entries(values: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+        return values.gather(-1, ids.unsqueeze(-1))[:, 0].double()
+
+    ln_p_target = entries(stored, targets) - ln_sum_p
+    ln_q_target = entries(logits, targets) - largest - ln_sum_q
+    return {
         "kl_nats": kl,
         "reverse_kl_nats": reverse,
         "js_nats": js,
         "delta_p": ln_q_target.exp() - ln_p_target.exp(),
         "delta_nll_nats": ln_p_target - ln_q_target,
-        "top1_agrees": top1_agrees,
-        "baseline_top1_p": top1_p,
+        "top1_agrees": entries(logits, top_tokens) == largest,
+        "baseline_top1_p": (entries(stored, top_tokens) - ln_sum_p).exp(),
     }
-    return {name: column[:, 0] for name, column in columns.items()}
+
+
+def vocabulary_sums(stored: torch.Tensor, logits: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Sums over the vocabulary: (KL, reverse KL, JS, ln Σ e^stored, ln Σ e^(logits - largest), largest logit).
+
+    Each [n] float64. Entries are float32, what is summed is added in a cascade, and constants of a row are kept in
+    float64 with what rounding left out of them. Of float64 throughout it is within 3e-6 nats at a position and 2e-7
+    on average (of a divergence above one nat: within that part of it), in a tenth of the time.
+    """
+    work = torch.promote_types(logits.dtype, torch.float32)
+    largest = logits.amax(-1, keepdim=True)
+    ln_p, ln_q = stored.to(work, copy=True), logits.to(work) - largest  # each but for its row's constant
+    p, q = ln_p.exp(), ln_q.exp()
+    sum_p, sum_q = row_sums(p), row_sums(q)
+    ln_sum_p, ln_sum_q = sum_p.log(), sum_q.log()
+    p.mul_((0.5 / sum_p).to(work))  # halves, so that p + q is the distribution m between the two
+    q.mul_((0.5 / sum_q).to(work))
+    rounded_p, rounded_q = ln_sum_p.to(work), ln_sum_q.to(work)
+    rest = (rounded_p - ln_sum_p) - (rounded_q - ln_sum_q)
+    ln_q.sub_(rounded_q)
+    difference = ln_p.sub_(rounded_p).sub_(ln_q)  # ln p - ln q
+    kl = 2 * row_sums(p * difference) + rest
+    reverse = -2 * row_sums(difference.mul_(q)) - rest
+    # JS = ½ KL(p ‖ m) + ½ KL(q ‖ m) = ½ KL(p ‖ q) + Σ m (ln q - ln m)
+    m = p.add_(q).clamp_min_(torch.finfo(work).tiny)  # where both are 0, 0 × ln 0 is to be 0
+    js = kl / 2 + row_sums(ln_q.sub_(m.log()).mul_(m)) + (rounded_q - ln_sum_q)
+    return tuple(column[:, 0].double() for column in (kl, reverse, js, ln_sum_p, ln_sum_q, largest))
 
 
 def row_sums(values: torch.Tensor) -> torch.Tensor:
@@ -90,72 +95,37 @@ def row_sums(values: torch.Tensor) -> torch.Tensor:
     return values.sum(-1, keepdim=True).double()
 
 
-def log2(values: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
-    """log2 into `out`; by numpy on a CPU, where it takes a fifth of the time that torch's takes."""
-    if values.is_cuda:
-        return torch.log2(values, out=out)
-    numpy.log2(values.numpy(), out=out.numpy())
-    return out
-
-
-def shifted(values: torch.Tensor, shift: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(values + shift in place, what its rounding left out): a shift [n, 1] in float64 loses nothing."""
-    rounded = shift.to(values.dtype)
-    return values.add_(rounded), shift - rounded.double()
-
-
-@contextlib.contextmanager
-def one_thread_a_core() -> Iterator[concurrent.futures.Executor]:
-    """Threads for operations that are too small to be worth dividing among cores: each does whole ones alone."""
-    count = torch.get_num_threads()
-    with concurrent.futures.ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,)) as cores:
-        all_started = threading.Barrier(count)
-        list(cores.map(lambda _: all_started.wait(), range(count)))
-        torch.set_num_threads(count)  # again: OpenMP's number is a thread's own, MKL's is everyone's
-        yield cores
-
-
-def score_positions(
-    group: Positions, part: slice, stored: torch.Tensor, logits: torch.Tensor, cores: concurrent.futures.Executor
-) -> dict[str, torch.Tensor]:
-    """divergences() of some positions of a row group, on the device of the logits [n, vocabulary]."""
-    targets, tops = (
-        torch.from_numpy(ids[part].astype(numpy.int64)).to(logits.device)
-        for ids in (group.token_id, group.top_token_id)
-    )
-    if logits.is_cuda:
-        return divergences(stored, logits, targets, tops)
-    step = max(1, CHUNK_ELEMENTS // logits.shape[1])
-    chunks = [slice(start, start + step) for start in range(0, len(logits), step)]
-    found = list(cores.map(lambda c: divergences(stored[c], logits[c], targets[c], tops[c]), chunks))
-    return {key: torch.cat([chunk[key] for chunk in found]) for key in found[0]}
-
-
 def score_store(model, store: Path, trace: pandas.DataFrame, worst: WorstPositions) -> pandas.DataFrame:
-    """All rows of divergence.parquet; one forward pass a prompt, while a thread reads the next row group.
+    """All rows of divergence.parquet; one forward pass a prompt.
 
-    A GPU is asked for its figures only after it was given the next piece of work, so that it need not wait.
+    While this thread runs the model, others read the next row groups and score the logits of the last ones.
     """
     head = output_head(model)
     vocabulary = model.get_output_embeddings().weight.shape[0]
     sequences = {row.prompt_id: list(map(int, row.token_ids)) for row in trace.itertuples()}
     columns: dict[str, list[numpy.ndarray]] = collections.defaultdict(list)
 
-    def collect(group: Positions, part: slice, stored: torch.Tensor, logits: torch.Tensor, figures) -> None:
-        rows = {
-            "prompt_id": numpy.repeat(group.prompt_id, len(logits)),
-            "category": numpy.repeat(group.category, len(logits)),
-        }
-        rows |= {"position": group.position[part]} | {key: value.cpu().numpy() for key, value in figures.items()}
-        for key, values in rows.items():
-            columns[key].append(values)
+    def score(group: Positions, part: slice, logits: torch.Tensor) -> None:
+        targets, tops, stored = (
+            tensor.to(logits.device, non_blocking=True)
+            for tensor in (
+                torch.from_numpy(group.token_id[part].astype(numpy.int64)),
+                torch.from_numpy(group.top_token_id[part].astype(numpy.int64)),
+                group.log_probabilities[part],
+            )
+        )
+        figures = divergences(stored, logits, targets, tops)
+        rows = {"position": group.position[part]} | {key: value.cpu().numpy() for key, value in figures.items()}
         if group.category != TEXT_CATEGORY:  # `worst` shows what the method does to answers
-            worst.offer(pandas.DataFrame(rows), group.token_id[part], stored, logits)
+            worst.offer(group.prompt_id, group.category, rows, group.token_id[part], stored, logits)
+        names = {"prompt_id": group.prompt_id, "category": group.category}
+        for key, values in ({k: numpy.repeat(name, len(logits)) for k, name in names.items()} | rows).items():
+            columns[key].append(values)
 
-    current, hidden, waiting = None, None, None
+    current, hidden = None, None
     progress = tqdm(total=len(sequences), desc="divergence", unit="prompt", mininterval=5)
-    with one_thread_a_core() as cores:
-        for group in read_store(store):
+    with one_thread_beside() as beside:
+        for group in read_store(store, for_gpu=next(model.parameters()).is_cuda):
             if group.prompt_id not in sequences:
                 raise UserError(f"the log-prob store {store} has {group.prompt_id}, which the trace lacks; delete both")
             ids = sequences[group.prompt_id]
@@ -168,14 +138,7 @@ def score_store(model, store: Path, trace: pandas.DataFrame, worst: WorstPositio
                 raise UserError(f"the log-prob store {store} has other tokens than the trace in {current}; delete both")
             states = hidden[first - 1 : last]  # those that predict the group's tokens
             for part in slices_of(len(states), vocabulary):
-                logits = head(states[part])
-                stored = group.log_probabilities[part].to(logits.device, non_blocking=True)
-                figures = score_positions(group, part, stored, logits, cores)
-                if waiting:
-                    collect(*waiting)
-                waiting = (group, part, stored, logits, figures)
-        if waiting:
-            collect(*waiting)
+                beside(score, group, part, head(states[part]))
     progress.close()
     return pandas.DataFrame({key: numpy.concatenate(values) for key, values in columns.items()})
 

@@ -17,7 +17,7 @@ from quantharm.errors import UserError
 from quantharm.files import read_parquet, replacing, write_json, write_parquet
 from quantharm.models import choose_device, dtype_of, load_cell, load_tokenizer, offline_environment, read_quantization
 from quantharm.provenance import device_name, provenance, versions
-from quantharm.scoring import check_ids, last_hidden_states, output_head, slices_of
+from quantharm.scoring import check_ids, last_hidden_states, one_thread_beside, output_head, slices_of
 from quantharm.stage import Timing, run_stage, stage_parser
 from quantharm.store import StoreWriter
 from quantharm.text import context_length, protocol_name, read_text, sha256_of_windows, token_windows
@@ -69,6 +69,32 @@ def store_metadata_of(record: dict[str, Any], trace: pandas.DataFrame, device: s
     }
 
 
+def write_store(model, trace: pandas.DataFrame, path: Path, metadata: dict[str, Any]) -> None:
+    """The store of a trace; while one prompt's positions are written, the model goes on with the next.
+
+    Raises UserError for logits that are not finite.
+    """
+    head = output_head(model)
+
+    def keep(row, positions: range, logits: torch.Tensor) -> None:
+        log_probabilities = torch.log_softmax(logits, dim=-1)
+        if not torch.isfinite(log_probabilities).all():
+            raise UserError(
+                f"the baseline of {metadata['model']} gives NaN or infinite logits on {row.prompt_id}; a model like "
+                "this cannot be compared with (try `dtype: bfloat16` or float32)"
+            )
+        targets = [int(row.token_ids[p]) for p in positions]
+        store.write(row.prompt_id, row.category, positions, targets, log_probabilities)
+
+    vocabulary = model.get_output_embeddings().weight.shape[0]
+    with StoreWriter(path, vocabulary, metadata) as store, one_thread_beside() as beside:
+        for row in tqdm(list(trace.itertuples()), desc="logits", unit="prompt", mininterval=5):
+            ids = [int(i) for i in row.token_ids]
+            check_ids(model, ids)
+            for positions, logits in target_logits(model, head, ids, row.first_target):
+                beside(keep, row, positions, logits)
+
+
 def main() -> None:
     parser = stage_parser(__doc__)
     parser.add_argument("--quantization", type=Path, required=True, help="quantization.json of the baseline")
@@ -92,27 +118,11 @@ def main() -> None:
     length = min(arguments.window_tokens, context_length(model.config) or arguments.window_tokens)
     windows = token_windows(tokenizer, read_text(arguments.text), length)[: arguments.text_windows]
     trace = make_trace(read_parquet(arguments.generation), windows)
-    head = output_head(model)
     vocabulary = model.get_output_embeddings().weight.shape[0]
     metadata = store_metadata_of(record, trace, device, protocol_name(length, arguments.text_windows))
 
-    with (
-        timing.part("model"),
-        replacing(arguments.output) as path,
-        StoreWriter(path, vocabulary, metadata) as store,
-    ):
-        for row in tqdm(list(trace.itertuples()), desc="logits", unit="prompt", mininterval=5):
-            ids = [int(i) for i in row.token_ids]
-            check_ids(model, ids)
-            for positions, logits in target_logits(model, head, ids, row.first_target):
-                log_probabilities = torch.log_softmax(logits, dim=-1)
-                if not torch.isfinite(log_probabilities).all():
-                    raise UserError(
-                        f"the baseline of {record['model']} gives NaN or infinite logits on {row.prompt_id}; a model "
-                        "like this cannot be compared with (try `dtype: bfloat16` or float32)"
-                    )
-                targets = [ids[p] for p in positions]
-                store.write(row.prompt_id, row.category, positions, targets, log_probabilities)
+    with timing.part("model"), replacing(arguments.output) as path:
+        write_store(model, trace, path, metadata)
     write_parquet(arguments.trace, trace)
     size = arguments.output.stat().st_size
     positions = int(sum(len(ids) - first for ids, first in zip(trace["token_ids"], trace["first_target"], strict=True)))

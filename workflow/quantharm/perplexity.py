@@ -16,7 +16,14 @@ from quantharm.errors import UserError
 from quantharm.files import sha256_of_text, write_json, write_parquet
 from quantharm.models import choose_device, dtype_of, load_cell, load_tokenizer, offline_environment, read_quantization
 from quantharm.provenance import memory_bytes, provenance
-from quantharm.scoring import check_ids, last_hidden_states, negative_log_likelihoods, output_head
+from quantharm.scoring import (
+    check_ids,
+    last_hidden_states,
+    one_thread_beside,
+    output_head,
+    slices_of,
+    token_losses,
+)
 from quantharm.stage import Timing, run_stage, stage_parser
 from quantharm.statistics import weighted_mean_interval
 from quantharm.text import context_length, protocol_name, read_text, sha256_of_windows, token_windows
@@ -27,12 +34,20 @@ def score_windows(model, windows: list[list[int]], progress: bool = True) -> tor
     head = output_head(model)
     vocabulary = model.get_output_embeddings().weight.shape[0]
     check_ids(model, windows[0])
-    losses = []
-    for window in tqdm(windows, desc="perplexity", unit="window", mininterval=5, disable=not progress):
-        hidden = last_hidden_states(model, window)[:-1]  # [N - 1, width]: the last one predicts nothing here
-        targets = torch.tensor(window[1:])
-        losses.append(negative_log_likelihoods(hidden, targets, head, vocabulary))
-    return torch.stack([loss.cpu() for loss in losses])
+    losses: list[torch.Tensor] = []
+
+    def score(logits: torch.Tensor, targets: torch.Tensor) -> None:
+        losses.append(token_losses(logits, targets))
+
+    with one_thread_beside() as beside:
+        for window in tqdm(windows, desc="perplexity", unit="window", mininterval=5, disable=not progress):
+            hidden, targets = (
+                last_hidden_states(model, window)[:-1],
+                torch.tensor(window[1:]),
+            )  # [N - 1, width], [N - 1]
+            for part in slices_of(len(hidden), vocabulary):
+                beside(score, head(hidden[part]), targets[part])
+    return torch.cat([loss.cpu() for loss in losses]).unflatten(0, (len(windows), -1))
 
 
 def main() -> None:

@@ -1,5 +1,7 @@
 """From token ids to log-probabilities: one forward pass, the output head in float32, in slices of positions."""
 
+import collections
+import concurrent.futures
 import contextlib
 from collections.abc import Callable, Iterator
 
@@ -29,7 +31,7 @@ def check_ids(model, ids: list[int]) -> None:
 def last_hidden_states(model, ids: list[int]) -> torch.Tensor:
     """Final hidden states of one sequence, batch 1, no padding; ids: T numbers, returns [T, width]."""
     device = model.get_input_embeddings().weight.device
-    tokens = torch.tensor([ids], device=device)  # [1, T]
+    tokens = torch.tensor([ids]).to(device, non_blocking=True)  # [1, T]; a GPU still busy is not waited for
     return model.base_model(input_ids=tokens, use_cache=False).last_hidden_state[0]
 
 
@@ -101,10 +103,38 @@ def slices_of(positions: int, vocabulary: int) -> Iterator[slice]:
         yield slice(start, min(start + step, positions))
 
 
+def token_losses(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """-ln p(target) in nats; logits [n, vocabulary] float32, targets [n] → [n]. Not finite where the logits are not."""
+    return torch.nn.functional.cross_entropy(logits, targets.to(logits.device, non_blocking=True), reduction="none")
+
+
 def negative_log_likelihoods(hidden: torch.Tensor, targets: torch.Tensor, head, vocabulary: int) -> torch.Tensor:
-    """-ln p(target) in nats; hidden [T, width], targets [T] → [T] float32. Not finite where the logits are not."""
-    losses = []
-    for part in slices_of(len(hidden), vocabulary):
-        logits = head(hidden[part])  # [n, vocabulary]
-        losses.append(torch.nn.functional.cross_entropy(logits, targets[part].to(logits.device), reduction="none"))
-    return torch.cat(losses)
+    """token_losses of hidden states [T, width] with targets [T] → [T]; their logits never exist all at once."""
+    return torch.cat([token_losses(head(hidden[part]), targets[part]) for part in slices_of(len(hidden), vocabulary)])
+
+
+@contextlib.contextmanager
+def one_thread_beside(waiting: int = 2) -> Iterator[Callable[..., None]]:
+    """Gives submit(function, *arguments): one thread runs the functions, in order, while the caller goes on.
+
+    It takes one of the job's cores and leaves the caller the others: a forward pass of a small model keeps no more
+    busy. At most `waiting` functions wait, so memory is bounded. What one raises is raised by a later submit or at the
+    end.
+    """
+    threads = torch.get_num_threads()
+    pending: collections.deque[concurrent.futures.Future] = collections.deque()
+
+    def submit(function: Callable, *arguments) -> None:
+        while len(pending) > waiting:
+            pending.popleft().result()
+        pending.append(thread.submit(function, *arguments))
+
+    with concurrent.futures.ThreadPoolExecutor(1) as thread:
+        thread.submit(torch.set_num_threads, 1).result()
+        torch.set_num_threads(max(1, threads - 1))  # after it: OpenMP's number is a thread's own, MKL's everyone's
+        try:
+            yield submit
+            while pending:
+                pending.popleft().result()
+        finally:
+            torch.set_num_threads(threads)

@@ -1,12 +1,14 @@
 """A checkpoint of random weights in the shape of a published model, for measuring sizes, times and memory without it.
 
 Matrices are drawn from a normal distribution with standard deviation 0.02 (the `initializer_range` of such models), so
-logits are finite and of the usual scale; norms are ones, biases zeros. The tokenizer is the built-in one, whose ids are
-the first of the vocabulary. What such a model says means nothing: every quality figure of it is marked. Writes the
-checkpoint folder, with synthetic.json in it.
+logits are finite and of the usual scale; norms are ones, biases zeros. They are made and written layer by layer: a
+shape may be larger than the device or the host. The tokenizer is the built-in one, whose ids are the first of the
+vocabulary. What such a model says means nothing: every quality figure of it is marked. Writes the checkpoint folder,
+with synthetic.json in it.
 """
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from quantharm.provenance import device_name, versions
 from quantharm.stage import Timing, run_stage, stage_parser
 
 INITIALIZER_RANGE = 0.02
-SHARD_SIZE = "5GB"
+SHARD_BYTES = 4 * 10**9  # of host memory at a time
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
 
@@ -42,17 +44,69 @@ def model_configuration(shape: dict[str, Any], tokenizer: Path):
     return configuration
 
 
-def random_model(configuration, dtype: str, device: str, seed: int):
-    """A causal language model of that configuration with seeded random weights, made on the device."""
+def empty_model(configuration, dtype: str):
+    """A causal language model of that configuration that takes no memory: shapes without numbers."""
     import torch
     from transformers import AutoModelForCausalLM
 
-    torch.manual_seed(seed)
     try:
-        with torch.device(device):
+        with torch.device("meta"):
             return AutoModelForCausalLM.from_config(configuration, dtype=torch_dtype(dtype))
     except ValueError as error:
         raise UserError(f"no language model can be made of this configuration: {first_line(error)}") from None
+
+
+def random_tensors(model, device: str, seed: int) -> Iterator[tuple[str, Any]]:
+    """(name, tensor on the device) of each of the model's weights, one layer at a time, as transformers starts them.
+
+    A tied matrix comes once. Same seed, kind of device and shape: same numbers.
+    """
+    import torch
+
+    torch.manual_seed(seed)
+    named = dict(model.named_parameters())  # a tied one by its first name only
+    for prefix, module in model.named_modules():
+        own = {name: f"{prefix}.{name}".lstrip(".") for name, _ in module.named_parameters(recurse=False)}
+        if not any(full in named for full in own.values()):
+            continue
+        module.to_empty(device=device, recurse=False)
+        model._init_weights(module)
+        for name, full in own.items():
+            if full in named:
+                yield full, getattr(module, name).detach()
+        module.to_empty(device="meta", recurse=False)
+
+
+def write_checkpoint(model, tensors: Iterator[tuple[str, Any]], folder: Path) -> int:
+    """The tensors in shards of SHARD_BYTES with their index, and the configuration; returns the bytes of weights."""
+    from safetensors.torch import save_file
+
+    shards: list[dict[str, Any]] = [{}]
+    index, size = {}, 0
+
+    def shard_name(number: int) -> str:
+        return f"model-{number:05d}.safetensors"
+
+    def write() -> None:
+        save_file(shards[-1], folder / shard_name(len(shards)), metadata={"format": "pt"})
+        shards[-1] = {}
+
+    filled = 0
+    for name, tensor in tensors:
+        weight = tensor.numel() * tensor.element_size()
+        if filled and filled + weight > SHARD_BYTES:
+            write()
+            shards.append({})
+            filled = 0
+        shards[-1][name] = tensor.cpu()
+        index[name] = shard_name(len(shards))
+        filled, size = filled + weight, size + weight
+    write()
+    write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": size}, "weight_map": index})
+    model.config.architectures = [type(model).__name__]
+    model.config.save_pretrained(folder)
+    model.generation_config.save_pretrained(folder)
+    return size
 
 
 def main() -> None:
@@ -70,12 +124,11 @@ def main() -> None:
     quiet()
     device = choose_device(arguments.device)
     configuration = model_configuration(read_architecture(arguments.architecture), arguments.tokenizer)
+    model = empty_model(configuration, arguments.dtype)
+    parameters = model.num_parameters()
     with replacing_folder(arguments.output) as folder:
         with timing.part("model"):
-            model = random_model(configuration, arguments.dtype, device, arguments.seed)
-        parameters = model.num_parameters()
-        with timing.part("write"):
-            model.save_pretrained(folder, max_shard_size=SHARD_SIZE)
+            size = write_checkpoint(model, random_tensors(model, device, arguments.seed), folder)
             for name in TOKENIZER_FILES:
                 shutil.copyfile(arguments.tokenizer / name, folder / name)
         mark = {
@@ -90,10 +143,9 @@ def main() -> None:
         write_json(folder / SYNTHETIC_MARK, mark)
         for path in folder.iterdir():
             path.chmod(0o644)
-    size = sum(path.stat().st_size for path in arguments.output.glob("*.safetensors"))
     print(
-        f"{arguments.architecture}: {parameters:,} random weights, {size / 1e9:.3f} GB, written at "
-        f"{size / 1e9 / timing.seconds['write']:.2f} GB a second"
+        f"{arguments.architecture}: {parameters:,} random weights, {size / 1e9:.3f} GB, made and written at "
+        f"{size / 1e9 / timing.seconds['model']:.2f} GB a second"
     )
 
 

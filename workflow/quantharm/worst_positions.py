@@ -7,7 +7,6 @@ a report shows text and needs no tokenizer.
 import heapq
 from typing import Any
 
-import pandas
 import torch
 
 LIMIT = 20  # positions kept
@@ -41,9 +40,12 @@ class WorstPositions:
         self.heap: list[tuple[float, int, dict[str, Any]]] = []
         self.offered = 0
 
-    def offer(self, rows: pandas.DataFrame, targets, stored: torch.Tensor, logits: torch.Tensor) -> None:
-        """rows: n rows of divergence.parquet; targets: [n] token ids; stored, logits: [n, vocabulary] as scored."""
-        kl = rows["kl_nats"].to_numpy()
+    def offer(self, prompt_id: str, category: str, rows: dict, targets, stored, logits: torch.Tensor) -> None:
+        """Positions of one prompt; rows: [n] arrays position and kl_nats, as in divergence.parquet.
+
+        targets: [n] token ids; stored, logits: [n, vocabulary] as scored.
+        """
+        kl = rows["kl_nats"]
         floor = self.heap[0][0] if len(self.heap) == self.limit else float("-inf")
         chosen = (kl > floor).nonzero()[0]
         chosen = chosen[(-kl[chosen]).argsort(kind="stable")[: self.limit]]  # no more of them can stay
@@ -53,9 +55,9 @@ class WorstPositions:
         for k, i in enumerate(chosen):
             self.offered += 1
             record = {
-                "prompt_id": rows["prompt_id"].iat[i],
-                "category": rows["category"].iat[i],
-                "position": int(rows["position"].iat[i]),
+                "prompt_id": prompt_id,
+                "category": category,
+                "position": int(rows["position"][i]),
                 "kl_nats": float(kl[i]),
                 "target_id": int(targets[i]),
                 "baseline_top5": ranked(tops["baseline_ids"][k], tops["baseline_p"][k]),
