@@ -28,10 +28,12 @@ from quantharm.synthesize import model_configuration
 from quantharm.worst_positions import WorstPositions
 
 PROMPT_TOKENS = 48
-WINDOWS = 4
+WINDOWS = 8
 TEXT_WINDOWS = 1
-COLUMNS = ["layers", "vocabulary", "prompts", "new_tokens", "parameters, 10^9", "generation, s", "logits, s"]
-COLUMNS += ["divergence, s", "perplexity, s", "store, MB", "peak over the weights, GB"]
+GENERATED_PROMPTS = 2
+COLUMNS = ["layers", "vocabulary", "prompts", "new tokens", "parameters, 10^9", "generation, s a prompt", "logits, s"]
+COLUMNS += ["divergence, s", "share of a bare forward loop", "perplexity, s", "share", "store, MB"]
+COLUMNS += ["peak over the weights, GB"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,13 +48,12 @@ def ids(generator: torch.Generator, vocabulary: int, count: int) -> list[int]:
     return torch.randint(5, vocabulary, (count,), generator=generator).tolist()
 
 
-def seconds_of(device: torch.device, function, *arguments):
-    """(seconds, result)"""
+def seconds_of(device: torch.device, function, *arguments) -> float:
     synchronise(device)
     begin = time.perf_counter()
-    result = function(*arguments)
+    function(*arguments)
     synchronise(device)
-    return time.perf_counter() - begin, result
+    return time.perf_counter() - begin
 
 
 def measure(model, size: Size, window_tokens: int) -> list[str]:
@@ -62,29 +63,48 @@ def measure(model, size: Size, window_tokens: int) -> list[str]:
     windows = [ids(generator, size.vocabulary, window_tokens) for _ in range(WINDOWS)]
     continue_greedily(model, prompts[0], 4, set(), None)  # warm-up
     score_windows(model, windows[:1], False)
+    _ = model(input_ids=torch.tensor([windows[0]], device=device), use_cache=False).logits
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
 
-    def generate():
-        return [continue_greedily(model, prompt, size.new_tokens, set(), None).token_ids for prompt in prompts]
+    def generate() -> None:
+        for prompt in prompts[:GENERATED_PROMPTS]:
+            continue_greedily(model, prompt, size.new_tokens, set(), None)
 
-    generation, answers = seconds_of(device, generate)
+    def bare_forward(sequences) -> None:
+        for sequence in sequences:
+            _ = model(input_ids=torch.tensor([list(sequence)], device=device), use_cache=False).logits
+
+    generation = seconds_of(device, generate) / GENERATED_PROMPTS
     rows = [
-        {"prompt_id": f"p{i}", "category": "c", "prompt_token_ids": p, "token_ids": a}
-        for i, (p, a) in enumerate(zip(prompts, answers, strict=True))
+        {"prompt_id": f"p{i}", "category": "c", "prompt_token_ids": prompt, "token_ids": answer}
+        for i, (prompt, answer) in enumerate(
+            zip(prompts, (ids(generator, size.vocabulary, size.new_tokens) for _ in prompts), strict=True)
+        )
     ]
     trace = make_trace(pandas.DataFrame(rows), windows[:TEXT_WINDOWS])
     with tempfile.TemporaryDirectory() as folder:
         store = Path(folder) / "store"
-        logits, _ = seconds_of(device, write_store, model, trace, store, {"model": "random"})
-        divergence, _ = seconds_of(device, score_store, model, store, trace, WorstPositions())
+        logits = seconds_of(device, write_store, model, trace, store, {"model": "random"})
+        divergence = seconds_of(device, score_store, model, store, trace, WorstPositions())
+        bare_trace = seconds_of(device, bare_forward, trace["token_ids"])
         megabytes = store.stat().st_size / 1e6
-    perplexity, _ = seconds_of(device, score_windows, model, windows, False)
+    perplexity = seconds_of(device, score_windows, model, windows, False)
     peak = f"{(torch.cuda.max_memory_allocated() - before) / 1e9:.2f}" if device.type == "cuda" else "–"
-    parameters = f"{model.num_parameters() / 1e9:.2f}"
-    times = [f"{seconds:.2f}" for seconds in (generation, logits, divergence, perplexity)]
-    return [str(v) for v in dataclasses.astuple(size)] + [parameters, *times, f"{megabytes:.0f}", peak]
+    bare_windows = seconds_of(device, bare_forward, windows)
+    return [
+        *map(str, dataclasses.astuple(size)),
+        f"{model.num_parameters() / 1e9:.2f}",
+        f"{generation:.2f}",
+        f"{logits:.2f}",
+        f"{divergence:.2f}",
+        f"{bare_trace / divergence:.0%}",
+        f"{perplexity:.2f}",
+        f"{bare_windows / perplexity:.0%}",
+        f"{megabytes:.0f}",
+        peak,
+    ]
 
 
 def main() -> None:
@@ -98,7 +118,7 @@ def main() -> None:
     few = arguments.layers
     sizes = [Size(few), Size(few, prompts=24), Size(few, prompts=48), Size(few, new_tokens=64)]
     sizes += [Size(few, new_tokens=128), Size(few, vocabulary=64000), Size(few, vocabulary=152000)]
-    sizes += [Size(2 * few), Size(4 * few)]
+    sizes += [Size(2 * few), Size(4 * few), Size(4 * few, prompts=96, new_tokens=100)]
     shape = MISTRAL_7B | {"hidden_size": arguments.hidden, "intermediate_size": arguments.hidden * 7 // 2}
     shape |= {"num_attention_heads": arguments.hidden // 128, "num_key_value_heads": max(1, arguments.hidden // 512)}
     print(f"| {' | '.join(COLUMNS)} |\n|{'--:|' * len(COLUMNS)}", flush=True)

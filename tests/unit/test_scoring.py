@@ -1,5 +1,7 @@
 """The output head against the models' own logits, and losses in slices against one pass."""
 
+import time
+
 import numpy
 import pytest
 import scipy.special
@@ -7,7 +9,14 @@ import torch
 
 from quantharm import scoring
 from quantharm.errors import UserError
-from quantharm.scoring import check_ids, last_hidden_states, negative_log_likelihoods, output_head, slices_of
+from quantharm.scoring import (
+    check_ids,
+    last_hidden_states,
+    negative_log_likelihoods,
+    one_thread_beside,
+    output_head,
+    slices_of,
+)
 
 IDS = [0, 17, 42, 300, 5, 5, 99, 120, 7]
 KINDS = ["llama", "llama_tied", "mistral", "qwen2", "gemma2", "cohere", "granite", "gpt2", "gpt2_untied"]
@@ -154,3 +163,61 @@ def test_sequences_that_the_model_cannot_take_are_refused(tiny, ids, message):
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 def test_sequences_at_the_limits_are_accepted(tiny, kind):
     check_ids(tiny(kind), [0] * 127 + [383])
+
+
+CPU = torch.device("cpu")
+
+
+def test_what_runs_beside_is_collected_in_order_and_little_waits():
+    begun, collected, ahead = [], [], []
+
+    def compute(i: int) -> int:
+        begun.append(i)
+        time.sleep(0.002 * (i % 3))
+        return 10 * i
+
+    with one_thread_beside(CPU, waiting=2) as beside:
+        for i in range(30):
+            beside(compute, collected.append, i)
+            ahead.append(i - len(collected))
+    assert collected == [10 * i for i in range(30)]
+    assert begun == list(range(30))
+    assert max(ahead) <= 3  # two that wait, and the one that was just handed over
+
+
+def test_what_one_beside_raises_ends_the_loop_and_threads_are_as_before():
+    def compute(i: int) -> int:
+        if i == 3:
+            raise UserError("the fourth")
+        return i
+
+    before, handed = torch.get_num_threads(), []
+
+    def loop() -> None:
+        with one_thread_beside(CPU) as beside:
+            for i in range(1000):
+                beside(compute, lambda _: None, i)
+                handed.append(i)
+
+    with pytest.raises(UserError, match="the fourth"):
+        loop()
+    assert len(handed) < 10
+    assert torch.get_num_threads() == before
+
+
+def test_the_last_one_beside_may_raise():
+    with pytest.raises(ZeroDivisionError), one_thread_beside(CPU) as beside:
+        beside(lambda: 1 / 0, print)
+
+
+def test_beside_takes_one_core_and_leaves_the_others():
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        found = []
+        with one_thread_beside(CPU) as beside:
+            beside(torch.get_num_threads, found.append)
+            mine = torch.get_num_threads()
+        assert (found, mine, torch.get_num_threads()) == ([1], 2, 3)
+    finally:
+        torch.set_num_threads(before)

@@ -170,6 +170,15 @@ def test_reading_is_streamed_row_group_by_row_group(path, monkeypatch):
     assert reads == list(range(12))
 
 
+def test_several_readers_give_the_same_groups_in_the_same_order(path):
+    with StoreWriter(path, 64, {}) as store:
+        for i in range(40):
+            store.write(f"p{i}", "c", range(i % 5 + 1), range(i % 5 + 1), torch.randn(i % 5 + 1, 64))
+    alone, together = list(read_store(path)), list(read_store(path, readers=4))
+    assert [g.prompt_id for g in together] == [f"p{i}" for i in range(40)]
+    assert all(torch.equal(a.log_probabilities, b.log_probabilities) for a, b in zip(alone, together, strict=True))
+
+
 def test_memory_held_does_not_grow_with_the_number_of_prompts(path):
     """Arrow's peak stays below two and a bit row groups of forty."""
     vocabulary, group_bytes = 20_000, 20_000 * 2 * 50

@@ -28,6 +28,7 @@ from quantharm.text import context_length, protocol_name
 from quantharm.worst_positions import WorstPositions, with_texts
 
 MOST_NEGATIVE_KL = -1e-6  # rounding; anything below is an error
+READERS_FOR_GPU = 4  # it scores positions faster than one thread can read and verify them
 CHUNK_ELEMENTS = 2**17  # entries worked on at once: few enough for a core's cache, enough to be worth a call
 QUANTILES = {"median": 0.5, "p90": 0.9, "p99": 0.99, "p99_9": 0.999}
 
@@ -47,19 +48,18 @@ def divergences(
     sums = [vocabulary_sums(stored[chunk], logits[chunk]) for chunk in chunks]
     kl, reverse, js, ln_sum_p, ln_sum_q, largest = (torch.cat(column) for column in zip(*sums, strict=True))
 
-    def entries(values: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-        return values.gather(-1, ids.unsqueeze(-1))[:, 0].double()
-
-    ln_p_target = entries(stored, targets) - ln_sum_p
-    ln_q_target = entries(logits, targets) - largest - ln_sum_q
+    ids = torch.stack([targets, top_tokens], dim=-1)
+    stored_target, stored_top = stored.gather(-1, ids).double().unbind(-1)
+    logit_target, logit_top = logits.gather(-1, ids).double().unbind(-1)
+    ln_p_target, ln_q_target = stored_target - ln_sum_p, logit_target - largest - ln_sum_q
     return {
         "kl_nats": kl,
         "reverse_kl_nats": reverse,
         "js_nats": js,
         "delta_p": ln_q_target.exp() - ln_p_target.exp(),
         "delta_nll_nats": ln_p_target - ln_q_target,
-        "top1_agrees": entries(logits, top_tokens) == largest,
-        "baseline_top1_p": (entries(stored, top_tokens) - ln_sum_p).exp(),
+        "top1_agrees": logit_top == largest,
+        "baseline_top1_p": (stored_top - ln_sum_p).exp(),
     }
 
 
@@ -105,17 +105,17 @@ def score_store(model, store: Path, trace: pandas.DataFrame, worst: WorstPositio
     sequences = {row.prompt_id: list(map(int, row.token_ids)) for row in trace.itertuples()}
     columns: dict[str, list[numpy.ndarray]] = collections.defaultdict(list)
 
-    def score(group: Positions, part: slice, logits: torch.Tensor) -> None:
-        targets, tops, stored = (
-            tensor.to(logits.device, non_blocking=True)
-            for tensor in (
-                torch.from_numpy(group.token_id[part].astype(numpy.int64)),
-                torch.from_numpy(group.top_token_id[part].astype(numpy.int64)),
-                group.log_probabilities[part],
-            )
-        )
-        figures = divergences(stored, logits, targets, tops)
-        rows = {"position": group.position[part]} | {key: value.cpu().numpy() for key, value in figures.items()}
+    def score(group: Positions, part: slice, logits: torch.Tensor) -> tuple:
+        ids = torch.from_numpy(numpy.stack([group.token_id[part], group.top_token_id[part]]).astype(numpy.int64))
+        stored = group.log_probabilities[part].to(logits.device, non_blocking=True)
+        figures = divergences(stored, logits, *ids.to(logits.device, non_blocking=True))
+        return group, part, stored, logits, figures
+
+    def collect(scored: tuple) -> None:
+        group, part, stored, logits, figures = scored
+        on_host = torch.stack([column.double() for column in figures.values()]).cpu().numpy()
+        rows = {"position": group.position[part]} | dict(zip(figures, on_host, strict=True))
+        rows["top1_agrees"] = rows["top1_agrees"] == 1
         if group.category != TEXT_CATEGORY:  # `worst` shows what the method does to answers
             worst.offer(group.prompt_id, group.category, rows, group.token_id[part], stored, logits)
         names = {"prompt_id": group.prompt_id, "category": group.category}
@@ -123,9 +123,10 @@ def score_store(model, store: Path, trace: pandas.DataFrame, worst: WorstPositio
             columns[key].append(values)
 
     current, hidden = None, None
+    on_gpu = model.device.type == "cuda"
     progress = tqdm(total=len(sequences), desc="divergence", unit="prompt", mininterval=5)
-    with one_thread_beside() as beside:
-        for group in read_store(store, for_gpu=next(model.parameters()).is_cuda):
+    with one_thread_beside(model.device) as beside:
+        for group in read_store(store, readers=READERS_FOR_GPU if on_gpu else 1, pinned=on_gpu):
             if group.prompt_id not in sequences:
                 raise UserError(f"the log-prob store {store} has {group.prompt_id}, which the trace lacks; delete both")
             ids = sequences[group.prompt_id]
@@ -138,7 +139,7 @@ def score_store(model, store: Path, trace: pandas.DataFrame, worst: WorstPositio
                 raise UserError(f"the log-prob store {store} has other tokens than the trace in {current}; delete both")
             states = hidden[first - 1 : last]  # those that predict the group's tokens
             for part in slices_of(len(states), vocabulary):
-                beside(score, group, part, head(states[part]))
+                beside(score, collect, group, part, head(states[part]))
     progress.close()
     return pandas.DataFrame({key: numpy.concatenate(values) for key, values in columns.items()})
 

@@ -76,8 +76,11 @@ def write_store(model, trace: pandas.DataFrame, path: Path, metadata: dict[str, 
     """
     head = output_head(model)
 
-    def keep(row, positions: range, logits: torch.Tensor) -> None:
-        log_probabilities = torch.log_softmax(logits, dim=-1)
+    def normalise(row, positions: range, logits: torch.Tensor) -> tuple:
+        return row, positions, torch.log_softmax(logits, dim=-1)
+
+    def keep(normalised: tuple) -> None:
+        row, positions, log_probabilities = normalised
         if not torch.isfinite(log_probabilities).all():
             raise UserError(
                 f"the baseline of {metadata['model']} gives NaN or infinite logits on {row.prompt_id}; a model like "
@@ -87,12 +90,12 @@ def write_store(model, trace: pandas.DataFrame, path: Path, metadata: dict[str, 
         store.write(row.prompt_id, row.category, positions, targets, log_probabilities)
 
     vocabulary = model.get_output_embeddings().weight.shape[0]
-    with StoreWriter(path, vocabulary, metadata) as store, one_thread_beside() as beside:
+    with StoreWriter(path, vocabulary, metadata) as store, one_thread_beside(model.device) as beside:
         for row in tqdm(list(trace.itertuples()), desc="logits", unit="prompt", mininterval=5):
             ids = [int(i) for i in row.token_ids]
             check_ids(model, ids)
             for positions, logits in target_logits(model, head, ids, row.first_target):
-                beside(keep, row, positions, logits)
+                beside(normalise, keep, row, positions, logits)
 
 
 def main() -> None:

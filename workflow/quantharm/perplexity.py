@@ -35,18 +35,14 @@ def score_windows(model, windows: list[list[int]], progress: bool = True) -> tor
     vocabulary = model.get_output_embeddings().weight.shape[0]
     check_ids(model, windows[0])
     losses: list[torch.Tensor] = []
-
-    def score(logits: torch.Tensor, targets: torch.Tensor) -> None:
-        losses.append(token_losses(logits, targets))
-
-    with one_thread_beside() as beside:
+    with one_thread_beside(model.device) as beside:
         for window in tqdm(windows, desc="perplexity", unit="window", mininterval=5, disable=not progress):
             hidden, targets = (
                 last_hidden_states(model, window)[:-1],
                 torch.tensor(window[1:]),
             )  # [N - 1, width], [N - 1]
             for part in slices_of(len(hidden), vocabulary):
-                beside(score, head(hidden[part]), targets[part])
+                beside(token_losses, losses.append, head(hidden[part]), targets[part])
     return torch.cat([loss.cpu() for loss in losses]).unflatten(0, (len(windows), -1))
 
 

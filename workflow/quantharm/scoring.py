@@ -114,22 +114,27 @@ def negative_log_likelihoods(hidden: torch.Tensor, targets: torch.Tensor, head, 
 
 
 @contextlib.contextmanager
-def one_thread_beside(waiting: int = 2) -> Iterator[Callable[..., None]]:
-    """Gives submit(function, *arguments): one thread runs the functions, in order, while the caller goes on.
+def one_thread_beside(device: torch.device, waiting: int = 2) -> Iterator[Callable[..., None]]:
+    """Gives submit(compute, collect, *arguments): collect(compute(*arguments)) while the caller goes on; in order.
 
-    It takes one of the job's cores and leaves the caller the others: a forward pass of a small model keeps no more
-    busy. At most `waiting` functions wait, so memory is bounded. What one raises is raised by a later submit or at the
-    end.
+    On a CPU a thread does both. It takes one of the job's cores and leaves the caller the others: a forward pass of a
+    small model keeps no more busy. On a GPU the caller launches `compute`, which takes it a moment, and the thread
+    waits for what comes out. At most `waiting` wait to be collected, so memory is bounded. What one raises is raised by
+    a later submit or at the end.
     """
     threads = torch.get_num_threads()
     pending: collections.deque[concurrent.futures.Future] = collections.deque()
 
-    def submit(function: Callable, *arguments) -> None:
+    def submit(compute: Callable, collect: Callable, *arguments) -> None:
         while len(pending) > waiting:
             pending.popleft().result()
-        pending.append(thread.submit(function, *arguments))
+        if device.type == "cuda":
+            pending.append(thread.submit(collect, compute(*arguments)))
+        else:
+            pending.append(thread.submit(lambda: collect(compute(*arguments))))
 
     with concurrent.futures.ThreadPoolExecutor(1) as thread:
+        thread.submit(torch.get_num_threads).result()  # or its first operation would take over the caller's number
         thread.submit(torch.set_num_threads, 1).result()
         torch.set_num_threads(max(1, threads - 1))  # after it: OpenMP's number is a thread's own, MKL's everyone's
         try:

@@ -26,7 +26,7 @@ from quantharm.errors import UserError
 
 METADATA_KEY = b"quantharm"
 FORMAT = 1
-READERS_FOR_GPU = 4
+PAGE_BYTES, PAGE_ROWS = 2**17, 4  # so small that a page is copied and its checksum taken within a core's cache
 SYNC_BYTES = 2**27  # the disk is kept busy while more is encoded; else it would all be left to the end
 # What a file with a flipped bit makes pyarrow and json raise; pages have checksums, the footer has none.
 DAMAGE = (pyarrow.ArrowException, OSError, ValueError, TypeError, LookupError, AttributeError)
@@ -74,6 +74,8 @@ class StoreWriter:
             use_dictionary=["prompt_id", "category"],
             write_statistics=["prompt_id", "position"],
             write_page_checksum=True,
+            data_page_size=PAGE_BYTES,
+            write_batch_size=PAGE_ROWS,
         )
 
     def __enter__(self):
@@ -191,14 +193,13 @@ def read_group(file: pyarrow.parquet.ParquetFile, group: int, pinned: bool) -> P
     )
 
 
-def read_store(path: Path, for_gpu: bool = False) -> Iterator[Positions]:
-    """The store's row groups in order, the next ones being read while the caller works on this one.
+def read_store(path: Path, readers: int = 1, pinned: bool = False) -> Iterator[Positions]:
+    """The store's row groups in order, `readers` more being read while the caller works on one.
 
-    A GPU scores positions faster than one thread can read and verify them.
+    pinned: for a GPU, which then fetches log-probabilities while it computes.
     """
     file = open_store(path)
     check_columns(file, path)
-    readers = READERS_FOR_GPU if for_gpu else 1
     files: queue.SimpleQueue = queue.SimpleQueue()  # an open file is read by one thread at a time
     for _ in range(readers):
         files.put(open_store(path))
@@ -206,7 +207,7 @@ def read_store(path: Path, for_gpu: bool = False) -> Iterator[Positions]:
     def read(group: int) -> Positions:
         own = files.get()
         try:
-            return read_group(own, group, for_gpu)
+            return read_group(own, group, pinned)
         except DAMAGE as error:
             raise damaged(path, error) from None
         finally:

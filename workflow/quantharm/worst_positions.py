@@ -51,7 +51,8 @@ class WorstPositions:
         chosen = chosen[(-kl[chosen]).argsort(kind="stable")[: self.limit]]  # no more of them can stay
         if not len(chosen):
             return
-        tops = {key: value.cpu().numpy() for key, value in top_tokens(stored[chosen], logits[chosen]).items()}
+        picked = torch.from_numpy(chosen).to(logits.device)
+        tops = {key: value.cpu().numpy() for key, value in top_tokens(stored[picked], logits[picked]).items()}
         for k, i in enumerate(chosen):
             self.offered += 1
             record = {
