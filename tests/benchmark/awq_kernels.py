@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import torch
+from decode import kernel_table
 
 from quantharm import linears
 from quantharm.captured import largest_kl
@@ -32,7 +33,7 @@ COLUMNS = (
 )
 
 
-def row(record: dict, backend: str, tokens: list[int], reference: list[torch.Tensor]) -> list[str]:
+def row(record: dict, backend: str, tokens: list[int], reference: list[torch.Tensor], kernels: bool) -> list[str]:
     begin = time.perf_counter()
     try:
         model = load_cell(record | {"settings": record["settings"] | {"backend": backend}}, "cuda")
@@ -47,6 +48,8 @@ def row(record: dict, backend: str, tokens: list[int], reference: list[torch.Ten
     speed = benchmark(model, 256, 64, 5, 1.0)
     captured = speed["captured"]
     rate = captured["reason"] if "reason" in captured else f"{captured['decode_tokens_per_second']['median']:.1f}"
+    if kernels:
+        print(kernel_table(model))
     return [
         backend,
         kernel,
@@ -62,15 +65,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("cell", type=Path, help="results folder of an AWQ cell")
     parser.add_argument("--backends", nargs="+", default=["gemm_triton", "gemm", "exllama_v2", "marlin"])
+    parser.add_argument("--kernels", action="store_true", help="where a captured step spends its time, before each row")
     arguments = parser.parse_args()
     quiet()
-    record = read_quantization(arguments.cell / "quantization.json")
+    record = read_quantization(arguments.cell / "quantization.json") | {"gpus": 1}
     tokenizer = load_tokenizer(record["source"])
     tokens = tokenizer(read_text(Path("data/evaluation.txt"))[:4000])["input_ids"][:KERNEL_TOKENS]
     reference: list[torch.Tensor] = []
     print(f"| {' | '.join(COLUMNS)} |\n|{'--|' * len(COLUMNS)}", flush=True)
     for backend in arguments.backends:
-        print(f"| {' | '.join(row(record, backend, tokens, reference))} |", flush=True)
+        print(f"| {' | '.join(row(record, backend, tokens, reference, arguments.kernels))} |", flush=True)
         gc.collect()
         torch.cuda.empty_cache()
 

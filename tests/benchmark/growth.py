@@ -88,10 +88,10 @@ def measure(model, size: Size, window_tokens: int) -> list[str]:
         store = Path(folder) / "store"
         logits = seconds_of(device, write_store, model, trace, store, {"model": "random"})
         divergence = seconds_of(device, score_store, model, store, trace, WorstPositions())
-        bare_trace = seconds_of(device, bare_forward, trace["token_ids"])
         megabytes = store.stat().st_size / 1e6
     perplexity = seconds_of(device, score_windows, model, windows, False)
     peak = f"{(torch.cuda.max_memory_allocated() - before) / 1e9:.2f}" if device.type == "cuda" else "–"
+    bare_trace = seconds_of(device, bare_forward, trace["token_ids"])
     bare_windows = seconds_of(device, bare_forward, windows)
     return [
         *map(str, dataclasses.astuple(size)),
