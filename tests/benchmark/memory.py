@@ -14,14 +14,21 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
+JOB = {  # as workflow/rules/common.smk sets them for each job
+    "PYTHONPATH": str(ROOT / "workflow"),
+    "OMP_WAIT_POLICY": "passive",
+    "MALLOC_MMAP_THRESHOLD_": "33554432",
+    "MALLOC_TRIM_THRESHOLD_": "268435456",
+    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "16",
+    "LRU_CACHE_CAPACITY": "1",
+}
 
 
 def stage(name: str, **flags) -> None:
     command = [sys.executable, "-m", f"quantharm.{name}"]
     for flag, value in flags.items():
         command += [f"--{flag.replace('_', '-')}", str(value)]
-    environment = os.environ | {"PYTHONPATH": str(ROOT / "workflow"), "OMP_WAIT_POLICY": "passive"}
-    subprocess.run(command, check=True, cwd=ROOT, env=environment, stderr=subprocess.DEVNULL)
+    subprocess.run(command, check=True, cwd=ROOT, env=os.environ | JOB, stderr=subprocess.DEVNULL)
 
 
 def peak_bytes(folder: Path, per_category: int) -> tuple[int, int]:

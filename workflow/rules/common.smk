@@ -18,9 +18,11 @@ PYTHON = ".venv-evaluation/bin/python" if OWN_PYTHON else config["python"] or "p
 # Every stage but fetch and fetch_text sets itself offline. A PYTHONPATH that is set already is kept, after our own.
 # OpenMP threads that wait must not spin: where other programs use the cores, spinning makes a small model 50 times
 # slower. Memory that is freed is kept (glibc): to give it back and fault it in again doubles the time of what is small.
+# oneDNN's kernels are kept for a few shapes only: each new length of a prompt makes some more, of 3 MB.
 shell.prefix(
     f"set -euo pipefail; export PYTHONPATH={shlex.quote(str(PACKAGE))}${{{{PYTHONPATH:+:$PYTHONPATH}}}}"
     f" OMP_WAIT_POLICY=passive MALLOC_MMAP_THRESHOLD_=33554432 MALLOC_TRIM_THRESHOLD_=268435456"
+    f" ONEDNN_PRIMITIVE_CACHE_CAPACITY=16 LRU_CACHE_CAPACITY=1"
     f" WORKFLOW_PYTHON={shlex.quote(sys.executable)}; "
 )
 
