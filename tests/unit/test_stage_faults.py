@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pandas
 import pyarrow.parquet
@@ -93,6 +94,22 @@ def test_every_stage_takes_it_and_its_checks_pass(chain_of, tiny, kind, settings
     prompts = pandas.read_parquet(chain / "baseline/generation.parquet")["prompt_token_ids"]
     has_bos = bool(tokenizer)  # a template writes its own, and none is added to it
     assert all(list(ids).count(0) == has_bos == (ids[0] == 0) for ids in prompts)
+
+
+def test_a_model_that_is_quantized_already_is_no_baseline(chain, tmp_path, monkeypatch):
+    """Its divergence from itself is zero, so only `method_is_real` and the bits a weight say so."""
+    folder = chain / "nf4/checkpoint"
+    shutil.copytree(folder, tmp_path / "model")
+    for path in Path(json.loads(chain.source.read_text())["path"]).glob("tokenizer*"):
+        shutil.copy(path, tmp_path / "model")
+    (tmp_path / "baseline").mkdir()
+    source = fetch.describe("tiny", "tiny", tmp_path / "model", None, False, False)
+    quantized = Chain(tmp_path / "baseline", source, monkeypatch).baseline()
+    message = quantized.fails("checks", on_failure="stop")
+    assert "tiny × baseline failed method_is_real (" in message
+    assert "14 of them quantized, as nothing should be in this cell" in message
+    assert "; bits_per_weight (" in message
+    assert message.count(", limit ") == 2
 
 
 # ---------------------------------------------------------------- logits that are no numbers
