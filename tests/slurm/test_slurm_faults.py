@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from conftest import HOLD, NEEDS_MB, SlurmProject
 from slurm_jobs import CALL, STAGE, asked, digests, forget, hold_one, stage_of
-from workflow_project import FAIL, Project, evaluation_python
+from workflow_project import FAIL, PYTHON, Project, evaluation_python
 
 KILL_SECONDS = 8
 
@@ -58,11 +58,18 @@ def test_a_cancelled_job_is_tried_again_and_then_ends_clearly(finished, slurm):
 
 
 def test_a_job_that_is_killed_for_its_memory_is_tried_with_more_and_then_ends_clearly(slurm, tmp_path):
-    """First no attempt gets enough: two of them, the second with more. Then the second one gets enough."""
+    """First no attempt gets enough: two of them, the second with more. Then the second one gets enough.
+
+    Its jobs use the environment that the workflow builds, in the project's folder, which is what a cluster shares.
+    """
     project = SlurmProject(tmp_path / "project", slurm)
     Project.fresh(project.folder)
     project.shorten()
     project.use_python(evaluation_python())
+    (project / ".venv-evaluation/bin").mkdir(parents=True)
+    (project / PYTHON).rename(project / ".venv-evaluation/bin/python")
+    (project / ".venv-evaluation/installed.txt").touch()
+    project.edit("python", None)
     target = "results/reference/nf4/quantization.json"
 
     def attempts(needs: int):
@@ -77,6 +84,9 @@ def test_a_job_that_is_killed_for_its_memory_is_tried_with_more_and_then_ends_cl
     assert states == ["FAILED", "FAILED"]
     assert memory[1] == pytest.approx(1.5 * memory[0], abs=1)
     assert "results/logs/quantize/reference/nf4.log" in result.output
+    logs = list((project / ".snakemake/slurm_logs/rule_quantize").rglob("*.log"))
+    assert len(logs) == len(states)
+    assert all("error: this job was killed (signal 9)" in log.read_text(encoding="utf-8") for log in logs)
     assert not (project / target).exists()
     assert not (project / "results/reference/nf4/checkpoint").exists()
 

@@ -88,6 +88,8 @@ class Chain:
                 "rows": rows,
                 "output": output,
             },
+            "integrity": {"cell": cell, "floor": baseline / "divergence.json", "output": output}
+            | ({} if method == "baseline" else {"baseline": baseline / "integrity.json"}),
             "checks": {
                 "cell": cell,
                 "baseline": baseline,
