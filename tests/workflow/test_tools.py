@@ -125,3 +125,22 @@ def test_the_table_of_times_has_a_line_a_stage(first_run):
     cells = dict(line.split()[:2] for line in run.stdout.splitlines())
     jobs = {"logits": "1"} | dict.fromkeys(CELL_STAGES, str(len(METHODS)))
     assert jobs.items() <= cells.items()
+
+
+def test_the_table_of_faults_names_tests_that_exist():
+    """tests/README.md: `folder/file::begin_of_a_name_…`, `::another_of_that_file`; `test_` left out of both."""
+    tests, missing, found = CHECKOUT / "tests", [], 0
+    for line in (tests / "README.md").read_text(encoding="utf-8").splitlines():
+        file = None
+        for reference in re.findall(r"`((?:\w+/\w+)?(?:::\w+…?)?)`", line.rpartition(" | ")[2] or line):
+            place, _, name = reference.partition("::")
+            file = place or file
+            folder, _, module = file.partition("/")
+            path = tests / folder / f"test_{module}.py"
+            end = r"\w*" if name.endswith("…") else ""
+            pattern = rf"^def test_{name.removesuffix('…')}{end}\(" if name else "^def test_"
+            found += 1
+            if not path.is_file() or not re.search(pattern, path.read_text(encoding="utf-8"), re.M):
+                missing.append(reference)
+    assert missing == []
+    assert found > 60
