@@ -20,9 +20,9 @@ PYTHON = ".venv-evaluation/bin/python" if OWN_PYTHON else config["python"] or "p
 # slower. Memory that is freed is kept (glibc): to give it back and fault it in again doubles the time of what is small.
 # A stage that is killed cannot say so itself: its shell does, and Snakemake then names the rule and the log. (In the
 # environment, for Snakemake shows the whole command of whatever fails.)
-os.environ["KILLED"] = (
-    "error: this job was killed (signal 9), most often because memory ran out; free some, or give the model's jobs more"
-    " by a larger `billion_parameters:` in the config, then run the same command again"
+os.environ.update(
+    KILLED="error: this job was killed (signal 9), most often because memory ran out; free some, or give the model's"
+    " jobs more by a larger `billion_parameters:` in the config, then run the same command again"
 )
 shell.prefix(
     "set -euo pipefail; trap 'test $? -ne 137 || echo \"$KILLED\" >&2' EXIT;"
