@@ -5,7 +5,9 @@ import json
 import re
 
 import pytest
-from slurm_jobs import asked, jobs_of, stage_of
+from conftest import CALLS, HOLD, SlurmProject
+from single_node import SingleNode
+from slurm_jobs import asked, forget, jobs_of, stage_of
 from workflow_project import CELL_STAGES, CHECKOUT, METHODS
 
 from quantharm import configuration, resources
@@ -56,7 +58,7 @@ def test_gpu_jobs_run_one_at_a_time_on_one_gpu(submitted, slurm):
 def test_what_uses_the_network_stays_on_the_login_node(submitted):
     on_login, in_jobs = set(), set()
     for line in submitted.calls():
-        where, _, _, module, *_ = line.split()  # the command begins with -m
+        where, _, _, _, module, *_ = line.split()  # the command begins with -m
         (on_login if where == "login" else in_jobs).add(module.removeprefix("quantharm."))
     assert on_login == LOGIN_STAGES
     assert in_jobs == MODEL_STAGES
@@ -69,6 +71,10 @@ def test_jobs_need_no_network(submitted):
     assert networks == {"offline"}
 
 
+def test_jobs_see_the_gpu_that_they_were_given(submitted):
+    assert {line.split()[2] for line in submitted.calls() if not line.startswith("login")} == {"0"}
+
+
 def test_a_model_on_two_gpus_asks_for_two(finished):
     """And where no node has two, the run ends at once and says what was asked for."""
     finished.edit("models/reference/gpus", 2)
@@ -77,6 +83,29 @@ def test_a_model_on_two_gpus_asks_for_two(finished):
     assert "--gpus=2" in result.output
     assert "--nodes=1" in result.output
     assert re.search(r"sbatch failed.+Requested node configuration is not available", result.output)
+
+
+def test_several_gpus_are_shared_out(finished):
+    """Jobs of one GPU run side by side, each on its own; a job of two has both."""
+    stages = ["results/reference/nf4/perplexity.json", "results/reference/int8/perplexity.json"]
+    with SingleNode(gpus=2) as two:
+        project = SlurmProject(finished.folder, two)
+        for stage in stages:
+            forget(project, stage)
+        (project / HOLD).write_text("quantharm.perplexity")
+        running = project.start(*stages)
+        two.wait(lambda: len(project.calls()) == 2, 120, "no two jobs run at once")
+        assert [job["JobState"] for job in two.jobs().values()] == ["RUNNING", "RUNNING"]
+        (project / HOLD).unlink()
+        result = running.wait()
+        assert result.code == 0, result.output[-4000:]
+        assert {line.split()[2] for line in project.calls()} == {"0", "1"}
+
+        project.edit("models/reference/gpus", 2)
+        forget(project, stages[0])
+        (project / CALLS).unlink()
+        assert project.snakemake(stages[0], "--rerun-triggers", "mtime", timeout=200).code == 0
+        assert [line.split()[2] for line in project.calls()] == ["0,1"]
 
 
 # What comes out
