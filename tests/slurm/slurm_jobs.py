@@ -40,10 +40,11 @@ def forget(project: Project, path: str) -> None:
         (project / path).with_suffix(suffix).unlink()
 
 
-def digests(project: Project) -> dict[str, str]:
-    """sha256 of every result file but logs."""
-    files = [f for f in (project / "results").rglob("*") if f.is_file() and "logs" not in f.parts]
-    return {str(f.relative_to(project.folder)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
+def others(project: Project) -> dict[str, str]:
+    """{name: sha256} of the results but those of the stage that goes wrong, logs and times."""
+    files = [f for f in (project / "results").rglob("*") if f.is_file() and not {"logs", "benchmarks"} & set(f.parts)]
+    own = (project / STAGE).with_suffix("")
+    return {str(f): hashlib.sha256(f.read_bytes()).hexdigest() for f in files if f.with_suffix("") != own}
 
 
 def hold_one(project, slurm):
