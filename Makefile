@@ -3,15 +3,19 @@ PYTHON ?= python3
 FLAGS = --cores all --resources gpu=1 --quiet host reason
 EVALUATION = .venv-evaluation/installed.txt
 
-.PHONY: demo test slurm-test lint format timing clean
+.PHONY: demo test unit-test workflow-test slurm-test lint format timing clean
 
 demo: .venv/installed ## evaluate the built-in model with all methods
 	.venv/bin/snakemake $(FLAGS)
 	@cat results/logs/summary.log
 	@echo "Report: results/report.html"
 
-test: .venv/installed $(EVALUATION) ## all tests
+test: unit-test workflow-test ## all tests but SLURM's
+
+unit-test: .venv/installed $(EVALUATION)
 	OMP_WAIT_POLICY=passive .venv-evaluation/bin/python -m pytest tests/unit tests/report tests/integration
+
+workflow-test: .venv/installed $(EVALUATION)
 	OMP_WAIT_POLICY=passive .venv/bin/python -m pytest tests/workflow
 
 slurm-test: .venv/installed $(EVALUATION) ## the whole workflow through a SLURM of one node, and its failures

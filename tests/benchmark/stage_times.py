@@ -19,7 +19,10 @@ def timings(results: Path) -> dict[tuple[str, str], dict[str, float]]:
     """{(stage, cell): seconds by part} of every finished model job."""
     found = {}
     for path in sorted(results.glob("*/*/*.json")):
-        record = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            sys.exit(f"error: {path} is damaged ({error}); delete it and run the workflow again")
         if isinstance(record, dict) and "timing" in record:
             stage = {"quantization": "quantize"}.get(path.stem, path.stem)
             cell = f"{path.parts[-3]}/{path.parts[-2]}"
@@ -38,6 +41,8 @@ def wall_seconds(results: Path, stage: str, cell: str) -> float | None:
 def main() -> None:
     results = Path(sys.argv[1] if len(sys.argv) > 1 else "results")
     rows = timings(results)
+    if not rows:
+        sys.exit(f"error: {results} holds no finished model job; run the workflow first, or name its results folder")
     print(f"{'stage':12}{'cells':>6}" + "".join(f"{part:>9}" for part in PARTS) + f"{'outside':>9}{'total':>9}")
     sums = dict.fromkeys([*PARTS, "outside"], 0.0)
     for stage in STAGES:

@@ -19,7 +19,7 @@ from workflow_project import FAIL, PYTHON, Project, Result, evaluation_python
 
 HOLD = Path("hold")  # as FAIL, but the stages that it matches wait until it is gone
 NEEDS_MB = Path("needs_mb")  # a stage in a SLURM job with less is killed, as the kernel kills one that uses too much
-CALLS = Path("calls.txt")  # a line a stage: SLURM job or `login`, `offline` or `online`, the module and its flags
+CALLS = Path("calls.txt")  # a line a stage: SLURM job or `login`, `offline` or `online`, its GPUs, the command
 # The evaluation interpreter of a site, with what the tests need. In SLURM's jobs it has no network at all, where this
 # user may make a network namespace.
 WRAPPER = """#!/bin/sh
@@ -27,7 +27,7 @@ matches() {{ [ -f "$1" ] && case "$all" in *"$(cat "$1")"*) true ;; *) false ;; 
 all="$*"
 network=online alone=
 if [ -n "$SLURM_JOB_ID" ] && unshare --net true 2> /dev/null; then network=offline alone="unshare --net"; fi
-echo "${{SLURM_JOB_ID:-login}} $network $all" >> {calls}
+echo "${{SLURM_JOB_ID:-login}} $network ${{CUDA_VISIBLE_DEVICES:-none}} $all" >> {calls}
 if matches {fail}; then echo "error: made to fail" >&2; exit 1; fi
 while matches {hold}; do sleep 0.2; done
 has_mb() {{ scontrol show job "$SLURM_JOB_ID" | sed -n 's/.*MinMemoryNode=\\([0-9]*\\)M.*/\\1/p'; }}
@@ -36,16 +36,20 @@ exec $alone {python} "$@"
 """
 
 
-class SlurmProject(Project):
-    """A project that runs through the test SLURM with the profile, asked for its jobs more often than by default."""
+OFTEN = str(Path(__file__).with_name("snakemake_often.py"))
 
-    def __init__(self, folder: Path, slurm: SingleNode):
+
+class SlurmProject(Project):
+    """A project that runs through the test SLURM with the profile; `plain`: by the very command that a user types."""
+
+    def __init__(self, folder: Path, slurm: SingleNode, plain: bool = False):
         super().__init__(folder)
         self.slurm = slurm
+        self.program = ["-m", "snakemake"] if plain else [OFTEN]
 
     def command(self, *arguments: str, cores: int = 0) -> list[str]:
         faster = ("--slurm-init-seconds-before-status-checks", "1", "--latency-wait", "5")
-        return [sys.executable, "-m", "snakemake", "--profile", "workflow/profiles/slurm", *faster, *arguments]
+        return [sys.executable, *self.program, "--profile", "workflow/profiles/slurm", *faster, *arguments]
 
     def environment(self) -> dict[str, str]:
         return super().environment() | self.slurm.environment
@@ -121,7 +125,7 @@ def both_runs(slurm, tmp_path_factory) -> tuple[SlurmProject, Result, Project, R
     local = Project.fresh(tmp_path_factory.mktemp("local") / "project")
     local.shorten()
     local.edit("device", "auto")  # `cpu` would ask for no GPU
-    submitted = SlurmProject(tmp_path_factory.mktemp("submitted") / "project", slurm)
+    submitted = SlurmProject(tmp_path_factory.mktemp("submitted") / "project", slurm, plain=True)
     local.copy(submitted.folder)
     local.use_python(python)
     submitted.use_python(python)

@@ -1,9 +1,9 @@
-"""A real SLURM of one node with one pretended GPU: its own configuration, ports, munge key and folders.
+"""A real SLURM of one node with pretended GPUs, one unless more are asked for.
 
-Everything lies in one temporary folder and is found through SLURM_CONF, so that it stands beside another SLURM of the
-machine. Needs root and Debian's slurmctld, slurmd, slurm-client and munge (tests/slurm/install.sh), but no systemd, no
-cgroups and no accounting. CPUs and memory are what the configuration says, not what the machine has: SLURM counts them
-and does not enforce them.
+It has its own configuration, ports, munge key and folders, all in one temporary folder that is found through
+SLURM_CONF, so that it stands beside another SLURM of the machine. Needs root and Debian's slurmctld, slurmd,
+slurm-client and munge (tests/slurm/install.sh), but no systemd, no cgroups and no accounting. CPUs and memory are what
+the configuration says, not what the machine has: SLURM counts them and does not enforce them.
 """
 
 import contextlib
@@ -17,6 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
+GPU_FILES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random")  # SLURM wants a file for each GPU that it counts
 PROGRAMS = ("slurmctld", "slurmd", "munged", "sbatch", "srun", "scontrol")
 SEARCH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"])
 NODE = socket.gethostname().split(".")[0]
@@ -56,7 +57,7 @@ MinJobAge=3600
 KillWait=2
 SlurmctldTimeout=30
 SlurmdTimeout=30
-NodeName={node} NodeAddr=127.0.0.1 CPUs={cpus} RealMemory={memory} Gres=gpu:1 State=UNKNOWN
+NodeName={node} NodeAddr=127.0.0.1 CPUs={cpus} RealMemory={memory} Gres=gpu:{gpus} State=UNKNOWN
 PartitionName=main Nodes={node} Default=YES MaxTime=INFINITE State=UP
 """
 # The executor's job step drops SLURM_CONF before it calls srun; a real site has its configuration where srun looks.
@@ -88,7 +89,8 @@ def free_ports(count: int) -> list[int]:
 class SingleNode:
     """`with SingleNode() as slurm:` starts it and, however the block ends, stops what was started."""
 
-    def __init__(self) -> None:
+    def __init__(self, gpus: int = 1) -> None:
+        self.gpus = gpus
         self.folder = Path(tempfile.mkdtemp(prefix="quantharm-slurm-", dir="/tmp"))  # short: holds a socket
         self.environment = {
             "SLURM_CONF": str(self.folder / "slurm.conf"),
@@ -134,11 +136,13 @@ class SingleNode:
             node=NODE,
             cpus=CPUS,
             memory=MEMORY_MB,
+            gpus=self.gpus,
             controller_port=controller_port,
             node_port=node_port,
         )
         (self.folder / "slurm.conf").write_text(text)
-        (self.folder / "gres.conf").write_text(f"NodeName={NODE} Name=gpu File=/dev/null\n")
+        devices = "".join(f"NodeName={NODE} Name=gpu File={file}\n" for file in GPU_FILES[: self.gpus])
+        (self.folder / "gres.conf").write_text(devices)
         wrapper = self.folder / "bin/srun"
         wrapper.write_text(SRUN.format(folder=self.folder, srun=shutil.which("srun", path=SEARCH)))
         wrapper.chmod(0o755)

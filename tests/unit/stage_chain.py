@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from quantharm import meters
 from quantharm.files import write_json
 from quantharm.stage import run_stage
 
@@ -29,6 +30,7 @@ class Chain:
         self.folder = folder
         self.monkeypatch = monkeypatch
         monkeypatch.setattr("quantharm.stage.leave", lambda: None)  # this process is the tests'
+        monkeypatch.setitem(meters.COPY_BYTES, "cpu", 2**20)  # how fast this machine copies is no matter here
         self.source = folder / "source.json"
         write_json(self.source, source)
         self.text = folder / "text.txt"
@@ -88,6 +90,8 @@ class Chain:
                 "rows": rows,
                 "output": output,
             },
+            "integrity": {"cell": cell, "floor": baseline / "divergence.json", "output": output}
+            | ({} if method == "baseline" else {"baseline": baseline / "integrity.json"}),
             "checks": {
                 "cell": cell,
                 "baseline": baseline,

@@ -107,10 +107,83 @@ def test_method_is_real_passes_on_a_baseline_that_is_one(baseline_cell):
     assert check_method_is_real(baseline_cell.record, [], baseline_cell.model)["status"] == "pass"
 
 
-def test_method_is_real_fails_on_a_quantized_baseline(baseline_cell, nf4_cell):
-    matrices = linears.quantized_matrices(nf4_cell.model, nf4_cell.checkpoint, "unquantized")
-    assert len(matrices) == 56  # the baseline's module recognises other quantizers' layers
-    assert check_method_is_real(baseline_cell.record, matrices, nf4_cell.model)["status"] == "fail"
+@pytest.mark.parametrize(
+    "kind", ["llama_tied", "mistral", "qwen2", "gemma2", "cohere", "granite", "gpt2", "gpt2_untied"]
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_nothing_is_taken_for_quantized_in_a_baseline_of_any_kind(tiny, kind, dtype):
+    assert linears.quantized_matrices(tiny(kind, dtype), None, "unquantized") == []
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_method_is_real_fails_on_a_quantized_baseline(baseline_cell, cell, request):
+    """By how the weights are held: the baseline's module knows no other quantizer. Other checks say so or step back."""
+    cell = request.getfixturevalue(cell)
+    matrices = linears.quantized_matrices(cell.model, cell.checkpoint, "unquantized")
+    assert {m.name for m in matrices} == {m.name for m in cell.matrices}
+    assert sum(m.rows * m.columns for m in matrices) == sum(m.rows * m.columns for m in cell.matrices)
+    assert check_method_is_real(baseline_cell.record, matrices, cell.model)["status"] == "fail"
+    measured, formula = linears.bits_per_weight(matrices)
+    record = {"bits_per_weight": measured, "bits_per_weight_formula": formula}
+    assert check_bits_per_weight(record)["status"] == "fail"
+    assert check_kernel(cell.model, matrices, TOKENS)["status"] == "skipped"
+
+
+class Disguised(torch.nn.Parameter):
+    """A class of another library's whose dtype and shape say nothing about what it stores."""
+
+
+class Packed(torch.nn.Module):
+    """A linear layer of another library's that holds its weights in a buffer."""
+
+    in_features, out_features = 64, 128
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("qweight", torch.zeros(8, 128, dtype=torch.int32))
+
+
+class Experts(torch.nn.Module):
+    """No linear layer at all, but packed codes where a model has weights."""
+
+    def __init__(self):
+        super().__init__()
+        self.blocks = torch.nn.Parameter(torch.zeros(4, 128, 32, dtype=torch.uint8), requires_grad=False)
+
+
+def plain(weight: torch.Tensor, kind=torch.nn.Parameter) -> torch.nn.Linear:
+    linear = torch.nn.Linear(64, 128, bias=False)
+    linear.weight = kind(weight, requires_grad=False)
+    return linear
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        lambda weight: plain(weight.to(torch.float8_e4m3fn)),
+        lambda weight: plain(weight[:, ::2].to(torch.int8)),
+        lambda weight: plain(weight[:, ::4].clone()),
+        lambda weight: plain(weight, Disguised),
+        lambda weight: Packed(),
+        lambda weight: Experts(),
+    ],
+    ids=[
+        "8-bit floats",
+        "packed integers",
+        "floats that hold packed ones",
+        "a class of its own",
+        "a buffer",
+        "experts",
+    ],
+)
+def test_one_rounded_layer_makes_a_baseline_none(tiny, baseline_cell, layer):
+    """Formats that no module here knows."""
+    model = tiny("llama", torch.bfloat16)
+    mlp = model.model.layers[1].mlp
+    mlp.up_proj = layer(mlp.up_proj.weight.detach())
+    matrices = linears.quantized_matrices(model, None, "unquantized")
+    assert [m.name for m in matrices] == ["model.layers.1.mlp.up_proj"]
+    assert check_method_is_real(baseline_cell.record, matrices, model)["status"] == "fail"
 
 
 @pytest.mark.parametrize("claimed", ["bitsandbytes_4bit", "bitsandbytes_int8", "awq", "pretrained"])

@@ -35,6 +35,13 @@ def test_imports_inside_functions_are_followed():
     assert {"quantizers/awq.py", "quantizers/bitsandbytes_4bit.py"} <= names("quantizers.pretrained")
 
 
+@pytest.mark.parametrize("quantizer", ["unquantized", "awq", "bitsandbytes_4bit", "bitsandbytes_int8"])
+def test_a_quantizer_is_made_of_no_other_quantizers_module(quantizer):
+    """So editing one method leaves the others' cells alone, the baseline's too. (`pretrained` loads any of them.)"""
+    of_quantizers = {name for name in names(f"quantizers.{quantizer}") if name.startswith("quantizers/")}
+    assert of_quantizers == {f"quantizers/{quantizer}.py"}
+
+
 def test_imports_are_followed_through_other_modules():
     assert "stage.py" in names("checks")
     assert "statistics.py" in names("generation")  # by way of decoding

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pandas
 import pyarrow.parquet
@@ -81,18 +82,36 @@ def test_every_stage_takes_it_and_its_checks_pass(chain_of, tiny, kind, settings
     if model.config.tie_word_embeddings:  # or what goes in would drown what the layers add to it
         model.get_output_embeddings().weight.div_(10)
     chain = chain_of(model, **tokenizer).baseline()
-    chain.call("checks")
-    for stage in ("quantize", "generation", "perplexity", "divergence", "checks"):
+    for stage in ("integrity", "checks"):
+        chain.call(stage)
+    for stage in ("quantize", "generation", "perplexity", "divergence", "integrity", "checks"):
         chain.call(stage, "nf4")
     for method in ("baseline", "nf4"):
         status = {check["name"]: check["status"] for check in chain.read(f"{method}/checks.json")["checks"]}
         for name in ("self_divergence", "reload", "method_is_real", "finite", "same_text"):
             assert status[name] == "pass", (method, name)
+        assert chain.read(f"{method}/integrity.json")["manifest"]["verified"]
     assert chain.read("nf4/divergence.json")["kl_nats"]["mean"] > 1e-6
     assert chain.read("baseline/logits.json")["vocabulary"] == model.get_output_embeddings().weight.shape[0]
     prompts = pandas.read_parquet(chain / "baseline/generation.parquet")["prompt_token_ids"]
     has_bos = bool(tokenizer)  # a template writes its own, and none is added to it
     assert all(list(ids).count(0) == has_bos == (ids[0] == 0) for ids in prompts)
+
+
+def test_a_model_that_is_quantized_already_is_no_baseline(chain, tmp_path, monkeypatch):
+    """Its divergence from itself is zero, so only `method_is_real` and the bits a weight say so."""
+    folder = chain / "nf4/checkpoint"
+    shutil.copytree(folder, tmp_path / "model")
+    for path in Path(json.loads(chain.source.read_text())["path"]).glob("tokenizer*"):
+        shutil.copy(path, tmp_path / "model")
+    (tmp_path / "baseline").mkdir()
+    source = fetch.describe("tiny", "tiny", tmp_path / "model", None, False, False)
+    quantized = Chain(tmp_path / "baseline", source, monkeypatch).baseline()
+    message = quantized.fails("checks", on_failure="stop")
+    assert "tiny × baseline failed method_is_real (" in message
+    assert "14 of them quantized, as nothing should be in this cell" in message
+    assert "; bits_per_weight (" in message
+    assert message.count(", limit ") == 2
 
 
 # ---------------------------------------------------------------- logits that are no numbers
@@ -210,6 +229,7 @@ INPUTS = [
     ("divergence", "baseline/logits.parquet"),
     ("divergence", "baseline/trace.parquet"),
     ("perplexity", "nf4/checkpoint/model.safetensors"),
+    ("integrity", "baseline/divergence.json"),
     ("checks", "baseline/perplexity.json"),
 ]
 
@@ -238,7 +258,7 @@ def halve(path) -> None:
 @pytest.mark.parametrize("damage", [empty, halve, flip])
 @pytest.mark.parametrize(("stage", "file"), INPUTS, ids=[file for _, file in INPUTS])
 def test_a_damaged_input_ends_in_one_sentence_that_names_it(chain, stage, file, damage):
-    method = "baseline" if stage == "logits" or stage == "checks" else "nf4"
+    method = "baseline" if file.startswith("baseline/") and stage != "divergence" else "nf4"
     for path in chain.folder.glob("*/quantization.json"):  # with its digest again
         fetch.write_json(path, json.loads(path.read_text()))
     damage(chain / file)
@@ -359,6 +379,14 @@ def test_any_other_fault_keeps_its_traceback(chain, monkeypatch):
 @pytest.mark.parametrize("stage", ["quantize", "generation", "logits", "perplexity", "divergence", "checks"])
 def test_a_gpu_that_is_not_there(chain, stage):
     message = chain.fails(stage, device="cuda")
+    assert "`device: cuda` is asked for but PyTorch sees no GPU here" in message
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_for_what_integrity_loads(chain):
+    chain.call("divergence", "nf4")
+    chain.call("integrity")  # loads no model: files and weights of the baseline
+    message = chain.fails("integrity", "nf4", device="cuda")
     assert "`device: cuda` is asked for but PyTorch sees no GPU here" in message
 
 

@@ -51,6 +51,7 @@ MISTAKES = {
     "no such prompts": ("protocols/tiny/prompts", "data/none.jsonl", ["protocols.tiny.prompts", "data/none.jsonl"]),
     "braces in a path": ("models/reference/source", "data/{x}", ["models.reference.source", "{x}", "braces", "rename"]),
     "no such text": ("texts/builtin/path", "data/none.txt", ["texts.builtin.path", "data/none.txt", "no file here"]),
+    "no such interpreter": ("python", "./no-python", ["python", "./no-python", "no program here"]),
     "no such calibration": ("calibration", "data/nothing.txt", ["calibration", "data/nothing.txt", "correct the path"]),
 }
 

@@ -55,6 +55,7 @@ def test_a_failed_stage_runs_again_alone(finished):
     failed = finished.snakemake("--quiet", "host", "reason")
     assert failed.code != 0
     assert "Traceback" not in failed.output
+    assert "was killed" not in failed.output
     assert "results/logs/divergence/reference/nf4.log" in failed.output
     assert "made to fail" in (finished / "results/logs/divergence/reference/nf4.log").read_text(encoding="utf-8")
     assert not finished.path("nf4/divergence.json").exists()
@@ -116,6 +117,8 @@ def test_a_job_killed_twice_fails_and_the_next_run_completes_it(finished):
         assert snakemake.wait(PATIENCE) != 0
     finally:
         snakemake.kill()
+    told = (finished / "output.txt").read_text(encoding="utf-8").splitlines()
+    assert sum(line.startswith("error: this job was killed (signal 9), most often because") for line in told) == 2
     assert not list(finished.path("nf4").glob("generation.*"))
     assert finished.jobs() == with_followers({job("nf4", "generation")})
     finished.run(target)

@@ -10,7 +10,19 @@ import time
 
 import psutil
 import pytest
-from workflow_project import ALL_MODELS, ALL_REPORT, CHECKOUT, FETCH, LOGITS, REPORT, SUMMARY, TEXT, Project, job
+from workflow_project import (
+    ALL_MODELS,
+    ALL_REPORT,
+    CHECKOUT,
+    FETCH,
+    LOGITS,
+    REPORT,
+    SUMMARY,
+    TEXT,
+    Project,
+    evaluation_python,
+    job,
+)
 
 # Loaded by every Python before its program: a stage is killed when it is about to give its n-th file its final name,
 # of which by then only a half is written. Its second attempt, where it has one, is killed at its start.
@@ -85,7 +97,8 @@ STAGES = {
     "report",
     "integrity",
 }
-# Rules outside the default run; what they write goes through the same write_json and write_parquet.
+# Rules outside the default run. Random weights are killed in a test of their own; what the others write goes through
+# the same write_json, write_parquet and `replacing`.
 TARGETS_OF_THEIR_OWN = {"synthesize", "noise_sweep", "calibration_study", "monitor"}
 UNSTEADY = ("logs", "benchmarks")
 
@@ -102,6 +115,19 @@ def test_the_batches_hold_every_stage():
     assert len(called) - 1 == sum(map(len, BATCHES.values()))  # but fetch_pretrained
 
 
+def run_killed(project: Project, monkeypatch, *targets: str) -> list[str]:
+    """A run whose stages are killed; the command lines of those."""
+    (project / "killer").mkdir()
+    (project / "killer/sitecustomize.py").write_text(KILLER.replace("{nth}", repr(NTH)))
+    environment = project.environment
+    monkeypatch.setattr(project, "environment", lambda: environment() | {"PYTHONPATH": str(project / "killer")})
+    killed = project.snakemake(*targets, "--keep-going", "--quiet", "host", "reason")
+    monkeypatch.setattr(project, "environment", environment)
+    assert killed.code != 0
+    assert "error: this job was killed (signal 9), most often because" in killed.output
+    return (project / "killed.txt").read_text().splitlines()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("batch", BATCHES.values(), ids=BATCHES)
 def test_a_stage_killed_while_it_writes_leaves_nothing_that_looks_finished(finished, batch, monkeypatch):
@@ -110,13 +136,7 @@ def test_a_stage_killed_while_it_writes_leaves_nothing_that_looks_finished(finis
     for target in targets:
         (finished / target).unlink()
     before = digests(finished)
-    (finished / "killer").mkdir()
-    (finished / "killer/sitecustomize.py").write_text(KILLER.replace("{nth}", repr(NTH)))
-    environment = finished.environment
-    monkeypatch.setattr(finished, "environment", lambda: environment() | {"PYTHONPATH": str(finished / "killer")})
-    killed = finished.snakemake(*targets, "--keep-going", "--quiet", "host", "reason")
-    assert killed.code != 0
-    calls = (finished / "killed.txt").read_text().splitlines()
+    calls = run_killed(finished, monkeypatch, *targets)
     assert len(set(calls)) == len(targets), calls
     assert list((finished / "results").rglob(".*.part"))  # they were killed half-way
     after = digests(finished)
@@ -124,7 +144,6 @@ def test_a_stage_killed_while_it_writes_leaves_nothing_that_looks_finished(finis
     for target in targets:
         assert not (finished / target).exists()
 
-    monkeypatch.setattr(finished, "environment", environment)
     assert finished.jobs(*targets) == set(batch)
     if batch in MODEL_BATCHES:  # that these complete is tested where they are killed from outside
         return
@@ -135,6 +154,25 @@ def test_a_stage_killed_while_it_writes_leaves_nothing_that_looks_finished(finis
         if target.endswith(".json"):
             assert json.loads((finished / target).read_text())
     assert finished.jobs(*targets) == set()
+
+
+@pytest.mark.slow
+def test_random_weights_killed_while_they_are_written_are_made_anew(small, monkeypatch):
+    """Whole but for the file that marks them as random, and that folder has no final name."""
+    shape = {"architecture": "data/reference-model/config.json", "seed": 0}
+    small.edit("models/random", {"source": shape, "protocol": "tiny"})
+    small.use_python(evaluation_python())
+    target = small / "results/random/synthetic"
+    assert len(set(run_killed(small, monkeypatch, "results/random/synthetic"))) == 1
+    (left,) = target.parent.glob(".synthetic.*.part")
+    assert (left / "model.safetensors").is_file()
+    assert not (left / "synthetic.json").exists()
+    assert not target.exists()
+    assert small.jobs("results/random/synthetic") == {"random: random weights"}
+    small.run("results/random/synthetic")
+    assert json.loads((target / "synthetic.json").read_text())["seed"] == 0
+    assert not list(target.parent.glob(".*.part"))
+    assert small.jobs("results/random/synthetic") == set()
 
 
 PATIENCE = 60

@@ -201,18 +201,21 @@ def test_the_search_for_imports_finds_something(finished):
     assert job("nf4", "quantize") in jobs_made_of(finished, "files.py")
 
 
-@pytest.mark.parametrize("quantizer", ["awq", "bitsandbytes_int8"])
-def test_an_edited_quantizer_leaves_the_other_methods_checkpoints_alone(finished, quantizer):
-    """Exactly the cells whose quantizer is made of the file, and what follows from them."""
+@pytest.mark.parametrize(
+    ("quantizer", "touched"), [("awq", "awq"), ("bitsandbytes_int8", "int8"), ("bitsandbytes_4bit", "nf4")]
+)
+def test_an_edited_quantizer_touches_its_own_cell_alone(finished, quantizer, touched):
+    """Not the baseline's either, from which everything else would follow."""
     file = f"quantizers/{quantizer}.py"
     append_comment(finished / "workflow/quantharm" / file)
     jobs = finished.jobs()
+    assert jobs == cell(touched) | ENDS
     assert jobs == with_followers(jobs_made_of(finished, file))
-    touched = {"awq": "awq", "bitsandbytes_int8": "int8"}[quantizer]
-    for other in set(METHODS) - {touched, "baseline"}:
-        assert job(other, "quantize") not in jobs
-        assert job(other, "perplexity") not in jobs
-    assert cell(touched) <= jobs
+
+
+def test_the_baselines_own_module_touches_everything(finished):
+    append_comment(finished / "workflow/quantharm/quantizers/unquantized.py")
+    assert finished.jobs() == with_followers({job("baseline", stage) for stage in CELL_STAGES} | {LOGITS})
 
 
 def test_an_edited_python_module_of_the_workflow_itself_touches_nothing(finished):

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from workflow_project import CHECKOUT, evaluation_python
+from workflow_project import CELL_STAGES, CHECKOUT, METHODS, evaluation_python
 
 PACKAGE = CHECKOUT / "workflow" / "quantharm"
 PROGRAMS = sorted(
@@ -100,3 +100,47 @@ def test_a_rule_a_stage():
             log = re.search(r'log:\n\s+"results/logs/([^"]+)"', body)
             assert log, f"{name} has no log"
             assert re.split(r"[/.]", log[1])[0] in name
+
+
+@pytest.mark.parametrize("content", [None, "", "damaged"])
+def test_the_table_of_times_needs_finished_jobs_and_says_so(tmp_path, content):
+    """As `make timing` calls it: no results folder, an empty one, one with a damaged record."""
+    results = tmp_path / "results"
+    if content is not None:
+        (results / "reference/nf4").mkdir(parents=True)
+    if content:
+        (results / "reference/nf4/perplexity.json").write_text('{"timing"', encoding="utf-8")
+    script = CHECKOUT / "tests/benchmark/stage_times.py"
+    run = subprocess.run([sys.executable, script, results], capture_output=True, text=True)
+    assert run.returncode == 1
+    assert run.stderr.startswith(f"error: {results}")
+    assert run.stderr.count("\n") == 1
+    assert "is damaged" in run.stderr if content else "holds no finished model job; run the workflow" in run.stderr
+
+
+def test_the_table_of_times_has_a_line_a_stage(first_run):
+    script = CHECKOUT / "tests/benchmark/stage_times.py"
+    run = subprocess.run([sys.executable, script, first_run[0] / "results"], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    cells = dict(line.split()[:2] for line in run.stdout.splitlines())
+    jobs = {"logits": "1"} | dict.fromkeys(CELL_STAGES, str(len(METHODS)))
+    assert jobs.items() <= cells.items()
+
+
+def test_the_table_of_faults_names_tests_that_exist():
+    """tests/README.md: `folder/file::begin_of_a_name_…`, `::another_of_that_file`; `test_` left out of both."""
+    tests, missing, found = CHECKOUT / "tests", [], 0
+    for line in (tests / "README.md").read_text(encoding="utf-8").splitlines():
+        file = None
+        for reference in re.findall(r"`((?:\w+/\w+)?(?:::\w+…?)?)`", line.rpartition(" | ")[2] or line):
+            place, _, name = reference.partition("::")
+            file = place or file
+            folder, _, module = file.partition("/")
+            path = tests / folder / f"test_{module}.py"
+            end = r"\w*" if name.endswith("…") else ""
+            pattern = rf"^def test_{name.removesuffix('…')}{end}\(" if name else "^def test_"
+            found += 1
+            if not path.is_file() or not re.search(pattern, path.read_text(encoding="utf-8"), re.M):
+                missing.append(reference)
+    assert missing == []
+    assert found > 60

@@ -166,6 +166,8 @@ def check_kernel(model, matrices: list, tokens: list[int]) -> Check:
     """Some quantized layers, spread over depth and shape, on the activations that real text gives them."""
     if not matrices:
         return outcome("kernel", None, None, KERNEL_LIMIT, "nothing is quantized in this cell")
+    if any(matrix.dequantize is None for matrix in matrices):
+        return outcome("kernel", None, None, KERNEL_LIMIT, "what is quantized in this cell is not its quantizer's")
     chosen = choose_matrices(matrices)
     inputs: dict[str, torch.Tensor] = {}
 

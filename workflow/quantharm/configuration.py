@@ -10,6 +10,7 @@ import json
 import os
 import pkgutil
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -173,6 +174,7 @@ def complete(config: dict[str, Any], schema_path: Path) -> dict[str, Any]:
     choose_monitored(config)
     check_names(config)
     check_files(config)
+    check_python(config["python"])
     for name in config["models"]:
         check_model(config, name)
     return config
@@ -369,6 +371,15 @@ def check_files(config: dict[str, Any]) -> None:
                 f"`{key}` in the config is {path[:200]!r}, which is larger than {LARGEST_INPUT_BYTES >> 20} MB; "
                 "take a part of it"
             )
+
+
+def check_python(interpreter: str | None) -> None:
+    """Before it is started job by job, perhaps on a cluster, where only a shell would say that it is not there."""
+    if interpreter is not None and shutil.which(interpreter) is None:
+        raise UserError(
+            f"`python` in the config is {interpreter[:200]!r}, which is no program here; name an interpreter that has "
+            "the packages of envs/evaluation.txt, or null to have one built"
+        )
 
 
 def uses_calibration(method: dict[str, Any]) -> bool:

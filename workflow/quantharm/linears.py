@@ -20,7 +20,8 @@ class QuantizedMatrix:
     columns: int  # input features
     stored_bytes: int  # weights, scales, zero points and tables as loaded
     formula_bytes: float  # what the format should take
-    dequantize: Callable[[], torch.Tensor]  # [rows, columns] float32, from the file, by arithmetic of our own
+    # [rows, columns] float32, from the file, by arithmetic of our own; None where nobody here knows how
+    dequantize: Callable[[], torch.Tensor] | None
     rounds_activations: bool = False  # LLM.int8: the inputs are rounded to 8 bits as well
     codes: Callable[[], torch.Tensor] | None = None  # [rows, columns] integers that the file holds
     outlier_threshold: float = 0.0  # LLM.int8: input columns with a value above it stay in 16 bits

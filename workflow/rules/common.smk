@@ -19,10 +19,17 @@ PYTHON = ".venv-evaluation/bin/python" if OWN_PYTHON else config["python"] or "p
 # OpenMP threads that wait must not spin: where other programs use the cores, spinning makes a small model 50 times
 # slower. Memory that is freed is kept (glibc): to give it back and fault it in again doubles the time of what is small.
 # oneDNN's kernels are kept for a few shapes only: each new length of a prompt makes some more, of 3 MB.
+# A stage that is killed cannot say so itself: its shell does, and Snakemake then names the rule and the log. (In the
+# environment, for Snakemake shows the whole command of whatever fails.)
+os.environ.update(
+    KILLED="error: this job was killed (signal 9), most often because memory ran out; free some, or give the model's"
+    " jobs more by a larger `billion_parameters:` in the config, then run the same command again"
+)
 shell.prefix(
-    f"set -euo pipefail; export PYTHONPATH={shlex.quote(str(PACKAGE))}${{{{PYTHONPATH:+:$PYTHONPATH}}}}"
+    "set -euo pipefail; trap 'test $? -ne 137 || echo \"$KILLED\" >&2' EXIT;"
+    f" export PYTHONPATH={shlex.quote(str(PACKAGE))}${{{{PYTHONPATH:+:$PYTHONPATH}}}}"
     f" OMP_WAIT_POLICY=passive MALLOC_MMAP_THRESHOLD_=33554432 MALLOC_TRIM_THRESHOLD_=268435456"
-    f" ONEDNN_PRIMITIVE_CACHE_CAPACITY=16 LRU_CACHE_CAPACITY=1"
+    " ONEDNN_PRIMITIVE_CACHE_CAPACITY=16 LRU_CACHE_CAPACITY=1"
     f" WORKFLOW_PYTHON={shlex.quote(sys.executable)}; "
 )
 

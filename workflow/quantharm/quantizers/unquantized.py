@@ -17,7 +17,45 @@ def load(folder: Path, settings, source, dtype: str, device: str, gpus: int):
 
 
 def inspect(name: str, module, checkpoint: Path):
-    """Nothing should be found in a baseline; the check `method_is_real` wants to know if something is."""
-    from quantharm.quantizers.pretrained import inspect as inspect_any
+    """Nothing should be found in a baseline; the check `method_is_real` wants to know if something is.
 
-    return inspect_any(name, module, checkpoint)
+    By how the weights are held, not by the classes of other quantizers: a baseline depends on no other method's module.
+    What a matrix found here stands for is another module's business; its formula is that of a baseline, 16 bits.
+    """
+    if not holds_rounded_weights(module):
+        return None
+    from quantharm.linears import QuantizedMatrix, tensor_bytes
+
+    tensors = [t for t in own_tensors(module) if t is not getattr(module, "bias", None)]
+    rows, columns = getattr(module, "out_features", 0), getattr(module, "in_features", 0)
+    if not rows * columns:  # packed, but no linear layer: experts in one tensor, an embedding
+        rows, columns = 1, max(t.numel() for t in tensors)
+    return QuantizedMatrix(
+        name,
+        rows,
+        columns,
+        stored_bytes=tensor_bytes(*tensors),
+        formula_bytes=2 * rows * columns,
+        dequantize=None,
+    )
+
+
+def own_tensors(module) -> list:
+    return [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+
+
+def holds_rounded_weights(module) -> bool:
+    """Whether a parameter takes less than 16 bits, or a linear layer has no plain tensor with a float for each weight.
+
+    Integer buffers of other modules are positions and masks. A parameter of a class of its own (torchao's, for one) may
+    claim a dtype that it does not store.
+    """
+    if any(not p.is_floating_point() or p.element_size() < 2 for p in module.parameters(recurse=False)):
+        return True
+    if not (hasattr(module, "in_features") and hasattr(module, "out_features")):
+        return False
+    import torch
+
+    weight = getattr(module, "weight", None)
+    is_plain = type(weight) in (torch.nn.Parameter, torch.Tensor) and weight.is_floating_point()
+    return not is_plain or weight.numel() < module.in_features * module.out_features
