@@ -1,9 +1,10 @@
 """Signed manifests: the sha256 of every file of a checkpoint (or of a log-prob store), under one signature.
 
     python -m quantharm.manifest keys --private-key owner.pem --public-key owner.pub
-    python -m quantharm.manifest sign FOLDER --private-key owner.pem --signature FOLDER.sig
-    python -m quantharm.manifest verify FOLDER --public-key owner.pub --signature FOLDER.sig
+    python -m quantharm.manifest sign FOLDER --private-key owner.pem --signature FOLDER.sig [--files NAME ...]
+    python -m quantharm.manifest verify FOLDER --public-key owner.pub --signature FOLDER.sig [--files NAME ...]
 
+With --files only those matter, as the log-prob store among a baseline's results; others may come and go.
 Signatures are bundles of the OpenSSF's model-signing library with an elliptic-curve key (P-256): no network, no
 account, and any other verifier of that format reads them. Who holds the public key must get it by another way than the
 checkpoint. Exit code of verify: 0 every file is the signed one, 3 it is not, 1 it could not be judged.
@@ -14,6 +15,7 @@ import json
 import os
 import re
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from quantharm.stage import run_stage, stage_parser
 
 FOUND_SOMETHING = 3  # exit code: judged, and not what it should be
 MISMATCH = "Signature mismatch"  # how the library's error begins when the signature is right and the files are not
+Names = Collection[str]  # of files, relative to their folder
 HUB_BLOB = re.compile(r"[0-9a-f]{64}")  # the hub's cache names large files by the sha256 that the hub published
 
 
@@ -56,10 +59,15 @@ def make_keys(private: Path, public: Path, password: str | None = None) -> None:
     write_text(public, known.decode())
 
 
-def sign(path: Path, private_key: Path, signature: Path, password: str | None = None) -> int:
-    """Sign every file of a folder (or one file); git's own files and the signature itself are left out. → files."""
+def sign(path: Path, private_key: Path, signature: Path, password: str | None = None, only: Names | None = None) -> int:
+    """Sign every file of a folder, one file, or those named in `only`; returns how many.
+
+    Git's own files and the signature itself are left out.
+    """
     library = signing_library()
     require(path, "to sign")
+    for name in only or ():
+        require(path / name, "to sign")
     require(private_key, "the private key")
     hashing = library.hashing.Config().set_allow_symlinks(True)
     try:
@@ -71,7 +79,8 @@ def sign(path: Path, private_key: Path, signature: Path, password: str | None = 
             f"{private_key} cannot sign ({first_line(error)}); it must be an elliptic-curve key in PEM"
         ) from None
     with replacing(signature) as temporary:
-        signer.set_hashing_config(hashing.set_ignored_paths(paths=inside(path, signature, temporary)))
+        left_out = inside(path, signature, temporary) + ([] if only is None else others(path, only))
+        signer.set_hashing_config(hashing.set_ignored_paths(paths=left_out))
         signer.sign(path, temporary)
         return len(signed_files(temporary))
 
@@ -80,6 +89,12 @@ def inside(path: Path, *files: Path) -> list[Path]:
     """Those files that lie in the folder, relative to it."""
     folder = path.resolve()
     return [f.resolve().relative_to(folder) for f in files if f.resolve().is_relative_to(folder)]
+
+
+def others(folder: Path, only: Names) -> list[Path]:
+    """What lies in the folder beside the files named, relative to it."""
+    files = [p.relative_to(folder) for p in folder.rglob("*") if p.is_file()]
+    return [p for p in files if p.as_posix() not in only]
 
 
 def require(path: Path, what: str) -> None:
@@ -103,9 +118,10 @@ def statement_of(signature: Path) -> dict[str, Any]:
         raise UserError(f"{signature} is not a model signature ({first_line(error)}); fetch it again") from None
 
 
-def verify(path: Path, public_key: Path, signature: Path) -> dict[str, Any]:
+def verify(path: Path, public_key: Path, signature: Path, only: Names | None = None) -> dict[str, Any]:
     """{verified, explanation, files, missing, wrong, extra}: file names relative to the folder, by fault.
 
+    only: the files that matter; each must be a signed one, and what else lies in the folder may come and go.
     Raises UserError where nothing can be judged: a file of ours is missing or is no signature or key.
     """
     library = signing_library()
@@ -119,22 +135,27 @@ def verify(path: Path, public_key: Path, signature: Path) -> dict[str, Any]:
     if (serialization["method"], serialization.get("hash_type")) == ("files", "sha256"):
         # Left to itself the library forgets that links were allowed, of which the hub's cache is made.
         verifier.set_hashing_config(library.hashing.Config().set_allow_symlinks(True))
+    verifier.set_ignore_unsigned_files(only is not None)
     record: dict[str, Any] = {"kind": "signed", "signature": str(signature), "public_key": str(public_key)}
-    faults: dict[str, list[str]] = {"missing": [], "wrong": [], "extra": []}
+    faults: dict[str, list[str]] = {"missing": [], "wrong": [], "extra": sorted(set(only or ()) - set(stated))}
     from cryptography.exceptions import InvalidSignature
 
+    reason = in_words(faults)
     try:
         verifier.verify(path, signature)
-        return (
-            record
-            | {"verified": True, "files": len(stated), **faults}
-            | {"explanation": f"{len(stated)} files are those that were signed"}
-        )
+        if not faults["extra"]:
+            return (
+                record
+                | {"verified": True, "files": len(stated), **faults}
+                | {"explanation": f"{len(stated)} files are those that were signed"}
+            )
     except InvalidSignature:
         reason = "the signature is not of this key, or the manifest in it was altered"
     except ValueError as error:
-        if str(error).startswith(MISMATCH):
-            faults = named_faults(path, stated)
+        gone = only is not None and any(not (path / name).is_file() for name in stated)
+        if gone or str(error).startswith(MISMATCH):
+            found = named_faults(path, stated)
+            faults = found if only is None else found | {"extra": faults["extra"]}
             reason = in_words(faults)
         else:
             reason = f"the signature does not hold: {first_line(error)}"
@@ -195,6 +216,7 @@ def main() -> None:
     for command in (signing, verifying):
         command.add_argument("path", type=Path, help="folder or file")
         command.add_argument("--signature", type=Path, required=True, help="signature file")
+        command.add_argument("--files", nargs="+", metavar="NAME", help="only these files of the folder; all")
     for command in (keys, signing):
         command.add_argument("--private-key", type=Path, required=True, help="PEM file, to be kept secret")
         command.add_argument("--password-variable", help="environment variable that holds the private key's password")
@@ -202,7 +224,7 @@ def main() -> None:
         command.add_argument("--public-key", type=Path, required=True, help="PEM file, to be handed out")
     arguments = parser.parse_args()
     if arguments.command == "verify":
-        record = verify(arguments.path, arguments.public_key, arguments.signature)
+        record = verify(arguments.path, arguments.public_key, arguments.signature, arguments.files)
         print(f"{'verified' if record['verified'] else 'NOT verified'}: {arguments.path}: {record['explanation']}")
         sys.exit(0 if record["verified"] else FOUND_SOMETHING)
     variable = arguments.password_variable
@@ -213,7 +235,7 @@ def main() -> None:
         make_keys(arguments.private_key, arguments.public_key, password)
         print(f"{arguments.private_key} (keep it secret), {arguments.public_key}")
     else:
-        count = sign(arguments.path, arguments.private_key, arguments.signature, password)
+        count = sign(arguments.path, arguments.private_key, arguments.signature, password, arguments.files)
         print(f"{arguments.signature}: {count} files of {arguments.path} signed")
 
 
