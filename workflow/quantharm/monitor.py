@@ -18,13 +18,14 @@ from typing import Any
 import numpy
 import pandas
 
-from quantharm import control_chart
+from quantharm import behaviour, control_chart
 from quantharm.errors import UserError
 from quantharm.files import read_parquet, sha256_of_text, write_parquet
 from quantharm.logits import TEXT_CATEGORY, store_metadata_of
 from quantharm.models import choose_device, load_cell, offline_environment, quiet, read_quantization
 from quantharm.stage import run_stage, stage_parser
 
+SCORED = (behaviour.STORE, behaviour.TRACE)  # of the store's files; the noise floor is of no use here
 COLUMNS = ["run", "time", "checkpoint", "weights_sha256", "approved_sha256", "prompts", "kl_nats"]
 
 
@@ -147,10 +148,16 @@ def main() -> None:
     parser.add_argument("--approved", type=Path, required=True, help="folder of the approved cell")
     parser.add_argument("--baseline", type=Path, required=True, help="folder of the baseline, with the log-prob store")
     parser.add_argument("--checkpoint", type=Path, help="the deployed checkpoint; the approved cell's own")
+    parser.add_argument("--signature", type=Path, help="signature of the store (quantharm.manifest)")
+    parser.add_argument("--public-key", type=Path, help="the signer's public key")
     parser.add_argument("--settings", type=json.loads, required=True, help="the config's `monitor:`, JSON")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
     parser.add_argument("--history", type=Path, required=True, help="history.parquet; the chart lies beside it")
     arguments = parser.parse_args()
+    if bool(arguments.signature) != bool(arguments.public_key):
+        parser.error("--signature and --public-key go together")
+    if arguments.signature:
+        behaviour.verify_store(arguments.baseline, arguments.public_key, arguments.signature, names=SCORED)
     offline_environment()
     quiet()
     from quantharm.reporting.chart_base import Figure, write_figure
@@ -160,8 +167,8 @@ def main() -> None:
     approved = read_quantization(arguments.approved / "quantization.json")
     history = read_history(arguments.history, identity(approved))
     limits = learn_limits(arguments.approved, arguments.settings)
-    trace = read_parquet(arguments.baseline / "trace.parquet")
-    store = arguments.baseline / "logits.parquet"
+    trace = read_parquet(arguments.baseline / behaviour.TRACE)
+    store = arguments.baseline / behaviour.STORE
     expected = store_metadata_of(approved, trace, device, protocol="")
     require_same(store, {key: expected[key] for key in ("model", "weights_sha256", "trace_sha256", "dtype")})
     record = deployed_record(approved, arguments.checkpoint)
