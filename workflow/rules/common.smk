@@ -156,7 +156,7 @@ def records_of_default_run():
     models = config["evaluate"]["models"]
     once = [f"results/{model}/{stage}.json" for model in models for stage in ("source", "summary", "baseline/logits")]
     cells = [f"results/{model}/{method}" for model in models for method in configuration.methods_of(config, model)]
-    return once + [f"{cell}/{file}" for cell in cells for file in [*CELL_FILES, "divergence.parquet", "integrity.json"]]
+    return once + [f"{cell}/{file}" for cell in cells for file in [*CELL_FILES, "divergence.parquet"]]
 
 
 REPORT_TEMPLATES = sorted(os.path.relpath(path) for path in (PACKAGE / "report" / "templates").iterdir())
