@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy
 import torch
 
-from quantharm import linears
+from quantharm import linears, sample_answers
 from quantharm.files import read_parquet
 from quantharm.models import load_cell, read_quantization
 from quantharm.outputs_test import compare_outputs
@@ -43,24 +43,15 @@ def dequantized(results: Path, method: str):
 def sample(results: Path, method: str, answers: int, prompts: int) -> dict[str, list[list[int]]]:
     """{prompt_id: sampled answers as token ids, cut at the end token}"""
     model = dequantized(results, method)
-    end = model.config.eos_token_id
-    torch.manual_seed(0 if method == "baseline" else 1 + len(method))
-    found = {}
-    for row in read_parquet(results / "baseline" / "generation.parquet").head(prompts).itertuples():
-        ids = torch.tensor([list(map(int, row.prompt_token_ids))])
-        sampled = model.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            do_sample=True,
-            temperature=1.0,
-            top_k=0,
-            top_p=1.0,
-            max_new_tokens=NEW_TOKENS,
-            num_return_sequences=answers,
-            pad_token_id=end,
-        )[:, ids.shape[1] :].tolist()
-        found[row.prompt_id] = [a[: a.index(end)] if end in a else a for a in sampled]
-    return found
+    ends = {model.config.eos_token_id}
+    generator = torch.Generator().manual_seed(0 if method == "baseline" else 1 + len(method))
+    rows = read_parquet(results / "baseline" / "generation.parquet").head(prompts)
+    return {
+        row.prompt_id: sample_answers.sample(
+            model, list(map(int, row.prompt_token_ids)), answers, NEW_TOKENS, 1.0, ends, generator
+        )
+        for row in rows.itertuples()
+    }
 
 
 def rate(first: dict, second: dict, size: int, repetitions: int, seed: int) -> float:

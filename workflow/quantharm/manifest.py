@@ -144,11 +144,8 @@ def verify(path: Path, public_key: Path, signature: Path, only: Names | None = N
     try:
         verifier.verify(path, signature)
         if not faults["extra"]:
-            return (
-                record
-                | {"verified": True, "files": len(stated), **faults}
-                | {"explanation": f"{len(stated)} files are those that were signed"}
-            )
+            explanation = f"{counted(len(stated), 'file', 'the one that was', 'those that were')} signed"
+            return record | {"verified": True, "files": len(stated), **faults, "explanation": explanation}
     except InvalidSignature:
         reason = "the signature is not of this key, or the manifest in it was altered"
     except ValueError as error:
@@ -177,6 +174,11 @@ def named_faults(path: Path, expected: dict[str, str]) -> dict[str, list[str]]:
     }
 
 
+def counted(number: int, what: str, one: str, more: str) -> str:
+    """`1 file is the one that was`, `3 files are those that were`."""
+    return f"1 {what} is {one}" if number == 1 else f"{number} {what}s are {more}"
+
+
 def in_words(faults: dict[str, list[str]]) -> str:
     said = [f"{kind}: {', '.join(names[:10])}" for kind, names in faults.items() if names]
     return "; ".join(said) or "the files differ from the manifest"
@@ -197,13 +199,16 @@ def verify_recorded(folder: Path, files: list[dict[str, Any]]) -> dict[str, Any]
         "extra": sorted(weights - set(expected)),
     }
     verified = not any(faults.values())
-    against = "those that were published" if len(published) == len(expected) else "as recorded when they were fetched"
+    if len(published) == len(expected):
+        explanation = f"{counted(len(expected), 'weight file', 'the one that was', 'those that were')} published"
+    else:
+        explanation = counted(len(expected), "weight file", "as recorded when fetched", "as recorded when fetched")
     return {
         "kind": "recorded",
         "verified": verified,
         "files": len(expected),
         **faults,
-        "explanation": f"{len(expected)} weight files are {against}" if verified else in_words(faults),
+        "explanation": explanation if verified else in_words(faults),
     }
 
 
