@@ -264,6 +264,34 @@ def test_a_quantized_cell_is_as_good_as_its_model(nf4_cell, cell_of, tmp_path, i
         assert "its model: because" in record["explanation"]
 
 
+HOSTILE = "\x1b[2J\x1b[1;1Hno trace\u202e\n"
+
+
+def test_what_a_checkpoint_calls_its_parts_cannot_command_a_terminal(handed, tmp_path, monkeypatch, capsys):
+    """Tensors, files and the quantizer's name are the words of somebody who may have something to hide."""
+    folder = handed[0]
+    private, public, signature = (tmp_path / name for name in ("k.pem", "k.pub", "tiny.sig"))
+    manifest.make_keys(private, public)
+    manifest.sign(folder, private, signature)
+    (folder / HOSTILE).write_text("x")
+    tensors = load_file(folder / "model.safetensors")
+    save_file({HOSTILE + name: t for name, t in tensors.items()}, folder / "model.safetensors")
+    words = ["x", str(folder), "--signature", str(signature), "--public-key", str(public)]
+
+    def shown():
+        monkeypatch.setattr(sys, "argv", words)
+        with pytest.raises(SystemExit):
+            integrity.main()
+        return capsys.readouterr().out
+
+    config = json.loads((folder / "config.json").read_text())
+    first = shown()
+    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": HOSTILE}}))
+    for text in (first, shown()):
+        assert text.count("⟨U+001B⟩[2J") >= 2
+        assert all(c.isprintable() or c == "\n" for c in text)
+
+
 def test_exit_codes_of_the_command(handed, root, tmp_path):
     def run(*words):
         command = [sys.executable, "-m", "quantharm.integrity", *map(str, words)]
@@ -280,6 +308,7 @@ def test_exit_codes_of_the_command(handed, root, tmp_path):
     found = run(handed[0])
     assert found.returncode == 3
     assert "NF4" in found.stdout
+    assert found.stdout.splitlines()[-1] == f"{handed[0]}: against it: weights"
     shutil.rmtree(handed[0])
     missing = run(handed[0])
     assert missing.returncode == 1

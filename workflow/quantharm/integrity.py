@@ -29,6 +29,7 @@ from quantharm.models import (
 )
 from quantharm.provenance import provenance
 from quantharm.stage import Timing, run_stage, stage_parser
+from quantharm.visible import print_line, visible
 
 SHOWN_MATRICES = 8
 
@@ -112,15 +113,15 @@ def print_table(record: dict[str, Any]) -> None:
     rows = [
         ("files", record["manifest"], "verified", "no signature given"),
         ("weights", scan, None, ""),
-        ("store", record["store_manifest"], "verified", "no signature of a log-prob store given"),
+        *([("store", record["store_manifest"], "verified", "no signature given")] if record["behaviour"] else []),
         ("behaviour", record["behaviour"], "same_as_original", "no log-prob store given"),
     ]
     for name, part, key, missing in rows:
         if part is None:
-            print(f"{name:10} {'not checked':12} {missing}")
+            print_line(f"{name:10} {'not checked':12} {missing}")
         else:
             outcome = scan["verdict"] if key is None else "ok" if part[key] else "DIFFERS"
-            print(f"{name:10} {outcome:12} {part['explanation']}")
+            print_line(f"{name:10} {outcome:12} {part['explanation']}")
     if scan["matrices"]:
         print_matrices(scan)
 
@@ -133,13 +134,13 @@ def print_matrices(scan: dict[str, Any]) -> None:
         judged = m["ratio"] is not None
         figures = [f"{m['r']:.4f}", f"{m['r_reference']:.4f}", f"{m['ratio']:.3f}"] if judged else ["", "", ""]
         shares = [f"{m['distinct_share_of_row']:.0%}", f"{m['zero_share']:.1%}"]
-        lines.append((m["name"], m["verdict"], m["closest"] or "none could be tried", *figures, *shares))
+        lines.append((visible(m["name"]), m["verdict"], m["closest"] or "none could be tried", *figures, *shares))
     widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
     print()
     for line in lines:
         left = [f"{text:<{width}}" for text, width in zip(line[:3], widths[:3], strict=True)]
         right = [f"{text:>{width}}" for text, width in zip(line[3:], widths[3:], strict=True)]
-        print("  ".join([*left, *right]))
+        print_line("  ".join([*left, *right]))
     print(f"{len(scan['matrices'])} matrices scanned, {scan['coverage']:.0%} of their weights sampled")
 
 
@@ -168,12 +169,14 @@ def main() -> None:
     if arguments.output:
         write_json(arguments.output, record | {"timing": timing.record(), "provenance": provenance("cpu")})
     if arguments.cell:
-        print(f"{record['model']} × {record['method']}: {'' if record['verified'] else 'NOT '}verified: ", end="")
-        print(record["explanation"])
+        verdict = "no finding" if record["verified"] else "FINDING"
+        print_line(f"{record['model']} × {record['method']}: {verdict}: {record['explanation']}")
         return
     print_table(record)
-    print(f"{record['checkpoint']}: {record['explanation']}")
-    if findings_of(record):
+    findings = findings_of(record)
+    against = f"against it: {', '.join(finding.split(':')[0] for finding in findings)}"
+    print_line(f"{record['checkpoint']}: {against if findings else record['explanation'].split(';')[0]}")
+    if findings:
         sys.exit(manifest.FOUND_SOMETHING)
 
 

@@ -23,6 +23,7 @@ from quantharm.errors import UserError
 from quantharm.files import replacing, sha256_of_file, write_text
 from quantharm.models import first_line
 from quantharm.stage import run_stage, stage_parser
+from quantharm.visible import print_line
 
 FOUND_SOMETHING = 3  # exit code: judged, and not what it should be
 MISMATCH = "Signature mismatch"  # how the library's error begins when the signature is right and the files are not
@@ -230,7 +231,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.command == "verify":
         record = verify(arguments.path, arguments.public_key, arguments.signature, arguments.files)
-        print(f"{'verified' if record['verified'] else 'NOT verified'}: {arguments.path}: {record['explanation']}")
+        print_line(f"{'verified' if record['verified'] else 'NOT verified'}: {arguments.path}: {record['explanation']}")
         sys.exit(0 if record["verified"] else FOUND_SOMETHING)
     variable = arguments.password_variable
     if variable and variable not in os.environ:
