@@ -13,31 +13,15 @@ from pathlib import Path
 
 import numpy
 import torch
+from hand_on import dequantized
 
-from quantharm import linears, sample_answers
+from quantharm import sample_answers
 from quantharm.files import read_parquet
-from quantharm.models import load_cell, read_quantization
 from quantharm.outputs_test import compare_outputs
 
 NEW_TOKENS = 32
 SIZES = (5, 10, 20, 40)
 LEVEL = 0.05
-
-
-def dequantized(results: Path, method: str):
-    """The baseline's model with the method's weights: what it would be handed on as, and fast to sample on a CPU."""
-    model = load_cell(read_quantization(results / "baseline" / "quantization.json"), "cpu")
-    if method == "baseline":
-        return model
-    record = read_quantization(results / method / "quantization.json")
-    quantized = load_cell(record, "cpu")
-    matrices = linears.quantized_matrices(quantized, Path(record["checkpoint"]), record["quantizer"])
-    weights = {f"{m.name}.weight": m.dequantize() for m in matrices}
-    rest = {name: p for name, p in quantized.named_parameters() if name.rpartition(".")[0] not in weights}
-    unknown = set(weights) - set(dict(model.named_parameters()))
-    assert not unknown, unknown
-    model.load_state_dict({n: p for n, p in rest.items() if "proj" not in n} | weights, strict=False)
-    return model
 
 
 def sample(results: Path, method: str, answers: int, prompts: int) -> dict[str, list[list[int]]]:

@@ -123,26 +123,6 @@ def charted(history: pandas.DataFrame, limits: control_chart.Limits) -> pandas.D
     return history.assign(**control_chart.chart(history["kl_nats"].to_numpy(float), limits))
 
 
-def draw_chart(table: pandas.DataFrame, limits: control_chart.Limits):
-    """Each run's figure, the EWMA and its limits; alarms are marked by shape and colour."""
-    import altair
-
-    from quantharm.reporting.chart_base import COLOURS, MUTED
-
-    x = altair.X("run:Q", title="run", axis=altair.Axis(tickMinStep=1, format="d"))
-    base = altair.Chart(table.drop(columns="prompts"))
-    # A swapped checkpoint is often ten times as far from the baseline: limits and alarm show together on such a scale.
-    scale = altair.Scale(type="log" if (table[["low", "kl_nats", "ewma"]] > 0).all(axis=None) else "linear", zero=False)
-    limits_area = base.mark_area(opacity=0.15, color=COLOURS[0]).encode(
-        x=x, y=altair.Y("low:Q", title="KL, nats", scale=scale), y2="high:Q"
-    )
-    middle = altair.Chart(pandas.DataFrame({"mean": [limits.mean]})).mark_rule(color=MUTED).encode(y="mean:Q")
-    single = base.mark_point(color=MUTED, size=18).encode(x=x, y="kl_nats:Q")
-    line = base.mark_line(color=COLOURS[0]).encode(x=x, y="ewma:Q")
-    alarms = base.transform_filter("datum.alarm").mark_point(shape="cross", size=110, filled=True, color=COLOURS[1])
-    return (limits_area + middle + single + line + alarms.encode(x=x, y="ewma:Q")).properties(width=640, height=260)
-
-
 def main() -> None:
     parser = stage_parser(__doc__)
     parser.add_argument("--approved", type=Path, required=True, help="folder of the approved cell")
@@ -160,7 +140,8 @@ def main() -> None:
         behaviour.verify_store(arguments.baseline, arguments.public_key, arguments.signature, names=SCORED)
     offline_environment()
     quiet()
-    from quantharm.reporting.chart_base import Figure, write_figure
+    from quantharm.reporting.chart_base import write_figure
+    from quantharm.reporting.charts_studies import monitor_chart
     from quantharm.store import require_same
 
     device = choose_device(arguments.device)
@@ -188,8 +169,7 @@ def main() -> None:
     }
     table = charted(pandas.DataFrame([*history[COLUMNS].to_dict("records"), row]), limits)
     write_parquet(arguments.history, table)
-    title = f"{approved['model']} × {approved['method']}: KL of the deployed checkpoint, run by run"
-    write_figure(arguments.history.parent, Figure("chart", title, draw_chart(table, limits), title))
+    write_figure(arguments.history.parent, monitor_chart(table, f"{approved['model']} × {approved['method']}"))
     last = table.iloc[-1]
     state = f"run {run}: KL {kl:.4g} nats, EWMA {last['ewma']:.4g}, limits {last['low']:.4g} to {last['high']:.4g} nats"
     if last["alarm"]:

@@ -165,7 +165,7 @@ REPORTED_FILES = ["generation.parquet", "perplexity.parquet", "divergence.parque
 
 def studies_of(model):
     """{file: time} of the studies beside the default run that have been made."""
-    files = [f"results/{model}/{name}.json" for name in ("noise", "calibration")]
+    files = [f"results/{model}/{name}" for name in ("noise.json", "calibration.json", "monitor/history.parquet")]
     return {file: os.path.getmtime(file) for file in files if os.path.exists(file)}
 
 
