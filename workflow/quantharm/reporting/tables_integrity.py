@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from quantharm.reporting.format import count, interval, listing, number
+from quantharm.reporting.format import count, interval, listing, number, share
 from quantharm.reporting.results import Cell as MethodCell
 from quantharm.reporting.results import Results
 from quantharm.reporting.table import Cell, Column, Table, name_cell, text_cell
@@ -70,7 +70,9 @@ def scan_words(scan: dict[str, Any]) -> str:
     if scan["verdict"] != "dequantized":
         return of
     group = {"whole": "by row or column", None: ""}.get(scan["group_size"], f"groups of {scan['group_size']}")
-    return f"{of}: {', '.join(filter(None, [scan['method'], group]))}"
+    confidence = scan.get("confidence")
+    sure = "" if confidence is None else f"confidence {share(confidence)}"
+    return f"{of}: {', '.join(filter(None, [scan['method'], group, sure]))}"
 
 
 def integrity_findings(results: Results) -> list[tuple[str, str]]:
