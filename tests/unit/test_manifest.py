@@ -115,6 +115,8 @@ def test_only_the_files_named_are_signed_and_matter(signed, keys, tmp_path):
     (folder / "original/a.txt").write_text("b")
     (folder / "more.json").write_text("{}")
     assert manifest.verify(folder, keys[1], signature, only=only)["verified"]
+    one = manifest.verify(folder, keys[1], signed[1], only=["config.json"])  # another signed file has changed
+    assert (one["verified"], one["files"], one["wrong"]) == (True, 1, [])
     unsigned = manifest.verify(folder, keys[1], signature, only=["config.json", "more.json"])
     assert (unsigned["verified"], unsigned["extra"]) == (False, ["more.json"])
     flip_a_bit(folder)
@@ -123,6 +125,9 @@ def test_only_the_files_named_are_signed_and_matter(signed, keys, tmp_path):
     (folder / "model.safetensors").unlink()
     gone = manifest.verify(folder, keys[1], signature, only=only)
     assert (gone["verified"], gone["missing"]) == (False, ["model.safetensors"])
+    assert manifest.verify(folder, keys[1], signature, only=["config.json"])["verified"]
+    manifest.make_keys(tmp_path / "b.pem", tmp_path / "b.pub")
+    assert not manifest.verify(folder, tmp_path / "b.pub", signature, only=["config.json"])["verified"]
     with pytest.raises(UserError, match="none does not exist"):
         manifest.sign(folder, keys[0], signature, only=["none"])
 

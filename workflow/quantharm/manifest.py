@@ -122,7 +122,7 @@ def statement_of(signature: Path) -> dict[str, Any]:
 def verify(path: Path, public_key: Path, signature: Path, only: Names | None = None) -> dict[str, Any]:
     """{verified, explanation, files, missing, wrong, extra}: file names relative to the folder, by fault.
 
-    only: the files that matter; each must be a signed one, and what else lies in the folder may come and go.
+    only: the files that matter, each of which must be a signed one; all others may come, go and change.
     Raises UserError where nothing can be judged: a file of ours is missing or is no signature or key.
     """
     library = signing_library()
@@ -137,27 +137,31 @@ def verify(path: Path, public_key: Path, signature: Path, only: Names | None = N
         # Left to itself the library forgets that links were allowed, of which the hub's cache is made.
         verifier.set_hashing_config(library.hashing.Config().set_allow_symlinks(True))
     verifier.set_ignore_unsigned_files(only is not None)
+    wanted = stated if only is None else {name: stated[name] for name in only if name in stated}
+    unsigned = sorted(set(only or ()) - set(stated))
     record: dict[str, Any] = {"kind": "signed", "signature": str(signature), "public_key": str(public_key)}
-    faults: dict[str, list[str]] = {"missing": [], "wrong": [], "extra": sorted(set(only or ()) - set(stated))}
+    faults: dict[str, list[str]] = {"missing": [], "wrong": [], "extra": unsigned}
+    reason = ""
     from cryptography.exceptions import InvalidSignature
 
-    reason = in_words(faults)
     try:
         verifier.verify(path, signature)
-        if not faults["extra"]:
-            explanation = f"{counted(len(stated), 'file', 'the one that was', 'those that were')} signed"
-            return record | {"verified": True, "files": len(stated), **faults, "explanation": explanation}
     except InvalidSignature:
         reason = "the signature is not of this key, or the manifest in it was altered"
     except ValueError as error:
-        gone = only is not None and any(not (path / name).is_file() for name in stated)
-        if gone or str(error).startswith(MISMATCH):
-            found = named_faults(path, stated)
-            faults = found if only is None else found | {"extra": faults["extra"]}
-            reason = in_words(faults)
+        # The library looks at files only once the signature holds: after these two errors what it states is true.
+        if str(error).startswith((MISMATCH, f"Cannot use '{path}")):
+            found = named_faults(path, wanted)
+            faults = found if only is None else found | {"extra": unsigned}
         else:
             reason = f"the signature does not hold: {first_line(error)}"
-    return record | {"verified": False, "files": len(stated), **faults, "explanation": reason}
+    verified = not reason and not any(faults.values())
+    explanation = f"{counted(len(wanted), 'file', 'the one that was', 'those that were')} signed"
+    return (
+        record
+        | {"verified": verified, "files": len(wanted), **faults}
+        | {"explanation": explanation if verified else reason or in_words(faults)}
+    )
 
 
 def named_faults(path: Path, expected: dict[str, str]) -> dict[str, list[str]]:

@@ -5,7 +5,7 @@ from typing import Any
 import altair
 import pandas
 
-from quantharm.reporting.chart_base import COLOURS, INK, MUTED, Figure, method_scales
+from quantharm.reporting.chart_base import COLOURS, INK, MUTED, Figure, log_ticks, method_scales
 
 
 def noise_chart(rows: list[dict[str, Any]]) -> Figure:
@@ -58,13 +58,19 @@ def calibration_chart(rows: list[dict[str, Any]], defaults: dict[str, float]) ->
         for row in rows
     ]
     points += [{"samples": name, "kl": kl, "checks": "of the default run"} for name, kl in defaults.items()]
+    found = [point["kl"] for point in points]
     kinds = ["not noticed", "noticed by the checks", "of the default run"]
     scales = method_scales(kinds)
     chart = (
         altair.Chart(pandas.DataFrame(points))
         .mark_point(size=80, opacity=0.8)
         .encode(
-            x=altair.X("kl:Q", title="Mean KL, nats (logarithmic)", scale=altair.Scale(type="log")),
+            x=altair.X(
+                "kl:Q",
+                title="Mean KL, nats (logarithmic)",
+                scale=altair.Scale(type="log"),
+                axis=altair.Axis(values=log_ticks(min(found) / 2, max(found) * 2), format="~g"),
+            ),
             y=altair.Y("samples:N", title=None, sort=None),
             color=altair.Color("checks:N", scale=scales["colour"]),
             shape=altair.Shape("checks:N", scale=scales["shape"]),
