@@ -6,14 +6,14 @@ Every quantizer of this project (through its own module), GPTQ-like and round-to
 built-in model, dequantized, stored in three formats, and then changed: noise, further training, pruning, rescaled and
 permuted input channels, AWQ's scales folded back. Counted are matrices whose trace is seen, and of which method, bits
 and group are recovered. The first rows are false alarms: the same changes to weights never quantized, and random
-matrices of other shapes and distributions. Stops after --seconds and goes on from integrity_detection.json when run
-again; writes integrity_detection.md when all rows are there.
+matrices of other shapes and distributions; the last are ternary weights as native low-bit training leaves them. Writes
+workflow/report/integrity-detection.csv, which the report shows, and integrity_detection.md, the same as a page. Rows
+that the file holds are kept: delete it to measure all of them again (20 minutes on two busy cores).
 """
 
 import argparse
-import json
+import csv
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,9 +22,21 @@ import torch
 from safetensors.torch import load_file
 
 from quantharm import fetch, linears, models, quantize
+from quantharm.detection.checkpoints import scan_matrices
 from quantharm.detection.grids import CODEBOOKS
-from quantharm.detection.scan import scan_matrix
 from quantharm.detection.weights import narrowest, sample_matrix
+from quantharm.files import replacing, write_text
+from quantharm.reporting.detection import (
+    NATIVE,
+    NOTHING,
+    ONLY_AWQ,
+    RANDOM,
+    RATES,
+    detection_notes,
+    detection_table,
+    read_rates,
+)
+from quantharm.reporting.table import markdown_table
 
 ROOT = Path(__file__).resolve().parents[2]
 REFERENCE = ROOT / "data" / "reference-model"
@@ -102,6 +114,12 @@ def codebook(weight: torch.Tensor, name: str, size: int) -> torch.Tensor:
     return put_back(levels[torch.bucketize(groups / scale, between)] * scale, weight)
 
 
+def ternary(weight: torch.Tensor) -> torch.Tensor:
+    """What training in 1.58 bits keeps (BitNet b1.58, Ma et al. 2024): -1, 0 or 1 times one scale a matrix."""
+    scale = weight.abs().mean()
+    return (weight / scale).round().clamp(-1, 1) * scale
+
+
 def by_project(quantizer: str, settings: dict) -> Callable[[Weights], tuple[Weights, Weights]]:
     """The project's own quantizer on the built-in model, from checkpoint to dequantized matrices and norms."""
 
@@ -172,6 +190,7 @@ QUANTIZERS: dict[str, tuple[Callable, tuple]] = {
     "RTN 4 bits, 64, outputs": (each(nearest_integers, 4, 64, False, axis=0), ("4-bit integer", 64, "output")),
     "RTN 2 bits, 32": (each(nearest_integers, 2, 32, False), ("2-bit integer", 32, "input")),
     "NF4, blocks of 256": (each(codebook, "NF4", 256), ("NF4", 256, "input")),
+    NATIVE: (each(ternary), None),
 }
 
 # ---------------------------------------------------------------- changes
@@ -249,9 +268,8 @@ CHANGES: dict[str, tuple[Callable, torch.dtype]] = {
     "20 % pruned": (lambda w, n, o: prune(w, 0.2), torch.bfloat16),
     "channels rescaled": (lambda w, n, o: rescale_channels(w), torch.bfloat16),
     "channels permuted": (lambda w, n, o: permute_channels(w), torch.bfloat16),
-    "scales folded back": (fold_back, torch.bfloat16),
+    ONLY_AWQ: (fold_back, torch.bfloat16),
 }
-ONLY_AWQ = "scales folded back"
 
 # ---------------------------------------------------------------- rates
 
@@ -266,19 +284,22 @@ def chosen(weights: Weights) -> Weights:
 
 def rates(weights: Weights, stored: torch.dtype, expected: tuple | None) -> dict:
     """Of the matrices: how many show a trace, and the one expected; their ratios."""
-    scanned = [scan_matrix(sample_matrix(n, w.to(stored), *w.shape, stored)) for n, w in weights.items()]
+    scanned = scan_matrices(sample_matrix(n, w.to(stored), *w.shape, stored) for n, w in weights.items())
     traces = [m for m in scanned if m["verdict"] == "dequantized"]
     right = [m for m in traces if (m["method"], m["group_size"], m["axis"]) == expected]
     ratios = sorted(m["ratio"] for m in scanned)
     return {
+        "expected": ", ".join(map(str, expected)) if expected else "",
         "matrices": len(scanned),
         "detected": len(traces),
         "recovered": len(right),
-        "ratio_lowest": ratios[0],
-        "ratio_median": ratios[len(ratios) // 2],
-        "ratio_highest": ratios[-1],
-        "distinct_lowest": min(m["distinct_share_of_row"] / m["distinct_share_of_row_reference"] for m in scanned),
-        "seen_as": sorted({f"{m['method']}, {m['group_size']}, {m['axis']}" for m in traces}),
+        "ratio_lowest": round(ratios[0], 4),
+        "ratio_median": round(ratios[len(ratios) // 2], 4),
+        "ratio_highest": round(ratios[-1], 4),
+        "distinct_lowest": round(
+            min(m["distinct_share_of_row"] / m["distinct_share_of_row_reference"] for m in scanned), 4
+        ),
+        "seen_as": "; ".join(sorted({f"{m['method']}, {m['group_size']}, {m['axis']}" for m in traces})),
     }
 
 
@@ -311,14 +332,14 @@ def random_matrices() -> dict[str, torch.Tensor]:
 
 
 def rows_to_make() -> list[tuple[str, str]]:
-    nothing = [("nothing", change) for change in CHANGES if change != ONLY_AWQ]
+    nothing = [(NOTHING, change) for change in CHANGES if change != ONLY_AWQ]
     made = [(q, change) for q in QUANTIZERS for change in CHANGES if change != ONLY_AWQ or q.startswith("AWQ")]
-    dtypes = [("random matrices", f"none, {dtype}") for dtype in ("bfloat16", "float16", "float32", "bfloat16 in 32")]
+    dtypes = [(RANDOM, f"none, {dtype}") for dtype in ("bfloat16", "float16", "float32", "bfloat16 in 32")]
     return [*dtypes, *nothing, *made]
 
 
 def make_row(quantizer: str, change: str, cache: dict) -> dict:
-    if quantizer == "random matrices":
+    if quantizer == RANDOM:
         stored = torch.float32 if change.endswith("32") else getattr(torch, change.removeprefix("none, "))
         weights = random_matrices()
         if change.endswith("in 32"):
@@ -327,7 +348,7 @@ def make_row(quantizer: str, change: str, cache: dict) -> dict:
         return rates(weights, stored, None)
     stored_model = load_reference()
     original = {n.removesuffix(".weight"): w.float() for n, w in stored_model.items() if "proj" in n}
-    if quantizer == "nothing":
+    if quantizer == NOTHING:
         made, norms, expected = original, {}, None
     else:
         function, expected = QUANTIZERS[quantizer]
@@ -340,67 +361,54 @@ def make_row(quantizer: str, change: str, cache: dict) -> dict:
     return rates(chosen(changed), stored, expected)
 
 
-def markdown(found: dict[str, dict]) -> str:
-    """Rows: quantizers; columns: changes; `seen / scanned`, and in brackets how many were recovered if fewer."""
-    changes = [c for c in CHANGES if c != ONLY_AWQ]
-
-    def entry(quantizer: str, change: str) -> str:
-        row = found.get(f"{quantizer} | {change}")
-        if row is None:
-            return ""
-        fewer = f" ({row['recovered']})" if row["recovered"] < row["detected"] and quantizer in QUANTIZERS else ""
-        return f"{row['detected']}/{row['matrices']}{fewer}"
-
+def page(rates: list[dict]) -> str:
     lines = [
         "# What the scan for dequantized weights catches",
         "",
-        "Matrices with a trace / matrices scanned, in brackets how many of them gave the right method, group and axis",
-        "where these are fewer. Ratios are in `integrity_detection.json`. Made by",
+        "Matrices of the built-in model with a trace, of those scanned, and for how many the right method, group and",
+        "axis were named where these are fewer. Noise is in shares of a matrix's standard deviation. Ratios stand in",
+        "`workflow/report/integrity-detection.csv`; both files were made by",
         "`PYTHONPATH=workflow python tests/benchmark/integrity_detection.py`.",
         "",
-        "| quantized with | " + " | ".join(changes) + " |",
-        "|---|" + "--:|" * len(changes),
-    ]
-    lines += [f"| {q} | " + " | ".join(entry(q, c) for c in changes) + " |" for q in ("nothing", *QUANTIZERS)]
-    folded = next(q for q in QUANTIZERS if q.startswith("AWQ"))
-    never = [row for name, row in found.items() if name.startswith(("nothing", "random"))]
-    alarms, count = sum(r["detected"] for r in never), sum(r["matrices"] for r in never)
-    lines += [
+        markdown_table(detection_table(rates)),
         "",
-        f"AWQ with its scales folded back: {entry(folded, ONLY_AWQ)}. "
-        f"False alarms: {alarms} of {count} matrices never quantized ({', '.join(random_matrices())} among them), "
-        f"lowest ratio {min(r['ratio_lowest'] for r in never):.3f}, lowest share of distinct values "
-        f"{min(r['distinct_lowest'] for r in never):.3f} of the reference's.",
+        *(f"- {note}" for note in detection_notes(rates)),
+        "",
+        f"Never quantized, beside the model's own matrices: {', '.join(random_matrices())}.",
     ]
     return "\n".join(lines) + "\n"
 
 
+def write_rates(path: Path, rates: list[dict]) -> None:
+    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as stream:
+        writer = csv.DictWriter(stream, list(rates[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rates)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=1e9, help="stop after so long; run again to go on")
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent)
+    parser.add_argument("--rates", type=Path, default=RATES, help="CSV file; its rows are not measured again")
+    parser.add_argument("--page", type=Path, default=Path(__file__).with_suffix(".md"))
     arguments = parser.parse_args()
-    begin = time.monotonic()
     torch.set_grad_enabled(False)
-    path = arguments.output / "integrity_detection.json"
-    found = json.loads(path.read_text()) if path.is_file() else {}
+    known = {(r["quantizer"], r["change"]): r for r in read_rates(arguments.rates)} if arguments.rates.is_file() else {}
+    rates: list[dict] = []
     cache: dict = {}
     for quantizer, change in rows_to_make():
-        name = f"{quantizer} | {change}"
-        if name in found:
-            continue
-        if time.monotonic() - begin > arguments.seconds:
-            print("run again to go on")
-            return
-        found[name] = row = make_row(quantizer, change, cache)
-        path.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        print(
-            f"{name:60} {row['detected']:3}/{row['matrices']:<3} right {row['recovered']:3}  ratio "
-            f"{row['ratio_lowest']:.3f} {row['ratio_median']:.3f} {row['ratio_highest']:.3f}  {row['seen_as']}",
-            flush=True,
-        )
-    (arguments.output / "integrity_detection.md").write_text(markdown(found), encoding="utf-8")
-    print(markdown(found))
+        row = known.get((quantizer, change))
+        if row is None:
+            row = {"quantizer": quantizer, "change": change} | make_row(quantizer, change, cache)
+            print(
+                f"{quantizer} | {change}: {row['detected']} of {row['matrices']}, right {row['recovered']}, ratio "
+                f"{row['ratio_lowest']:.3f} {row['ratio_median']:.3f} {row['ratio_highest']:.3f}  {row['seen_as']}",
+                flush=True,
+            )
+        rates.append(row)
+        known.pop((quantizer, change), None)
+        write_rates(arguments.rates, [*rates, *known.values()])
+    write_text(arguments.page, page(rates))
+    print(page(rates))
 
 
 if __name__ == "__main__":

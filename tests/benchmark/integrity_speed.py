@@ -1,12 +1,18 @@
-"""How fast the scan for dequantized weights is: seconds and MB/s over a synthetic shard of a 7B model's shapes.
+"""How long the integrity command takes over a checkpoint of 7 billion parameters, and how much memory.
 
-    PYTHONPATH=workflow python tests/benchmark/integrity_speed.py [--layers 2] [--folder FOLDER]
+    PYTHONPATH=workflow python tests/benchmark/integrity_speed.py [--layers 32] [--quantized] [--folder FOLDER]
 
-Writes so many layers of a Mistral-7B-shaped checkpoint in bfloat16 (0.44 GB each), never quantized and as LLM.int8
-stores it, scans them from disk, and extrapolates to 32 layers, embedding and head.
+Writes a checkpoint of Mistral-7B's shapes in bfloat16 (14.5 GB, a file a layer; random numbers, or as LLM.int8 would
+leave them), takes it out of the page cache, and runs `python -m quantharm.integrity` on it as a user would: the scan
+alone, then with a signed manifest, for which every byte is read and hashed. The folder is removed at the end.
 """
 
 import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -14,9 +20,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from quantharm.detection.scan import scan_matrix
-from quantharm.detection.weights import read_matrices
-from quantharm.provenance import memory_bytes
+from quantharm import manifest
+from quantharm.architectures import read_architecture
 
 SHAPES = {
     "self_attn.q_proj": (4096, 4096),
@@ -27,47 +32,70 @@ SHAPES = {
     "mlp.up_proj": (14336, 4096),
     "mlp.down_proj": (4096, 14336),
 }
-ENDS = (32000, 4096)  # embedding and head
-LAYERS = 32
+ENDS = {"model.embed_tokens": (32000, 4096), "lm_head": (32000, 4096)}
 
 
-def write_layer(path: Path, quantized: bool) -> int:
+def weights(shape: tuple[int, int], quantized: bool, random: torch.Generator) -> torch.Tensor:
+    weight = 0.02 * torch.randn(shape, generator=random)
+    if quantized:
+        scale = weight.abs().amax(1, keepdim=True) / 127
+        weight = (weight / scale).round() * scale
+    return weight.bfloat16()
+
+
+def write_checkpoint(folder: Path, layers: int, quantized: bool) -> int:
+    """Every layer holds the same numbers, under names of its own; returns the bytes written."""
     random = torch.Generator().manual_seed(0)
-    tensors = {}
-    for name, shape in SHAPES.items():
-        weight = 0.02 * torch.randn(shape, generator=random)
-        if quantized:
-            scale = weight.abs().amax(1, keepdim=True) / 127
-            weight = (weight / scale).round() * scale
-        tensors[f"model.layers.0.{name}.weight"] = weight.bfloat16()
-    save_file(tensors, path)
-    return path.stat().st_size
+    layer = {name: weights(shape, quantized, random) for name, shape in SHAPES.items()}
+    files = [{f"model.layers.{i}.{n}.weight": w for n, w in layer.items()} for i in range(layers)]
+    files.append({f"{name}.weight": weights(shape, False, random) for name, shape in ENDS.items()})
+    (folder / "config.json").write_text(json.dumps(read_architecture("mistral-7b")))
+    for i, tensors in enumerate(files):
+        save_file(tensors, folder / f"model-{i:02d}.safetensors")
+    return sum(path.stat().st_size for path in folder.iterdir())
+
+
+def forget(folder: Path) -> None:
+    """Take the files out of the page cache, as they are when somebody has just received them on a disk."""
+    for path in folder.iterdir():
+        file = os.open(path, os.O_RDONLY)
+        os.fsync(file)
+        os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(file)
+
+
+def run(what: str, size: int, *flags: object) -> None:
+    begin = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-m", "quantharm.integrity", *map(str, flags)], stdout=subprocess.PIPE, text=True
+    )
+    seconds = time.perf_counter() - begin
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e6
+    print(done.stdout)
+    print(
+        f"{what}: {size / 1e9:.1f} GB in {seconds:.0f} s, exit code {done.returncode}, peak {peak:.2f} GB", flush=True
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--layers", type=int, default=2, help="half of them quantized")
-    parser.add_argument("--folder", type=Path, help="where the shards are written and removed")
+    parser.add_argument("--layers", type=int, default=32)
+    parser.add_argument("--quantized", action="store_true", help="the layers as LLM.int8 would leave them")
+    parser.add_argument("--folder", type=Path, help="where the checkpoint is written and removed")
     arguments = parser.parse_args()
-    for quantized in (False, True):
-        with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
-            for layer in range(max(1, arguments.layers // 2)):
-                size = write_layer(Path(folder) / f"model-{layer}.safetensors", quantized)
-            begin = time.perf_counter()
-            found = [scan_matrix(m) for m in read_matrices(Path(folder))]
-            seconds = time.perf_counter() - begin
-        layers = len(found) / len(SHAPES)
-        ends = 2 * ENDS[0] * ENDS[1] * 2 / size  # their weight in layers
-        whole = (LAYERS * len(SHAPES) + 2) * seconds / len(found)
-        coverage = sum(m["sampled_weights"] for m in found) / sum(m["shape"][0] * m["shape"][1] for m in found)
-        traces = sum(m["verdict"] == "dequantized" for m in found)
-        print(
-            f"{'int8' if quantized else 'never quantized'}: {len(found)} matrices, {layers * size / 1e6:,.0f} MB in "
-            f"{seconds:.1f} s, {layers * size / 1e6 / seconds:,.0f} MB/s, {traces} with a trace; a 7B model "
-            f"({(LAYERS + ends) * size / 1e9:.1f} GB) would take {whole:.0f} s; "
-            f"peak {memory_bytes('cpu')['peak_bytes'] / 1e9:.2f} GB, "
-            f"{coverage:.2%} of the weights sampled"
-        )
+    print(f"{os.cpu_count()} cores")
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as work:
+        checkpoint, private, public, signature = (Path(work) / n for n in ("checkpoint", "k.pem", "k.pub", "sig"))
+        checkpoint.mkdir()
+        size = write_checkpoint(checkpoint, arguments.layers, arguments.quantized)
+        forget(checkpoint)
+        run("scan", size, checkpoint)
+        manifest.make_keys(private, public)
+        begin = time.perf_counter()
+        manifest.sign(checkpoint, private, signature)
+        print(f"signed in {time.perf_counter() - begin:.0f} s")
+        forget(checkpoint)
+        run("signature and scan", size, checkpoint, "--signature", signature, "--public-key", public)
 
 
 if __name__ == "__main__":

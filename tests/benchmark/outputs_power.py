@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy
 import torch
+from hand_on import dequantized
 
-from quantharm import linears
+from quantharm import sample_answers
 from quantharm.files import read_parquet
-from quantharm.models import load_cell, read_quantization
 from quantharm.outputs_test import compare_outputs
 
 NEW_TOKENS = 32
@@ -24,43 +24,18 @@ SIZES = (5, 10, 20, 40)
 LEVEL = 0.05
 
 
-def dequantized(results: Path, method: str):
-    """The baseline's model with the method's weights: what it would be handed on as, and fast to sample on a CPU."""
-    model = load_cell(read_quantization(results / "baseline" / "quantization.json"), "cpu")
-    if method == "baseline":
-        return model
-    record = read_quantization(results / method / "quantization.json")
-    quantized = load_cell(record, "cpu")
-    matrices = linears.quantized_matrices(quantized, Path(record["checkpoint"]), record["quantizer"])
-    weights = {f"{m.name}.weight": m.dequantize() for m in matrices}
-    rest = {name: p for name, p in quantized.named_parameters() if name.rpartition(".")[0] not in weights}
-    unknown = set(weights) - set(dict(model.named_parameters()))
-    assert not unknown, unknown
-    model.load_state_dict({n: p for n, p in rest.items() if "proj" not in n} | weights, strict=False)
-    return model
-
-
 def sample(results: Path, method: str, answers: int, prompts: int) -> dict[str, list[list[int]]]:
     """{prompt_id: sampled answers as token ids, cut at the end token}"""
     model = dequantized(results, method)
-    end = model.config.eos_token_id
-    torch.manual_seed(0 if method == "baseline" else 1 + len(method))
-    found = {}
-    for row in read_parquet(results / "baseline" / "generation.parquet").head(prompts).itertuples():
-        ids = torch.tensor([list(map(int, row.prompt_token_ids))])
-        sampled = model.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            do_sample=True,
-            temperature=1.0,
-            top_k=0,
-            top_p=1.0,
-            max_new_tokens=NEW_TOKENS,
-            num_return_sequences=answers,
-            pad_token_id=end,
-        )[:, ids.shape[1] :].tolist()
-        found[row.prompt_id] = [a[: a.index(end)] if end in a else a for a in sampled]
-    return found
+    ends = {model.config.eos_token_id}
+    generator = torch.Generator().manual_seed(0 if method == "baseline" else 1 + len(method))
+    rows = read_parquet(results / "baseline" / "generation.parquet").head(prompts)
+    return {
+        row.prompt_id: sample_answers.sample(
+            model, list(map(int, row.prompt_token_ids)), answers, NEW_TOKENS, 1.0, ends, generator
+        )
+        for row in rows.itertuples()
+    }
 
 
 def rate(first: dict, second: dict, size: int, repetitions: int, seed: int) -> float:

@@ -159,9 +159,32 @@ def write_cell(folder: Path, model: str, method: str, seed: int) -> None:
         for name, limit in LIMITS.items()
     ]
     write_json(folder / "checks.json", identity | {"checks": checks, "failed": failed, "provenance": ran})
-    if method == "nf4":
-        record = {"verified": False, "explanation": "looks dequantized <b>from nf4</b>"}
-        write_json(folder / "integrity.json", identity | record)
+    write_integrity(folder, identity, kl, bits is None)
+
+
+def write_integrity(folder: Path, identity: dict, kl: float, baseline: bool) -> None:
+    """nf4's model has a finding, in hostile words; what awq's weights stand for would not be noticed."""
+    method = identity["method"]
+    forged, hidden = method == "nf4", method == "awq"
+    scan = {"matrices_scanned": 8, "matrices_with_trace": 0 if hidden else 8, "matrices": []}
+    seen = scan | {"verdict": "no trace" if hidden else "dequantized", "method": "NF4", "group_size": 64}
+    record = {
+        "manifest": {"verified": True, "files": 2, "explanation": "2 weight files are as recorded"},
+        "signed_manifest": {"verified": False, "files": 3, "explanation": f"wrong: {HOSTILE}"} if forged else None,
+        "scan": scan | {"verdict": "no trace", "matrices_with_trace": 0}
+        if baseline
+        else {"verdict": "packed", "method": "<b>bitsandbytes</b>", "matrices": []},
+        "if_dequantized": None if baseline else seen,
+        "behaviour": {
+            "kl_nats_mean": kl,
+            "kl_nats_ci95": [0.9 * kl, 1.1 * kl],
+            "limit_kl_nats": 1e-5,
+            "same_as_original": baseline,
+        },
+        "verified": not forged,
+        "explanation": "looks dequantized <b>from nf4</b>" if forged else "nothing",
+    }
+    write_json(folder / "integrity.json", identity | record)
 
 
 def write_divergence(folder: Path, identity: dict, kl: float, random, ran: dict) -> None:

@@ -2,14 +2,15 @@
 
 import json
 
+import pandas
 import pytest
 import synthetic
 from report_runs import outputs, run_report
 
-from quantharm.files import read_json, write_json
+from quantharm.files import read_json, write_json, write_parquet
 from quantharm.reporting.names import FIGURES
 from quantharm.reporting.results import read_results
-from quantharm.reporting.tables_studies import calibration_caveat, calibration_table
+from quantharm.reporting.tables_studies import calibration_caveat, calibration_table, monitor_table
 from quantharm.reporting.tables_trade import is_closer
 
 FOUND = {
@@ -51,6 +52,25 @@ def noise_row(sigma: float) -> dict:
         for name, figure in figures.items()
         for key, value in ((f"{kind}_{name}", figure), (f"{kind}_{name}_ci95", [0.5 * figure, 2 * figure]))
     }
+
+
+def history() -> pandas.DataFrame:
+    """Three runs of the monitor, the last one an alarm, of a checkpoint with a name that is not to be trusted."""
+    runs = {"run": [1, 2, 3], "time": "2026-01-01T00:00:00+00:00", "checkpoint": f"folder{synthetic.HOSTILE}"}
+    figures = {"kl_nats": [0.001, 0.0012, 0.05], "ewma": [0.001, 0.0011, 0.011], "low": 0.0009, "high": 0.0015}
+    return pandas.DataFrame(runs | figures | {"alarm": [False, False, True], "prompts": [["a", "b"]] * 3})
+
+
+def test_the_table_of_the_monitor_by_hand():
+    table = monitor_table(history())
+    shown = [[cell.text for cell in row[:4]] for row in table.rows]
+    assert [line[0] for line in shown] == ["3", "2", "1"]
+    assert [line[2] for line in shown] == ["alarm", "no alarm", "no alarm"]
+    assert (table.rows[0][3].text, table.rows[0][3].aside) == ("0.0500", "2 prompts")
+    assert table.rows[0][5].text == "0.000900 to 0.00150"
+    many = pandas.concat([history()] * 10, ignore_index=True)
+    assert len(monitor_table(many).rows) == 20
+    assert "The last 20 of 30 runs." in monitor_table(many).note
 
 
 @pytest.fixture
@@ -100,13 +120,19 @@ def test_the_report_shows_the_studies_that_were_made(model, tmp_path):
     prompts = synthetic.make_prompts(tmp_path / "prompts.jsonl")
     add_study(model, 0.02)
     (model / "noise.json").write_text(json.dumps({"rows": [noise_row(0.0), noise_row(0.3)]}))
+    write_parquet(model / "monitor/history.parquet", history())
     answer = run_report(f"--model={model}", f"--prompts={prompts}", *outputs(model))
     assert answer.returncode == 0, answer.stderr
     page = (model / "report.html").read_text(encoding="utf-8")
-    assert "Studies beside this run" in page
-    assert page.count("<svg ") == len(FIGURES) + 2
+    assert '<li><a href="#studies">Studies beside this run</a></li>' in page
+    assert page.count("<svg ") == len(FIGURES) + 3
     assert "noticed by the checks" in page
     text = (model / "EVALUATION_SUMMARY.md").read_text(encoding="utf-8")
-    for words in ("Weight noise", "inside that range, so the two are not ranked", "60% of the samples repeat"):
+    for words in (
+        "Weight noise",
+        "inside that range, so the two are not ranked",
+        "60% of the samples repeat",
+        "The last 3 of 3 runs.",
+    ):
         assert words in page
         assert words in text

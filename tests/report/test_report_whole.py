@@ -142,8 +142,17 @@ def test_words_follow_the_figures(reports):
     assert divergence.loc["nf4", "verdict"] == "low"
     defense = pandas.read_csv(folder / "tables" / "defense.csv").set_index("criterion")
     assert defense.loc["Perplexity near the baseline", "outcome/awq"] == "pass"
-    assert defense.loc["Integrity verified", "outcome/awq"] == "not measured"
+    assert defense.loc["Integrity verified", "outcome/awq"] == "pass"
     assert defense.loc["Integrity verified", "outcome/nf4"] == "fail"
+    integrity = pandas.read_csv(folder / "tables" / "integrity.csv").set_index("method")
+    assert integrity.loc["nf4", ["verified", "files"]].tolist() == ["finding", "not the same"]
+    assert integrity.loc["int8", ["verified", "files", "scan"]].tolist() == [
+        "no finding",
+        "as recorded",
+        "openly quantized",
+    ]
+    assert integrity["if_dequantized"].tolist() == ["–", "noticed", "noticed", "not noticed", "noticed"]
+    assert integrity["behaviour"].tolist() == ["no", "yes", "yes", "yes", "yes"]
     benchmark = pandas.read_csv(folder / "tables" / "benchmark.csv").set_index("method")
     assert benchmark.loc["awq", "decode_verdict"] == "faster"
     assert benchmark.loc["int8", "captured_decode_tokens_per_second_median"].startswith("LLM.int8")

@@ -397,6 +397,30 @@ def test_files_that_are_not_here_or_too_large_are_named(folder, schema_path, fil
     assert "which is no file here" in sentence_for(config, schema_path)
 
 
+@pytest.mark.parametrize("where", ["monitor", "models/m"])
+@pytest.mark.parametrize("given", ["signature", "public_key"])
+def test_a_signature_and_its_key_go_together_and_are_files(folder, schema_path, where, given):
+    def signed(**keys):
+        config = minimal()
+        entry = config.setdefault("monitor", {}) if where == "monitor" else next(iter(config["models"].values()))
+        entry |= keys
+        return config
+
+    name = where if where == "monitor" else f"models.{next(iter(minimal()['models']))}"
+    for other in ({}, {"signature": None, "public_key": None}):
+        alone = sentence_for(signed(**(other | {given: "x"})), schema_path)
+        assert f"`{name}`" in alone
+        assert "public_key" in alone
+    both = {"signature": "x.sig", "public_key": "x.pub"}
+    (folder.parent / "x.sig").write_text("x")
+    (folder.parent / "x.pub").write_text("x")
+    complete(signed(**both), schema_path)
+    (folder.parent / both[given]).unlink()
+    assert f"`{name}.{given}` in the config is '{both[given]}', which is no file here" in sentence_for(
+        signed(**both), schema_path
+    )
+
+
 def test_a_calibration_text_that_nothing_uses_may_be_missing(folder, schema_path):
     (folder.parent / "data/calibration.txt").unlink()
     complete(minimal(), schema_path)

@@ -12,7 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from quantharm import integrity, manifest
+from quantharm import behaviour, integrity, manifest
+from quantharm.detection import checkpoints
 from quantharm.detection.grids import CODEBOOKS
 from quantharm.errors import UserError
 from quantharm.files import write_json, write_parquet
@@ -23,7 +24,7 @@ from quantharm.store import StoreWriter
 
 
 def arguments(folder=None, **given):
-    names = ["signature", "public_key", "store", "trace", "store_signature", "floor", "cell", "baseline"]
+    names = ["signature", "public_key", "store", "store_signature", "floor", "cell", "baseline"]
     return SimpleNamespace(**(dict.fromkeys(names) | {"folder": folder, "device": "cpu"} | given))
 
 
@@ -82,7 +83,7 @@ def test_signed_files(handed, tmp_path):
 
 @pytest.fixture
 def stored(handed, tmp_path):
-    """(store, trace) of the tiny model, as the stage `logits` would write them."""
+    """The log-prob store of the tiny model among other results of a baseline, as the workflow would leave them."""
     folder, source = handed
     model = load_checkpoint(folder, source, "bfloat16", "cpu", 1)
     ids = torch.randint(2, 250, (4, 40), generator=torch.Generator().manual_seed(0)).tolist()
@@ -90,21 +91,28 @@ def stored(handed, tmp_path):
         {"prompt_id": [f"p{i}" for i in range(4)], "category": "c", "token_ids": ids, "first_target": 20}
     )
     metadata = store_metadata_of({"model": "tiny", "source": source, "dtype": "bfloat16"}, trace, "cpu", "test")
-    store, path = tmp_path / "logits.parquet", tmp_path / "trace.parquet"
+    store = tmp_path / "baseline"
+    store.mkdir()
     head = output_head(model)
-    with StoreWriter(store, model.get_output_embeddings().weight.shape[0], metadata) as writer:
+    with StoreWriter(store / "logits.parquet", model.get_output_embeddings().weight.shape[0], metadata) as writer:
         for row in trace.itertuples():
             ln_p = torch.log_softmax(head(last_hidden_states(model, row.token_ids)[19:-1]), -1)
             writer.write(row.prompt_id, row.category, range(20, 40), row.token_ids[20:], ln_p)
-    write_parquet(path, trace)
-    return store, path
+    write_parquet(store / "trace.parquet", trace)
+    write_json(store / "divergence.json", {"kl_nats": {"mean": 3e-7}})
+    write_json(store / "checks.json", {})
+    return store
 
 
 def test_behaviour_against_a_store(handed, stored):
-    given = arguments(handed[0], store=stored[0], trace=stored[1])
+    given = arguments(handed[0], store=stored)
     record = integrity.judge_folder(given)
-    assert record["behaviour"]["same_as_original"]
-    assert abs(record["behaviour"]["kl_nats_mean"]) < 1e-5
+    found = record["behaviour"]
+    assert found["same_as_original"]
+    assert abs(found["kl_nats_mean"]) < 1e-5
+    assert found["noise_floor_kl_nats"] == 3e-7
+    low, high = found["kl_nats_ci95"]
+    assert low <= found["kl_nats_mean"] <= high
     assert record["verified"] is True
     for path in handed[0].glob("*.safetensors"):
         tensors = {n: t * 1.2 if "down_proj" in n else t for n, t in load_file(path).items()}
@@ -113,18 +121,45 @@ def test_behaviour_against_a_store(handed, stored):
     assert record["scan"]["verdict"] == "no trace"
     assert record["behaviour"]["kl_nats_mean"] > 1e-4
     assert [f.split(":")[0] for f in integrity.findings_of(record)] == ["behaviour"]
+    (stored / "divergence.json").unlink()  # without a floor the limit is the check's own
+    assert integrity.judge_folder(given)["behaviour"]["noise_floor_kl_nats"] is None
 
 
-def test_a_store_that_is_not_the_signed_one_is_refused(handed, stored, tmp_path):
-    private, public, signature = (tmp_path / name for name in ("k.pem", "k.pub", "store.sig"))
+def flip_a_bit(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+STORE_FAULTS = {
+    "logits.parquet": flip_a_bit,  # other log-probabilities
+    "trace.parquet": flip_a_bit,
+    "divergence.json": lambda path: write_json(path, {"kl_nats": {"mean": 1.0}}),  # so wide a floor hides anything
+}
+
+
+@pytest.mark.parametrize("name", STORE_FAULTS)
+def test_a_store_that_is_not_the_signed_one_is_refused(handed, stored, tmp_path, name):
+    private, public, signature = (tmp_path / n for n in ("k.pem", "k.pub", "store.sig"))
     manifest.make_keys(private, public)
-    manifest.sign(stored[0], private, signature)
-    given = arguments(handed[0], store=stored[0], trace=stored[1], store_signature=signature, public_key=public)
+    manifest.sign(stored, private, signature, only=list(STORE_FAULTS))
+    given = arguments(handed[0], store=stored, store_signature=signature, public_key=public)
+    record = integrity.judge_folder(given)
+    assert record["verified"] is True
+    assert record["store_manifest"]["files"] == 3
+    (stored / "checks.json").write_text("another run's")  # is no part of the store
     assert integrity.judge_folder(given)["verified"] is True
-    data = bytearray(stored[0].read_bytes())
-    data[200] ^= 1
-    stored[0].write_bytes(data)
-    with pytest.raises(UserError, match="is not the signed one"):
+    STORE_FAULTS[name](stored / name)
+    with pytest.raises(UserError, match=f"is not the signed one: wrong: {name}"):
+        integrity.judge_folder(given)
+
+
+def test_a_signature_of_other_files_does_not_vouch_for_a_store(handed, stored, tmp_path):
+    private, public, signature = (tmp_path / n for n in ("k.pem", "k.pub", "store.sig"))
+    manifest.make_keys(private, public)
+    manifest.sign(stored, private, signature, only=["checks.json"])
+    given = arguments(handed[0], store=stored, store_signature=signature, public_key=public)
+    with pytest.raises(UserError, match=r"extra: divergence\.json, logits\.parquet, trace\.parquet"):
         integrity.judge_folder(given)
 
 
@@ -140,12 +175,12 @@ def test_a_store_that_is_not_the_signed_one_is_refused(handed, stored, tmp_path)
     ],
 )
 def test_behaviour_is_judged_by_the_intervals_lower_end(mean, ci95, floor, same):
-    record = integrity.behaviour({"kl_nats": {"mean": mean, "ci95": ci95}, "top1_agreement": 1.0}, floor)
+    record = behaviour.judge({"kl_nats": {"mean": mean, "ci95": ci95}, "top1_agreement": 1.0}, floor)
     assert record["same_as_original"] is same
 
 
 def test_packed_checkpoints_are_named_and_not_scanned(nf4_cell):
-    scan = integrity.scan_folder(nf4_cell.checkpoint)
+    scan = checkpoints.scan_folder(nf4_cell.checkpoint)
     assert (scan["verdict"], scan["matrices"]) == ("packed", [])
     assert "bitsandbytes" in scan["explanation"]
 
@@ -160,7 +195,7 @@ def test_packed_checkpoints_are_named_and_not_scanned(nf4_cell):
 )
 def test_what_a_quantized_cell_stands_for_would_be_noticed(cell, expected, request):
     cell = request.getfixturevalue(cell)
-    scan = integrity.scan_dequantized(cell.record, "cpu")
+    scan = checkpoints.scan_dequantized(cell.record, "cpu")
     assert (scan["verdict"], scan["method"], scan["group_size"]) == ("dequantized", *expected)
     assert scan["matrices_with_trace"] == scan["matrices_scanned"]
     assert scan["matrices_of_checkpoint"] == len(cell.matrices)
@@ -189,6 +224,7 @@ def baseline_record(handed):
 
 def test_a_baseline_that_is_one(handed, cell_of):
     record = integrity.judge_cell(cell_of(baseline_record(handed)))
+    assert record["scan"]["matrices_scanned"] > 0
     assert record["verified"] is True
     assert record["if_dequantized"] is None
     json.dumps(record, allow_nan=False)
@@ -228,6 +264,34 @@ def test_a_quantized_cell_is_as_good_as_its_model(nf4_cell, cell_of, tmp_path, i
         assert "its model: because" in record["explanation"]
 
 
+HOSTILE = "\x1b[2J\x1b[1;1Hno trace\u202e\n"
+
+
+def test_what_a_checkpoint_calls_its_parts_cannot_command_a_terminal(handed, tmp_path, monkeypatch, capsys):
+    """Tensors, files and the quantizer's name are the words of somebody who may have something to hide."""
+    folder = handed[0]
+    private, public, signature = (tmp_path / name for name in ("k.pem", "k.pub", "tiny.sig"))
+    manifest.make_keys(private, public)
+    manifest.sign(folder, private, signature)
+    (folder / HOSTILE).write_text("x")
+    tensors = load_file(folder / "model.safetensors")
+    save_file({HOSTILE + name: t for name, t in tensors.items()}, folder / "model.safetensors")
+    words = ["x", str(folder), "--signature", str(signature), "--public-key", str(public)]
+
+    def shown():
+        monkeypatch.setattr(sys, "argv", words)
+        with pytest.raises(SystemExit):
+            integrity.main()
+        return capsys.readouterr().out
+
+    config = json.loads((folder / "config.json").read_text())
+    first = shown()
+    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": HOSTILE}}))
+    for text in (first, shown()):
+        assert text.count("⟨U+001B⟩[2J") >= 2
+        assert all(c.isprintable() or c == "\n" for c in text)
+
+
 def test_exit_codes_of_the_command(handed, root, tmp_path):
     def run(*words):
         command = [sys.executable, "-m", "quantharm.integrity", *map(str, words)]
@@ -244,6 +308,7 @@ def test_exit_codes_of_the_command(handed, root, tmp_path):
     found = run(handed[0])
     assert found.returncode == 3
     assert "NF4" in found.stdout
+    assert found.stdout.splitlines()[-1] == f"{handed[0]}: against it: weights"
     shutil.rmtree(handed[0])
     missing = run(handed[0])
     assert missing.returncode == 1

@@ -4,9 +4,13 @@ import numpy
 import pytest
 import torch
 from safetensors.torch import save_file
+from scipy import stats
 
+from quantharm.detection import checkpoints
+from quantharm.detection.checkpoints import scan_matrices
 from quantharm.detection.grids import CODEBOOKS, Format, fit, without_grid
-from quantharm.detection.scan import distinct_share, scan_matrix, scan_model
+from quantharm.detection.scan import distinct_share, p_value, scan_matrix, scan_model
+from quantharm.detection.trials import Trial
 from quantharm.detection.weights import narrowest, packed_tensors, read_matrices, sample_matrix
 from quantharm.errors import UserError
 
@@ -175,6 +179,13 @@ def test_distinct_share_by_hand():
     assert distinct_share(lines) == pytest.approx((2 / 3 + 1) / 2)
 
 
+def test_p_value_is_the_normal_tail_times_the_trials():
+    trial = Trial(Format("integer", 4), 128, 1, 0.1, 0.2, 0.5, -3.0)
+    assert p_value(trial, 48) == pytest.approx(48 * stats.norm.sf(3.0))
+    assert p_value(trial, 10**6) == 1.0
+    assert p_value(None, 48) is None
+
+
 def write(folder, **tensors):
     folder.mkdir(exist_ok=True)
     save_file({n: t.contiguous() for n, t in tensors.items()}, folder / "model.safetensors")
@@ -190,6 +201,32 @@ def test_reading_from_disk_gives_the_same_as_from_memory(tmp_path):
     assert set(records) == {"w", "stack[0]"}
     assert records["w"] == scan_matrix(sample_matrix("w", weight, 700, 384, BF16))
     assert records["stack[0]"]["verdict"] == "no trace"
+
+
+def test_scanning_on_all_cores_gives_the_same_in_order_and_holds_few_matrices():
+    held, most, count = 0, 0, 6 * torch.get_num_threads()
+
+    def matrices():
+        nonlocal held, most
+        for i in range(count):
+            held += 1
+            most = max(most, held - len(finished))
+            yield sample_matrix(f"w{i}", normal(64, 256, seed=i).to(BF16), 64, 256, BF16)
+
+    finished = []
+    original = checkpoints.scan_matrix
+
+    def counted(matrix):
+        record = original(matrix)
+        finished.append(record)
+        return record
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoints, "scan_matrix", counted)
+        records = scan_matrices(matrices())
+    assert [r["name"] for r in records] == [f"w{i}" for i in range(count)]
+    assert records == [scanned(normal(64, 256, seed=i)) | {"name": f"w{i}"} for i in range(count)]
+    assert most <= 2 * torch.get_num_threads() + 2
 
 
 def test_samples_lie_where_they_should():

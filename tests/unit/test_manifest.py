@@ -108,6 +108,30 @@ def test_one_file_can_be_signed_and_lie_elsewhere(tmp_path, keys):
     assert manifest.verify(moved, keys[1], signature)["wrong"] == ["other.parquet"]
 
 
+def test_only_the_files_named_are_signed_and_matter(signed, keys, tmp_path):
+    folder, signature = signed[0], tmp_path / "two.sig"
+    only = ["config.json", "model.safetensors"]
+    assert manifest.sign(folder, keys[0], signature, only=only) == 2
+    (folder / "original/a.txt").write_text("b")
+    (folder / "more.json").write_text("{}")
+    assert manifest.verify(folder, keys[1], signature, only=only)["verified"]
+    one = manifest.verify(folder, keys[1], signed[1], only=["config.json"])  # another signed file has changed
+    assert (one["verified"], one["files"], one["wrong"]) == (True, 1, [])
+    unsigned = manifest.verify(folder, keys[1], signature, only=["config.json", "more.json"])
+    assert (unsigned["verified"], unsigned["extra"]) == (False, ["more.json"])
+    flip_a_bit(folder)
+    changed = manifest.verify(folder, keys[1], signature, only=only)
+    assert (changed["verified"], changed["wrong"], changed["extra"]) == (False, ["model.safetensors"], [])
+    (folder / "model.safetensors").unlink()
+    gone = manifest.verify(folder, keys[1], signature, only=only)
+    assert (gone["verified"], gone["missing"]) == (False, ["model.safetensors"])
+    assert manifest.verify(folder, keys[1], signature, only=["config.json"])["verified"]
+    manifest.make_keys(tmp_path / "b.pem", tmp_path / "b.pub")
+    assert not manifest.verify(folder, tmp_path / "b.pub", signature, only=["config.json"])["verified"]
+    with pytest.raises(UserError, match="none does not exist"):
+        manifest.sign(folder, keys[0], signature, only=["none"])
+
+
 def test_a_signature_inside_its_folder_is_left_out(signed, keys):
     folder, _ = signed
     manifest.sign(folder, keys[0], folder / "model.sig")

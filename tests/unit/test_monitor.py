@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import shutil
 import sys
 from types import SimpleNamespace
 
@@ -10,7 +11,7 @@ import pandas
 import pytest
 import torch
 
-from quantharm import control_chart, monitor
+from quantharm import control_chart, manifest, monitor
 from quantharm.divergence import score_store
 from quantharm.errors import UserError
 from quantharm.logits import make_trace, store_metadata_of, target_logits
@@ -148,10 +149,10 @@ def cells(make_cell, tiny, save_checkpoint, tmp_path_factory):
 def run(cells, tmp_path, monkeypatch):
     """run(checkpoint): one run of the monitor with a history of its own; returns that history."""
 
-    def once(checkpoint=None, history=tmp_path / "monitor/history.parquet", **settings):
-        arguments = ["--approved", cells.folder / "approved", "--baseline", cells.folder / "baseline"]
+    def once(checkpoint=None, history=tmp_path / "monitor/history.parquet", baseline=None, signed=(), **settings):
+        arguments = ["--approved", cells.folder / "approved", "--baseline", baseline or cells.folder / "baseline"]
         arguments += ["--settings", json.dumps(SETTINGS | settings), "--device", "cpu", "--history", history]
-        arguments += ["--checkpoint", checkpoint] if checkpoint else []
+        arguments += [*signed, *(["--checkpoint", checkpoint] if checkpoint else [])]
         monkeypatch.setattr(sys, "argv", ["monitor", *map(str, arguments)])
         monitor.main()
         return pandas.read_parquet(history)
@@ -204,3 +205,19 @@ def test_a_folder_that_is_no_checkpoint_leaves_no_history(run, tmp_path):
     with pytest.raises(UserError, match=r"config\.json"):
         run(tmp_path)
     assert not run.history.exists()
+
+
+def test_only_the_signed_store_is_scored_against(run, cells, tmp_path):
+    store, private, public, signature = (tmp_path / n for n in ("store", "k.pem", "k.pub", "store.sig"))
+    shutil.copytree(cells.folder / "baseline", store)
+    manifest.make_keys(private, public)
+    manifest.sign(store, private, signature, only=["logits.parquet", "trace.parquet"])
+    signed = ["--signature", signature, "--public-key", public]
+    (store / "checks.json").write_text("{}")  # is no part of the store
+    assert len(run(baseline=store, signed=signed)) == 1
+    data = bytearray((store / "logits.parquet").read_bytes())
+    data[len(data) // 2] ^= 1
+    (store / "logits.parquet").write_bytes(data)
+    with pytest.raises(UserError, match=r"is not the signed one: wrong: logits\.parquet"):
+        run(baseline=store, signed=signed)
+    assert len(pandas.read_parquet(run.history)) == 1

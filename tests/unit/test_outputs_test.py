@@ -94,7 +94,23 @@ def test_a_damaged_file_is_one_sentence_with_the_line(tmp_path, line):
     path = tmp_path / "a.jsonl"
     path.write_text('{"prompt_id": "a", "text": "fine"}\n' + line + "\n")
     with pytest.raises(UserError, match="line 2"):
-        read_answers(path)
+        read_answers(path, path)
+
+
+def test_tokens_are_compared_where_both_files_hold_them_and_else_characters(tmp_path):
+    both, text, tokens = (tmp_path / name for name in ("both.jsonl", "text.jsonl", "tokens.jsonl"))
+    both.write_text('{"prompt_id": 1, "text": "ab", "token_ids": [7]}\n\n')
+    text.write_text('{"prompt_id": 1, "text": "ac"}\n')
+    tokens.write_text('{"prompt_id": 1, "token_ids": [8]}\r\n')
+    assert read_answers(both, tokens) == ({"1": [[7]]}, {"1": [[8]]})
+    assert read_answers(both, text) == ({"1": [[97, 98]]}, {"1": [[97, 99]]})
+    with pytest.raises(UserError, match="both files must hold"):
+        read_answers(text, tokens)
+    text.write_text('{"prompt_id": 1, "text": "\u2028\x85"}\n')  # lines to str.splitlines, not to JSON lines
+    assert read_answers(text, text)[0] == {"1": [[0x2028, 0x85]]}
+    (tmp_path / "empty.jsonl").write_text("\n")
+    with pytest.raises(UserError, match="holds no answers"):
+        read_answers(tmp_path / "empty.jsonl", text)
 
 
 def test_the_command_tells_models_apart_by_its_exit_code(tmp_path, root):

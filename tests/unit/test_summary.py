@@ -8,7 +8,14 @@ import pytest
 
 from quantharm.errors import UserError
 from quantharm.files import write_parquet
-from quantharm.summary import first_difference, flat, paired_answers, paired_perplexity
+from quantharm.summary import (
+    first_difference,
+    flat,
+    integrity_figures,
+    paired_answers,
+    paired_perplexity,
+    treatment_figures,
+)
 
 
 @pytest.fixture
@@ -123,3 +130,37 @@ def test_a_row_for_csv_is_flat():
         "kl/A": 0.1,
         "checks_failed": "a, b",
     }
+
+
+FILES = {"manifest": {"verified": True}, "signed_manifest": None, "behaviour": {"same_as_original": False}}
+
+
+def integrity(**given) -> dict:
+    record = {"verified": True, "explanation": "x", "scan": {"verdict": "packed"}, "if_dequantized": None}
+    return record | FILES | given
+
+
+def test_integrity_of_a_quantized_cell_and_of_a_baseline():
+    seen = {"verdict": "dequantized", "method": "NF4"}
+    assert integrity_figures(integrity(if_dequantized=seen)) == {
+        "integrity_verified": True,
+        "integrity_files_verified": True,
+        "integrity_scan": "packed",
+        "integrity_if_dequantized": "dequantized",
+        "integrity_if_dequantized_seen_as": "NF4",
+        "integrity_behaves_as_the_original": False,
+        "integrity_explanation": "x",
+    }
+    assert integrity_figures(integrity())["integrity_if_dequantized"] is None
+    # a signature says more than the hashes of when it was fetched
+    forged = integrity_figures(integrity(signed_manifest={"verified": False}, verified=False))
+    assert (forged["integrity_files_verified"], forged["integrity_verified"]) == (False, False)
+
+
+def test_noise_and_calibration_of_a_cell():
+    noise = {"sigma": 0.3, "relative_to": "half_width", "codes_changed": 0.1}
+    samples = {"samples_reached": 20, "tokens_reached": 10240, "nll_mean_nats": 4.4, "text_nll_mean_nats": 4.0}
+    found = treatment_figures({"noise": noise}, {"calibration": samples})
+    assert (found["noise_sigma"], found["noise_codes_changed"], found["calibration_samples"]) == (0.3, 0.1, 20)
+    assert found["calibration_loss_ratio"] == pytest.approx(1.1)
+    assert set(treatment_figures({}, {}).values()) == {None}

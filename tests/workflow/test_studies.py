@@ -46,6 +46,19 @@ def test_a_method_with_noise_in_the_default_run_is_a_cell_like_any_other(small):
     }
 
 
+def test_the_monitor_is_told_whose_signature_the_store_must_bear(small):
+    for key, name in (("signature", "store of ours.sig"), ("public_key", "owner.pub")):
+        (small / name).write_text("x")
+        small.edit(f"monitor/{key}", name)
+    result = small.snakemake("--dry-run", "--printshellcmds", "monitor")
+    assert result.code == 0, result.output[-3000:]
+    assert " --signature 'store of ours.sig' --public-key owner.pub" in result.output
+    small.edit("monitor/public_key", None)
+    result = small.snakemake("--dry-run", "monitor")
+    assert result.code != 0
+    assert "`signature` and `public_key` go together" in result.output
+
+
 @pytest.mark.slow
 def test_the_monitor_runs_each_time_it_is_named_and_says_why_it_cannot(finished):
     for _ in range(2):  # one prompt a category in this run: nothing to draw, in one sentence

@@ -226,7 +226,7 @@ def direct_followers(name: str) -> set[str]:
     if stage == "checks":
         return {SUMMARY, REPORT}
     if stage == "integrity":
-        return {REPORT} | ({job(m, stage) for m in everywhere[1:]} if method == "baseline" else set())
+        return {SUMMARY, REPORT} | ({job(m, stage) for m in everywhere[1:]} if method == "baseline" else set())
     found = {job(method, "checks"), SUMMARY}
     if method == "baseline":
         found |= {job(m, "checks") for m in everywhere}

@@ -351,6 +351,7 @@ def check_files(config: dict[str, Any]) -> None:
     files |= {f"protocols.{name}.prompts": protocol["prompts"] for name, protocol in config["protocols"].items()}
     if any(uses_calibration(method) for method in config["methods"].values()):
         files["calibration"] = config["calibration"]
+    files |= signature_files(config)
     sources = {
         f"{kind}.{name}.source": entry["source"]
         for kind in ("models", "methods")
@@ -380,6 +381,20 @@ def check_python(interpreter: str | None) -> None:
             f"`python` in the config is {interpreter[:200]!r}, which is no program here; name an interpreter that has "
             "the packages of envs/evaluation.txt, or null to have one built"
         )
+
+
+def signature_files(config: dict[str, Any]) -> dict[str, str]:
+    """{key: path} of signatures and of the keys that verify them; raises UserError for one without the other."""
+    files = {}
+    signed = {"monitor": config["monitor"]} | {f"models.{name}": entry for name, entry in config["models"].items()}
+    for where, entry in signed.items():
+        given = {key: entry[key] for key in ("signature", "public_key") if entry.get(key) is not None}
+        if len(given) == 1:
+            raise UserError(
+                f"`{where}` in the config has `{next(iter(given))}` alone; `signature` and `public_key` go together"
+            )
+        files |= {f"{where}.{key}": path for key, path in given.items()}
+    return files
 
 
 def uses_calibration(method: dict[str, Any]) -> bool:

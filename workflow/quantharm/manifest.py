@@ -1,9 +1,10 @@
 """Signed manifests: the sha256 of every file of a checkpoint (or of a log-prob store), under one signature.
 
     python -m quantharm.manifest keys --private-key owner.pem --public-key owner.pub
-    python -m quantharm.manifest sign FOLDER --private-key owner.pem --signature FOLDER.sig
-    python -m quantharm.manifest verify FOLDER --public-key owner.pub --signature FOLDER.sig
+    python -m quantharm.manifest sign FOLDER --private-key owner.pem --signature FOLDER.sig [--files NAME ...]
+    python -m quantharm.manifest verify FOLDER --public-key owner.pub --signature FOLDER.sig [--files NAME ...]
 
+With --files only those matter, as the log-prob store among a baseline's results; others may come and go.
 Signatures are bundles of the OpenSSF's model-signing library with an elliptic-curve key (P-256): no network, no
 account, and any other verifier of that format reads them. Who holds the public key must get it by another way than the
 checkpoint. Exit code of verify: 0 every file is the signed one, 3 it is not, 1 it could not be judged.
@@ -14,6 +15,7 @@ import json
 import os
 import re
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +23,11 @@ from quantharm.errors import UserError
 from quantharm.files import replacing, sha256_of_file, write_text
 from quantharm.models import first_line
 from quantharm.stage import run_stage, stage_parser
+from quantharm.visible import print_line
 
 FOUND_SOMETHING = 3  # exit code: judged, and not what it should be
 MISMATCH = "Signature mismatch"  # how the library's error begins when the signature is right and the files are not
+Names = Collection[str]  # of files, relative to their folder
 HUB_BLOB = re.compile(r"[0-9a-f]{64}")  # the hub's cache names large files by the sha256 that the hub published
 
 
@@ -56,10 +60,15 @@ def make_keys(private: Path, public: Path, password: str | None = None) -> None:
     write_text(public, known.decode())
 
 
-def sign(path: Path, private_key: Path, signature: Path, password: str | None = None) -> int:
-    """Sign every file of a folder (or one file); git's own files and the signature itself are left out. → files."""
+def sign(path: Path, private_key: Path, signature: Path, password: str | None = None, only: Names | None = None) -> int:
+    """Sign every file of a folder, one file, or those named in `only`; returns how many.
+
+    Git's own files and the signature itself are left out.
+    """
     library = signing_library()
     require(path, "to sign")
+    for name in only or ():
+        require(path / name, "to sign")
     require(private_key, "the private key")
     hashing = library.hashing.Config().set_allow_symlinks(True)
     try:
@@ -71,7 +80,8 @@ def sign(path: Path, private_key: Path, signature: Path, password: str | None = 
             f"{private_key} cannot sign ({first_line(error)}); it must be an elliptic-curve key in PEM"
         ) from None
     with replacing(signature) as temporary:
-        signer.set_hashing_config(hashing.set_ignored_paths(paths=inside(path, signature, temporary)))
+        left_out = inside(path, signature, temporary) + ([] if only is None else others(path, only))
+        signer.set_hashing_config(hashing.set_ignored_paths(paths=left_out))
         signer.sign(path, temporary)
         return len(signed_files(temporary))
 
@@ -80,6 +90,12 @@ def inside(path: Path, *files: Path) -> list[Path]:
     """Those files that lie in the folder, relative to it."""
     folder = path.resolve()
     return [f.resolve().relative_to(folder) for f in files if f.resolve().is_relative_to(folder)]
+
+
+def others(folder: Path, only: Names) -> list[Path]:
+    """What lies in the folder beside the files named, relative to it."""
+    files = [p.relative_to(folder) for p in folder.rglob("*") if p.is_file()]
+    return [p for p in files if p.as_posix() not in only]
 
 
 def require(path: Path, what: str) -> None:
@@ -103,9 +119,10 @@ def statement_of(signature: Path) -> dict[str, Any]:
         raise UserError(f"{signature} is not a model signature ({first_line(error)}); fetch it again") from None
 
 
-def verify(path: Path, public_key: Path, signature: Path) -> dict[str, Any]:
+def verify(path: Path, public_key: Path, signature: Path, only: Names | None = None) -> dict[str, Any]:
     """{verified, explanation, files, missing, wrong, extra}: file names relative to the folder, by fault.
 
+    only: the files that matter, each of which must be a signed one; all others may come, go and change.
     Raises UserError where nothing can be judged: a file of ours is missing or is no signature or key.
     """
     library = signing_library()
@@ -119,26 +136,32 @@ def verify(path: Path, public_key: Path, signature: Path) -> dict[str, Any]:
     if (serialization["method"], serialization.get("hash_type")) == ("files", "sha256"):
         # Left to itself the library forgets that links were allowed, of which the hub's cache is made.
         verifier.set_hashing_config(library.hashing.Config().set_allow_symlinks(True))
+    verifier.set_ignore_unsigned_files(only is not None)
+    wanted = stated if only is None else {name: stated[name] for name in only if name in stated}
+    unsigned = sorted(set(only or ()) - set(stated))
     record: dict[str, Any] = {"kind": "signed", "signature": str(signature), "public_key": str(public_key)}
-    faults: dict[str, list[str]] = {"missing": [], "wrong": [], "extra": []}
+    faults: dict[str, list[str]] = {"missing": [], "wrong": [], "extra": unsigned}
+    reason = ""
     from cryptography.exceptions import InvalidSignature
 
     try:
         verifier.verify(path, signature)
-        return (
-            record
-            | {"verified": True, "files": len(stated), **faults}
-            | {"explanation": f"{len(stated)} files are those that were signed"}
-        )
     except InvalidSignature:
         reason = "the signature is not of this key, or the manifest in it was altered"
     except ValueError as error:
-        if str(error).startswith(MISMATCH):
-            faults = named_faults(path, stated)
-            reason = in_words(faults)
+        # The library looks at files only once the signature holds: after these two errors what it states is true.
+        if str(error).startswith((MISMATCH, f"Cannot use '{path}")):
+            found = named_faults(path, wanted)
+            faults = found if only is None else found | {"extra": unsigned}
         else:
             reason = f"the signature does not hold: {first_line(error)}"
-    return record | {"verified": False, "files": len(stated), **faults, "explanation": reason}
+    verified = not reason and not any(faults.values())
+    explanation = f"{counted(len(wanted), 'file', 'the one that was', 'those that were')} signed"
+    return (
+        record
+        | {"verified": verified, "files": len(wanted), **faults}
+        | {"explanation": explanation if verified else reason or in_words(faults)}
+    )
 
 
 def named_faults(path: Path, expected: dict[str, str]) -> dict[str, list[str]]:
@@ -154,6 +177,11 @@ def named_faults(path: Path, expected: dict[str, str]) -> dict[str, list[str]]:
         "wrong": sorted(n for n in set(expected) & set(found) if sha256_of_file(found[n]) != expected[n]),
         "extra": sorted(unsigned),
     }
+
+
+def counted(number: int, what: str, one: str, more: str) -> str:
+    """`1 file is the one that was`, `3 files are those that were`."""
+    return f"1 {what} is {one}" if number == 1 else f"{number} {what}s are {more}"
 
 
 def in_words(faults: dict[str, list[str]]) -> str:
@@ -176,13 +204,16 @@ def verify_recorded(folder: Path, files: list[dict[str, Any]]) -> dict[str, Any]
         "extra": sorted(weights - set(expected)),
     }
     verified = not any(faults.values())
-    against = "those that were published" if len(published) == len(expected) else "as recorded when they were fetched"
+    if len(published) == len(expected):
+        explanation = f"{counted(len(expected), 'weight file', 'the one that was', 'those that were')} published"
+    else:
+        explanation = counted(len(expected), "weight file", "as recorded when fetched", "as recorded when fetched")
     return {
         "kind": "recorded",
         "verified": verified,
         "files": len(expected),
         **faults,
-        "explanation": f"{len(expected)} weight files are {against}" if verified else in_words(faults),
+        "explanation": explanation if verified else in_words(faults),
     }
 
 
@@ -195,6 +226,7 @@ def main() -> None:
     for command in (signing, verifying):
         command.add_argument("path", type=Path, help="folder or file")
         command.add_argument("--signature", type=Path, required=True, help="signature file")
+        command.add_argument("--files", nargs="+", metavar="NAME", help="only these files of the folder; all")
     for command in (keys, signing):
         command.add_argument("--private-key", type=Path, required=True, help="PEM file, to be kept secret")
         command.add_argument("--password-variable", help="environment variable that holds the private key's password")
@@ -202,8 +234,8 @@ def main() -> None:
         command.add_argument("--public-key", type=Path, required=True, help="PEM file, to be handed out")
     arguments = parser.parse_args()
     if arguments.command == "verify":
-        record = verify(arguments.path, arguments.public_key, arguments.signature)
-        print(f"{'verified' if record['verified'] else 'NOT verified'}: {arguments.path}: {record['explanation']}")
+        record = verify(arguments.path, arguments.public_key, arguments.signature, arguments.files)
+        print_line(f"{'verified' if record['verified'] else 'NOT verified'}: {arguments.path}: {record['explanation']}")
         sys.exit(0 if record["verified"] else FOUND_SOMETHING)
     variable = arguments.password_variable
     if variable and variable not in os.environ:
@@ -213,7 +245,7 @@ def main() -> None:
         make_keys(arguments.private_key, arguments.public_key, password)
         print(f"{arguments.private_key} (keep it secret), {arguments.public_key}")
     else:
-        count = sign(arguments.path, arguments.private_key, arguments.signature, password)
+        count = sign(arguments.path, arguments.private_key, arguments.signature, password, arguments.files)
         print(f"{arguments.signature}: {count} files of {arguments.path} signed")
 
 

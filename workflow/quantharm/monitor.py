@@ -18,13 +18,14 @@ from typing import Any
 import numpy
 import pandas
 
-from quantharm import control_chart
+from quantharm import behaviour, control_chart
 from quantharm.errors import UserError
 from quantharm.files import read_parquet, sha256_of_text, write_parquet
 from quantharm.logits import TEXT_CATEGORY, store_metadata_of
 from quantharm.models import choose_device, load_cell, offline_environment, quiet, read_quantization
 from quantharm.stage import run_stage, stage_parser
 
+SCORED = (behaviour.STORE, behaviour.TRACE)  # of the store's files; the noise floor is of no use here
 COLUMNS = ["run", "time", "checkpoint", "weights_sha256", "approved_sha256", "prompts", "kl_nats"]
 
 
@@ -122,46 +123,33 @@ def charted(history: pandas.DataFrame, limits: control_chart.Limits) -> pandas.D
     return history.assign(**control_chart.chart(history["kl_nats"].to_numpy(float), limits))
 
 
-def draw_chart(table: pandas.DataFrame, limits: control_chart.Limits):
-    """Each run's figure, the EWMA and its limits; alarms are marked by shape and colour."""
-    import altair
-
-    from quantharm.reporting.chart_base import COLOURS, MUTED
-
-    x = altair.X("run:Q", title="run", axis=altair.Axis(tickMinStep=1, format="d"))
-    base = altair.Chart(table.drop(columns="prompts"))
-    # A swapped checkpoint is often ten times as far from the baseline: limits and alarm show together on such a scale.
-    scale = altair.Scale(type="log" if (table[["low", "kl_nats", "ewma"]] > 0).all(axis=None) else "linear", zero=False)
-    limits_area = base.mark_area(opacity=0.15, color=COLOURS[0]).encode(
-        x=x, y=altair.Y("low:Q", title="KL, nats", scale=scale), y2="high:Q"
-    )
-    middle = altair.Chart(pandas.DataFrame({"mean": [limits.mean]})).mark_rule(color=MUTED).encode(y="mean:Q")
-    single = base.mark_point(color=MUTED, size=18).encode(x=x, y="kl_nats:Q")
-    line = base.mark_line(color=COLOURS[0]).encode(x=x, y="ewma:Q")
-    alarms = base.transform_filter("datum.alarm").mark_point(shape="cross", size=110, filled=True, color=COLOURS[1])
-    return (limits_area + middle + single + line + alarms.encode(x=x, y="ewma:Q")).properties(width=640, height=260)
-
-
 def main() -> None:
     parser = stage_parser(__doc__)
     parser.add_argument("--approved", type=Path, required=True, help="folder of the approved cell")
     parser.add_argument("--baseline", type=Path, required=True, help="folder of the baseline, with the log-prob store")
     parser.add_argument("--checkpoint", type=Path, help="the deployed checkpoint; the approved cell's own")
+    parser.add_argument("--signature", type=Path, help="signature of the store (quantharm.manifest)")
+    parser.add_argument("--public-key", type=Path, help="the signer's public key")
     parser.add_argument("--settings", type=json.loads, required=True, help="the config's `monitor:`, JSON")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
     parser.add_argument("--history", type=Path, required=True, help="history.parquet; the chart lies beside it")
     arguments = parser.parse_args()
+    if bool(arguments.signature) != bool(arguments.public_key):
+        parser.error("--signature and --public-key go together")
+    if arguments.signature:
+        behaviour.verify_store(arguments.baseline, arguments.public_key, arguments.signature, names=SCORED)
     offline_environment()
     quiet()
-    from quantharm.reporting.chart_base import Figure, write_figure
+    from quantharm.reporting.chart_base import write_figure
+    from quantharm.reporting.charts_studies import monitor_chart
     from quantharm.store import require_same
 
     device = choose_device(arguments.device)
     approved = read_quantization(arguments.approved / "quantization.json")
     history = read_history(arguments.history, identity(approved))
     limits = learn_limits(arguments.approved, arguments.settings)
-    trace = read_parquet(arguments.baseline / "trace.parquet")
-    store = arguments.baseline / "logits.parquet"
+    trace = read_parquet(arguments.baseline / behaviour.TRACE)
+    store = arguments.baseline / behaviour.STORE
     expected = store_metadata_of(approved, trace, device, protocol="")
     require_same(store, {key: expected[key] for key in ("model", "weights_sha256", "trace_sha256", "dtype")})
     record = deployed_record(approved, arguments.checkpoint)
@@ -181,8 +169,7 @@ def main() -> None:
     }
     table = charted(pandas.DataFrame([*history[COLUMNS].to_dict("records"), row]), limits)
     write_parquet(arguments.history, table)
-    title = f"{approved['model']} × {approved['method']}: KL of the deployed checkpoint, run by run"
-    write_figure(arguments.history.parent, Figure("chart", title, draw_chart(table, limits), title))
+    write_figure(arguments.history.parent, monitor_chart(table, f"{approved['model']} × {approved['method']}"))
     last = table.iloc[-1]
     state = f"run {run}: KL {kl:.4g} nats, EWMA {last['ewma']:.4g}, limits {last['low']:.4g} to {last['high']:.4g} nats"
     if last["alarm"]:

@@ -3,12 +3,14 @@
     python -m quantharm.outputs_test A.jsonl B.jsonl
 
 Each line is one sampled answer: {"prompt_id": …, "text": …} or {"prompt_id": …, "token_ids": […]}; several a prompt,
-all sampled in the same way (temperature, length) from both. The statistic is the squared maximum mean discrepancy
-(Gretton et al. 2012, unbiased) with the Hamming kernel of Gao, Liang and Guestrin 2024 ("Model Equality Testing"): the
-share of places at which two answers to one prompt agree, 0 between prompts. Its p-value comes from permuting which
-model an answer is from, within each prompt, so prompts need not be equally hard. Exit code: 0 no difference shown at
-the level asked for, 3 the models differ, 1 it could not be judged. Not shown is not the same as equal: that depends on
-how many answers there are (tests/benchmark/outputs_power.py).
+all sampled in the same way (temperature, length) from both; quantharm.sample_answers makes those of a checkpoint.
+Tokens are compared where both files hold them in every line, else characters.
+
+The statistic is the squared maximum mean discrepancy (Gretton et al. 2012, unbiased) with the Hamming kernel of Gao,
+Liang and Guestrin 2024 ("Model Equality Testing"): the share of places at which two answers to one prompt agree, 0
+between prompts. Its p-value comes from permuting which model an answer is from, within each prompt, so prompts need not
+be equally hard. Exit code: 0 no difference shown at the level asked for, 3 the models differ, 1 it could not be judged.
+Not shown is not the same as equal: that depends on how many answers there are (tests/benchmark/outputs_power.py).
 """
 
 import json
@@ -28,24 +30,47 @@ SEED = 0
 END = -1  # after the end of an answer; two answers agree on having ended
 
 
-def read_answers(path: Path) -> dict[str, list[list[int]]]:
-    """{prompt_id: answers as sequences of tokens or characters}; raises UserError naming the line that is wrong."""
+Answers = dict[str, list[list[int]]]  # {prompt_id: answers as sequences of tokens or of characters}
+
+
+def read_answers(first: Path, second: Path) -> tuple[Answers, Answers]:
+    """Both files' answers in the finest unit that both have; raises UserError naming the line that is wrong."""
+    files = {path: read_lines(path) for path in (first, second)}
+    tokens = all("token_ids" in record for records in files.values() for _, record in records)
+
+    def sequences(path: Path) -> Answers:
+        found: Answers = {}
+        for number, record in files[path]:
+            try:
+                answer = [int(t) for t in record["token_ids"]] if tokens else [ord(c) for c in record["text"]]
+                found.setdefault(str(record["prompt_id"]), []).append(answer)
+            except (ValueError, KeyError, TypeError):
+                other = "" if tokens else "; both files must hold `text`, or both `token_ids`, in every line"
+                raise UserError(
+                    f"{path} line {number} is no answer: it needs `prompt_id` and `text` or `token_ids`{other}"
+                ) from None
+        return found
+
+    return sequences(first), sequences(second)
+
+
+def read_lines(path: Path) -> list[tuple[int, dict[str, Any]]]:
+    """(line number, record) of each line that is not blank."""
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = Path(path).read_text(encoding="utf-8").split("\n")  # an answer may hold other line separators
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read ({error}); it must be JSON lines of answers") from None
-    found: dict[str, list[list[int]]] = {}
+    found = []
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
             record = json.loads(line)
-            answer = record["token_ids"] if "token_ids" in record else [ord(c) for c in record["text"]]
-            found.setdefault(str(record["prompt_id"]), []).append([int(token) for token in answer])
-        except (ValueError, KeyError, TypeError):
-            raise UserError(
-                f"{path} line {number} is no answer: it needs `prompt_id` and `text` or `token_ids`"
-            ) from None
+        except (ValueError, RecursionError):
+            record = None
+        if not isinstance(record, dict):
+            raise UserError(f"{path} line {number} is no answer: it must be a JSON object") from None
+        found.append((number, record))
     if not found:
         raise UserError(f"{path} holds no answers; it must be JSON lines of `prompt_id` and `text` or `token_ids`")
     return found
@@ -74,9 +99,7 @@ def squared_mmd(kernel: numpy.ndarray, first: numpy.ndarray) -> numpy.ndarray:
     return within_first + within_second - 2 * between
 
 
-def compare_outputs(
-    a: dict[str, list[list[int]]], b: dict[str, list[list[int]]], permutations: int = PERMUTATIONS, seed: int = SEED
-) -> dict[str, Any]:
+def compare_outputs(a: Answers, b: Answers, permutations: int = PERMUTATIONS, seed: int = SEED) -> dict[str, Any]:
     """{mmd_squared, p_value, prompts, answers}: the mean over prompts; p counts the observed labels as one permutation.
 
     Raises UserError unless both have at least two answers to a common prompt.
@@ -114,7 +137,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if not 1 / (arguments.permutations + 1) <= arguments.level < 1:
         raise UserError(f"--level {arguments.level} cannot be reached with {arguments.permutations} permutations")
-    result = compare_outputs(read_answers(arguments.first), read_answers(arguments.second), arguments.permutations)
+    result = compare_outputs(*read_answers(arguments.first, arguments.second), arguments.permutations)
     differs = result["p_value"] < arguments.level
     result |= {"level": arguments.level, "differs": differs}
     if arguments.output:

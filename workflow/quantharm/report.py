@@ -21,7 +21,7 @@ from quantharm.configuration import with_defaults
 from quantharm.errors import UserError
 from quantharm.files import write_text
 from quantharm.reporting import assessment as words
-from quantharm.reporting import charts_cost, charts_quality, examples, tables_studies
+from quantharm.reporting import charts_cost, charts_quality, detection, examples, tables_integrity, tables_studies
 from quantharm.reporting import overview as report_overview
 from quantharm.reporting import risks as risk
 from quantharm.reporting import tables_cost as cost
@@ -86,7 +86,9 @@ def script() -> dict[str, str]:
     return {"text": Markup(text), "sha256": base64.b64encode(digest).decode()}
 
 
-def model_tables(results: Results, found: list[words.Assessment], rules: dict[str, Any]) -> dict[str, Table]:
+def model_tables(
+    results: Results, found: list[words.Assessment], rules: dict[str, Any], rates: detection.Rates
+) -> dict[str, Table]:
     tables = [
         words.executive_table(results, found),
         quality.perplexity_table(results, rules),
@@ -105,9 +107,12 @@ def model_tables(results: Results, found: list[words.Assessment], rules: dict[st
         words.harm_table(results, found),
         risk.risk_table(results, rules),
         risk.defense_table(results, rules),
+        tables_integrity.defenses_table(results),
         record.configuration_table(results),
         record.checks_table(results),
         tables_studies.calibration_table(results),
+        tables_integrity.integrity_table(results),
+        detection.detection_table(rates),
         record.environment_table(results),
         record.files_table(results),
     ]
@@ -135,7 +140,8 @@ def write_figures(folder: Path, figures: list[Figure]) -> dict[str, dict[str, An
 def report_model(arguments: argparse.Namespace, rules: dict[str, Any]) -> None:
     results = read_results(arguments.model)
     found = [words.assess(cell, results, rules) for cell in results.methods]
-    tables = model_tables(results, found, rules)
+    rates = detection.read_rates()
+    tables = model_tables(results, found, rules, rates)
     figures = write_figures(arguments.figures, model_figures(results))
     for table in tables.values():
         write_table(arguments.tables, table)
@@ -159,6 +165,8 @@ def report_model(arguments: argparse.Namespace, rules: dict[str, Any]) -> None:
         "baseline_conditions": words.baseline_conditions(results, found),
         "risk_caveat": risk.risk_caveat(results),
         "attack": risk.attack_sentence(results),
+        "integrity_findings": tables_integrity.integrity_findings(results),
+        "detection_notes": detection.detection_notes(rates),
         "most_divergent": max((c.row["kl_nats_mean"], c.method) for c in results.believed or results.cells)[1],
         "worst_positions": {cell.method: examples.worst_positions(cell) for cell in results.methods},
         "responses": {cell.method: examples.responses(cell, results, prompts) for cell in results.methods},

@@ -63,11 +63,38 @@ def paired_answers(cell: Path, baseline: Path) -> dict[str, Any]:
     }
 
 
+def integrity_figures(record: dict[str, Any]) -> dict[str, Any]:
+    """What integrity.json found of a cell; keys of what does not apply to it hold None."""
+    found, files = record["if_dequantized"], record["signed_manifest"] or record["manifest"]
+    return {
+        "integrity_verified": record["verified"],
+        "integrity_files_verified": files["verified"],
+        "integrity_scan": record["scan"]["verdict"],
+        "integrity_if_dequantized": found and found["verdict"],
+        "integrity_if_dequantized_seen_as": found and found["method"],
+        "integrity_behaves_as_the_original": record["behaviour"]["same_as_original"],
+        "integrity_explanation": record["explanation"],
+    }
+
+
+def treatment_figures(quantization: dict[str, Any], checks: dict[str, Any]) -> dict[str, Any]:
+    """Weight noise and calibration samples of a cell, None where it has none."""
+    noise, samples = quantization.get("noise"), checks.get("calibration")
+    return {
+        "noise_sigma": noise and noise["sigma"],
+        "noise_relative_to": noise and noise["relative_to"],
+        "noise_codes_changed": noise and noise["codes_changed"],
+        "calibration_samples": samples and samples["samples_reached"],
+        "calibration_tokens": samples and samples["tokens_reached"],
+        "calibration_loss_ratio": samples and samples["nll_mean_nats"] / samples["text_nll_mean_nats"],
+    }
+
+
 def summarise_cell(cell: Path, baseline: Path) -> dict[str, Any]:
-    """One row: identity, sizes, perplexity, divergence, generation, memory, checks."""
-    quantization, perplexity, divergence, generation, checks = (
+    """One row: identity, sizes, perplexity, divergence, generation, memory, checks, integrity."""
+    quantization, perplexity, divergence, generation, checks, integrity = (
         read_json(cell / f"{stage}.json")
-        for stage in ("quantization", "perplexity", "divergence", "generation", "checks")
+        for stage in ("quantization", "perplexity", "divergence", "generation", "checks", "integrity")
     )
     reference = read_json(baseline / "quantization.json")
     reference_speed = read_json(baseline / "generation.json")
@@ -130,7 +157,9 @@ def summarise_cell(cell: Path, baseline: Path) -> dict[str, Any]:
         "memory_allocated_bytes": generation["memory"].get("allocated_bytes"),
         "memory_reserved_bytes": generation["memory"].get("reserved_bytes"),
         "memory_peak_bytes": generation["memory"]["peak_bytes"],
+        **treatment_figures(quantization, checks),
         "checks_failed": checks["failed"],
+        **integrity_figures(integrity),
         "git_commit": perplexity["provenance"]["git_commit"],
         "finished": checks["provenance"]["finished"],
     }
@@ -165,6 +194,7 @@ def short_table(table: pandas.DataFrame) -> str:
             "top-1": table["top1_agreement"].map("{:.1%}".format),
             "decode, tokens/s": table["decode_tokens_per_second_median"].map("{:.1f}".format),
             "checks": table["checks_failed"].map(lambda names: f"FAILED: {names}" if names else "passed"),
+            "integrity": table["integrity_verified"].map(lambda verified: "no finding" if verified else "FINDING"),
         }
     )
     text = shown.to_string(index=False)

@@ -13,3 +13,8 @@ def visible(text: Any) -> str:
         f"⟨U+{ord(c):04X}⟩" if unicodedata.category(c) in INVISIBLE and c not in "\n\t" else c
         for c in str(text).replace("\r\n", "\n")
     )
+
+
+def print_line(text: Any) -> None:
+    """One line, whatever strangers wrote into it."""
+    print(visible(text).replace("\n", "⏎"))

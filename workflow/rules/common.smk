@@ -165,7 +165,7 @@ def records_of_default_run():
     models = config["evaluate"]["models"]
     once = [f"results/{model}/{stage}.json" for model in models for stage in ("source", "summary", "baseline/logits")]
     cells = [f"results/{model}/{method}" for model in models for method in configuration.methods_of(config, model)]
-    return once + [f"{cell}/{file}" for cell in cells for file in [*CELL_FILES, "divergence.parquet", "integrity.json"]]
+    return once + [f"{cell}/{file}" for cell in cells for file in [*CELL_FILES, "divergence.parquet"]]
 
 
 REPORT_TEMPLATES = sorted(os.path.relpath(path) for path in (PACKAGE / "report" / "templates").iterdir())
@@ -174,7 +174,7 @@ REPORTED_FILES = ["generation.parquet", "perplexity.parquet", "divergence.parque
 
 def studies_of(model):
     """{file: time} of the studies beside the default run that have been made."""
-    files = [f"results/{model}/{name}.json" for name in ("noise", "calibration")]
+    files = [f"results/{model}/{name}" for name in ("noise.json", "calibration.json", "monitor/history.parquet")]
     return {file: os.path.getmtime(file) for file in files if os.path.exists(file)}
 
 

@@ -3,6 +3,7 @@
 MONITORED = f"results/{config['monitor']['model']}"
 MODEL = config["models"][config["monitor"]["model"]]
 APPROVED = f"{MONITORED}/{config['monitor']['method']}"
+SIGNATURE = {key: config["monitor"][key] for key in ("signature", "public_key") if config["monitor"][key]}
 
 
 rule monitor:
@@ -17,6 +18,7 @@ rule monitor:
         f"{APPROVED}/checkpoint",
         f"{MONITORED}/baseline/trace.parquet",
         f"{APPROVED}/quantization.json",
+        *SIGNATURE.values(),
         divergence=f"{APPROVED}/divergence.parquet",
         store=f"{MONITORED}/baseline/logits.parquet",
     log:
@@ -35,6 +37,7 @@ rule monitor:
         checkpoint=shlex.join(
             ["--checkpoint", config["monitor"]["checkpoint"]] if config["monitor"]["checkpoint"] else []
         ),
+        signature=shlex.join([word for key, path in SIGNATURE.items() for word in (f"--{key.replace('_', '-')}", path)]),
         settings=json.dumps(config["monitor"]),
         device=config["device"],
         history=f"{MONITORED}/monitor/history.parquet",
@@ -45,6 +48,7 @@ rule monitor:
         " --approved {params.approved:q}"
         " --baseline {params.baseline:q}"
         " {params.checkpoint}"
+        " {params.signature}"
         " --settings {params.settings:q}"
         " --device {params.device:q}"
         " --history {params.history:q}"

@@ -13,6 +13,7 @@ rule report:
         modules("report"),
         REPORT_TEMPLATES,
         f"{os.path.relpath(PACKAGE)}/schemas/config.schema.yaml",
+        f"{os.path.relpath(PACKAGE)}/report/integrity-detection.csv",
         lambda wildcards: [
             f"{cell}/{file}"
             for cell in cells_of(wildcards)

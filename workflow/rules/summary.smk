@@ -1,7 +1,7 @@
 # all cells of a model → results/{model}/summary.{parquet,csv,json}; all models → results/summary.{parquet,csv}
 
 CELL_FILES = [
-    *(f"{stage}.json" for stage in [*CELL_RECORDS, "checks"]),
+    *(f"{stage}.json" for stage in [*CELL_RECORDS, "checks", "integrity"]),
     "generation.parquet",
     "perplexity.parquet",
 ]

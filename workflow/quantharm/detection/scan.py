@@ -1,134 +1,19 @@
-"""Was a matrix, was a model, quantized and dequantized? A verdict from how well each format's grid fits.
+"""Was a matrix, was a model, quantized and dequantized? The verdict, and the figures that it rests on.
 
-Of every format, group size and axis, the mean squared distance of the weights from the nearest level (in steps) is
-compared with that of the same groups without a grid. `ratio` is the root of the quotient, 1 where there is no trace;
-t is Student's of the difference over groups. A matrix is called dequantized where the ratio is at most RATIO_LIMIT and
-t at most T_LIMIT; weights never quantized gave ratios from 0.91 up (tests/benchmark/integrity_detection.md). Formats
-that fit about as well are subsets of one another: the fewest bits count, then the largest group.
-
-Where no grid fits, few distinct values (as of groups that are not neighbours, or of one scale a matrix) are a trace.
+A matrix is called dequantized where some format fits far better than chance (trials.py). Where no grid fits, few
+distinct values (as of groups that are not neighbours, or of one scale a matrix) are a trace as well.
 """
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-from scipy import stats
 
-from quantharm.detection.grids import FORMATS, Format, fit, without_grid
+from quantharm.detection.trials import AXES, SEED, Trial, all_trials, best_trial
 from quantharm.detection.weights import Matrix
 
-BLOCKS = (32, 64, 128, 256)  # of the codebooks
-GROUPS = (32, 64, 128)  # of the integers; by whole row or column as well
-RATIO_LIMIT = 0.8
-T_LIMIT = -10.0
-SCREENED_WEIGHTS = 8_192  # tried first
-SCREEN_LIMIT = 0.9
-WEAKEST_GROUP = 0.25  # of the root mean square; weaker ones, as of dead neurons, hold the noise of what came after
-LEAST_GROUPS = 8  # with enough weights away from zero
-FITS_AS_WELL = 0.93  # share of the best fit's 1 - ratio²
 DISTINCT_LIMIT = 0.7  # of what weights of the same spread and dtype have
 DISTINCT_JITTER = 0.02  # relative: some steps of bfloat16
-AXES = {1: "input", 0: "output"}
-SEED = 0
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One format, group size and axis tried on one matrix."""
-
-    format: Format
-    group_size: int | None  # None: a whole row or column
-    axis: int
-    r: float  # idempotence ratio ‖W - deq(Q(W))‖ / ‖W‖
-    r_reference: float  # of the same groups without a grid
-    ratio: float
-    t: float
-
-    @property
-    def is_trace(self) -> bool:
-        return self.ratio <= RATIO_LIMIT and self.t <= T_LIMIT
-
-
-def groups_of(matrix: Matrix, kind: Format, size: int | None, axis: int) -> torch.Tensor | None:
-    """[groups, size] of the sample; None where the matrix is too short for such groups.
-
-    bitsandbytes cuts blocks from the flattened matrix, so a block may go on in the next row; groups of integers end
-    with their row.
-    """
-    if size is None:
-        return torch.cat(matrix.row_slabs) if axis == 1 else matrix.column_lines
-    if (matrix.columns if axis == 1 else matrix.rows) <= size and kind.name == "integer":
-        return None  # that is the whole row
-    slabs = matrix.row_slabs if axis == 1 else matrix.column_slabs
-    if kind.name != "integer" and axis == 1:
-        slabs = [slab.reshape(1, -1) for slab in slabs]
-    whole = [slab[:, : slab.shape[1] // size * size].reshape(-1, size) for slab in slabs]
-    groups = torch.cat(whole)
-    return groups if len(groups) else None
-
-
-def try_format(matrix: Matrix, kind: Format, size: int | None, axis: int, random: torch.Generator) -> Trial | None:
-    """None where too few groups can be judged. A few groups first: most formats fit so badly that these are enough."""
-    groups = groups_of(matrix, kind, size, axis)
-    if groups is None:
-        return None
-    few = max(2 * LEAST_GROUPS, SCREENED_WEIGHTS // groups.shape[1])
-    if len(groups) > 2 * few:
-        screened = measure(groups[torch.linspace(0, len(groups) - 1, few).long()], matrix, kind, size, axis, random)
-        if screened is not None and screened.ratio > SCREEN_LIMIT:
-            return screened
-    return measure(groups, matrix, kind, size, axis, random)
-
-
-def measure(
-    groups: torch.Tensor, matrix: Matrix, kind: Format, size: int | None, axis: int, random: torch.Generator
-) -> Trial | None:
-    found = fit(groups, kind)
-    reference = fit(without_grid(groups, found.step, matrix.dtype, random), kind)
-    least = groups.shape[1] // 4
-    energy = groups.square().mean(1)
-    strong = energy >= WEAKEST_GROUP**2 * energy.mean()
-    judged = strong & (found.count >= least) & (reference.count >= least)
-    if judged.sum() < LEAST_GROUPS:
-        return None
-    error, expected = found.error[judged].double(), reference.error[judged].double()
-    difference = error - expected
-    deviation = float(difference.std() / math.sqrt(len(difference)))
-    norm = groups.double().square().sum()
-    return Trial(
-        kind,
-        size,
-        axis,
-        float((found.squared.double().sum() / norm).sqrt()),
-        float((reference.squared.double().sum() / norm).sqrt()),
-        float((error.mean() / expected.mean()).sqrt()) if expected.mean() > 0 else 1.0,
-        float(difference.mean()) / deviation if deviation > 0 else 0.0,
-    )
-
-
-def all_trials(matrix: Matrix) -> list[Trial]:
-    random = torch.Generator().manual_seed(SEED)
-    found = [
-        try_format(matrix, kind, size, axis, random)
-        for axis in AXES
-        for kind in FORMATS
-        for size in ((*GROUPS, None) if kind.name == "integer" else BLOCKS)
-    ]
-    return [trial for trial in found if trial is not None]
-
-
-def best_trial(trials: list[Trial]) -> Trial | None:
-    """The simplest format among those that fit about as well as the best: fewest bits, then largest group."""
-    traces = [t for t in trials if t.is_trace]
-    if not traces:
-        return None
-    enough = FITS_AS_WELL * max(1 - t.ratio**2 for t in traces)
-    return min(
-        (t for t in traces if 1 - t.ratio**2 >= enough),
-        key=lambda t: (t.format.bits, -(t.group_size or math.inf), -t.axis, t.ratio),
-    )
 
 
 def distinct_share(lines: torch.Tensor) -> float:
@@ -186,15 +71,16 @@ def scan_matrix(matrix: Matrix) -> dict[str, Any]:
         "closest": shown and f"{shown.format.label}, groups of {shown.group_size or 'a whole line'}",
         **distinct,
         "zero_share": float(zeros.float().mean()),
-        "p_value": p_value(found, few, len(trials)),
+        "p_value": p_value(found, len(trials)),
     }
 
 
-def p_value(found: Trial | None, few: bool, trials: int) -> float | None:
+def p_value(found: Trial | None, trials: int) -> float | None:
     """Of the best format's t, times the number of formats tried (Bonferroni); None where no grid was found."""
     if found is None:
         return None
-    return float(min(1.0, trials * stats.norm.sf(-found.t)))
+    tail = math.erfc(-found.t / math.sqrt(2)) / 2  # of the normal distribution, which t is over so many groups
+    return min(1.0, trials * tail)
 
 
 def scan_model(matrices: list[dict[str, Any]]) -> dict[str, Any]:

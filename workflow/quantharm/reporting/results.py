@@ -61,6 +61,8 @@ class Results:
     cells: list[Cell]
     kl_differences: dict[tuple[str, str], tuple[float, Bounds]] = field(default_factory=dict)
     calibration_study: Rows | None = None  # calibration.json, where `snakemake calibration` was run
+    noise_study: list[Rows] | None = None  # the rows of noise.json, where `snakemake defense` was run
+    monitor_history: pandas.DataFrame | None = None  # a row a run, where `snakemake monitor` was run
 
     @property
     def baseline(self) -> Cell:
@@ -112,8 +114,15 @@ def read_results(folder: Path) -> Results:
     require_comparable(cells)
     for cell in cells[1:]:
         cell.changes = paired_changes(cell, cells[0])
-    study = folder / "calibration.json"
-    results = Results(rows[0]["model"], folder, cells, calibration_study=read_json(study) if study.is_file() else None)
+    study, noise, history = folder / "calibration.json", folder / "noise.json", folder / "monitor/history.parquet"
+    results = Results(
+        rows[0]["model"],
+        folder,
+        cells,
+        calibration_study=read_json(study) if study.is_file() else None,
+        noise_study=read_json(noise)["rows"] if noise.is_file() else None,
+        monitor_history=read_parquet(history) if history.is_file() else None,
+    )
     results.kl_differences = kl_differences(results.methods, results.calibration_ranges)
     return results
 

@@ -96,7 +96,9 @@ def integrity_verdict(record: dict[str, Any] | None) -> Verdict:
     if record is None or "verified" not in record:
         return Verdict("unknown", "not measured", "–", rule)
     words, level = {True: ("pass",) * 2, False: ("fail",) * 2, None: ("not verified", "unknown")}[record["verified"]]
-    return Verdict(level, words, str(record.get("explanation", "")), rule)
+    files = record.get("signed_manifest") or record.get("manifest")
+    shown = files["explanation"] if record["verified"] and files else record.get("explanation", "")
+    return Verdict(level, words, str(shown), rule)
 
 
 def detection_verdict(record: dict[str, Any] | None) -> Verdict:

@@ -2,13 +2,16 @@
 
 from typing import Any
 
-from quantharm.files import read_json
+import pandas
+
 from quantharm.reporting.chart_base import Figure
-from quantharm.reporting.charts_studies import calibration_chart, noise_chart
+from quantharm.reporting.charts_studies import calibration_chart, monitor_chart, noise_chart
 from quantharm.reporting.format import MISSING, fixed, listing, number, percent, share, signed
 from quantharm.reporting.results import Results
 from quantharm.reporting.table import Column, Table, figure_cell, name_cell, text_cell
 from quantharm.reporting.tables_quality import METHOD
+
+SHOWN_RUNS = 20
 
 
 def calibration_table(results: Results) -> Table:
@@ -119,15 +122,45 @@ def calibration_study_table(study: dict[str, Any]) -> Table:
     )
 
 
+def monitor_table(history: pandas.DataFrame) -> Table:
+    """`snakemake monitor`, the last runs first; history: a row a run."""
+    rows = [
+        [
+            text_cell(str(run.run)),
+            text_cell(str(run.time)),
+            text_cell("alarm" if run.alarm else "no alarm", "fail" if run.alarm else "pass"),
+            figure_cell(run.kl_nats, number, aside=f"{len(run.prompts)} prompts"),
+            figure_cell(run.ewma, number),
+            text_cell(f"{number(run.low)} to {number(run.high)}"),
+            text_cell(str(run.checkpoint)),
+        ]
+        for run in history.iloc[::-1].head(SHOWN_RUNS).itertuples()
+    ]
+    columns = [
+        Column("run", "Run"),
+        Column("time", "When (UTC)", "left"),
+        Column("outcome", "Outcome", "left"),
+        Column("kl_nats", "KL of the draw, nats"),
+        Column("ewma", "EWMA, nats"),
+        Column("limits", "Limits, nats"),
+        Column("checkpoint", "Deployed checkpoint", "left"),
+    ]
+    note = (
+        f"The last {min(SHOWN_RUNS, len(history))} of {len(history)} runs. Each draws prompts anew; an alarm is a "
+        "weighted mean of all runs (EWMA) that leaves limits learned from such draws of the approved checkpoint."
+    )
+    return Table("monitor", "Monitoring of a deployed checkpoint", columns, rows, note)
+
+
 def studies(results: Results) -> list[tuple[Table, Figure]]:
     """The studies whose results lie in the model's folder."""
     found = []
-    if (path := results.folder / "noise.json").is_file():
-        rows = read_json(path)["rows"]
+    if rows := results.noise_study:
         found.append((noise_table(rows), noise_chart(rows)))
-    if results.calibration_study:
-        study = results.calibration_study
+    if study := results.calibration_study:
         found.append((calibration_study_table(study), calibration_chart(study["rows"], study["kl_nats_mean"])))
+    if results.monitor_history is not None:
+        found.append((monitor_table(results.monitor_history), monitor_chart(results.monitor_history, results.model)))
     return found
 
 

@@ -1,0 +1,94 @@
+"""What the scan for dequantized weights catches and what evades it, as tests/benchmark/integrity_detection.py measured.
+
+That benchmark writes integrity-detection.csv, from which the report and the benchmark's own page are made alike.
+"""
+
+import csv
+from pathlib import Path
+from typing import Any
+
+from quantharm.errors import UserError
+from quantharm.reporting.format import count, fixed, listing, share
+from quantharm.reporting.table import Cell, Column, Table
+
+RATES = Path(__file__).parents[2] / "report" / "integrity-detection.csv"
+NOTHING, RANDOM, NATIVE = "nothing", "random matrices", "nothing: ternary, as trained in 1.58 bits"
+ONLY_AWQ = "scales folded back"
+INTEGERS = ("matrices", "detected", "recovered")
+FIGURES = ("ratio_lowest", "ratio_median", "ratio_highest", "distinct_lowest")
+Rates = list[dict[str, Any]]
+
+
+def read_rates(path: Path = RATES) -> Rates:
+    """A row for each quantizer and change: how many matrices show a trace, and of how many it is the right one."""
+    try:
+        with open(path, encoding="utf-8", newline="") as stream:
+            return [
+                row | {k: int(row[k]) for k in INTEGERS} | {k: float(row[k]) for k in FIGURES}
+                for row in csv.DictReader(stream)
+            ]
+    except (OSError, KeyError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}); take it from the repository again") from None
+
+
+def never_quantized(rates: Rates) -> Rates:
+    return [row for row in rates if row["quantizer"] in (NOTHING, RANDOM)]
+
+
+def quantized(rates: Rates, change: str) -> Rates:
+    """The rows of one change to weights that a quantizer had made."""
+    known = (NOTHING, RANDOM, NATIVE)
+    return [row for row in rates if row["change"] == change and row["quantizer"] not in known]
+
+
+def changes(rates: Rates) -> list[str]:
+    """The table's columns; what was tried on AWQ alone is said below it."""
+    return [row["change"] for row in rates if row["quantizer"] == NOTHING]
+
+
+def detection_table(rates: Rates) -> Table:
+    """Matrices with a trace of those scanned; aside, for how many method, group and axis were right if not for all."""
+    names = list(dict.fromkeys(row["quantizer"] for row in rates if row["quantizer"] != RANDOM))
+    known = {(row["quantizer"], row["change"]): row for row in rates}
+    columns = changes(rates)
+    rows = [[Cell(name, name, header=True), *[cell_of(known.get((name, c))) for c in columns]] for name in names]
+    heads = [Column("quantized_with", "Quantized with", "left"), *[Column(f"detected/{c}", c) for c in columns]]
+    return Table("integrity-detection", "What the scan catches and what evades it", heads, rows)
+
+
+def cell_of(row: dict[str, Any] | None) -> Cell:
+    if row is None:
+        return Cell("–")
+    found, of = row["detected"], row["matrices"]
+    fewer = found and row["expected"] and row["recovered"] < found
+    caught = "pass" if found == of else "fail" if not found else "undecided"
+    tone = {NOTHING: "fail" if found else "pass", NATIVE: "undecided"}.get(row["quantizer"], caught)
+    aside = f"{row['recovered']} right" if fewer else ""
+    return Cell(f"{found}/{of}", f"{found}/{of}", aside=aside, tone=tone)
+
+
+def detection_notes(rates: Rates) -> list[str]:
+    """False alarms, what evades, what looks the same: sentences that follow from the rates."""
+    clean = never_quantized(rates)
+    alarms, matrices = (sum(row[key] for row in clean) for key in ("detected", "matrices"))
+    lowest = min(row["ratio_lowest"] for row in clean)
+    notes = [
+        f"False alarms: {alarms} of {matrices:,} matrices never quantized (lowest ratio {fixed(lowest, 2)}, and "
+        f"{fixed(min(row['distinct_lowest'] for row in clean), 2)} of the distinct values expected).",
+    ]
+    for change in changes(rates):
+        rows = quantized(rates, change)
+        hidden = [row["quantizer"] for row in rows if row["detected"] < row["matrices"] / 2]
+        if hidden:
+            which = listing(hidden) if len(hidden) <= 4 else f"{len(hidden)} of {len(rows)} quantizers"
+            notes.append(f"Evades, “{change}”: {which}.")
+    whole = [r for r in rates if r["change"] == ONLY_AWQ]
+    notes += [f"AWQ with its scales folded back into the norms: {r['detected']} of {r['matrices']}." for r in whole]
+    native = [r for r in rates if r["quantizer"] == NATIVE]
+    if native:
+        seen, of = (sum(r[key] for r in native) for key in ("detected", "matrices"))
+        notes.append(
+            "Native low-bit training looks the same as quantization: of ternary weights, one scale a matrix, as it "
+            f"stores them, {share(seen / of)} of {count(of, 'matrix', 'matrices')} are called dequantized."
+        )
+    return notes

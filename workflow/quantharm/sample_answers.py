@@ -1,0 +1,93 @@
+"""Sampled answers of a checkpoint, as JSON lines: the original's side of the two-sample test on outputs.
+
+    python -m quantharm.sample_answers FOLDER --output original.jsonl [--answers 20] [--new-tokens 32]
+
+Every prompt of the suite is answered so many times at one temperature, with no other sampler or penalty. Ask the model
+behind the interface the same prompts in the same way (temperature, length; top-p 1, no penalties), write its answers
+as {"prompt_id": …, "text": …} lines, and compare the two files with quantharm.outputs_test.
+"""
+
+import json
+from pathlib import Path
+
+from quantharm.errors import UserError
+from quantharm.files import write_text
+from quantharm.models import (
+    choose_device,
+    load_checkpoint,
+    load_tokenizer,
+    offline_environment,
+    quiet,
+    read_checkpoint_config,
+    refuse_unsafe,
+)
+from quantharm.prompts import encode_prompt, read_prompts
+from quantharm.stage import run_stage, stage_parser
+
+
+def sample(model, ids: list[int], count: int, new_tokens: int, temperature: float, ends: set[int], generator):
+    """So many sampled continuations of a prompt, end token left out; generator: torch's, on the CPU."""
+    import torch
+
+    from quantharm.decoding import decode_one_token, prefill
+
+    device = model.get_input_embeddings().weight.device
+    answers: list[list[int]] = [[] for _ in range(count)]
+    open_ones = set(range(count))
+    logits, cache = prefill(model, torch.tensor([ids] * count, device=device))  # [count, vocabulary]
+    for step in range(new_tokens):
+        shares = torch.softmax(logits.float().cpu() / temperature, dim=-1)
+        tokens = torch.multinomial(shares, 1, generator=generator)  # [count, 1]
+        for i in sorted(open_ones):
+            token = int(tokens[i])
+            open_ones -= {i} if token in ends else set()
+            answers[i] += [] if token in ends else [token]
+        if not open_ones:
+            break
+        if step + 1 < new_tokens:
+            logits, cache = decode_one_token(model, tokens.to(device), cache)
+    return answers
+
+
+def main() -> None:
+    parser = stage_parser(__doc__)
+    parser.add_argument("folder", type=Path, help="checkpoint")
+    parser.add_argument("--prompts", type=Path, default=Path("data/prompts.jsonl"), help="prompt suite")
+    parser.add_argument("--prompts-per-category", type=int, default=2)
+    parser.add_argument("--chat-template", default="auto", choices=["auto", "never", "required"])
+    parser.add_argument("--answers", type=int, default=20, help="of each prompt")
+    parser.add_argument("--new-tokens", type=int, default=32)
+    parser.add_argument("--temperature", type=float, default=1.0)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float16", "float32"])
+    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
+    parser.add_argument("--output", type=Path, required=True, help="JSON lines")
+    arguments = parser.parse_args()
+    if min(arguments.answers, arguments.new_tokens, arguments.temperature) <= 0:
+        raise UserError("--answers, --new-tokens and --temperature must be above 0")
+    read_checkpoint_config(arguments.folder)
+    refuse_unsafe(arguments.folder, allow_pickle=False, trust_remote_code=False)
+    offline_environment()
+    quiet()
+    import torch
+
+    from quantharm.decoding import end_tokens
+
+    source = {"path": str(arguments.folder), "allow_pickle": False, "trust_remote_code": False}
+    tokenizer = load_tokenizer(source)
+    model = load_checkpoint(arguments.folder, source, arguments.dtype, choose_device(arguments.device), 1)
+    ends, generator = end_tokens(model, tokenizer), torch.Generator().manual_seed(arguments.seed)
+    lines = []
+    for prompt in read_prompts(arguments.prompts, arguments.prompts_per_category):
+        ids = encode_prompt(tokenizer, prompt["prompt"], arguments.chat_template)
+        for answer in sample(
+            model, ids, arguments.answers, arguments.new_tokens, arguments.temperature, ends, generator
+        ):
+            text = tokenizer.decode(answer, skip_special_tokens=True)
+            lines.append(json.dumps({"prompt_id": prompt["id"], "text": text, "token_ids": answer}, ensure_ascii=False))
+    write_text(arguments.output, "\n".join(lines) + "\n")
+    print(f"{arguments.output}: {len(lines)} answers of {arguments.folder}")
+
+
+if __name__ == "__main__":
+    run_stage(main)
