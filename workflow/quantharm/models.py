@@ -59,6 +59,16 @@ def device_map(device: str, gpus: int) -> Any:
     return {"": 0} if gpus == 1 else "balanced"
 
 
+def memory_limits(device: str, gpus: int) -> dict[int, int] | None:
+    """transformers' max_memory in bytes: the first `gpus` GPUs and no others, where there are more; else no limits."""
+    if device == "cpu" or gpus == 1:
+        return None
+    import torch
+
+    more = torch.cuda.device_count() > gpus
+    return {i: torch.cuda.mem_get_info(i)[0] for i in range(gpus)} if more else None
+
+
 def dtype_of(model) -> str:
     """`bfloat16`, `float16` or `float32`: what a loaded model computes in, whatever was asked for."""
     return str(model.dtype).removeprefix("torch.")
@@ -173,6 +183,7 @@ def load_checkpoint(folder: Path, source: dict[str, Any], dtype: str, device: st
             folder,
             dtype=torch_dtype(dtype),
             device_map=device_map(device, gpus),
+            max_memory=memory_limits(device, gpus),
             use_safetensors=bool(weight_files(folder)),  # pickle only where there is nothing else
             trust_remote_code=source["trust_remote_code"],
             local_files_only=True,
