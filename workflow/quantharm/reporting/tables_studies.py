@@ -59,7 +59,7 @@ def noise_table(rows: list[dict[str, Any]]) -> Table:
     lines = []
     for row in rows:
         figures = [
-            figure_cell(row[f"{kind}_{key}"], show, row[f"{kind}_{key}_ci95"])
+            figure_cell(row[f"{kind}_{key}"], show, row[f"{kind}_{key.removesuffix('_mean')}_ci95"])
             for kind in ("alone", "quantized")
             for key, show in (("perplexity_change_percent", percent), ("kl_nats_mean", number))
         ]
