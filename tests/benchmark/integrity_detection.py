@@ -374,7 +374,7 @@ def page(rates: list[dict]) -> str:
         "",
         *(f"- {note}" for note in detection_notes(rates)),
         "",
-        f"Never quantized, beside the model's own matrices: {', '.join(random_matrices())}.",
+        f"Never quantized, beside the model's own matrices: {'; '.join(random_matrices())}.",
     ]
     return "\n".join(lines) + "\n"
 

@@ -47,6 +47,15 @@ def test_the_detection_table_by_hand():
     assert (unseen.text, unseen.tone) == ("0/20", "fail")
 
 
+def test_storage_formats_share_a_column():
+    rows = [rate(NOTHING, f"none, {d}", n, ratio=r) for d, n, r in (("a", 0, 0.9), ("b", 1, 0.8), ("c", 0, 0.95))]
+    rows += [rate("A", "none, a", 20, 18), rate("A", "none, b", 19)]
+    table = detection.detection_table(rows)
+    assert [column.label for column in table.columns] == ["Quantized with", detection.AS_STORED]
+    assert [(line[1].text, line[1].aside) for line in table.rows] == [("1/60", ""), ("39/40", "37 right")]
+    assert "1 of 60 matrices never quantized (lowest ratio 0.80" in detection.detection_notes(rows)[0]
+
+
 def test_the_sentences_under_it_by_hand():
     assert detection.detection_notes(RATES) == [
         "False alarms: 1 of 60 matrices never quantized (lowest ratio 0.85, and 0.95 of the distinct values expected).",
