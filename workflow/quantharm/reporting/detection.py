@@ -69,6 +69,25 @@ def detection_table(rates: Rates) -> Table:
     return Table("integrity-detection", "What the scan catches and what evades it", heads, rows)
 
 
+def short_table(rates: Rates) -> Table:
+    """The same for the README: quantizers of 8 bits, of fewer, ternary weights, and none, added up."""
+    rates = joined(rates)
+    kinds = {"8 bits": [], "4 bits and fewer": [], "ternary, as native training": [], "never quantized": []}
+    for row in rates:
+        eight = row["expected"].startswith("8-bit")
+        of = {NOTHING: "never quantized", NATIVE: "ternary, as native training", RANDOM: "never quantized"}
+        kinds[of.get(row["quantizer"], "8 bits" if eight else "4 bits and fewer")].append(row)
+    lines = []
+    for change in changes(rates):
+        line = [Cell(change, change)]
+        for rows in kinds.values():
+            found, of = (sum(r[key] for r in rows if r["change"] == change) for key in ("detected", "matrices"))
+            line.append(Cell(f"{found} of {of}"))
+        lines.append(line)
+    heads = [Column("changed_by", "Then changed by", "left"), *[Column(kind, kind) for kind in kinds]]
+    return Table("integrity-detection-short", "What the scan catches and what evades it", heads, lines)
+
+
 def cell_of(row: dict[str, Any] | None) -> Cell:
     if row is None:
         return Cell("–")
