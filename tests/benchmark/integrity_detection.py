@@ -35,6 +35,7 @@ from quantharm.reporting.detection import (
     detection_notes,
     detection_table,
     read_rates,
+    short_table,
 )
 from quantharm.reporting.table import markdown_table
 
@@ -374,7 +375,7 @@ def page(rates: list[dict]) -> str:
         "",
         *(f"- {note}" for note in detection_notes(rates)),
         "",
-        f"Never quantized, beside the model's own matrices: {', '.join(random_matrices())}.",
+        f"Never quantized, beside the model's own matrices: {'; '.join(random_matrices())}.",
     ]
     return "\n".join(lines) + "\n"
 
@@ -409,6 +410,7 @@ def main() -> None:
         write_rates(arguments.rates, [*rates, *known.values()])
     write_text(arguments.page, page(rates))
     print(page(rates))
+    print("For the README:\n\n" + markdown_table(short_table(rates)))
 
 
 if __name__ == "__main__":

@@ -82,7 +82,8 @@ def main() -> None:
         f"Share of {arguments.repetitions} random subsets told apart at level {LEVEL:g}, by answers a prompt from each "
         f"model ({arguments.prompts} prompts,",
         f"temperature 1, {NEW_TOKENS} tokens); the first row are false alarms. Made by",
-        "`PYTHONPATH=workflow python tests/benchmark/outputs_power.py results/reference`.",
+        f"`PYTHONPATH=workflow python tests/benchmark/outputs_power.py results/reference --methods "
+        f"{' '.join(arguments.methods)}`.",
         "",
         "| baseline against | " + " | ".join(map(str, sizes)) + " |",
         "|---|" + "--:|" * len(sizes),

@@ -8,9 +8,10 @@ import synthetic
 from report_runs import outputs, run_report
 
 from quantharm.files import read_json, write_json, write_parquet
+from quantharm.noise_sweep import figures
 from quantharm.reporting.names import FIGURES
 from quantharm.reporting.results import read_results
-from quantharm.reporting.tables_studies import calibration_caveat, calibration_table, monitor_table
+from quantharm.reporting.tables_studies import calibration_caveat, calibration_table, monitor_table, noise_table
 from quantharm.reporting.tables_trade import is_closer
 
 FOUND = {
@@ -44,14 +45,10 @@ def study_row(text, seed: int, kl: float, corruption=None) -> dict:
     }
 
 
-def noise_row(sigma: float) -> dict:
-    figures = {"perplexity_change_percent": 1.0 + sigma, "kl_nats_mean": 0.01}
-    return {"method": "nf4", "sigma_half_widths": sigma, "codes_changed": sigma / 4} | {
-        key: value
-        for kind in ("alone", "quantized")
-        for name, figure in figures.items()
-        for key, value in ((f"{kind}_{name}", figure), (f"{kind}_{name}_ci95", [0.5 * figure, 2 * figure]))
-    }
+def noise_row(model, sigma: float) -> dict:
+    """As the sweep itself makes it, so that the report reads the keys that there are."""
+    alone, quantized = (figures(model / "nf4", model / "baseline", kind) for kind in ("alone", "quantized"))
+    return {"method": "nf4", "sigma_half_widths": sigma, "codes_changed": sigma / 4} | alone | quantized
 
 
 def history() -> pandas.DataFrame:
@@ -116,10 +113,21 @@ def test_the_calibration_table_by_hand(model):
     assert shown["template_coverage"].text == "the model has none"
 
 
+def test_the_table_of_the_noise_sweep_by_hand(model):
+    row = noise_row(model, 0.3)
+    table = noise_table([row])
+    shown = {column.key: cell for column, cell in zip(table.columns, table.rows[0], strict=True)}
+    assert (shown["sigma_half_widths"].value, shown["codes_changed"].text) == (0.3, "7.5\u00a0%")
+    kl = read_json(model / "nf4/divergence.json")["kl_nats"]
+    for kind in ("alone", "quantized"):
+        assert (shown[f"{kind}_kl_nats_mean"].value, shown[f"{kind}_kl_nats_mean"].bounds) == (kl["mean"], kl["ci95"])
+        assert shown[f"{kind}_perplexity_change_percent"].bounds == row[f"{kind}_perplexity_change_percent_ci95"]
+
+
 def test_the_report_shows_the_studies_that_were_made(model, tmp_path):
     prompts = synthetic.make_prompts(tmp_path / "prompts.jsonl")
     add_study(model, 0.02)
-    (model / "noise.json").write_text(json.dumps({"rows": [noise_row(0.0), noise_row(0.3)]}))
+    (model / "noise.json").write_text(json.dumps({"rows": [noise_row(model, 0.0), noise_row(model, 0.3)]}))
     write_parquet(model / "monitor/history.parquet", history())
     answer = run_report(f"--model={model}", f"--prompts={prompts}", *outputs(model))
     assert answer.returncode == 0, answer.stderr

@@ -9,6 +9,7 @@ import pytest
 from quantharm.errors import UserError
 from quantharm.reporting import detection, tables_integrity
 from quantharm.reporting.detection import NATIVE, NOTHING, ONLY_AWQ, RANDOM
+from quantharm.reporting.table import markdown_table
 
 HEAD = "quantizer,change,expected,matrices,detected,recovered,ratio_lowest,ratio_median,ratio_highest,distinct_lowest\n"
 
@@ -47,6 +48,15 @@ def test_the_detection_table_by_hand():
     assert (unseen.text, unseen.tone) == ("0/20", "fail")
 
 
+def test_storage_formats_share_a_column():
+    rows = [rate(NOTHING, f"none, {d}", n, ratio=r) for d, n, r in (("a", 0, 0.9), ("b", 1, 0.8), ("c", 0, 0.95))]
+    rows += [rate("A", "none, a", 20, 18), rate("A", "none, b", 19)]
+    table = detection.detection_table(rows)
+    assert [column.label for column in table.columns] == ["Quantized with", detection.AS_STORED]
+    assert [(line[1].text, line[1].aside) for line in table.rows] == [("1/60", ""), ("39/40", "37 right")]
+    assert "1 of 60 matrices never quantized (lowest ratio 0.80" in detection.detection_notes(rows)[0]
+
+
 def test_the_sentences_under_it_by_hand():
     assert detection.detection_notes(RATES) == [
         "False alarms: 1 of 60 matrices never quantized (lowest ratio 0.85, and 0.95 of the distinct values expected).",
@@ -81,6 +91,14 @@ def test_the_measured_rates_are_whole_and_the_page_is_made_of_them(benchmark, ro
     rates = detection.read_rates()
     assert [(row["quantizer"], row["change"]) for row in rates] == benchmark.rows_to_make()
     assert (root / "tests/benchmark/integrity_detection.md").read_text(encoding="utf-8") == benchmark.page(rates)
+
+
+def test_the_readmes_table_is_made_of_the_measured_rates(root):
+    rates = detection.read_rates()
+    table = detection.short_table(rates)
+    assert markdown_table(table) in (root / "README.md").read_text(encoding="utf-8")
+    matrices = sum(row["matrices"] for row in rates if row["change"] != ONLY_AWQ)
+    assert sum(int(cell.text.split(" of ")[1]) for row in table.rows for cell in row[1:]) == matrices
 
 
 def test_a_known_row_is_not_measured_again_and_a_missing_one_is(benchmark, tmp_path, monkeypatch, capsys):

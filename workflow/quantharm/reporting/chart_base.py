@@ -76,7 +76,14 @@ def styled(chart):
             labelLimit=220,
         )
         .configure_legend(
-            labelColor=INK, titleColor=INK, labelFontSize=12, titleFontSize=12, orient="top", title=None, symbolSize=90
+            labelColor=INK,
+            titleColor=INK,
+            labelFontSize=12,
+            titleFontSize=12,
+            orient="top",
+            title=None,
+            symbolSize=90,
+            columnPadding=24,  # a page may have a wider font than the one that was measured with
         )
         .configure_header(labelColor=INK, titleColor=INK, labelFontSize=12, titleFontSize=12)
         .configure_title(color=INK, subtitleColor=MUTED, fontSize=13, fontWeight="bold", anchor="start", offset=10)

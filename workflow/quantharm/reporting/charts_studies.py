@@ -71,7 +71,7 @@ def calibration_chart(rows: list[dict[str, Any]], defaults: dict[str, float]) ->
                 scale=altair.Scale(type="log"),
                 axis=altair.Axis(values=log_ticks(min(found) / 2, max(found) * 2), format="~g"),
             ),
-            y=altair.Y("samples:N", title=None, sort=None),
+            y=altair.Y("samples:N", title=None, sort=None, axis=altair.Axis(minExtent=150)),
             color=altair.Color("checks:N", scale=scales["colour"]),
             shape=altair.Shape("checks:N", scale=scales["shape"]),
         )
@@ -84,12 +84,15 @@ def calibration_chart(rows: list[dict[str, Any]], defaults: dict[str, float]) ->
 def monitor_chart(history: pandas.DataFrame, what: str) -> Figure:
     """Each run's figure, the EWMA and its limits; alarms are marked by shape and colour. history: a row a run."""
     table = history[["run", "kl_nats", "ewma", "low", "high", "alarm"]]
-    x = altair.X("run:Q", title="run", axis=altair.Axis(tickMinStep=1, format="d"))
+    last = int(table["run"].max())
+    ticks = [run for run in range(1, last + 1) if run % -(-last // 12) == 0 or last <= 12]
+    x = altair.X("run:Q", title="run", axis=altair.Axis(values=ticks, format="d"))
     base = altair.Chart(table)
+    low, high = table[["low", "kl_nats", "ewma"]].min(axis=None), table[["high", "kl_nats", "ewma"]].max(axis=None)
     # A swapped checkpoint is often ten times as far from the baseline: limits and alarm show together on such a scale.
-    scale = altair.Scale(type="log" if (table[["low", "kl_nats", "ewma"]] > 0).all(axis=None) else "linear", zero=False)
+    scale = altair.Scale(type="log" if 0 < low < high / 10 else "linear", zero=False, nice=False, padding=10)
     limits = base.mark_area(opacity=0.15, color=COLOURS[0]).encode(
-        x=x, y=altair.Y("low:Q", title="KL, nats", scale=scale), y2="high:Q"
+        x=x, y=altair.Y("low:Q", title="KL, nats", scale=scale, axis=altair.Axis(format="~g")), y2="high:Q"
     )
     mean = table[["low", "high"]].iloc[-1].mean()  # limits lie on both sides of it alike
     middle = altair.Chart(pandas.DataFrame({"mean": [mean]})).mark_rule(color=MUTED).encode(y="mean:Q")

@@ -12,8 +12,9 @@ from quantharm.reporting.format import count, fixed, listing, share
 from quantharm.reporting.table import Cell, Column, Table
 
 RATES = Path(__file__).parents[2] / "report" / "integrity-detection.csv"
-NOTHING, RANDOM, NATIVE = "nothing", "random matrices", "nothing: ternary, as trained in 1.58 bits"
+NOTHING, RANDOM, NATIVE = "nothing", "random matrices", "nothing (ternary, as BitNet)"
 ONLY_AWQ = "scales folded back"
+UNCHANGED, AS_STORED = "none, ", "as stored, in 3 formats"  # how the changes that are none begin; their common column
 INTEGERS = ("matrices", "detected", "recovered")
 FIGURES = ("ratio_lowest", "ratio_median", "ratio_highest", "distinct_lowest")
 Rates = list[dict[str, Any]]
@@ -43,17 +44,48 @@ def quantized(rates: Rates, change: str) -> Rates:
 
 def changes(rates: Rates) -> list[str]:
     """The table's columns; what was tried on AWQ alone is said below it."""
-    return [row["change"] for row in rates if row["quantizer"] == NOTHING]
+    return list(dict.fromkeys(row["change"] for row in rates if row["quantizer"] == NOTHING))
+
+
+def joined(rates: Rates) -> Rates:
+    """The rates with those of the storage formats added up, where nothing else was changed."""
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    for row in rates:
+        change = AS_STORED if row["change"].startswith(UNCHANGED) else row["change"]
+        known = found.setdefault((row["quantizer"], change), row | {"change": change} | dict.fromkeys(INTEGERS, 0))
+        known |= {key: known[key] + row[key] for key in INTEGERS}
+        known |= {key: min(known[key], row[key]) for key in ("ratio_lowest", "distinct_lowest")}
+    return list(found.values())
 
 
 def detection_table(rates: Rates) -> Table:
     """Matrices with a trace of those scanned; aside, for how many method, group and axis were right if not for all."""
+    rates = joined(rates)
     names = list(dict.fromkeys(row["quantizer"] for row in rates if row["quantizer"] != RANDOM))
     known = {(row["quantizer"], row["change"]): row for row in rates}
     columns = changes(rates)
     rows = [[Cell(name, name, header=True), *[cell_of(known.get((name, c))) for c in columns]] for name in names]
     heads = [Column("quantized_with", "Quantized with", "left"), *[Column(f"detected/{c}", c) for c in columns]]
     return Table("integrity-detection", "What the scan catches and what evades it", heads, rows)
+
+
+def short_table(rates: Rates) -> Table:
+    """The same for the README: quantizers of 8 bits, of fewer, ternary weights, and none, added up."""
+    rates = joined(rates)
+    kinds = {"8 bits": [], "4 bits and fewer": [], "ternary, as native training": [], "never quantized": []}
+    for row in rates:
+        eight = row["expected"].startswith("8-bit")
+        of = {NOTHING: "never quantized", NATIVE: "ternary, as native training", RANDOM: "never quantized"}
+        kinds[of.get(row["quantizer"], "8 bits" if eight else "4 bits and fewer")].append(row)
+    lines = []
+    for change in changes(rates):
+        line = [Cell(change, change)]
+        for rows in kinds.values():
+            found, of = (sum(r[key] for r in rows if r["change"] == change) for key in ("detected", "matrices"))
+            line.append(Cell(f"{found} of {of}"))
+        lines.append(line)
+    heads = [Column("changed_by", "Then changed by", "left"), *[Column(kind, kind) for kind in kinds]]
+    return Table("integrity-detection-short", "What the scan catches and what evades it", heads, lines)
 
 
 def cell_of(row: dict[str, Any] | None) -> Cell:
@@ -69,6 +101,7 @@ def cell_of(row: dict[str, Any] | None) -> Cell:
 
 def detection_notes(rates: Rates) -> list[str]:
     """False alarms, what evades, what looks the same: sentences that follow from the rates."""
+    rates = joined(rates)
     clean = never_quantized(rates)
     alarms, matrices = (sum(row[key] for row in clean) for key in ("detected", "matrices"))
     lowest = min(row["ratio_lowest"] for row in clean)

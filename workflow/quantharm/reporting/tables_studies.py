@@ -59,11 +59,11 @@ def noise_table(rows: list[dict[str, Any]]) -> Table:
     lines = []
     for row in rows:
         figures = [
-            figure_cell(row[f"{kind}_{key}"], show, row[f"{kind}_{key}_ci95"])
+            figure_cell(row[f"{kind}_{key}"], show, row[f"{kind}_{key.removesuffix('_mean')}_ci95"])
             for kind in ("alone", "quantized")
             for key, show in (("perplexity_change_percent", percent), ("kl_nats_mean", number))
         ]
-        sigma = figure_cell(row["sigma_half_widths"], number)
+        sigma = figure_cell(row["sigma_half_widths"], lambda v: f"{v:g}")
         lines.append(
             [name_cell(row["method"]), sigma, figure_cell(row["codes_changed"], lambda v: share(v, 1)), *figures]
         )
