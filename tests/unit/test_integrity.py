@@ -16,7 +16,7 @@ from quantharm import behaviour, integrity, manifest
 from quantharm.detection import checkpoints
 from quantharm.detection.grids import CODEBOOKS
 from quantharm.errors import UserError
-from quantharm.files import write_json, write_parquet
+from quantharm.files import sha256_of_file, write_json, write_parquet
 from quantharm.logits import store_metadata_of
 from quantharm.models import load_checkpoint
 from quantharm.scoring import last_hidden_states, output_head
@@ -233,9 +233,7 @@ def test_a_baseline_that_is_one(handed, cell_of):
 def test_a_baseline_that_was_quantized_and_dequantized(handed, cell_of):
     dequantize_as_nf4(handed[0])
     given = baseline_record(handed)
-    given["weight_files"] = [
-        f | {"sha256": manifest.sha256_of_file(handed[0] / f["name"])} for f in given["weight_files"]
-    ]
+    given["weight_files"] = [f | {"sha256": sha256_of_file(handed[0] / f["name"])} for f in given["weight_files"]]
     record = integrity.judge_cell(cell_of(given))
     assert record["manifest"]["verified"]
     assert record["verified"] is False

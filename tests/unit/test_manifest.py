@@ -9,8 +9,9 @@ import sys
 
 import pytest
 
-from quantharm import manifest
+from quantharm import file_hashes, manifest
 from quantharm.errors import UserError
+from quantharm.files import sha256_of_file
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +89,7 @@ def test_an_altered_manifest_does_not_verify(signed, keys, with_files):
     old = manifest.signed_files(signature)["config.json"]
     if with_files:
         (folder / "config.json").write_text('{"a": 1}')
-    new = manifest.sha256_of_file(folder / "config.json") if with_files else "0" * 64
+    new = sha256_of_file(folder / "config.json") if with_files else "0" * 64
     bundle = json.loads(signature.read_text())
     payload = base64.b64decode(bundle["dsseEnvelope"]["payload"]).replace(old.encode(), new.encode())
     bundle["dsseEnvelope"]["payload"] = base64.b64encode(payload).decode()
@@ -189,19 +190,19 @@ def test_exit_codes_of_the_command(signed, keys, root):
 
 
 def recorded(folder):
-    return [{"name": p.name, "sha256": manifest.sha256_of_file(p)} for p in sorted(folder.glob("*.safetensors"))]
+    return [{"name": p.name, "sha256": sha256_of_file(p)} for p in sorted(folder.glob("*.safetensors"))]
 
 
 def test_recorded_hashes(signed):
     folder = signed[0]
     files = recorded(folder)
-    assert manifest.verify_recorded(folder, files)["verified"]
+    assert file_hashes.verify_recorded(folder, files)["verified"]
     flip_a_bit(folder)
-    assert manifest.verify_recorded(folder, files)["wrong"] == ["model.safetensors"]
+    assert file_hashes.verify_recorded(folder, files)["wrong"] == ["model.safetensors"]
     (folder / "second.safetensors").write_bytes(b"2")
-    assert manifest.verify_recorded(folder, files)["extra"] == ["second.safetensors"]
+    assert file_hashes.verify_recorded(folder, files)["extra"] == ["second.safetensors"]
     (folder / "model.safetensors").unlink()
-    assert manifest.verify_recorded(folder, files)["missing"] == ["model.safetensors"]
+    assert file_hashes.verify_recorded(folder, files)["missing"] == ["model.safetensors"]
 
 
 def test_a_file_of_the_hubs_cache_is_compared_with_what_the_hub_published(tmp_path):
@@ -211,6 +212,6 @@ def test_a_file_of_the_hubs_cache_is_compared_with_what_the_hub_published(tmp_pa
     blob = tmp_path / hashlib.sha256(content).hexdigest()
     blob.write_bytes(content)
     (folder / "model.safetensors").symlink_to(blob)
-    assert "published" in manifest.verify_recorded(folder, recorded(folder))["explanation"]
+    assert "published" in file_hashes.verify_recorded(folder, recorded(folder))["explanation"]
     blob.write_bytes(b"replaced")  # and recorded after that
-    assert manifest.verify_recorded(folder, recorded(folder))["wrong"] == ["model.safetensors"]
+    assert file_hashes.verify_recorded(folder, recorded(folder))["wrong"] == ["model.safetensors"]

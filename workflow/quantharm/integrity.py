@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from quantharm import behaviour, manifest
+from quantharm import behaviour, file_hashes, manifest
 from quantharm.detection.checkpoints import scan_dequantized, scan_folder
 from quantharm.files import read_json, write_json
 from quantharm.models import (
@@ -77,7 +77,7 @@ def judge_cell(arguments) -> dict[str, Any]:
     cell = read_quantization(arguments.cell / "quantization.json")
     folder = Path(cell["checkpoint"])
     record: dict[str, Any] = {"model": cell["model"], "method": cell["method"], "checkpoint": str(folder)}
-    record["manifest"] = manifest.verify_recorded(folder, cell["weight_files"])
+    record["manifest"] = file_hashes.verify_recorded(folder, cell["weight_files"])
     record["signed_manifest"] = None
     floor = read_json(arguments.floor)["kl_nats"]["mean"]
     record["behaviour"] = behaviour.judge(read_json(arguments.cell / "divergence.json"), floor)

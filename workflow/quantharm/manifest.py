@@ -13,14 +13,14 @@ checkpoint. Exit code of verify: 0 every file is the signed one, 3 it is not, 1 
 import base64
 import json
 import os
-import re
 import sys
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 from quantharm.errors import UserError
-from quantharm.files import replacing, sha256_of_file, write_text
+from quantharm.file_hashes import counted, in_words, named_faults
+from quantharm.files import replacing, write_text
 from quantharm.models import first_line
 from quantharm.stage import run_stage, stage_parser
 from quantharm.visible import print_line
@@ -28,7 +28,6 @@ from quantharm.visible import print_line
 FOUND_SOMETHING = 3  # exit code: judged, and not what it should be
 MISMATCH = "Signature mismatch"  # how the library's error begins when the signature is right and the files are not
 Names = Collection[str]  # of files, relative to their folder
-HUB_BLOB = re.compile(r"[0-9a-f]{64}")  # the hub's cache names large files by the sha256 that the hub published
 
 
 def signing_library():
@@ -162,59 +161,6 @@ def verify(path: Path, public_key: Path, signature: Path, only: Names | None = N
         | {"verified": verified, "files": len(wanted), **faults}
         | {"explanation": explanation if verified else reason or in_words(faults)}
     )
-
-
-def named_faults(path: Path, expected: dict[str, str]) -> dict[str, list[str]]:
-    """{missing, wrong, extra} of a folder's (or one file's) sha256 against {name: sha256}."""
-    files = [p for p in path.rglob("*") if p.is_file()] if path.is_dir() else [path]
-    found = {p.relative_to(path).as_posix(): p for p in files}
-    if not path.is_dir():  # signed under the name `.`
-        expected = dict.fromkeys([path.name], *expected.values())
-        found = {path.name: path}
-    unsigned = {name for name in set(found) - set(expected) if not name.startswith(".git")}
-    return {
-        "missing": sorted(set(expected) - set(found)),
-        "wrong": sorted(n for n in set(expected) & set(found) if sha256_of_file(found[n]) != expected[n]),
-        "extra": sorted(unsigned),
-    }
-
-
-def counted(number: int, what: str, one: str, more: str) -> str:
-    """`1 file is the one that was`, `3 files are those that were`."""
-    return f"1 {what} is {one}" if number == 1 else f"{number} {what}s are {more}"
-
-
-def in_words(faults: dict[str, list[str]]) -> str:
-    said = [f"{kind}: {', '.join(names[:10])}" for kind, names in faults.items() if names]
-    return "; ".join(said) or "the files differ from the manifest"
-
-
-def verify_recorded(folder: Path, files: list[dict[str, Any]]) -> dict[str, Any]:
-    """The weight files against a record's hashes, and against those that the hub published, where its cache says them.
-
-    The same keys as of `verify`. A record made from the folder itself shows only that nothing changed since.
-    """
-    expected = {file["name"]: file["sha256"] for file in files}
-    weights = {p.name for p in Path(folder).iterdir() if p.suffix == ".safetensors"}
-    found = {name: sha256_of_file(Path(folder) / name) for name in expected if (Path(folder) / name).is_file()}
-    published = {name: blob for name in found if HUB_BLOB.fullmatch(blob := (Path(folder) / name).resolve().name)}
-    faults = {
-        "missing": sorted(set(expected) - set(found)),
-        "wrong": sorted(n for n in found if found[n] != expected[n] or published.get(n, found[n]) != found[n]),
-        "extra": sorted(weights - set(expected)),
-    }
-    verified = not any(faults.values())
-    if len(published) == len(expected):
-        explanation = f"{counted(len(expected), 'weight file', 'the one that was', 'those that were')} published"
-    else:
-        explanation = counted(len(expected), "weight file", "as recorded when fetched", "as recorded when fetched")
-    return {
-        "kind": "recorded",
-        "verified": verified,
-        "files": len(expected),
-        **faults,
-        "explanation": explanation if verified else in_words(faults),
-    }
 
 
 def main() -> None:
