@@ -14,12 +14,12 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-JOB = {  # as workflow/rules/common.smk sets them for each job
+JOB = {  # as workflow/rules/common.smk sets them for each job, and the last two divergence.smk
     "PYTHONPATH": str(ROOT / "workflow"),
     "OMP_WAIT_POLICY": "passive",
     "MALLOC_MMAP_THRESHOLD_": "33554432",
     "MALLOC_TRIM_THRESHOLD_": "268435456",
-    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "16",
+    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "12",
     "LRU_CACHE_CAPACITY": "1",
 }
 

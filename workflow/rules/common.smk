@@ -18,7 +18,6 @@ PYTHON = ".venv-evaluation/bin/python" if OWN_PYTHON else config["python"] or "p
 # Every stage but fetch and fetch_text sets itself offline. A PYTHONPATH that is set already is kept, after our own.
 # OpenMP threads that wait must not spin: where other programs use the cores, spinning makes a small model 50 times
 # slower. Memory that is freed is kept (glibc): to give it back and fault it in again doubles the time of what is small.
-# oneDNN's kernels are kept for a few shapes only: each new length of a prompt makes some more, of 3 MB.
 # A stage that is killed cannot say so itself: its shell does, and Snakemake then names the rule and the log. (In the
 # environment, for Snakemake shows the whole command of whatever fails.)
 os.environ.update(
@@ -29,7 +28,6 @@ shell.prefix(
     "set -euo pipefail; trap 'test $? -ne 137 || echo \"$KILLED\" >&2' EXIT;"
     f" export PYTHONPATH={shlex.quote(str(PACKAGE))}${{{{PYTHONPATH:+:$PYTHONPATH}}}}"
     f" OMP_WAIT_POLICY=passive MALLOC_MMAP_THRESHOLD_=33554432 MALLOC_TRIM_THRESHOLD_=268435456"
-    " ONEDNN_PRIMITIVE_CACHE_CAPACITY=16 LRU_CACHE_CAPACITY=1"
     f" WORKFLOW_PYTHON={shlex.quote(sys.executable)}; "
 )
 
