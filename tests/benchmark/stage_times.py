@@ -2,8 +2,8 @@
 
     python tests/benchmark/stage_times.py results
 
-start: interpreter and imports; load: model from disk; model: forward passes and quantizing; other: the rest of the
-process; outside: what the job took beyond its process, by Snakemake's clock.
+start: interpreter and imports; load: model from disk; model: forward passes, quantizing and the scan of weights; other:
+the rest of the process; outside: what the job took beyond its process, by Snakemake's clock.
 """
 
 import csv

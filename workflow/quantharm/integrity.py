@@ -165,7 +165,9 @@ def main() -> None:
         parser.error("--store-signature goes with --store")
     offline_environment()
     timing = Timing()
-    record = judge_cell(arguments) if arguments.cell else judge_folder(arguments)
+    timing.started()
+    with timing.part("model"):
+        record = judge_cell(arguments) if arguments.cell else judge_folder(arguments)
     if arguments.output:
         write_json(arguments.output, record | {"timing": timing.record(), "provenance": provenance("cpu")})
     if arguments.cell:

@@ -4,6 +4,7 @@ import argparse
 import atexit
 import contextlib
 import errno
+import logging
 import os
 import sys
 import threading
@@ -30,6 +31,7 @@ def stage_parser(description: str) -> argparse.ArgumentParser:
 def run_stage(main: Callable[[], None]) -> None:
     """Run a stage's main(); faults that a user can mend end in one sentence and exit code 1, others in a traceback."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    logging.getLogger("torchao").setLevel(logging.ERROR)  # it tells of each library of its own that is for a GPU
     try:
         main()
     except UserError as error:
@@ -83,7 +85,7 @@ def seconds_since_process_start() -> float:
 
 
 class Timing:
-    """Seconds by part of a stage: `start` (interpreter, imports), `load`, `model` (forward passes, quantizing)."""
+    """Seconds by part of a stage: `start` (interpreter, imports), `load`, `model` (passes, quantizing, scanning)."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -103,6 +105,10 @@ class Timing:
 
         # transformers imports lazily: touch what loading will use.
         _ = torch.nn, transformers.AutoModelForCausalLM.from_pretrained, transformers.AutoTokenizer
+        self.started()
+
+    def started(self) -> None:
+        """What was imported until now is the start."""
         self.seconds["start"] = seconds_since_process_start()
 
     def record(self) -> dict[str, float]:
