@@ -165,7 +165,7 @@ def test_random_weights_killed_while_they_are_written_are_made_anew(small, monke
     target = small / "results/random/synthetic"
     assert len(set(run_killed(small, monkeypatch, "results/random/synthetic"))) == 1
     (left,) = target.parent.glob(".synthetic.*.part")
-    assert (left / "model.safetensors").is_file()
+    assert (left / "model-00001.safetensors").is_file()
     assert not (left / "synthetic.json").exists()
     assert not target.exists()
     assert small.jobs("results/random/synthetic") == {"random: random weights"}
