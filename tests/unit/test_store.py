@@ -1,5 +1,7 @@
 """The log-prob store: what comes back, what it takes, and what damage ends in."""
 
+import errno
+
 import pyarrow.parquet
 import pytest
 import torch
@@ -170,10 +172,21 @@ def test_reading_is_streamed_row_group_by_row_group(path, monkeypatch):
     assert reads == list(range(12))
 
 
+def test_a_disk_that_cannot_take_the_store_is_noticed(path, monkeypatch):
+    """Writing only fills the cache of the disk; it is the disk that fails later, beside other writing."""
+
+    def fail(_) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(store_module, "synchronise_file", fail)
+    with pytest.raises(OSError, match="No space left"), StoreWriter(path, VOCABULARY, METADATA) as writer:
+        writer.write("p", "C", range(4), range(4), log_probabilities(4, 0))
+
+
 def test_several_readers_give_the_same_groups_in_the_same_order(path):
-    with StoreWriter(path, 64, {}) as store:
+    with StoreWriter(path, 64, {}) as writer:
         for i in range(40):
-            store.write(f"p{i}", "c", range(i % 5 + 1), range(i % 5 + 1), torch.randn(i % 5 + 1, 64))
+            writer.write(f"p{i}", "c", range(i % 5 + 1), range(i % 5 + 1), torch.randn(i % 5 + 1, 64))
     alone, together = list(read_store(path)), list(read_store(path, readers=4))
     assert [g.prompt_id for g in together] == [f"p{i}" for i in range(40)]
     assert all(torch.equal(a.log_probabilities, b.log_probabilities) for a, b in zip(alone, together, strict=True))

@@ -114,12 +114,12 @@ def score_store(model, store: Path, trace: pandas.DataFrame, worst: WorstPositio
     def collect(scored: tuple) -> None:
         group, part, stored, logits, figures = scored
         on_host = torch.stack([column.double() for column in figures.values()]).cpu().numpy()
-        rows = {"position": group.position[part]} | dict(zip(figures, on_host, strict=True))
+        rows = {key: numpy.repeat(getattr(group, key), len(logits)) for key in ("prompt_id", "category")}
+        rows |= {"position": group.position[part]} | dict(zip(figures, on_host, strict=True))
         rows["top1_agrees"] = rows["top1_agrees"] == 1
         if group.category != TEXT_CATEGORY:  # `worst` shows what the method does to answers
             worst.offer(group.prompt_id, group.category, rows, group.token_id[part], stored, logits)
-        names = {"prompt_id": group.prompt_id, "category": group.category}
-        for key, values in ({k: numpy.repeat(name, len(logits)) for k, name in names.items()} | rows).items():
+        for key, values in rows.items():
             columns[key].append(values)
 
     current, hidden = None, None

@@ -67,6 +67,7 @@ class StoreWriter:
         self.vocabulary = vocabulary
         self.unsynced_bytes = 0
         self.disk = concurrent.futures.ThreadPoolExecutor(1)
+        self.syncs: list[concurrent.futures.Future] = []
         self.writer = pyarrow.parquet.ParquetWriter(
             path,
             self.schema,
@@ -81,10 +82,13 @@ class StoreWriter:
     def __enter__(self):
         return self
 
-    def __exit__(self, *_):
-        self.writer.close()
-        self.disk.submit(synchronise_file, self.path)
-        self.disk.shutdown()
+    def __exit__(self, failure, *_):
+        with self.disk:  # its thread ends, whatever is raised
+            self.writer.close()
+            if failure is None:
+                self.synchronise()
+                for sync in self.syncs:
+                    sync.result()  # raises what the disk could not do
 
     def write(self, prompt_id: str, category: str, position, token_id, log_probabilities: torch.Tensor) -> None:
         """One row group; log_probabilities: [n, vocabulary], any float dtype."""
@@ -98,8 +102,12 @@ class StoreWriter:
         self.writer.write_table(pyarrow.Table.from_arrays([*arrays, entries], schema=self.schema))
         self.unsynced_bytes += block.nbytes
         if self.unsynced_bytes >= SYNC_BYTES:
-            self.disk.submit(synchronise_file, self.path)
-            self.unsynced_bytes = 0
+            self.synchronise()
+
+    def synchronise(self) -> None:
+        """Let the disk take what is written, beside what is written next."""
+        self.syncs.append(self.disk.submit(synchronise_file, self.path))
+        self.unsynced_bytes = 0
 
 
 def largest(values: torch.Tensor) -> list[int]:
@@ -201,8 +209,8 @@ def read_store(path: Path, readers: int = 1, pinned: bool = False) -> Iterator[P
     file = open_store(path)
     check_columns(file, path)
     files: queue.SimpleQueue = queue.SimpleQueue()  # an open file is read by one thread at a time
-    for _ in range(readers):
-        files.put(open_store(path))
+    for opened in [file, *(open_store(path) for _ in range(readers - 1))]:
+        files.put(opened)
 
     def read(group: int) -> Positions:
         own = files.get()

@@ -81,25 +81,19 @@ def write_checkpoint(model, tensors: Iterator[tuple[str, Any]], folder: Path) ->
     """The tensors in shards of SHARD_BYTES with their index, and the configuration; returns the bytes of weights."""
     from safetensors.torch import save_file
 
-    shards: list[dict[str, Any]] = [{}]
+    shard, number, filled = {}, 1, 0
     index, size = {}, 0
 
-    def shard_name(number: int) -> str:
-        return f"model-{number:05d}.safetensors"
-
     def write() -> None:
-        save_file(shards[-1], folder / shard_name(len(shards)), metadata={"format": "pt"})
-        shards[-1] = {}
+        save_file(shard, folder / f"model-{number:05d}.safetensors", metadata={"format": "pt"})
 
-    filled = 0
     for name, tensor in tensors:
         weight = tensor.numel() * tensor.element_size()
         if filled and filled + weight > SHARD_BYTES:
             write()
-            shards.append({})
-            filled = 0
-        shards[-1][name] = tensor.cpu()
-        index[name] = shard_name(len(shards))
+            shard, number, filled = {}, number + 1, 0
+        shard[name] = tensor.cpu()
+        index[name] = f"model-{number:05d}.safetensors"
         filled, size = filled + weight, size + weight
     write()
     write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": size}, "weight_map": index})
