@@ -1,5 +1,6 @@
 """The check `kernel` on every AWQ kernel, at the width of a 7B model, and that it catches a wrong one."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,12 @@ from quantharm.models import load_tokenizer
 from quantharm.quantizers import awq
 from quantharm.text import read_text
 
-# exllama_v2, gemm and marlin are compiled at first use, for half a minute to three
-BACKENDS = ["gemm_triton", "torch_awq", "exllama_v2"]
+COMPILED = pytest.mark.skipif(
+    not os.environ.get("QUANTHARM_COMPILED_KERNELS"),
+    reason="compiled at first use, for two minutes: set QUANTHARM_COMPILED_KERNELS=1 to test it",
+)
+BACKENDS = ["gemm_triton", "torch_awq", "exllama_v2"]  # the last one is compiled for half a minute
+BACKENDS += [pytest.param(name, marks=COMPILED) for name in ("gemm", "marlin")]
 
 
 def kernel_check(model, record) -> dict:

@@ -1,5 +1,6 @@
 """Each quantizer: what its checkpoint stands for, what it weighs, and how it loads."""
 
+import inspect
 import warnings
 
 import bitsandbytes.functional
@@ -317,6 +318,29 @@ def test_the_awq_kernel_is_always_named():
             assert awq.backend_config({}, None, device).backend == awq.DEFAULT_BACKEND[device]
         chosen = awq.backend_config({"bits": 4, "group_size": 32, "zero_point": False}, "marlin", "cuda")
     assert (chosen.backend, chosen.group_size, chosen.zero_point) == ("marlin", 32, False)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_marlin_is_told_what_it_computes_in_before_it_is_compiled(monkeypatch, dtype):
+    """Else it would be compiled for float16 as well, when its layers are finished."""
+    from gptqmodel.nn_modules.qlinear.marlin_awq import AwqMarlinLinear
+    from gptqmodel.utils import model as gptq_model
+    from transformers.quantizers.quantizer_awq import AwqQuantizer
+
+    class Layer(torch.nn.Module):
+        compute_dtype = torch.float16
+
+    assert "marlin_runtime_available(self.compute_dtype)" in inspect.getsource(AwqMarlinLinear.post_init)
+    seen = []
+    monkeypatch.setattr(gptq_model, "hf_gptqmodel_post_init", lambda model, **_: seen.append(model[0].compute_dtype))
+    model = torch.nn.Sequential(Layer())
+    quantizer = AwqQuantizer(awq.backend_config({}, "marlin", "cuda"))
+    before = AwqQuantizer.update_dtype, AwqQuantizer._process_model_after_weight_loading
+    with awq.computing_in(dtype):
+        assert quantizer.update_dtype(getattr(torch, dtype)) == getattr(torch, dtype)
+        quantizer._process_model_after_weight_loading(model)
+    assert seen == [getattr(torch, dtype)]
+    assert (AwqQuantizer.update_dtype, AwqQuantizer._process_model_after_weight_loading) == before
 
 
 @pytest.mark.parametrize("name", quantizer_names())

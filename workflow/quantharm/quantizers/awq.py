@@ -177,16 +177,30 @@ def backend_config(stated: dict[str, Any], backend: str | None, device: str):
 
 
 @contextlib.contextmanager
-def dtype_as_asked():
-    """transformers loads AWQ as float16 on a GPU whatever was asked for; the cells of a model compute in one dtype."""
+def computing_in(dtype: str):
+    """Have the linear layers compute in the dtype of all cells of a model.
+
+    On a GPU transformers loads AWQ as float16 whatever was asked for. And it does not tell the kernels: Marlin would be
+    compiled, for minutes, first for float16 as it is loaded and then for the dtype that it is given.
+    """
     from transformers.quantizers.quantizer_awq import AwqQuantizer
 
-    changing = AwqQuantizer.update_dtype
-    AwqQuantizer.update_dtype = lambda self, dtype: dtype
+    from quantharm.models import torch_dtype
+
+    changing, finishing = AwqQuantizer.update_dtype, AwqQuantizer._process_model_after_weight_loading
+
+    def finish(self, model, **settings) -> None:
+        for module in model.modules():
+            if hasattr(module, "compute_dtype"):
+                module.compute_dtype = torch_dtype(dtype)
+        finishing(self, model, **settings)
+
+    AwqQuantizer.update_dtype = lambda self, asked: asked
+    AwqQuantizer._process_model_after_weight_loading = finish
     try:
         yield
     finally:
-        AwqQuantizer.update_dtype = changing
+        AwqQuantizer.update_dtype, AwqQuantizer._process_model_after_weight_loading = changing, finishing
 
 
 def load(folder: Path, settings, source, dtype: str, device: str, gpus: int):
@@ -194,7 +208,7 @@ def load(folder: Path, settings, source, dtype: str, device: str, gpus: int):
 
     stated = read_checkpoint_config(folder)["quantization_config"]
     config = backend_config(stated, settings["backend"], device)
-    with dtype_as_asked():
+    with computing_in(dtype):
         return load_checkpoint(folder, source, dtype, device, gpus, quantization_config=config)
 
 

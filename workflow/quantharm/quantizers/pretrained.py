@@ -32,17 +32,17 @@ def load(folder: Path, settings, source, dtype: str, device: str, gpus: int):
     from quantharm.models import load_checkpoint, read_checkpoint_config
 
     stated = read_checkpoint_config(folder).get("quantization_config") or {}
-    extra, awq_dtype = {}, contextlib.nullcontext
+    extra, kernels = {}, contextlib.nullcontext()
     if stated.get("quant_method") == "awq":
-        from quantharm.quantizers.awq import backend_config, dtype_as_asked
+        from quantharm.quantizers.awq import backend_config, computing_in
 
         extra["quantization_config"] = backend_config(stated, settings["backend"], device)
-        awq_dtype = dtype_as_asked
+        kernels = computing_in(dtype)
     elif settings["backend"]:
         raise UserError(f"`backend: {settings['backend']}` is for AWQ checkpoints, but {folder} is not one; remove it")
     resolved = settings["resolved"]
     trusted = {key: resolved[key] for key in ("trust_remote_code", "allow_pickle")}
-    with awq_dtype():
+    with kernels:
         return load_checkpoint(folder, source | trusted, dtype, device, gpus, **extra)
 
 
