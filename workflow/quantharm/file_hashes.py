@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from quantharm.files import sha256_of_file
+from quantharm.files import sha256_of_files
 
 HUB_BLOB = re.compile(r"[0-9a-f]{64}")  # the hub's cache names large files by the sha256 that the hub published
 
@@ -17,9 +17,11 @@ def named_faults(path: Path, expected: dict[str, str]) -> dict[str, list[str]]:
         expected = dict.fromkeys([path.name], *expected.values())
         found = {path.name: path}
     unsigned = {name for name in set(found) - set(expected) if not name.startswith(".git")}
+    both = sorted(set(expected) & set(found))
+    hashes = dict(zip(both, sha256_of_files([found[name] for name in both]), strict=True))
     return {
         "missing": sorted(set(expected) - set(found)),
-        "wrong": sorted(n for n in set(expected) & set(found) if sha256_of_file(found[n]) != expected[n]),
+        "wrong": [name for name in both if hashes[name] != expected[name]],
         "extra": sorted(unsigned),
     }
 
@@ -41,7 +43,8 @@ def verify_recorded(folder: Path, files: list[dict[str, Any]]) -> dict[str, Any]
     """
     expected = {file["name"]: file["sha256"] for file in files}
     weights = {p.name for p in Path(folder).iterdir() if p.suffix == ".safetensors"}
-    found = {name: sha256_of_file(Path(folder) / name) for name in expected if (Path(folder) / name).is_file()}
+    there = [name for name in expected if (Path(folder) / name).is_file()]
+    found = dict(zip(there, sha256_of_files([Path(folder) / name for name in there]), strict=True))
     published = {name: blob for name in found if HUB_BLOB.fullmatch(blob := (Path(folder) / name).resolve().name)}
     faults = {
         "missing": sorted(set(expected) - set(found)),

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from quantharm.errors import UserError
-from quantharm.files import read_json, sha256_of_file
+from quantharm.files import read_json, sha256_of_file, sha256_of_files
 
 WEIGHT_SUFFIXES = (".safetensors",)
 SYNTHETIC_MARK = "synthetic.json"  # in a checkpoint folder: its weights are random numbers
@@ -128,13 +128,8 @@ def hash_weights(folder: Path, allow_pickle: bool = False) -> list[dict[str, Any
     if not files and allow_pickle:
         files = sorted(p for p in Path(folder).iterdir() if p.suffix in PICKLE_SUFFIXES)
     return [
-        {
-            "name": p.name,
-            "bytes": p.stat().st_size,
-            "modified_ns": p.stat().st_mtime_ns,
-            "sha256": sha256_of_file(p),
-        }
-        for p in files
+        {"name": p.name, "bytes": p.stat().st_size, "modified_ns": p.stat().st_mtime_ns, "sha256": sha256}
+        for p, sha256 in zip(files, sha256_of_files(files), strict=True)
     ]
 
 
