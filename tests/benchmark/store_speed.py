@@ -14,9 +14,9 @@ from statistics import median
 
 import torch
 
-from quantharm.divergence import READERS_FOR_GPU
+from quantharm.divergence_scores import READERS_FOR_GPU
 from quantharm.scoring import SLICE_ELEMENTS
-from quantharm.store import StoreWriter, read_store, synchronise_file
+from quantharm.store import StoreWriter, read_store
 
 
 def write_store(path: Path, block: torch.Tensor, groups: int) -> None:
@@ -30,7 +30,7 @@ def write_plain(path: Path, content: bytes, groups: int) -> None:
     with open(path, "wb", buffering=0) as stream:
         for _ in range(groups):
             stream.write(content)
-    synchronise_file(path)
+        os.fdatasync(stream.fileno())
 
 
 def read_plain(path: Path) -> None:

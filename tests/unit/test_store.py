@@ -6,6 +6,7 @@ import pyarrow.parquet
 import pytest
 import torch
 
+from quantharm import background_file
 from quantharm import store as store_module
 from quantharm.errors import UserError
 from quantharm.store import StoreWriter, read_store, require_same, store_metadata
@@ -178,7 +179,7 @@ def test_a_disk_that_cannot_take_the_store_is_noticed(path, monkeypatch):
     def fail(_) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(store_module, "synchronise_file", fail)
+    monkeypatch.setattr(background_file.os, "fdatasync", fail)
     with pytest.raises(OSError, match="No space left"), StoreWriter(path, VOCABULARY, METADATA) as writer:
         writer.write("p", "C", range(4), range(4), log_probabilities(4, 0))
 

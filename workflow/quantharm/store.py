@@ -10,7 +10,6 @@ import collections
 import concurrent.futures
 import itertools
 import json
-import os
 import queue
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,12 +21,12 @@ import pyarrow
 import pyarrow.parquet
 import torch
 
+from quantharm.background_file import BackgroundFile
 from quantharm.errors import UserError
 
 METADATA_KEY = b"quantharm"
 FORMAT = 1
 PAGE_BYTES, PAGE_ROWS = 2**17, 4  # so small that a page is copied and its checksum taken within a core's cache
-SYNC_BYTES = 2**27  # the disk is kept busy while more is encoded; else it would all be left to the end
 # What a file with a flipped bit makes pyarrow and json raise; pages have checksums, the footer has none.
 DAMAGE = (pyarrow.ArrowException, OSError, ValueError, TypeError, LookupError, AttributeError)
 
@@ -62,14 +61,11 @@ class StoreWriter:
     """Writes a store row group by row group; use as a context manager on a temporary path."""
 
     def __init__(self, path: Path, vocabulary: int, metadata: dict[str, Any]):
-        self.path = path
         self.schema = store_schema(vocabulary, metadata)
         self.vocabulary = vocabulary
-        self.unsynced_bytes = 0
-        self.disk = concurrent.futures.ThreadPoolExecutor(1)
-        self.syncs: list[concurrent.futures.Future] = []
+        self.file = BackgroundFile(path)
         self.writer = pyarrow.parquet.ParquetWriter(
-            path,
+            self.file,
             self.schema,
             compression="none",
             use_dictionary=["prompt_id", "category"],
@@ -83,12 +79,10 @@ class StoreWriter:
         return self
 
     def __exit__(self, failure, *_):
-        with self.disk:  # its thread ends, whatever is raised
+        with self.file:
             self.writer.close()
             if failure is None:
-                self.synchronise()
-                for sync in self.syncs:
-                    sync.result()  # raises what the disk could not do
+                self.file.synchronise()
 
     def write(self, prompt_id: str, category: str, position, token_id, log_probabilities: torch.Tensor) -> None:
         """One row group; log_probabilities: [n, vocabulary], any float dtype."""
@@ -100,14 +94,6 @@ class StoreWriter:
         columns = [[prompt_id] * count, [category] * count, list(position), list(token_id), largest(log_probabilities)]
         arrays = [pyarrow.array(c, type=t) for c, t in zip(columns, self.schema.types[:5], strict=True)]
         self.writer.write_table(pyarrow.Table.from_arrays([*arrays, entries], schema=self.schema))
-        self.unsynced_bytes += block.nbytes
-        if self.unsynced_bytes >= SYNC_BYTES:
-            self.synchronise()
-
-    def synchronise(self) -> None:
-        """Let the disk take what is written, beside what is written next."""
-        self.syncs.append(self.disk.submit(synchronise_file, self.path))
-        self.unsynced_bytes = 0
 
 
 def largest(values: torch.Tensor) -> list[int]:
@@ -120,15 +106,6 @@ def on_host(tensor: torch.Tensor) -> torch.Tensor:
     if not tensor.is_cuda:
         return tensor
     return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor)
-
-
-def synchronise_file(path: Path) -> None:
-    """Wait until what is written of a file is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fdatasync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def open_store(path: Path) -> pyarrow.parquet.ParquetFile:
@@ -183,10 +160,9 @@ def check_columns(file: pyarrow.parquet.ParquetFile, path: Path) -> None:
 
 def read_group(file: pyarrow.parquet.ParquetFile, group: int, pinned: bool) -> Positions:
     """One row group; `pinned` puts its log-probabilities where a GPU can fetch them by itself."""
-    table = file.read_row_group(group)
-    entries = table.column("log_probabilities").combine_chunks()
-    if isinstance(entries, pyarrow.ChunkedArray):
-        entries = entries.chunk(0)
+    table = file.read_row_group(group, use_threads=False)  # the caller's threads read other groups
+    chunks = table.column("log_probabilities").chunks
+    entries = chunks[0] if len(chunks) == 1 else pyarrow.concat_arrays(chunks)
     vocabulary = entries.type.byte_width // 2
     flat = numpy.frombuffer(entries.buffers()[1], dtype=numpy.float16, count=len(entries) * vocabulary)
     log_probabilities = torch.empty((len(entries), vocabulary), dtype=torch.float16, pin_memory=pinned)
