@@ -11,7 +11,7 @@ from statistics import median
 
 import torch
 
-from quantharm.divergence import score_store
+from quantharm.divergence_scores import score_store
 from quantharm.files import read_json, read_parquet
 from quantharm.meters import synchronise
 from quantharm.models import choose_device, load_cell, load_tokenizer, read_quantization

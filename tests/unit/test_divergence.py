@@ -10,7 +10,7 @@ import scipy.special
 import scipy.stats
 import torch
 
-from quantharm import divergence
+from quantharm import divergence_scores
 from quantharm.divergence import check_values, summarise
 from quantharm.errors import UserError
 from quantharm.logits import make_trace, target_logits
@@ -24,7 +24,7 @@ MEASURES = ["kl_nats", "reverse_kl_nats", "js_nats", "delta_p", "delta_nll_nats"
 
 def divergences(stored: torch.Tensor, logits: torch.Tensor, targets: torch.Tensor) -> dict[str, torch.Tensor]:
     """The measures in float64 throughout, with the baseline's first choice read off what is stored."""
-    return divergence.divergences(stored, logits.double(), targets, stored.argmax(-1))
+    return divergence_scores.divergences(stored, logits.double(), targets, stored.argmax(-1))
 
 
 def of(p, q, target=0) -> dict[str, float]:
@@ -252,7 +252,7 @@ def write_reference_store(path, model, trace):
 
 
 def score_store(model, store, trace):
-    return divergence.score_store(model, store, trace, WorstPositions())
+    return divergence_scores.score_store(model, store, trace, WorstPositions())
 
 
 def direct(baseline, method, trace, function):
@@ -347,6 +347,24 @@ def test_positions_are_those_of_the_predicted_tokens(store, trace, reference_mod
     assert scored[scored.prompt_id == "text-01"]["position"].tolist() == list(range(1, 300))
 
 
+def test_positions_scored_together_give_what_each_row_group_gives_alone(store, trace, reference_model, monkeypatch):
+    together = score_store(reference_model, store, trace)
+    monkeypatch.setattr(
+        divergence_scores, "positions_at_once", lambda vocabulary: 1
+    )  # every piece is a batch of its own
+    pandas.testing.assert_frame_equal(score_store(reference_model, store, trace), together)
+
+
+@pytest.mark.parametrize("sizes", [[5, 2, 256, 43, 256, 43], [256], [1] * 600, [300]])
+def test_batches_hold_all_pieces_in_order_and_no_more_positions_than_may_be(sizes):
+    pieces = [divergence_scores.Piece(None, slice(i, i + 1), torch.empty(n, 1)) for i, n in enumerate(sizes)]
+    batches = list(divergence_scores.batches_of(iter(pieces), 256))
+    assert [p.part.start for batch in batches for p in batch] == list(range(len(sizes)))
+    counts = [sum(len(p.logits) for p in batch) for batch in batches]
+    assert all(n <= 256 or len(batch) == 1 for n, batch in zip(counts, batches, strict=True))
+    assert all(a + len(b[0].logits) > 256 for a, b in zip(counts, batches[1:], strict=False))  # none could take more
+
+
 def test_a_store_of_other_tokens_is_refused(store, trace, reference_model):
     other = trace.copy()
     other["token_ids"] = [list(ids) for ids in trace["token_ids"]]
@@ -368,7 +386,7 @@ def test_float32_entries_cost_less_than_the_store_does(vocabulary, noise):
     stored, targets = logits.log_softmax(-1).half(), torch.arange(64)
     method = logits + noise * random_logits(2, 64, vocabulary, 1.0)
     exact = divergences(stored, method, targets)
-    fast = divergence.divergences(stored, method, targets, stored.argmax(-1))
+    fast = divergence_scores.divergences(stored, method, targets, stored.argmax(-1))
     for measure in ("kl_nats", "reverse_kl_nats", "js_nats"):
         error = (fast[measure] - exact[measure]).abs() / exact["kl_nats"].clamp_min(1)  # JS is made from KL
         assert error.max() <= 3e-6, measure

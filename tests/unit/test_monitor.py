@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from quantharm import control_chart, manifest, monitor
-from quantharm.divergence import score_store
+from quantharm.divergence_scores import score_store
 from quantharm.errors import UserError
 from quantharm.logits import make_trace, store_metadata_of, target_logits
 from quantharm.models import load_cell

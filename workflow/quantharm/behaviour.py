@@ -52,7 +52,8 @@ def judge(divergence: dict[str, Any], floor: float | None, remark: str = "") -> 
 
 def score_folder(checkpoint: Path, store: Path, device: str) -> dict[str, Any]:
     """Behaviour of a checkpoint against a store: one forward pass a prompt; raises UserError for another tokenizer."""
-    from quantharm.divergence import check_values, score_store, summarise
+    from quantharm.divergence import check_values, summarise
+    from quantharm.divergence_scores import score_store
     from quantharm.fetch import tokenizer_hashes
     from quantharm.models import load_checkpoint
     from quantharm.provenance import device_name

@@ -69,7 +69,7 @@ def score(model, store: Path, trace: pandas.DataFrame, prompts: list[str]) -> fl
     """Mean over some prompts of the mean KL from the stored baseline, in nats."""
     import torch
 
-    from quantharm.divergence import divergences
+    from quantharm.divergence_scores import divergences
     from quantharm.scoring import last_hidden_states, output_head
     from quantharm.store import read_store
 

@@ -96,9 +96,13 @@ def output_head(model) -> Callable[[torch.Tensor], torch.Tensor]:
     )
 
 
+def positions_at_once(vocabulary: int) -> int:
+    """So many positions that their float32 logits stay small, whatever the vocabulary."""
+    return max(1, min(256, SLICE_ELEMENTS // vocabulary))
+
+
 def slices_of(positions: int, vocabulary: int) -> Iterator[slice]:
-    """Slices of positions whose float32 logits stay small, whatever the vocabulary."""
-    step = max(1, min(256, SLICE_ELEMENTS // vocabulary))
+    step = positions_at_once(vocabulary)
     for start in range(0, positions, step):
         yield slice(start, min(start + step, positions))
 

@@ -4,9 +4,9 @@ Kept while the divergence is scored, so memory does not grow with the number of 
 a report shows text and needs no tokenizer.
 """
 
-import heapq
 from typing import Any
 
+import pandas
 import torch
 
 LIMIT = 20  # positions kept
@@ -33,46 +33,55 @@ def top_tokens(stored: torch.Tensor, logits: torch.Tensor) -> dict[str, torch.Te
 
 
 class WorstPositions:
-    """The `limit` positions of largest KL among all that were offered; equal ones stay in the order of arrival."""
+    """The `limit` positions of largest KL among all that were offered; equal ones stay in the order of arrival.
+
+    All of it lies where the scores do, and no offer waits for them: on a GPU the host goes on launching.
+    """
 
     def __init__(self, limit: int = LIMIT):
         self.limit = limit
-        self.heap: list[tuple[float, int, dict[str, Any]]] = []
         self.offered = 0
+        self.kept: tuple[torch.Tensor, ...] | None = None  # KL, number of the offered position, stored, logits
 
-    def offer(self, prompt_id: str, category: str, rows: dict, targets, stored, logits: torch.Tensor) -> None:
-        """Positions of one prompt; rows: [n] arrays position and kl_nats, as in divergence.parquet.
+    def offer(self, kl: torch.Tensor, counted: torch.Tensor, stored: torch.Tensor, logits: torch.Tensor) -> None:
+        """Some more positions; kl: [n] nats, counted: [n] bool, False for those that are passed over.
 
-        targets: [n] token ids; stored, logits: [n, vocabulary] as scored.
+        stored, logits: [n, vocabulary] as scored.
         """
-        kl = rows["kl_nats"]
-        floor = self.heap[0][0] if len(self.heap) == self.limit else float("-inf")
-        chosen = (kl > floor).nonzero()[0]
-        chosen = chosen[(-kl[chosen]).argsort(kind="stable")[: self.limit]]  # no more of them can stay
-        if not len(chosen):
-            return
-        picked = torch.from_numpy(chosen).to(logits.device)
-        tops = {key: value.cpu().numpy() for key, value in top_tokens(stored[picked], logits[picked]).items()}
-        for k, i in enumerate(chosen):
-            self.offered += 1
-            record = {
-                "prompt_id": prompt_id,
-                "category": category,
-                "position": int(rows["position"][i]),
-                "kl_nats": float(kl[i]),
-                "target_id": int(targets[i]),
-                "baseline_top5": ranked(tops["baseline_ids"][k], tops["baseline_p"][k]),
-                "method_top5": ranked(tops["method_ids"][k], tops["method_p"][k]),
-            }
-            entry = (float(kl[i]), -self.offered, record)
-            if len(self.heap) < self.limit:
-                heapq.heappush(self.heap, entry)
-            else:
-                heapq.heappushpop(self.heap, entry)
+        numbers = torch.arange(self.offered, self.offered + len(kl), device=kl.device)
+        self.offered += len(kl)
+        new = self.largest(kl.masked_fill(~counted, -torch.inf), numbers, stored, logits)
+        self.kept = new if self.kept is None else self.largest(*map(torch.cat, zip(self.kept, new, strict=True)))
 
-    def records(self) -> list[dict[str, Any]]:
-        """The largest KL first."""
-        return [record for _, _, record in sorted(self.heap, key=lambda entry: entry[:2], reverse=True)]
+    def largest(self, kl: torch.Tensor, *others: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        order = kl.argsort(descending=True, stable=True)[: self.limit]
+        return kl[order], *(other[order] for other in others)
+
+    def records(self, rows: pandas.DataFrame, sequences: dict[str, list[int]]) -> list[dict[str, Any]]:
+        """The largest KL first; rows: of all that was offered, in order, as in divergence.parquet.
+
+        sequences: prompt_id → all its token ids.
+        """
+        if self.kept is None:
+            return []
+        kl, numbers, stored, logits = self.kept
+        tops = {key: value.cpu().numpy() for key, value in top_tokens(stored, logits).items()}
+        records = []
+        for k, row in enumerate(rows.iloc[numbers.tolist()].itertuples()):
+            if kl[k] == -torch.inf:  # fewer were counted than are kept
+                break
+            records.append(
+                {
+                    "prompt_id": row.prompt_id,
+                    "category": row.category,
+                    "position": int(row.position),
+                    "kl_nats": float(kl[k]),
+                    "target_id": sequences[row.prompt_id][row.position],
+                    "baseline_top5": ranked(tops["baseline_ids"][k], tops["baseline_p"][k]),
+                    "method_top5": ranked(tops["method_ids"][k], tops["method_p"][k]),
+                }
+            )
+        return records
 
 
 def ranked(ids, probabilities) -> Ranked:
