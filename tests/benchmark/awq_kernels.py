@@ -1,26 +1,45 @@
-"""The kernels of an AWQ checkpoint, a row each: the check `kernel`, distance from the first one, rates.
+"""The kernels for AWQ, a row each: the check `kernel`, distance from the first one, rates. Before them 16 bits.
 
     PYTHONPATH=workflow python tests/benchmark/awq_kernels.py results/<model>/awq [--backends gemm_triton gemm marlin]
+    PYTHONPATH=workflow python tests/benchmark/awq_kernels.py --architecture mistral-7b
 
-First use includes compiling, for those that are compiled; a second run on the same machine finds them compiled.
+Of a cell of the workflow, or of a checkpoint of random codes in a shape, which takes seconds to make. First use
+includes compiling, for those that are compiled; a second run on the same machine finds them compiled.
 """
 
 import argparse
 import gc
+import shutil
+import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
-from decode import kernel_table
+from decode import TOKENIZER, kernel_table, random_model, rate
 
 from quantharm import linears
+from quantharm.architectures import read_architecture
 from quantharm.captured import largest_kl
 from quantharm.checks import KERNEL_TOKENS, check_kernel
 from quantharm.errors import UserError
-from quantharm.models import load_cell, load_tokenizer, quiet, read_quantization
+from quantharm.models import choose_device, hash_weights, load_cell, load_tokenizer, quiet, read_quantization
 from quantharm.scoring import last_hidden_states, output_head
 from quantharm.speed import benchmark
+from quantharm.synthesize import (
+    INITIALIZER_RANGE,
+    TOKENIZER_FILES,
+    empty_model,
+    model_configuration,
+    random_tensors,
+    write_checkpoint,
+)
 from quantharm.text import read_text
+
+GROUP_SIZE = 128
+EIGHT_EIGHTS = -0x77777778  # of an int32: eight codes of 8, the zero point in the middle
+CODES_DEVIATION = 4.61  # of the numbers 0 to 15
 
 COLUMNS = (
     "backend",
@@ -30,53 +49,116 @@ COLUMNS = (
     "load, s",
     "eager, tokens/s",
     "captured, tokens/s",
+    "captured and compiled, tokens/s",
+    "share of copy bandwidth",
 )
 
 
-def row(record: dict, backend: str, tokens: list[int], reference: list[torch.Tensor], kernels: bool) -> list[str]:
-    begin = time.perf_counter()
+def rates(model, compile_too: bool, kernels: bool) -> list[str]:
+    speed = benchmark(model, 256, 64, 5, 1.0, compile_too=compile_too)
+    variants = {c["compiled"]: c for c in (speed["captured"], speed["captured"].get("other")) if c}
+    share = speed["roofline"]["captured_share_of_copy_bandwidth"]
+    if kernels:
+        print(kernel_table(model), flush=True)
+    return [
+        f"{speed['decode_tokens_per_second']['median']:.1f}",
+        rate(variants[False]),
+        rate(variants[True]) if True in variants else "–",
+        "–" if share is None else f"{share:.1%}",
+    ]
+
+
+def packed(tensors: Iterator[tuple[str, torch.Tensor]], linears: set[str]) -> Iterator[tuple[str, torch.Tensor]]:
+    """The same tensors, but for the linear layers random codes in AWQ's layout; their weights have a like deviation."""
+    for name, tensor in tensors:
+        if name not in linears:
+            yield name, tensor
+            continue
+        rows, columns = tensor.shape
+        layer = name.removesuffix(".weight")
+        whole = {"dtype": torch.int32, "device": tensor.device}
+        yield f"{layer}.qweight", torch.randint(-(2**31), 2**31, (columns, rows // 8), **whole)
+        yield f"{layer}.qzeros", torch.full((columns // GROUP_SIZE, rows // 8), EIGHT_EIGHTS, **whole)
+        scale = INITIALIZER_RANGE / CODES_DEVIATION
+        yield f"{layer}.scales", torch.full((columns // GROUP_SIZE, rows), scale, device=tensor.device).half()
+
+
+def random_cell(architecture: str, folder: Path, device: str) -> dict[str, Any]:
+    """A quantization record of a checkpoint of random codes."""
+    model = empty_model(model_configuration(read_architecture(architecture), TOKENIZER), "bfloat16")
+    head = model.get_output_embeddings()
+    linears = {f"{n}.weight" for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and m is not head}
+    model.config.quantization_config = {"quant_method": "awq", "version": "gemm", "bits": 4, "zero_point": True}
+    model.config.quantization_config |= {"group_size": GROUP_SIZE}
+    write_checkpoint(model, packed(random_tensors(model, device, 0), linears), folder)
+    for name in TOKENIZER_FILES:
+        shutil.copyfile(TOKENIZER / name, folder / name)
+    return {
+        "checkpoint": str(folder),
+        "weight_files": hash_weights(folder),
+        "quantizer": "awq",
+        "settings": {},
+        "dtype": "bfloat16",
+        "source": {"path": str(folder), "allow_pickle": False, "trust_remote_code": False},
+    }
+
+
+def scored(model, tokens: list[int]) -> torch.Tensor:
+    return output_head(model)(last_hidden_states(model, tokens)).cpu()
+
+
+def row(record: dict, backend: str, tokens: list[int], reference: list[torch.Tensor], *how: bool) -> list[str]:
     try:
-        model = load_cell(record | {"settings": record["settings"] | {"backend": backend}}, "cuda")
-        logits = output_head(model)(last_hidden_states(model, tokens)).cpu()
+        begin = time.perf_counter()
+        settings = record["settings"] | {"backend": backend}
+        model = load_cell(record | {"settings": settings, "gpus": 1}, choose_device("auto"))
+        logits = scored(model, tokens)
+        seconds = time.perf_counter() - begin
     except (UserError, RuntimeError, ImportError, ValueError) as error:
-        return [backend, "–", f"cannot be loaded: {str(error).splitlines()[0][:90]}", "–", "–", "–", "–"]
-    seconds = time.perf_counter() - begin
+        return [backend, "–", f"cannot be loaded: {str(error).splitlines()[0][:90]}", *["–"] * (len(COLUMNS) - 3)]
     reference.append(logits)
     matrices = linears.quantized_matrices(model, Path(record["checkpoint"]), record["quantizer"])
     kernel = type(model.get_submodule(matrices[0].name)).__name__
     check = check_kernel(model, matrices, tokens)
-    speed = benchmark(model, 256, 64, 5, 1.0)
-    captured = speed["captured"]
-    rate = captured["reason"] if "reason" in captured else f"{captured['decode_tokens_per_second']['median']:.1f}"
-    if kernels:
-        print(kernel_table(model))
-    return [
-        backend,
-        kernel,
-        f"{check['status']}, {check['value']:.4f}",
-        f"{largest_kl(reference[0], logits):.1e}",
-        f"{seconds:.0f}",
-        f"{speed['decode_tokens_per_second']['median']:.1f}",
-        rate,
-    ]
+    said = f"{check['status']}, {check['value']:.4f}"
+    return [backend, kernel, said, f"{largest_kl(reference[0], logits):.1e}", f"{seconds:.0f}", *rates(model, *how)]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("cell", type=Path, help="results folder of an AWQ cell")
+    parser.add_argument("cell", type=Path, nargs="?", help="results folder of an AWQ cell")
+    parser.add_argument("--architecture", help="instead: name of a known shape, or a config.json")
     parser.add_argument("--backends", nargs="+", default=["gemm_triton", "gemm", "exllama_v2", "marlin"])
+    parser.add_argument("--compile", action="store_true", help="a captured step after torch.compile, too")
     parser.add_argument("--kernels", action="store_true", help="where a captured step spends its time, before each row")
     arguments = parser.parse_args()
+    if not arguments.cell and not arguments.architecture:
+        parser.error("name a cell's folder or an --architecture")
     quiet()
-    record = read_quantization(arguments.cell / "quantization.json") | {"gpus": 1}
-    tokenizer = load_tokenizer(record["source"])
-    tokens = tokenizer(read_text(Path("data/evaluation.txt"))[:4000])["input_ids"][:KERNEL_TOKENS]
-    reference: list[torch.Tensor] = []
+    torch.set_grad_enabled(False)
     print(f"| {' | '.join(COLUMNS)} |\n|{'--|' * len(COLUMNS)}", flush=True)
+    with tempfile.TemporaryDirectory(dir=".") as folder:
+        measure(arguments, Path(folder))
+
+
+def measure(arguments, folder: Path) -> None:
+    how = arguments.compile, arguments.kernels
+    device = choose_device("auto")
+    if arguments.cell:
+        record = read_quantization(arguments.cell / "quantization.json")
+        plain = load_cell(read_quantization(arguments.cell.parent / "baseline" / "quantization.json"), device)
+    else:
+        record = random_cell(arguments.architecture, folder, device)
+        plain = random_model(model_configuration(read_architecture(arguments.architecture), TOKENIZER), device)
+    tokens = load_tokenizer(record["source"])(read_text(Path("data/evaluation.txt"))[:4000])["input_ids"]
+    print(f"| {' | '.join(['16 bits', 'Linear', '–', '–', '–', *rates(plain, *how)])} |", flush=True)
+    del plain
+    reference: list[torch.Tensor] = []
     for backend in arguments.backends:
-        print(f"| {' | '.join(row(record, backend, tokens, reference, arguments.kernels))} |", flush=True)
         gc.collect()
-        torch.cuda.empty_cache()
+        if device == "cuda":
+            torch.cuda.empty_cache()
+        print(f"| {' | '.join(row(record, backend, tokens[:KERNEL_TOKENS], reference, *how))} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
 """How the time of scoring grows: seconds and peak memory of the inner loops of four stages on random weights, a row for
 each size of one factor (prompts, new tokens, vocabulary, layers) while the others stay.
 
-    PYTHONPATH=workflow python tests/benchmark/growth.py [--hidden 4096 --layers 8]
+    PYTHONPATH=workflow python tests/benchmark/growth.py [--hidden 4096 --layers 8 --rounds 5]
 
-Sizes of the checkpoint are those of a Mistral shape; the store is written to a temporary folder and read back.
+Sizes of the checkpoint are those of a Mistral shape; the store is written to a temporary folder and read back. Times
+are medians of rounds, after one that warms up; a share is the median of the rounds' own.
 """
 
 import argparse
@@ -12,6 +13,7 @@ import gc
 import tempfile
 import time
 from pathlib import Path
+from statistics import median
 
 import pandas
 import torch
@@ -19,7 +21,7 @@ from decode import random_model
 
 from quantharm.architectures import MISTRAL_7B
 from quantharm.decoding import continue_greedily
-from quantharm.divergence import score_store
+from quantharm.divergence_scores import score_store
 from quantharm.logits import make_trace, write_store
 from quantharm.meters import synchronise
 from quantharm.models import choose_device, quiet
@@ -30,7 +32,7 @@ from quantharm.worst_positions import WorstPositions
 PROMPT_TOKENS = 48
 WINDOWS = 8
 TEXT_WINDOWS = 1
-GENERATED_PROMPTS = 2
+GENERATED_PROMPTS = 3
 COLUMNS = ["layers", "vocabulary", "prompts", "new tokens", "parameters, 10^9", "generation, s a prompt", "logits, s"]
 COLUMNS += ["divergence, s", "share of a bare forward loop", "perplexity, s", "share", "store, MB"]
 COLUMNS += ["peak over the weights, GB"]
@@ -56,54 +58,62 @@ def seconds_of(device: torch.device, function, *arguments) -> float:
     return time.perf_counter() - begin
 
 
-def measure(model, size: Size, window_tokens: int) -> list[str]:
+def measure(model, size: Size, window_tokens: int, rounds: int) -> list[str]:
     device = model.get_input_embeddings().weight.device
     generator = torch.Generator().manual_seed(0)
     prompts = [ids(generator, size.vocabulary, PROMPT_TOKENS) for _ in range(size.prompts)]
     windows = [ids(generator, size.vocabulary, window_tokens) for _ in range(WINDOWS)]
+    rows = [
+        {
+            "prompt_id": f"p{i}",
+            "category": "c",
+            "prompt_token_ids": prompt,
+            "token_ids": ids(generator, size.vocabulary, size.new_tokens),
+        }
+        for i, prompt in enumerate(prompts)
+    ]
+    trace = make_trace(pandas.DataFrame(rows), windows[:TEXT_WINDOWS])
     continue_greedily(model, prompts[0], 4, set(), None)  # warm-up
-    score_windows(model, windows[:1], False)
-    _ = model(input_ids=torch.tensor([windows[0]], device=device), use_cache=False).logits
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-
-    def generate() -> None:
-        for prompt in prompts[:GENERATED_PROMPTS]:
-            continue_greedily(model, prompt, size.new_tokens, set(), None)
 
     def bare_forward(sequences) -> None:
         for sequence in sequences:
             _ = model(input_ids=torch.tensor([list(sequence)], device=device), use_cache=False).logits
 
-    generation = seconds_of(device, generate) / GENERATED_PROMPTS
-    rows = [
-        {"prompt_id": f"p{i}", "category": "c", "prompt_token_ids": prompt, "token_ids": answer}
-        for i, (prompt, answer) in enumerate(
-            zip(prompts, (ids(generator, size.vocabulary, size.new_tokens) for _ in prompts), strict=True)
-        )
-    ]
-    trace = make_trace(pandas.DataFrame(rows), windows[:TEXT_WINDOWS])
+    generation = median(
+        seconds_of(device, continue_greedily, model, prompt, size.new_tokens, set(), None)
+        for prompt in prompts[:GENERATED_PROMPTS]
+    )
+    times: dict[str, list[float]] = {"logits": [], "divergence": [], "perplexity": [], "trace": [], "windows": []}
     with tempfile.TemporaryDirectory() as folder:
         store = Path(folder) / "store"
-        logits = seconds_of(device, write_store, model, trace, store, {"model": "random"})
-        divergence = seconds_of(device, score_store, model, store, trace, WorstPositions())
+        for _ in range(rounds + 1):
+            times["logits"].append(seconds_of(device, write_store, model, trace, store, {"model": "random"}))
+            times["divergence"].append(seconds_of(device, score_store, model, store, trace, WorstPositions()))
+            times["perplexity"].append(seconds_of(device, score_windows, model, windows, False))
+            if device.type == "cuda" and len(times["trace"]) == 0:
+                peak = f"{(torch.cuda.max_memory_allocated() - before) / 1e9:.2f}"  # of the stages, not the bare loop
+            times["trace"].append(seconds_of(device, bare_forward, trace["token_ids"]))
+            times["windows"].append(seconds_of(device, bare_forward, windows))
         megabytes = store.stat().st_size / 1e6
-    perplexity = seconds_of(device, score_windows, model, windows, False)
-    peak = f"{(torch.cuda.max_memory_allocated() - before) / 1e9:.2f}" if device.type == "cuda" else "–"
-    bare_trace = seconds_of(device, bare_forward, trace["token_ids"])
-    bare_windows = seconds_of(device, bare_forward, windows)
+    measured = {name: values[1:] for name, values in times.items()}  # the first round warms up
+
+    def share(bare: str, stage: str) -> str:
+        return f"{median(b / s for b, s in zip(measured[bare], measured[stage], strict=True)):.0%}"
+
     return [
         *map(str, dataclasses.astuple(size)),
         f"{model.num_parameters() / 1e9:.2f}",
         f"{generation:.2f}",
-        f"{logits:.2f}",
-        f"{divergence:.2f}",
-        f"{bare_trace / divergence:.0%}",
-        f"{perplexity:.2f}",
-        f"{bare_windows / perplexity:.0%}",
+        f"{median(measured['logits']):.2f}",
+        f"{median(measured['divergence']):.2f}",
+        share("trace", "divergence"),
+        f"{median(measured['perplexity']):.2f}",
+        share("windows", "perplexity"),
         f"{megabytes:.0f}",
-        peak,
+        peak if device.type == "cuda" else "–",
     ]
 
 
@@ -112,13 +122,14 @@ def main() -> None:
     parser.add_argument("--hidden", type=int, default=4096)
     parser.add_argument("--layers", type=int, default=8)
     parser.add_argument("--window-tokens", type=int, default=2048)
+    parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
     quiet()
     torch.set_grad_enabled(False)
     few = arguments.layers
-    sizes = [Size(few), Size(few, prompts=24), Size(few, prompts=48), Size(few, new_tokens=64)]
-    sizes += [Size(few, new_tokens=128), Size(few, vocabulary=64000), Size(few, vocabulary=152000)]
-    sizes += [Size(2 * few), Size(4 * few), Size(4 * few, prompts=96, new_tokens=100)]
+    sizes = [Size(4 * few, prompts=96, new_tokens=100), Size(4 * few), Size(2 * few), Size(few), Size(few, prompts=24)]
+    sizes += [Size(few, prompts=48), Size(few, new_tokens=64), Size(few, new_tokens=128)]
+    sizes += [Size(few, vocabulary=64000), Size(few, vocabulary=152000)]
     shape = MISTRAL_7B | {"hidden_size": arguments.hidden, "intermediate_size": arguments.hidden * 7 // 2}
     shape |= {"num_attention_heads": arguments.hidden // 128, "num_key_value_heads": max(1, arguments.hidden // 512)}
     print(f"| {' | '.join(COLUMNS)} |\n|{'--:|' * len(COLUMNS)}", flush=True)
@@ -130,7 +141,7 @@ def main() -> None:
             grown = shape | {"num_hidden_layers": size.layers, "vocab_size": size.vocabulary}
             configuration = model_configuration(grown, Path("data/reference-model"))
             model, made = random_model(configuration, choose_device("auto")), (size.layers, size.vocabulary)
-        print(f"| {' | '.join(measure(model, size, arguments.window_tokens))} |", flush=True)
+        print(f"| {' | '.join(measure(model, size, arguments.window_tokens, arguments.rounds))} |", flush=True)
 
 
 if __name__ == "__main__":
