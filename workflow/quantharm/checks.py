@@ -314,8 +314,8 @@ def main() -> None:
     offline_environment()
     timing = Timing()
     timing.imports()
-    device = choose_device(arguments.device)
     record = read_quantization(arguments.cell / "quantization.json")
+    device = choose_device(arguments.device, record["gpus"])
     stages = ("perplexity", "generation", "divergence")
     cell = {stage: read_json(arguments.cell / f"{stage}.json") for stage in stages}
     baseline = {stage: read_json(arguments.baseline / f"{stage}.json") for stage in stages}

@@ -103,8 +103,8 @@ def main() -> None:
     offline_environment()
     timing = Timing()
     timing.imports()
-    device = choose_device(arguments.device)
     record = read_quantization(arguments.quantization)
+    device = choose_device(arguments.device, record["gpus"])
     trace = read_parquet(arguments.trace)
     with timing.part("load"):
         model = load_cell(record, device)

@@ -108,8 +108,8 @@ def main() -> None:
     prompts = read_prompts(arguments.prompts, arguments.prompts_per_category)
     timing = Timing()
     timing.imports()
-    device = choose_device(arguments.device)
     record = read_quantization(arguments.quantization)
+    device = choose_device(arguments.device, record["gpus"])
     with timing.part("load"):
         tokenizer = load_tokenizer(record["source"])
         model = load_cell(record, device)

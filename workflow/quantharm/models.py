@@ -32,12 +32,18 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", category=DeprecationWarning)
 
 
-def choose_device(wanted: str) -> str:
-    """`cpu` or `cuda` for `auto`, `cpu` or `cuda`; raises UserError where a GPU is asked for and none is there."""
+def choose_device(wanted: str, gpus: int = 1) -> str:
+    """`cpu` or `cuda` for `auto`, `cpu` or `cuda`; raises UserError where a GPU is asked for and none is there.
+
+    On a GPU, this process sees no more than `gpus` of them from here on.
+    """
     if wanted == "cpu":
         return "cpu"
     import torch
 
+    from quantharm.gpu_lease import take_gpus
+
+    take_gpus(gpus)
     if torch.cuda.is_available():
         return "cuda"
     if wanted == "cuda":
@@ -57,16 +63,6 @@ def device_map(device: str, gpus: int) -> Any:
     if torch.cuda.device_count() < gpus:
         raise UserError(f"`gpus: {gpus}` is asked for but PyTorch sees {torch.cuda.device_count()}; lower `gpus:`")
     return {"": 0} if gpus == 1 else "balanced"
-
-
-def memory_limits(device: str, gpus: int) -> dict[int, int] | None:
-    """transformers' max_memory in bytes: the first `gpus` GPUs and no others, where there are more; else no limits."""
-    if device == "cpu" or gpus == 1:
-        return None
-    import torch
-
-    more = torch.cuda.device_count() > gpus
-    return {i: torch.cuda.mem_get_info(i)[0] for i in range(gpus)} if more else None
 
 
 def dtype_of(model) -> str:
@@ -178,7 +174,6 @@ def load_checkpoint(folder: Path, source: dict[str, Any], dtype: str, device: st
             folder,
             dtype=torch_dtype(dtype),
             device_map=device_map(device, gpus),
-            max_memory=memory_limits(device, gpus),
             use_safetensors=bool(weight_files(folder)),  # pickle only where there is nothing else
             trust_remote_code=source["trust_remote_code"],
             local_files_only=True,
@@ -202,7 +197,7 @@ def load_cell(record: dict[str, Any], device: str):
 
 def read_quantization(path: Path) -> dict[str, Any]:
     record = read_json(path)
-    for key in ("model", "method", "quantizer", "checkpoint", "source"):
+    for key in ("model", "method", "quantizer", "checkpoint", "source", "gpus"):
         if not isinstance(record, dict) or key not in record:
             raise UserError(f"{path} is not a quantization record (no `{key}`); delete it and run the command again")
     return record

@@ -144,8 +144,8 @@ def main() -> None:
     from quantharm.reporting.charts_studies import monitor_chart
     from quantharm.store import require_same
 
-    device = choose_device(arguments.device)
     approved = read_quantization(arguments.approved / "quantization.json")
+    device = choose_device(arguments.device, approved["gpus"])
     history = read_history(arguments.history, identity(approved))
     limits = learn_limits(arguments.approved, arguments.settings)
     trace = read_parquet(arguments.baseline / behaviour.TRACE)

@@ -59,8 +59,8 @@ def main() -> None:
     offline_environment()
     timing = Timing()
     timing.imports()
-    device = choose_device(arguments.device)
     record = read_quantization(arguments.quantization)
+    device = choose_device(arguments.device, record["gpus"])
     text = read_text(arguments.text)
     with timing.part("load"):
         tokenizer = load_tokenizer(record["source"])

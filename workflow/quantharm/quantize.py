@@ -96,7 +96,7 @@ def main() -> None:
     timing = Timing()
     timing.imports()
     quiet()
-    device = choose_device(arguments.device)
+    device = choose_device(arguments.device, arguments.gpus)
     source = read_json(arguments.source)
     settings = json.loads(arguments.settings)
     if arguments.pretrained_source:
