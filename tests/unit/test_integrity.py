@@ -218,7 +218,7 @@ def cell_of(tmp_path):
 
 def baseline_record(handed):
     folder, source = handed
-    record = {"model": "tiny", "method": "baseline", "quantizer": "unquantized", "checkpoint": str(folder)}
+    record = {"model": "tiny", "method": "baseline", "quantizer": "unquantized", "checkpoint": str(folder), "gpus": 1}
     return record | {"source": source, "weight_files": source["weight_files"], "dtype": "bfloat16"}
 
 

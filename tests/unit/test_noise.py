@@ -188,7 +188,7 @@ def write_cell(folder, nll: list[float], kl: float) -> None:
     )
     record = {"kl_nats": {"mean": kl, "ci95": [kl / 2, kl * 2]}, "top1_agreement": 1 - kl}
     (folder / "divergence.json").write_text(json.dumps(record))
-    record = dict.fromkeys(("model", "method", "quantizer", "checkpoint"), "x") | {
+    record = dict.fromkeys(("model", "method", "quantizer", "checkpoint", "gpus"), "x") | {
         "source": {},
         "method": folder.name,
     }

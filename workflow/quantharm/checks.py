@@ -4,7 +4,6 @@ Each check is {name, status: pass | fail | skipped, value, limit, explanation}. 
 `reload` (twice), `method_is_real` and `kernel`; the others read the cell's result files and the baseline's.
 """
 
-import gc
 import importlib
 import math
 from pathlib import Path
@@ -18,6 +17,7 @@ from quantharm.files import read_json, write_json
 from quantharm.models import (
     choose_device,
     dtype_of,
+    free_memory,
     load_cell,
     load_tokenizer,
     offline_environment,
@@ -333,7 +333,7 @@ def main() -> None:
         real = check_method_is_real(record, matrices, model)
         kernel = check_kernel(model, matrices, tokens)
     del model, matrices, head
-    gc.collect()
+    free_memory(device)
     with timing.part("load"):
         model = load_cell(record, device)
     with timing.part("model"):

@@ -4,6 +4,7 @@ A *source* record (source.json) says where a checkpoint lies and what it holds; 
 (quantization.json) says what was made of it. Every stage gets its model through `load_cell`.
 """
 
+import gc
 import importlib
 import json
 import logging
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from quantharm.errors import UserError
-from quantharm.files import read_json, sha256_of_file, sha256_of_files
+from quantharm.files import read_json, sha256_of_files
 
 WEIGHT_SUFFIXES = (".safetensors",)
 SYNTHETIC_MARK = "synthetic.json"  # in a checkpoint folder: its weights are random numbers
@@ -134,16 +135,18 @@ def verify_weights(folder: Path, files: list[dict[str, Any]], in_full: bool = Fa
 
     in_full hashes every file, whatever its time says.
     """
+    doubtful = []
     for file in files:
         path = Path(folder) / file["name"]
         if not path.is_file():
             raise UserError(f"{path} is missing; delete {Path(folder).parent} and run the same command again")
-        status = path.stat()
-        if not in_full and status.st_size == file["bytes"] and status.st_mtime_ns == file["modified_ns"]:
-            continue
-        if status.st_size != file["bytes"] or sha256_of_file(path) != file["sha256"]:
+        if in_full or (path.stat().st_size, path.stat().st_mtime_ns) != (file["bytes"], file["modified_ns"]):
+            doubtful.append(path)
+    recorded = {Path(folder) / file["name"]: file["sha256"] for file in files}
+    for path, sha256 in zip(doubtful, sha256_of_files(doubtful), strict=True):
+        if sha256 != recorded[path]:
             raise UserError(
-                f"{path} changed after it was recorded (its sha256 is no longer {file['sha256'][:12]}…), so results "
+                f"{path} changed after it was recorded (its sha256 is no longer {recorded[path][:12]}…), so results "
                 "would not describe one checkpoint; restore it, or delete the cell's folder to make it again"
             )
 
@@ -201,6 +204,15 @@ def read_quantization(path: Path) -> dict[str, Any]:
         if not isinstance(record, dict) or key not in record:
             raise UserError(f"{path} is not a quantization record (no `{key}`); delete it and run the command again")
     return record
+
+
+def free_memory(device: str) -> None:
+    """Give back what a model held that was just deleted; else the next one would be fitted into the rest of a GPU."""
+    gc.collect()
+    if device == "cuda":
+        import torch
+
+        torch.cuda.empty_cache()
 
 
 def first_line(error: BaseException) -> str:

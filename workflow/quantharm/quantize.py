@@ -4,7 +4,6 @@ Later stages evaluate what is on disk, never the object that was just quantized.
 pointer for the baseline and for pretrained checkpoints) and quantization.json.
 """
 
-import gc
 import importlib
 import json
 import tempfile
@@ -17,6 +16,7 @@ from quantharm.files import read_json, replacing_folder, write_json
 from quantharm.models import (
     choose_device,
     dtype_of,
+    free_memory,
     hash_weights,
     load_cell,
     offline_environment,
@@ -105,11 +105,7 @@ def main() -> None:
 
     with timing.part("model"):
         extra = make_checkpoint(arguments, source, settings, device)
-        gc.collect()
-        if device == "cuda":
-            import torch
-
-            torch.cuda.empty_cache()
+        free_memory(device)
     peak = memory_bytes(device)
     folder = Path(extra.pop("checkpoint", arguments.checkpoint))
     pointed = extra.pop("resolved", source if folder != arguments.checkpoint else None)
