@@ -143,3 +143,16 @@ def test_a_failed_check_fails_its_job_and_names_the_check(finished):
     log = (finished / "results/logs/checks/reference/nf4.log").read_text(encoding="utf-8")
     assert "error: reference × nf4 failed bits_per_weight (" in log
     assert "Traceback" not in log
+
+
+def test_an_environment_that_cannot_be_built_says_what_to_do(shipped, monkeypatch):
+    monkeypatch.setenv("PIP_RETRIES", "0")
+    nothing_listens = "http://127.0.0.1:9"
+    (shipped / "envs/evaluation.txt").write_text(f"--index-url {nothing_listens}\nno-such-package\n")
+    run = shipped.snakemake(".venv-evaluation/installed.txt")
+    assert run.code != 0
+    log = (shipped / "results/logs/evaluation_environment.log").read_text()
+    assert "no-such-package" in log
+    assert log.splitlines()[-1].startswith("error: the environment of the model stages could not be built from envs/")
+    assert "python: in the config" in log
+    assert not (shipped / ".venv-evaluation/installed.txt").exists()

@@ -18,8 +18,11 @@ rule evaluation_environment:
     message:
         "the evaluation environment, from envs/evaluation.txt (once; some minutes)"
     shell:
-        "exec > {log} 2>&1 && "
+        "exec > {log} 2>&1; "
         '"$WORKFLOW_PYTHON" -m venv --clear .venv-evaluation && '
         ".venv-evaluation/bin/python -m pip install --disable-pip-version-check --requirement {input} && "
         ".venv-evaluation/bin/python -m pip freeze --disable-pip-version-check > {output}.part && "
-        "mv {output}.part {output}"
+        "mv {output}.part {output} || "
+        '{{ echo "error: the environment of the model stages could not be built from {input}; above is why, in pip\'s'
+        " words. Without a network see README, Hosts without network, or name another interpreter: python: in the"
+        ' config"; exit 1; }}'
