@@ -348,11 +348,10 @@ def test_positions_are_those_of_the_predicted_tokens(store, trace, reference_mod
 
 
 def test_positions_scored_together_give_what_each_row_group_gives_alone(store, trace, reference_model, monkeypatch):
-    together = score_store(reference_model, store, trace)
-    monkeypatch.setattr(
-        divergence_scores, "positions_at_once", lambda vocabulary: 1
-    )  # every piece is a batch of its own
-    pandas.testing.assert_frame_equal(score_store(reference_model, store, trace), together)
+    """As a GPU scores them; a CPU takes each row group alone."""
+    alone, batches = score_store(reference_model, store, trace), divergence_scores.batches_of
+    monkeypatch.setattr(divergence_scores, "batches_of", lambda pieces, _: batches(pieces, 256))
+    pandas.testing.assert_frame_equal(score_store(reference_model, store, trace), alone)
 
 
 @pytest.mark.parametrize("sizes", [[5, 2, 256, 43, 256, 43], [256], [1] * 600, [300]])

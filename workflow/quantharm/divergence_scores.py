@@ -174,7 +174,9 @@ def score_store(model, store: Path, trace: pandas.DataFrame, worst: WorstPositio
     On a GPU nothing waits for what is scored before the end: launching the model's kernels is what takes the time.
     """
     scored: list[tuple[dict[str, numpy.ndarray], list[str], torch.Tensor]] = []
-    positions = positions_at_once(model.get_output_embeddings().weight.shape[0])
+    # A call costs a GPU's host more than what it starts. A CPU gains nothing by fewer, and memory by small pieces.
+    on_gpu = model.device.type == "cuda"
+    positions = positions_at_once(model.get_output_embeddings().weight.shape[0]) if on_gpu else 1
     with one_thread_beside(model.device) as beside:
         for batch in batches_of(pieces_of(model, store, trace), positions):
             beside(score, scored.append, batch, worst)
