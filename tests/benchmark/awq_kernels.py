@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from decode import TOKENIZER, kernel_table, random_model, rate
+from decode import TOKENIZER, kernel_table, random_model, rates
 
 from quantharm import linears
 from quantharm.architectures import read_architecture
@@ -54,24 +54,17 @@ COLUMNS = (
 )
 
 
-def rates(model, compile_too: bool, kernels: bool) -> list[str]:
-    speed = benchmark(model, 256, 64, 5, 1.0, compile_too=compile_too)
-    variants = {c["compiled"]: c for c in (speed["captured"], speed["captured"].get("other")) if c}
-    share = speed["roofline"]["captured_share_of_copy_bandwidth"]
+def measured(model, compile_too: bool, kernels: bool) -> tuple[str, ...]:
+    found = rates(benchmark(model, 256, 64, 5, 1.0, compile_too=compile_too))
     if kernels:
         print(kernel_table(model), flush=True)
-    return [
-        f"{speed['decode_tokens_per_second']['median']:.1f}",
-        rate(variants[False]),
-        rate(variants[True]) if True in variants else "–",
-        "–" if share is None else f"{share:.1%}",
-    ]
+    return found
 
 
-def packed(tensors: Iterator[tuple[str, torch.Tensor]], linears: set[str]) -> Iterator[tuple[str, torch.Tensor]]:
-    """The same tensors, but for the linear layers random codes in AWQ's layout; their weights have a like deviation."""
+def packed(tensors: Iterator[tuple[str, torch.Tensor]], quantized: set[str]) -> Iterator[tuple[str, torch.Tensor]]:
+    """The same tensors, but for the quantized ones random codes in AWQ's layout, of weights with a like deviation."""
     for name, tensor in tensors:
-        if name not in linears:
+        if name not in quantized:
             yield name, tensor
             continue
         rows, columns = tensor.shape
@@ -87,10 +80,10 @@ def random_cell(architecture: str, folder: Path, device: str) -> dict[str, Any]:
     """A quantization record of a checkpoint of random codes."""
     model = empty_model(model_configuration(read_architecture(architecture), TOKENIZER), "bfloat16")
     head = model.get_output_embeddings()
-    linears = {f"{n}.weight" for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and m is not head}
+    quantized = {f"{n}.weight" for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and m is not head}
     model.config.quantization_config = {"quant_method": "awq", "version": "gemm", "bits": 4, "zero_point": True}
     model.config.quantization_config |= {"group_size": GROUP_SIZE}
-    write_checkpoint(model, packed(random_tensors(model, device, 0), linears), folder)
+    write_checkpoint(model, packed(random_tensors(model, device, 0), quantized), folder)
     for name in TOKENIZER_FILES:
         shutil.copyfile(TOKENIZER / name, folder / name)
     return {
@@ -121,7 +114,7 @@ def row(record: dict, backend: str, tokens: list[int], reference: list[torch.Ten
     kernel = type(model.get_submodule(matrices[0].name)).__name__
     check = check_kernel(model, matrices, tokens)
     said = f"{check['status']}, {check['value']:.4f}"
-    return [backend, kernel, said, f"{largest_kl(reference[0], logits):.1e}", f"{seconds:.0f}", *rates(model, *how)]
+    return [backend, kernel, said, f"{largest_kl(reference[0], logits):.1e}", f"{seconds:.0f}", *measured(model, *how)]
 
 
 def main() -> None:
@@ -151,7 +144,7 @@ def measure(arguments, folder: Path) -> None:
         record = random_cell(arguments.architecture, folder, device)
         plain = random_model(model_configuration(read_architecture(arguments.architecture), TOKENIZER), device)
     tokens = load_tokenizer(record["source"])(read_text(Path("data/evaluation.txt"))[:4000])["input_ids"]
-    print(f"| {' | '.join(['16 bits', 'Linear', '–', '–', '–', *rates(plain, *how)])} |", flush=True)
+    print(f"| {' | '.join(['16 bits', 'Linear', '–', '–', '–', *measured(plain, *how)])} |", flush=True)
     del plain
     reference: list[torch.Tensor] = []
     for backend in arguments.backends:

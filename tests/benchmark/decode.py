@@ -60,18 +60,29 @@ def rate(captured: dict) -> str:
     return captured["reason"] if "reason" in captured else f"{captured['decode_tokens_per_second']['median']:.1f}"
 
 
-def row(method: str, result: dict) -> str:
+def rates(result: dict) -> tuple[str, str, str, str]:
+    """Tokens a second eagerly, captured, captured and compiled, and the share of copy bandwidth of the faster one."""
     captured = result["captured"]
     variants = {c["compiled"]: c for c in (captured, captured.get("other")) if c}
-    share, wait = result["roofline"]["captured_share_of_copy_bandwidth"], result["host_wait_share"]
-    check = captured.get("check", {})
-    cells = [
-        method,
+    share = result["roofline"]["captured_share_of_copy_bandwidth"]
+    return (
         f"{result['decode_tokens_per_second']['median']:.1f}",
-        "–" if wait is None else f"{wait:.0%}",
         rate(variants[False]),
         rate(variants[True]) if True in variants else "–",
         "–" if share is None else f"{share:.1%}",
+    )
+
+
+def row(method: str, result: dict) -> str:
+    eager, captured, compiled, share = rates(result)
+    wait, check = result["host_wait_share"], result["captured"].get("check", {})
+    cells = [
+        method,
+        eager,
+        "–" if wait is None else f"{wait:.0%}",
+        captured,
+        compiled,
+        share,
         f"{check['same_tokens']} of {check['steps']}, {check['kl_nats_max']:.1e} nats" if check else "–",
     ]
     return f"| {' | '.join(cells)} |"

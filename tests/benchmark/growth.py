@@ -11,19 +11,18 @@ import argparse
 import dataclasses
 import gc
 import tempfile
-import time
 from pathlib import Path
 from statistics import median
 
 import pandas
 import torch
 from decode import random_model
+from throughput import bare_forward, seconds_of
 
 from quantharm.architectures import MISTRAL_7B
 from quantharm.decoding import continue_greedily
 from quantharm.divergence_scores import score_store
 from quantharm.logits import make_trace, write_store
-from quantharm.meters import synchronise
 from quantharm.models import choose_device, quiet
 from quantharm.perplexity import score_windows
 from quantharm.synthesize import model_configuration
@@ -50,14 +49,6 @@ def ids(generator: torch.Generator, vocabulary: int, count: int) -> list[int]:
     return torch.randint(5, vocabulary, (count,), generator=generator).tolist()
 
 
-def seconds_of(device: torch.device, function, *arguments) -> float:
-    synchronise(device)
-    begin = time.perf_counter()
-    function(*arguments)
-    synchronise(device)
-    return time.perf_counter() - begin
-
-
 def measure(model, size: Size, window_tokens: int, rounds: int) -> list[str]:
     device = model.get_input_embeddings().weight.device
     generator = torch.Generator().manual_seed(0)
@@ -73,30 +64,28 @@ def measure(model, size: Size, window_tokens: int, rounds: int) -> list[str]:
         for i, prompt in enumerate(prompts)
     ]
     trace = make_trace(pandas.DataFrame(rows), windows[:TEXT_WINDOWS])
+    sequences = [list(token_ids) for token_ids in trace["token_ids"]]
     continue_greedily(model, prompts[0], 4, set(), None)  # warm-up
+    peak = "–"
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
 
-    def bare_forward(sequences) -> None:
-        for sequence in sequences:
-            _ = model(input_ids=torch.tensor([list(sequence)], device=device), use_cache=False).logits
-
     generation = median(
-        seconds_of(device, continue_greedily, model, prompt, size.new_tokens, set(), None)
+        seconds_of(continue_greedily, model, prompt, size.new_tokens, set(), None)
         for prompt in prompts[:GENERATED_PROMPTS]
     )
     times: dict[str, list[float]] = {"logits": [], "divergence": [], "perplexity": [], "trace": [], "windows": []}
     with tempfile.TemporaryDirectory() as folder:
         store = Path(folder) / "store"
         for _ in range(rounds + 1):
-            times["logits"].append(seconds_of(device, write_store, model, trace, store, {"model": "random"}))
-            times["divergence"].append(seconds_of(device, score_store, model, store, trace, WorstPositions()))
-            times["perplexity"].append(seconds_of(device, score_windows, model, windows, False))
-            if device.type == "cuda" and len(times["trace"]) == 0:
+            times["logits"].append(seconds_of(write_store, model, trace, store, {"model": "random"}))
+            times["divergence"].append(seconds_of(score_store, model, store, trace, WorstPositions()))
+            times["perplexity"].append(seconds_of(score_windows, model, windows, False))
+            if device.type == "cuda" and not times["trace"]:
                 peak = f"{(torch.cuda.max_memory_allocated() - before) / 1e9:.2f}"  # of the stages, not the bare loop
-            times["trace"].append(seconds_of(device, bare_forward, trace["token_ids"]))
-            times["windows"].append(seconds_of(device, bare_forward, windows))
+            times["trace"].append(seconds_of(bare_forward, model, sequences))
+            times["windows"].append(seconds_of(bare_forward, model, windows))
         megabytes = store.stat().st_size / 1e6
     measured = {name: values[1:] for name, values in times.items()}  # the first round warms up
 
@@ -113,7 +102,7 @@ def measure(model, size: Size, window_tokens: int, rounds: int) -> list[str]:
         f"{median(measured['perplexity']):.2f}",
         share("windows", "perplexity"),
         f"{megabytes:.0f}",
-        peak if device.type == "cuda" else "–",
+        peak,
     ]
 
 

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -102,8 +101,10 @@ def test_a_link_in_a_locks_place_is_not_followed(monkeypatch, tmp_path):
     assert precious.read_text(encoding="utf-8") == "precious"
 
 
-def test_a_name_is_no_path(monkeypatch):
+def test_a_name_is_no_path(start, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "../../x,1")
     assert seen_gpus() == ["../../x", "1"]
-    assert Path(f"{seen_gpus()[0].replace('/', '_')}.lock").parts == (".._.._x.lock",)
+    assert start(1, 2, CUDA_VISIBLE_DEVICES="../../x,1")[1] == "../../x"
+    (lock,) = tmp_path.rglob("*.lock")
+    assert lock.relative_to(tmp_path).parts == (f"quantharm-gpus-{os.getuid()}", ".._.._x.lock")

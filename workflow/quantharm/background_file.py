@@ -47,9 +47,6 @@ class BackgroundFile:
             self.hand_over()
         return len(data)
 
-    def flush(self) -> None:
-        """Nothing waits here for being flushed; pyarrow calls it at the end of a file."""
-
     def hand_over(self) -> None:
         """Let the block be written beside what is made next."""
         self.writes.append(self.writer.submit(self.write_block, self.block))

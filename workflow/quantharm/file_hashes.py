@@ -18,10 +18,10 @@ def named_faults(path: Path, expected: dict[str, str]) -> dict[str, list[str]]:
         found = {path.name: path}
     unsigned = {name for name in set(found) - set(expected) if not name.startswith(".git")}
     both = sorted(set(expected) & set(found))
-    hashes = dict(zip(both, sha256_of_files([found[name] for name in both]), strict=True))
+    hashes = sha256_of_files([found[name] for name in both])
     return {
         "missing": sorted(set(expected) - set(found)),
-        "wrong": [name for name in both if hashes[name] != expected[name]],
+        "wrong": [name for name in both if hashes[found[name]] != expected[name]],
         "extra": sorted(unsigned),
     }
 
@@ -43,8 +43,9 @@ def verify_recorded(folder: Path, files: list[dict[str, Any]]) -> dict[str, Any]
     """
     expected = {file["name"]: file["sha256"] for file in files}
     weights = {p.name for p in Path(folder).iterdir() if p.suffix == ".safetensors"}
-    there = [name for name in expected if (Path(folder) / name).is_file()]
-    found = dict(zip(there, sha256_of_files([Path(folder) / name for name in there]), strict=True))
+    paths = {name: Path(folder) / name for name in expected if (Path(folder) / name).is_file()}
+    hashes = sha256_of_files(list(paths.values()))
+    found = {name: hashes[path] for name, path in paths.items()}
     published = {name: blob for name in found if HUB_BLOB.fullmatch(blob := (Path(folder) / name).resolve().name)}
     faults = {
         "missing": sorted(set(expected) - set(found)),

@@ -150,10 +150,10 @@ def sha256_of_file(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def sha256_of_files(paths: list[Path]) -> list[str]:
+def sha256_of_files(paths: list[Path]) -> dict[Path, str]:
     """sha256_of_file of each, some at a time: a core hashes a gigabyte a second or two, a fast disk reads several."""
     with concurrent.futures.ThreadPoolExecutor(min(HASHED_AT_ONCE, os.cpu_count() or 1)) as pool:
-        return list(pool.map(sha256_of_file, paths))
+        return dict(zip(paths, pool.map(sha256_of_file, paths), strict=True))
 
 
 def sha256_of_text(text: str) -> str:

@@ -124,9 +124,10 @@ def hash_weights(folder: Path, allow_pickle: bool = False) -> list[dict[str, Any
     files = weight_files(folder)
     if not files and allow_pickle:
         files = sorted(p for p in Path(folder).iterdir() if p.suffix in PICKLE_SUFFIXES)
+    hashes = sha256_of_files(files)
     return [
-        {"name": p.name, "bytes": p.stat().st_size, "modified_ns": p.stat().st_mtime_ns, "sha256": sha256}
-        for p, sha256 in zip(files, sha256_of_files(files), strict=True)
+        {"name": p.name, "bytes": p.stat().st_size, "modified_ns": p.stat().st_mtime_ns, "sha256": hashes[p]}
+        for p in files
     ]
 
 
@@ -135,18 +136,17 @@ def verify_weights(folder: Path, files: list[dict[str, Any]], in_full: bool = Fa
 
     in_full hashes every file, whatever its time says.
     """
-    doubtful = []
+    doubtful: dict[Path, str] = {}  # with the sha256 that was recorded
     for file in files:
         path = Path(folder) / file["name"]
         if not path.is_file():
             raise UserError(f"{path} is missing; delete {Path(folder).parent} and run the same command again")
         if in_full or (path.stat().st_size, path.stat().st_mtime_ns) != (file["bytes"], file["modified_ns"]):
-            doubtful.append(path)
-    recorded = {Path(folder) / file["name"]: file["sha256"] for file in files}
-    for path, sha256 in zip(doubtful, sha256_of_files(doubtful), strict=True):
-        if sha256 != recorded[path]:
+            doubtful[path] = file["sha256"]
+    for path, sha256 in sha256_of_files(list(doubtful)).items():
+        if sha256 != doubtful[path]:
             raise UserError(
-                f"{path} changed after it was recorded (its sha256 is no longer {recorded[path][:12]}…), so results "
+                f"{path} changed after it was recorded (its sha256 is no longer {doubtful[path][:12]}…), so results "
                 "would not describe one checkpoint; restore it, or delete the cell's folder to make it again"
             )
 

@@ -102,6 +102,7 @@ def positions_at_once(vocabulary: int) -> int:
 
 
 def slices_of(positions: int, vocabulary: int) -> Iterator[slice]:
+    """Slices of `positions` in order, each of positions_at_once or fewer."""
     step = positions_at_once(vocabulary)
     for start in range(0, positions, step):
         yield slice(start, min(start + step, positions))
