@@ -104,7 +104,7 @@ def row(record: dict, backend: str, tokens: list[int], reference: list[torch.Ten
     try:
         begin = time.perf_counter()
         settings = record["settings"] | {"backend": backend}
-        model = load_cell(record | {"settings": settings, "gpus": 1}, choose_device("auto"))
+        model = load_cell(record | {"settings": settings, "gpus": 1}, choose_device("auto", 1))
         logits = scored(model, tokens)
         seconds = time.perf_counter() - begin
     except (UserError, RuntimeError, ImportError, ValueError) as error:
@@ -136,7 +136,7 @@ def main() -> None:
 
 def measure(arguments, folder: Path) -> None:
     how = arguments.compile, arguments.kernels
-    device = choose_device("auto")
+    device = choose_device("auto", 1)
     if arguments.cell:
         record = read_quantization(arguments.cell / "quantization.json")
         plain = load_cell(read_quantization(arguments.cell.parent / "baseline" / "quantization.json"), device)

@@ -117,7 +117,7 @@ def main() -> None:
     configuration = model_configuration(read_architecture(arguments.architecture), TOKENIZER)
     print(f"| {' | '.join(COLUMNS)} |\n|{'--|' * len(COLUMNS)}", flush=True)
     for method in arguments.methods:
-        model = random_model(configuration, choose_device("auto"))
+        model = random_model(configuration, choose_device("auto", 1))
         if method == "nf4":
             to_nf4(model)
         result = benchmark(model, 256, arguments.new_tokens, 5, 1.0, compile_too=arguments.compile)

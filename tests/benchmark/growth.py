@@ -1,7 +1,7 @@
 """How the time of scoring grows: seconds and peak memory of the inner loops of four stages on random weights, a row for
 each size of one factor (prompts, new tokens, vocabulary, layers) while the others stay.
 
-    PYTHONPATH=workflow python tests/benchmark/growth.py [--hidden 4096 --layers 8 --rounds 5]
+    PYTHONPATH=workflow python tests/benchmark/growth.py [--hidden 4096 --layers 8 --rounds 5 --rows 1]
 
 Sizes of the checkpoint are those of a Mistral shape; the store is written to a temporary folder and read back. Times
 are medians of rounds, after one that warms up; a share is the median of the rounds' own.
@@ -49,22 +49,29 @@ def ids(generator: torch.Generator, vocabulary: int, count: int) -> list[int]:
     return torch.randint(5, vocabulary, (count,), generator=generator).tolist()
 
 
-def measure(model, size: Size, window_tokens: int, rounds: int) -> list[str]:
-    device = model.get_input_embeddings().weight.device
+def random_trace(size: Size, window_tokens: int) -> pandas.DataFrame:
+    """trace.parquet of random tokens: the prompts with their continuations, and TEXT_WINDOWS of text."""
     generator = torch.Generator().manual_seed(0)
-    prompts = [ids(generator, size.vocabulary, PROMPT_TOKENS) for _ in range(size.prompts)]
-    windows = [ids(generator, size.vocabulary, window_tokens) for _ in range(WINDOWS)]
     rows = [
         {
             "prompt_id": f"p{i}",
             "category": "c",
-            "prompt_token_ids": prompt,
+            "prompt_token_ids": ids(generator, size.vocabulary, PROMPT_TOKENS),
             "token_ids": ids(generator, size.vocabulary, size.new_tokens),
         }
-        for i, prompt in enumerate(prompts)
+        for i in range(size.prompts)
     ]
-    trace = make_trace(pandas.DataFrame(rows), windows[:TEXT_WINDOWS])
+    windows = [ids(generator, size.vocabulary, window_tokens) for _ in range(TEXT_WINDOWS)]
+    return make_trace(pandas.DataFrame(rows), windows)
+
+
+def measure(model, size: Size, window_tokens: int, rounds: int) -> list[str]:
+    device = model.get_input_embeddings().weight.device
+    generator = torch.Generator().manual_seed(1)
+    windows = [ids(generator, size.vocabulary, window_tokens) for _ in range(WINDOWS)]
+    trace = random_trace(size, window_tokens)
     sequences = [list(token_ids) for token_ids in trace["token_ids"]]
+    prompts = [sequence[:PROMPT_TOKENS] for sequence in sequences[: size.prompts]]
     continue_greedily(model, prompts[0], 4, set(), None)  # warm-up
     peak = "–"
     if device.type == "cuda":
@@ -112,6 +119,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=8)
     parser.add_argument("--window-tokens", type=int, default=2048)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rows", type=int, help="measure the first so many sizes only, the largest before the others")
     arguments = parser.parse_args()
     quiet()
     torch.set_grad_enabled(False)
@@ -123,13 +131,13 @@ def main() -> None:
     shape |= {"num_attention_heads": arguments.hidden // 128, "num_key_value_heads": max(1, arguments.hidden // 512)}
     print(f"| {' | '.join(COLUMNS)} |\n|{'--:|' * len(COLUMNS)}", flush=True)
     made, model = None, None
-    for size in sizes:
+    for size in sizes[: arguments.rows]:
         if made != (size.layers, size.vocabulary):
             model = None
             gc.collect()
             grown = shape | {"num_hidden_layers": size.layers, "vocab_size": size.vocabulary}
             configuration = model_configuration(grown, Path("data/reference-model"))
-            model, made = random_model(configuration, choose_device("auto")), (size.layers, size.vocabulary)
+            model, made = random_model(configuration, choose_device("auto", 1)), (size.layers, size.vocabulary)
         print(f"| {' | '.join(measure(model, size, arguments.window_tokens, arguments.rounds))} |", flush=True)
 
 

@@ -44,7 +44,7 @@ def main() -> None:
     parser.add_argument("--windows", type=int, help="repeat the text's windows up to so many (WikiText-2: 163)")
     arguments = parser.parse_args()
     record = read_quantization(arguments.results / arguments.method / "quantization.json")
-    model = load_cell(record, choose_device("auto"))
+    model = load_cell(record, choose_device("auto", record["gpus"]))
     tokenizer = load_tokenizer(record["source"])
     perplexity = read_json(arguments.results / arguments.method / "perplexity.json")
     length = min(2048, context_length(model.config))

@@ -25,7 +25,7 @@ from quantharm.store import StoreWriter
 
 def arguments(folder=None, **given):
     names = ["signature", "public_key", "store", "store_signature", "floor", "cell", "baseline"]
-    return SimpleNamespace(**(dict.fromkeys(names) | {"folder": folder, "device": "cpu"} | given))
+    return SimpleNamespace(**(dict.fromkeys(names) | {"folder": folder, "device": "cpu", "gpus": 1} | given))
 
 
 @pytest.fixture
@@ -260,6 +260,14 @@ def test_a_quantized_cell_is_as_good_as_its_model(nf4_cell, cell_of, tmp_path, i
     assert record["if_dequantized"]["verdict"] == "dequantized"
     if not its_model:
         assert "its model: because" in record["explanation"]
+
+
+def test_a_cell_over_several_gpus_is_loaded_over_as_many(nf4_cell, cell_of, tmp_path, monkeypatch):
+    write_json(tmp_path / "integrity.json", {"verified": True, "explanation": ""})
+    asked = []
+    monkeypatch.setattr(integrity, "choose_device", lambda wanted, gpus: asked.append(gpus) or wanted)
+    integrity.judge_cell(cell_of(nf4_cell.record | {"gpus": 3}, baseline=tmp_path / "integrity.json"))
+    assert asked == [3]
 
 
 HOSTILE = "\x1b[2J\x1b[1;1Hno trace\u202e\n"

@@ -198,8 +198,8 @@ def test_what_is_no_quantization_record_is_refused(tmp_path, content):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 def test_cuda_without_a_gpu_is_refused_and_auto_means_the_cpu():
-    assert "PyTorch sees no GPU here" in message_of(choose_device, "cuda")
-    assert choose_device("auto") == choose_device("cpu") == "cpu"
+    assert "PyTorch sees no GPU here" in message_of(choose_device, "cuda", 1)
+    assert choose_device("auto", 1) == choose_device("cpu", 1) == "cpu"
     assert "`gpus: 2` is asked for but PyTorch sees 0" in message_of(device_map, "cuda", 2)
 
 

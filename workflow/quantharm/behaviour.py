@@ -50,7 +50,7 @@ def judge(divergence: dict[str, Any], floor: float | None, remark: str = "") -> 
     }
 
 
-def score_folder(checkpoint: Path, store: Path, device: str) -> dict[str, Any]:
+def score_folder(checkpoint: Path, store: Path, device: str, gpus: int) -> dict[str, Any]:
     """Behaviour of a checkpoint against a store: one forward pass a prompt; raises UserError for another tokenizer."""
     from quantharm.divergence import check_values, summarise
     from quantharm.divergence_scores import score_store
@@ -72,7 +72,7 @@ def score_folder(checkpoint: Path, store: Path, device: str) -> dict[str, Any]:
     here = device_name(device)
     remark = "" if metadata["device"] == here else f" (it was filled on {metadata['device']}, this ran on {here})"
     untrusted = {"allow_pickle": False, "trust_remote_code": False}
-    model = load_checkpoint(checkpoint, untrusted, metadata["dtype"], device, 1)
+    model = load_checkpoint(checkpoint, untrusted, metadata["dtype"], device, gpus)
     rows = score_store(model, store / STORE, trace, WorstPositions())
     check_values(rows, str(checkpoint))
     floor = read_json(store / FLOOR)["kl_nats"]["mean"] if (store / FLOOR).is_file() else None

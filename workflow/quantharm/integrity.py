@@ -48,7 +48,8 @@ def judge_folder(arguments) -> dict[str, Any]:
         )
     record["scan"] = scan_folder(folder)
     if arguments.store:
-        record["behaviour"] = behaviour.score_folder(folder, arguments.store, choose_device(arguments.device))
+        device = choose_device(arguments.device, arguments.gpus)
+        record["behaviour"] = behaviour.score_folder(folder, arguments.store, device, arguments.gpus)
     findings = findings_of(record)
     positive = record["manifest"] or record["behaviour"]
     record["verified"] = False if findings else True if positive else None
@@ -95,7 +96,7 @@ def judge_cell(arguments) -> dict[str, Any]:
         model = read_json(arguments.baseline)
         findings += [] if model["verified"] else [f"its model: {model['explanation']}"]
         if packed:
-            record["if_dequantized"] = scan_dequantized(cell, choose_device(arguments.device))
+            record["if_dequantized"] = scan_dequantized(cell, choose_device(arguments.device, cell["gpus"]))
     if record["scan"]["verdict"] == "dequantized":
         findings.append(f"weights: {record['scan']['explanation']}")
     for checked in (record["manifest"], record["signed_manifest"]):
@@ -155,6 +156,7 @@ def main() -> None:
     parser.add_argument("--baseline", type=Path, help="as a stage: the baseline's integrity.json")
     parser.add_argument("--floor", type=Path, help="as a stage: the baseline's divergence.json")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
+    parser.add_argument("--gpus", type=int, default=1, help="GPUs to spread the checkpoint over; a cell's record says")
     parser.add_argument("--output", type=Path, help="integrity.json")
     arguments = parser.parse_args()
     if (arguments.folder is None) == (arguments.cell is None):

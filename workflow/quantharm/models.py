@@ -33,7 +33,7 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", category=DeprecationWarning)
 
 
-def choose_device(wanted: str, gpus: int = 1) -> str:
+def choose_device(wanted: str, gpus: int) -> str:
     """`cpu` or `cuda` for `auto`, `cpu` or `cuda`; raises UserError where a GPU is asked for and none is there.
 
     On a GPU, this process sees no more than `gpus` of them from here on.

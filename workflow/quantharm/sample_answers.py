@@ -61,6 +61,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float16", "float32"])
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
+    parser.add_argument("--gpus", type=int, default=1, help="GPUs to spread the model over")
     parser.add_argument("--output", type=Path, required=True, help="JSON lines")
     arguments = parser.parse_args()
     if min(arguments.answers, arguments.new_tokens, arguments.temperature) <= 0:
@@ -75,7 +76,8 @@ def main() -> None:
 
     source = {"path": str(arguments.folder), "allow_pickle": False, "trust_remote_code": False}
     tokenizer = load_tokenizer(source)
-    model = load_checkpoint(arguments.folder, source, arguments.dtype, choose_device(arguments.device), 1)
+    device = choose_device(arguments.device, arguments.gpus)
+    model = load_checkpoint(arguments.folder, source, arguments.dtype, device, arguments.gpus)
     ends, generator = end_tokens(model, tokenizer), torch.Generator().manual_seed(arguments.seed)
     lines = []
     for prompt in read_prompts(arguments.prompts, arguments.prompts_per_category):

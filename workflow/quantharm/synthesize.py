@@ -7,6 +7,7 @@ vocabulary. What such a model says means nothing: every quality figure of it is 
 with synthetic.json in it.
 """
 
+import concurrent.futures
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +21,7 @@ from quantharm.provenance import device_name, versions
 from quantharm.stage import Timing, run_stage, stage_parser
 
 INITIALIZER_RANGE = 0.02
-SHARD_BYTES = 4 * 10**9  # of host memory at a time
+SHARD_BYTES = 2 * 10**9  # of host memory; two shards at a time
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
 
@@ -77,25 +78,41 @@ def random_tensors(model, device: str, seed: int) -> Iterator[tuple[str, Any]]:
         module.to_empty(device="meta", recurse=False)
 
 
-def write_checkpoint(model, tensors: Iterator[tuple[str, Any]], folder: Path) -> int:
-    """The tensors in shards of SHARD_BYTES with their index, and the configuration; returns the bytes of weights."""
+def shards_of(tensors: Iterator[tuple[str, Any]]) -> Iterator[dict[str, Any]]:
+    """{name: tensor in the host's memory}, as many in order as have no more than SHARD_BYTES."""
+    shard, filled = {}, 0
+    for name, tensor in tensors:
+        if shard and filled + tensor.nbytes > SHARD_BYTES:
+            yield shard
+            shard, filled = {}, 0
+        shard[name] = tensor.cpu()
+        filled += tensor.nbytes
+    yield shard
+
+
+def write_shard(shard: dict[str, Any], path: Path) -> None:
     from safetensors.torch import save_file
 
-    shard, number, filled = {}, 1, 0
+    save_file(shard, path, metadata={"format": "pt"})
+
+
+def write_checkpoint(model, tensors: Iterator[tuple[str, Any]], folder: Path) -> int:
+    """The tensors in shards of SHARD_BYTES with their index, and the configuration; returns the bytes of weights.
+
+    A thread writes a shard while the next one is made.
+    """
     index, size = {}, 0
-
-    def write() -> None:
-        save_file(shard, folder / f"model-{number:05d}.safetensors", metadata={"format": "pt"})
-
-    for name, tensor in tensors:
-        weight = tensor.numel() * tensor.element_size()
-        if filled and filled + weight > SHARD_BYTES:
-            write()
-            shard, number, filled = {}, number + 1, 0
-        shard[name] = tensor.cpu()
-        index[name] = f"model-{number:05d}.safetensors"
-        filled, size = filled + weight, size + weight
-    write()
+    written: concurrent.futures.Future | None = None
+    with concurrent.futures.ThreadPoolExecutor(1) as writer:
+        for number, shard in enumerate(shards_of(tensors), 1):
+            path = folder / f"model-{number:05d}.safetensors"
+            index |= dict.fromkeys(shard, path.name)
+            size += sum(tensor.nbytes for tensor in shard.values())
+            if written is not None:
+                written.result()
+            written = writer.submit(write_shard, shard, path)
+        if written is not None:
+            written.result()
     write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": size}, "weight_map": index})
     model.config.architectures = [type(model).__name__]
     model.config.save_pretrained(folder)
@@ -116,7 +133,7 @@ def main() -> None:
     timing = Timing()
     timing.imports()
     quiet()
-    device = choose_device(arguments.device)
+    device = choose_device(arguments.device, 1)
     configuration = model_configuration(read_architecture(arguments.architecture), arguments.tokenizer)
     model = empty_model(configuration, arguments.dtype)
     parameters = model.num_parameters()

@@ -22,7 +22,7 @@ rule synthesize:
         "../../envs/evaluation.yaml"
     threads: config["threads"]
     resources:
-        gpu=gpus_of,
+        gpu=lambda wildcards: min(1, gpus_of(wildcards)),  # layer by layer
         mem_mb=needs("mem_mb", "synthesize"),
         runtime=needs("runtime_minutes", "synthesize"),
     params:

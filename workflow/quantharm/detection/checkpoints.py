@@ -13,23 +13,25 @@ from quantharm.detection.scan import scan_matrix, scan_model
 from quantharm.detection.weights import Matrix, packed_tensors, read_matrices, sample_matrix, spread
 from quantharm.models import read_checkpoint_config, torch_dtype, weight_files
 
+SCAN_THREADS = 4  # more only wait for one another: a matrix is some thousand short calls, each of which takes the GIL
 DEQUANTIZED_MATRICES = 16  # of a quantized cell, spread over it, are dequantized and scanned
 
 
 def scan_matrices(matrices: Iterable[Matrix]) -> list[dict[str, Any]]:
-    """The scan of each, in order. A core scans matrices of its own: the operations are too small to be divided.
+    """The scan of each, in order. A thread scans matrices of its own: the operations are too small to be divided.
 
-    At most two matrices a core are held at a time, so that memory does not grow with the checkpoint.
+    At most two matrices a thread are held at a time, so that memory does not grow with the checkpoint.
     """
     cores = torch.get_num_threads()
+    threads = min(cores, SCAN_THREADS)
     found: list[dict[str, Any]] = []
     waiting: collections.deque = collections.deque()
     torch.set_num_threads(1)
     try:
-        with concurrent.futures.ThreadPoolExecutor(cores, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        with concurrent.futures.ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             for matrix in tqdm(matrices, desc="scan", unit="matrix", mininterval=5):
                 waiting.append(pool.submit(scan_matrix, matrix))
-                if len(waiting) > 2 * cores:
+                if len(waiting) > 2 * threads:
                     found.append(waiting.popleft().result())
             return found + [scan.result() for scan in waiting]
     finally:

@@ -9,7 +9,8 @@ The reference is the same group with its grid destroyed: every weight moved by u
 to the storage format again. Whatever the trial of scales gains by chance, it gains there as well.
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
 
 import torch
 
@@ -30,6 +31,7 @@ UINT8_STEPS = tuple(255 + k / 8 for k in range(-5, 6))
 CODEBOOK_SCALES = (1.0, 0.985, 1.015)  # of absmax, which noise moves
 NEAR_ZERO = 0.01  # levels of FP4 around 0
 EPSILON = 1e-30
+ELEMENTS_AT_ONCE = 2**18  # weights × scales
 
 
 @dataclass(frozen=True)
@@ -57,28 +59,30 @@ class Format:
 FORMATS = (*(Format("integer", bits) for bits in (2, 3, 4, 8)), Format("NF4", 4), Format("FP4", 4))
 
 
-def integer_candidates(groups: torch.Tensor, bits: int):
-    """(step, offset), each [groups, 1]: grids with a level at 0 (symmetric or with a zero point) or at the minimum."""
+def integer_candidates(groups: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """(steps, offsets), each [scales, groups, 1]: grids with a level at 0 (symmetric or not) or at the minimum."""
     low, high = groups.amin(1, keepdim=True), groups.amax(1, keepdim=True)
-    zero = torch.zeros_like(low)
     if bits == 8:
         absmax = torch.maximum(high, -low)
-        yield from ((absmax / steps, zero) for steps in INT8_STEPS)
-        yield from (((high - low) / steps, zero) for steps in UINT8_STEPS)
-        return
-    for steps in INTEGER_STEPS[bits]:
-        yield (high - low) / steps, zero
-        yield (high - low) / steps, low
+        found = torch.cat([absmax / column(INT8_STEPS), (high - low) / column(UINT8_STEPS)])
+        return found, torch.zeros_like(found)
+    found = ((high - low) / column(INTEGER_STEPS[bits])).repeat_interleave(2, 0)
+    return found, torch.stack([torch.zeros_like(low), low]).repeat(len(INTEGER_STEPS[bits]), 1, 1)
+
+
+def column(values: tuple[float, ...]) -> torch.Tensor:
+    return torch.tensor(values)[:, None, None]
 
 
 def fit_integers(groups: torch.Tensor, bits: int) -> Fit:
     """groups: [groups, n] float32."""
+    steps, offsets = integer_candidates(groups, bits)
     best = None
-    for step, offset in integer_candidates(groups, bits):
-        step = step.clamp_min(EPSILON)
+    for some in scales_at_once(len(steps), groups):
+        step = steps[some].clamp_min(EPSILON)
         away = groups.abs() >= step / 2
-        phase = (groups - offset).div_(step)
-        best = better_of(best, phase.sub_(phase.round()).square_(), away, step[:, 0])
+        phase = (groups - offsets[some]).div_(step)
+        best = better_of(best, phase.sub_(phase.round()).square_(), away, step[..., 0])
     return best
 
 
@@ -87,35 +91,38 @@ def fit_codebook(groups: torch.Tensor, name: str) -> Fit:
     levels = torch.tensor(CODEBOOKS[name])
     between = (levels[1:] + levels[:-1]) / 2
     mean_step = 2 / (len(levels) - 1)
-    absmax = groups.abs().amax(1, keepdim=True).clamp_min(EPSILON)
+    scales = groups.abs().amax(1, keepdim=True).clamp_min(EPSILON) * column(CODEBOOK_SCALES)
     best = None
-    for factor in CODEBOOK_SCALES:
-        scale = absmax * factor
-        shares = groups / scale
+    for some in scales_at_once(len(scales), groups):
+        shares = groups / scales[some]
         nearest = levels[torch.bucketize(shares, between)]
         squares = shares.sub_(nearest).div_(mean_step).square_()
-        best = better_of(best, squares, nearest.abs() > NEAR_ZERO, mean_step * scale[:, 0])
+        best = better_of(best, squares, nearest.abs() > NEAR_ZERO, mean_step * scales[some][..., 0])
     return best
 
 
-def better_of(best: Fit | None, squares: torch.Tensor, away: torch.Tensor, step: torch.Tensor) -> Fit:
-    """The better fit of each group; squares: [groups, n] squared distances in steps, away: which are not at zero.
+def scales_at_once(scales: int, groups: torch.Tensor) -> Iterator[slice]:
+    """So many that their operations are worth a call each, and few enough for a core's cache."""
+    step = max(1, ELEMENTS_AT_ONCE // groups.numel())
+    yield from (slice(start, start + step) for start in range(0, scales, step))
 
+
+def better_of(best: Fit | None, squares: torch.Tensor, away: torch.Tensor, step: torch.Tensor) -> Fit:
+    """The best fit of each group, of the best so far and some more scales.
+
+    squares: [scales, groups, n] squared distances in steps, away: which are not at zero, step: [scales, groups].
     Weights at level 0 say nothing: whatever is small beside its group's extremes is there, as a pruned or dead
     neuron's weights are, in a matrix that nobody quantized.
     """
-    count = away.sum(1)
-    total = squares.sum(1) * step.square()
-    error = squares.mul_(away).sum(1) / count.clamp_min(1)
-    if best is None:
-        return Fit(error, total, step, count)
-    better = error < best.error
-    return Fit(
-        torch.where(better, error, best.error),
-        torch.where(better, total, best.squared),
-        torch.where(better, step, best.step),
-        torch.where(better, count, best.count),
-    )
+    away = away.to(squares.dtype)
+    count = away.sum(-1)
+    total = squares.sum(-1) * step.square()
+    error = squares.mul_(away).sum(-1) / count.clamp_min(1)
+    new = Fit(error, total, step, count)
+    if best is not None:
+        new = Fit(*(torch.cat([getattr(best, f.name)[None], getattr(new, f.name)]) for f in fields(Fit)))
+    chosen = new.error.argmin(0, keepdim=True)
+    return Fit(*(getattr(new, f.name).gather(0, chosen)[0] for f in fields(Fit)))
 
 
 def fit(groups: torch.Tensor, kind: Format) -> Fit:
