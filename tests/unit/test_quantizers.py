@@ -1,6 +1,7 @@
 """Each quantizer: what its checkpoint stands for, what it weighs, and how it loads."""
 
 import inspect
+import json
 import warnings
 
 import bitsandbytes.functional
@@ -8,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from quantharm import linears
+from quantharm import linears, models
 from quantharm.configuration import method_schema, quantizer_names, with_defaults
 from quantharm.models import load_cell, load_checkpoint
 from quantharm.quantizers import awq
@@ -243,6 +244,21 @@ def test_a_quantized_checkpoint_holds_safetensors_and_packed_codes(nf4_cell):
     tensors = {k: t for p in nf4_cell.checkpoint.glob("*.safetensors") for k, t in load_file(p).items()}
     assert tensors["model.layers.0.mlp.up_proj.weight"].dtype == torch.uint8
     assert tensors["model.layers.0.mlp.up_proj.weight"].numel() == 768 * 256 // 2
+
+
+@pytest.mark.parametrize(("quantizer", "cell"), [("bitsandbytes_4bit", "nf4_cell"), ("bitsandbytes_int8", "int8_cell")])
+def test_many_files_are_the_same_model(make_cell, reference_source, monkeypatch, quantizer, cell, request):
+    """Some matrices lie in one file and their scales in the next."""
+    whole = request.getfixturevalue(cell)
+    monkeypatch.setattr(models, "LARGEST_FILE", "64KB")
+    parts = make_cell(reference_source, quantizer, whole.record["settings"])
+    assert len(whole.record["weight_files"]) == 1
+    file_of = json.loads((parts.checkpoint / "model.safetensors.index.json").read_text())["weight_map"]
+    assert any(len({f for n, f in file_of.items() if n.startswith(f"{m.name}.")}) > 1 for m in parts.matrices)
+    tokens = torch.arange(5, 60)[None]
+    assert torch.equal(parts.model(input_ids=tokens).logits, whole.model(input_ids=tokens).logits)
+    for mine, other in zip(parts.matrices, whole.matrices, strict=True):
+        assert torch.equal(mine.dequantize(), other.dequantize())
 
 
 def test_the_baseline_is_a_pointer_and_no_copy(baseline_cell, reference_source):

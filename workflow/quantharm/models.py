@@ -17,6 +17,7 @@ from quantharm.errors import UserError
 from quantharm.files import read_json, sha256_of_files
 
 WEIGHT_SUFFIXES = (".safetensors",)
+LARGEST_FILE = "5GB"  # of weights that are written; several files are hashed and read at once
 SYNTHETIC_MARK = "synthetic.json"  # in a checkpoint folder: its weights are random numbers
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 

@@ -114,7 +114,7 @@ def quantize(source, settings, dtype, device, gpus, output: Path, calibration) -
 
     from quantharm.awq_search import repaired_quantizer
     from quantharm.calibration import sample_statistics
-    from quantharm.models import device_map, load_tokenizer, refuse_unsafe, torch_dtype, weight_files
+    from quantharm.models import LARGEST_FILE, device_map, load_tokenizer, refuse_unsafe, torch_dtype, weight_files
     from quantharm.text import read_text, sha256_of_windows
 
     tokenizer = load_tokenizer(source)
@@ -148,7 +148,7 @@ def quantize(source, settings, dtype, device, gpus, output: Path, calibration) -
     if len(seen) != 3 or seen[2] != width:
         raise UserError(f"autoawq holds activations of shape {seen}, not [samples, tokens, {width}]; pin autoawq 0.2.9")
     model.model.config.use_cache = True
-    model.save_quantized(str(output), shard_size="5GB")
+    model.save_quantized(str(output), shard_size=LARGEST_FILE)
     return {
         "calibration": {
             "file": str(calibration),

@@ -28,7 +28,7 @@ def grid(settings: dict[str, Any]) -> str:
 def quantize(source, settings, dtype, device, gpus, output: Path, calibration) -> dict[str, Any]:
     from transformers import BitsAndBytesConfig
 
-    from quantharm.models import load_checkpoint, torch_dtype
+    from quantharm.models import LARGEST_FILE, load_checkpoint, torch_dtype
 
     config = BitsAndBytesConfig(
         load_in_4bit=True,
@@ -37,7 +37,7 @@ def quantize(source, settings, dtype, device, gpus, output: Path, calibration) -
         bnb_4bit_compute_dtype=torch_dtype(dtype),
     )
     model = load_checkpoint(source["path"], source, dtype, device, gpus, quantization_config=config)
-    model.save_pretrained(output)
+    model.save_pretrained(output, max_shard_size=LARGEST_FILE)
     return {}
 
 

@@ -20,11 +20,11 @@ def grid(settings: dict[str, Any]) -> str:
 def quantize(source, settings, dtype, device, gpus, output: Path, calibration) -> dict[str, Any]:
     from transformers import BitsAndBytesConfig
 
-    from quantharm.models import load_checkpoint
+    from quantharm.models import LARGEST_FILE, load_checkpoint
 
     config = BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=float(settings["threshold"]))
     model = load_checkpoint(source["path"], source, dtype, device, gpus, quantization_config=config)
-    model.save_pretrained(output)
+    model.save_pretrained(output, max_shard_size=LARGEST_FILE)
     return {}
 
 
