@@ -1,0 +1,78 @@
+"""On a host of two GPUs: a model spread over both, and two jobs that take one each."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas
+import pytest
+import torch
+
+from quantharm import linears, models
+from quantharm.checks import KERNEL_LIMIT, check_kernel
+from quantharm.detection.checkpoints import scan_dequantized
+from quantharm.divergence_scores import score_store
+from quantharm.logits import make_trace, write_store
+from quantharm.worst_positions import WorstPositions
+
+pytestmark = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+ROUNDING_NATS = 1e-4
+
+JOB = """
+import sys, torch
+from quantharm.models import choose_device
+choose_device("cuda", 1)
+torch.zeros(1, device="cuda")
+print(torch.cuda.device_count(), torch.cuda.get_device_properties(0).uuid, flush=True)
+sys.stdin.read()
+"""
+
+
+def test_two_jobs_compute_on_two_gpus(tmp_path):
+    environment = os.environ | {"TMPDIR": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", JOB], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        for _ in range(2)
+    ]
+    counts, uuids = zip(*(job.stdout.readline().split() for job in started), strict=True)
+    for job in started:
+        job.communicate()
+    assert counts == ("1", "1")
+    assert len(set(uuids)) == 2
+
+
+@pytest.fixture
+def spread(wide_cell):
+    """method → (its record with `gpus: 2`, the model loaded so)."""
+
+    def load(method: str):
+        record = wide_cell(method) | {"gpus": 2}
+        return record, models.load_cell(record, "cuda")
+
+    yield load
+    torch.cuda.empty_cache()
+
+
+@pytest.mark.parametrize("method", ["baseline", "int8", "nf4", "awq"])
+def test_a_model_over_two_gpus_scores_as_on_one(spread, load, tmp_path, method):
+    tokens = torch.arange(5, 205).tolist()  # of up to 128 one AWQ kernel adds in varying order
+    prompts = [{"prompt_id": "p", "category": "c", "prompt_token_ids": tokens[:64], "token_ids": tokens[64:]}]
+    trace = make_trace(pandas.DataFrame(prompts), [])
+    write_store(load(method), trace, tmp_path / "store", {"model": "wide"})
+    _, model = spread(method)
+    assert len({p.device for p in model.parameters()}) == 2
+    rows = score_store(model, tmp_path / "store", trace, WorstPositions())
+    assert rows["kl_nats"].abs().max() < ROUNDING_NATS
+
+
+@pytest.mark.parametrize("method", ["int8", "nf4", "awq"])
+def test_checks_and_scan_of_a_cell_over_two_gpus(spread, method):
+    record, model = spread(method)
+    matrices = linears.quantized_matrices(model, Path(record["checkpoint"]), record["quantizer"])
+    found = check_kernel(model, matrices, list(range(5, 69)))
+    assert found["value"] < KERNEL_LIMIT
+    del model
+    assert scan_dequantized(record, "cuda")["verdict"] == "dequantized"
