@@ -12,6 +12,7 @@ from report_runs import outputs, run_report
 
 from quantharm.files import read_json, write_json
 from quantharm.reporting import names as report_names
+from quantharm.reporting.results import ran_on_one_device, read_results
 
 INVISIBLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 VOID = {"meta", "link", "br", "hr", "img", "input"}
@@ -162,6 +163,23 @@ def test_times_of_two_devices_do_not_stand_side_by_side(reports):
     table = pandas.read_csv(reports.results / "tables" / "overview.csv")
     assert "decode_tokens_per_second" not in table.columns
     assert "different devices" in (reports.results / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_model_over_two_gpus_says_so_and_is_not_timed_beside_one_on_one(reports, tmp_path):
+    folders = [tmp_path / model for model in ("alpha-7b", "beta-4b")]  # on one kind of GPU
+    for folder in folders:
+        shutil.copytree(reports.model(folder.name), folder)
+    beside = read_results(folders[0]), read_results(folders[1])
+    assert ran_on_one_device(list(beside))
+    for record in folders[1].glob("*/generation.json"):
+        given = read_json(record)
+        write_json(record, given | {"provenance": given["provenance"] | {"gpus": 2}})
+    spread = read_results(folders[1])
+    assert spread.device == f"{beside[1].device} × 2"
+    assert not ran_on_one_device([beside[0], spread])
+    assert run_report(*outputs(folders[1]), f"--model={folders[1]}").returncode == 0
+    assert "<span>NVIDIA H200 × 2</span>" in (folders[1] / "report.html").read_text(encoding="utf-8")
+    assert "on NVIDIA H200 × 2. Every" in (folders[1] / "EVALUATION_SUMMARY.md").read_text(encoding="utf-8")
 
 
 def test_cells_of_two_devices_are_refused(reports, tmp_path):

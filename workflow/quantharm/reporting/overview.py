@@ -38,7 +38,7 @@ def overview_table(models: Models) -> Table:
     for results, assessments in models:
         words = {a.method: a for a in assessments}
         first = results.baseline.row
-        where = first["perplexity_protocol"] + ("" if one_device else f", {first['device']}")
+        where = first["perplexity_protocol"] + ("" if one_device else f", {results.device}")
         where += ", synthetic weights" if results.synthetic else ""
         for cell in results.cells:
             row, found = cell.row, words.get(cell.method)

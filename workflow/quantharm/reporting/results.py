@@ -82,6 +82,12 @@ class Results:
         return self.baseline.synthetic
 
     @property
+    def device(self) -> str:
+        """Where the model ran: `NVIDIA H200`, `NVIDIA H200 × 2` or `CPU: …`."""
+        ran = self.baseline.generation["provenance"]
+        return ran["device"] + (f" × {ran['gpus']}" if ran.get("gpus", 1) > 1 else "")
+
+    @property
     def noise_floor(self) -> float:
         """Mean KL in nats of the baseline against its own store."""
         return self.baseline.row["kl_nats_mean"]
@@ -212,4 +218,4 @@ def window_losses(cell: Cell) -> pandas.DataFrame:
 
 def ran_on_one_device(models: list[Results]) -> bool:
     """Whether the times of several models may stand side by side."""
-    return len({results.baseline.generation["provenance"]["device"] for results in models}) == 1
+    return len({results.device for results in models}) == 1

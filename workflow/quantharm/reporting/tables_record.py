@@ -105,7 +105,7 @@ def environment_table(results: Results) -> Table:
         "Weights, sha256": source["weights_sha256"],
         "Tokenizer, sha256": source["tokenizer_sha256"],
         "Chat template, sha256": source["chat_template_sha256"] or "the model has none",
-        "Device": ran["device"] + (f" × {ran['gpus']}" if ran.get("gpus", 1) > 1 else ""),
+        "Device": results.device,
         "Driver and CUDA": f"{ran.get('driver')}, CUDA {ran.get('cuda')}" if ran.get("cuda") else "no GPU used",
         "Host CPU": f"{ran['host_cpu']}, {ran['threads']} threads",
         **{package: version for package, version in ran["versions"].items() if version},
