@@ -19,11 +19,10 @@ from growth import Size, random_trace
 from throughput import bare_forward, seconds_of
 
 from quantharm.architectures import read_architecture
-from quantharm.divergence_scores import READERS_FOR_GPU, pieces_of, score_store
+from quantharm.divergence_scores import pieces_of, read_beside, score_store
 from quantharm.logits import write_store
 from quantharm.models import choose_device, quiet
 from quantharm.scoring import last_hidden_states
-from quantharm.store import read_store
 from quantharm.synthesize import model_configuration
 from quantharm.worst_positions import WorstPositions
 
@@ -36,8 +35,7 @@ def parts(trace, store: Path) -> dict[str, Callable[[torch.nn.Module], None]]:
             last_hidden_states(model, ids)
 
     def beside_readers(model) -> None:
-        on_gpu = model.device.type == "cuda"
-        groups = read_store(store, READERS_FOR_GPU if on_gpu else 1, pinned=on_gpu)
+        groups = read_beside(model, store)
         for ids in sequences:
             next(groups, None)
             bare_forward(model, [ids])

@@ -110,11 +110,11 @@ def wide_cell(wide_source, tmp_path_factory):
 
 @pytest.fixture
 def load(wide_cell):
-    """method → a freshly loaded model on the GPU; freed after the test."""
+    """method → a freshly loaded model on the GPU, or spread over several; freed after the test."""
     loaded = []
 
-    def load_one(method: str, **settings):
-        record = wide_cell(method)
+    def load_one(method: str, gpus: int = 1, **settings):
+        record = wide_cell(method) | {"gpus": gpus}
         loaded.append(models.load_cell(record | {"settings": record["settings"] | settings}, "cuda"))
         return loaded[-1]
 

@@ -9,7 +9,7 @@ import pandas
 import pytest
 import torch
 
-from quantharm import linears, models
+from quantharm import linears
 from quantharm.checks import KERNEL_LIMIT, check_kernel
 from quantharm.detection.checkpoints import scan_dequantized
 from quantharm.divergence_scores import score_store
@@ -44,35 +44,22 @@ def test_two_jobs_compute_on_two_gpus(tmp_path):
     assert len(set(uuids)) == 2
 
 
-@pytest.fixture
-def spread(wide_cell):
-    """method → (its record with `gpus: 2`, the model loaded so)."""
-
-    def load(method: str):
-        record = wide_cell(method) | {"gpus": 2}
-        return record, models.load_cell(record, "cuda")
-
-    yield load
-    torch.cuda.empty_cache()
-
-
 @pytest.mark.parametrize("method", ["baseline", "int8", "nf4", "awq"])
-def test_a_model_over_two_gpus_scores_as_on_one(spread, load, tmp_path, method):
+def test_a_model_over_two_gpus_scores_as_on_one(load, tmp_path, method):
     tokens = torch.arange(5, 205).tolist()  # of up to 128 one AWQ kernel adds in varying order
     prompts = [{"prompt_id": "p", "category": "c", "prompt_token_ids": tokens[:64], "token_ids": tokens[64:]}]
     trace = make_trace(pandas.DataFrame(prompts), [])
     write_store(load(method), trace, tmp_path / "store", {"model": "wide"})
-    _, model = spread(method)
+    model = load(method, gpus=2)
     assert len({p.device for p in model.parameters()}) == 2
     rows = score_store(model, tmp_path / "store", trace, WorstPositions())
     assert rows["kl_nats"].abs().max() < ROUNDING_NATS
 
 
 @pytest.mark.parametrize("method", ["int8", "nf4", "awq"])
-def test_checks_and_scan_of_a_cell_over_two_gpus(spread, method):
-    record, model = spread(method)
+def test_checks_and_scan_of_a_cell_over_two_gpus(load, wide_cell, method):
+    record, model = wide_cell(method), load(method, gpus=2)
     matrices = linears.quantized_matrices(model, Path(record["checkpoint"]), record["quantizer"])
     found = check_kernel(model, matrices, list(range(5, 69)))
     assert found["value"] < KERNEL_LIMIT
-    del model
-    assert scan_dequantized(record, "cuda")["verdict"] == "dequantized"
+    assert scan_dequantized(record | {"gpus": 2}, "cuda")["verdict"] == "dequantized"

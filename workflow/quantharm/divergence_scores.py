@@ -131,15 +131,20 @@ def joined(tensors: list[torch.Tensor]) -> torch.Tensor:
     return tensors[0] if len(tensors) == 1 else torch.cat(tensors)
 
 
+def read_beside(model, store: Path) -> Iterator[Positions]:
+    """The store's row groups, read by as many threads as the model's device wants beside its forward passes."""
+    on_gpu = model.device.type == "cuda"
+    return read_store(store, readers=READERS_FOR_GPU if on_gpu else 1, pinned=on_gpu)
+
+
 def pieces_of(model, store: Path, trace: pandas.DataFrame) -> Iterator[Piece]:
     """The store's positions in order, with the model's logits from one forward pass a prompt."""
     head = output_head(model)
     vocabulary = model.get_output_embeddings().weight.shape[0]
     sequences = {row.prompt_id: list(map(int, row.token_ids)) for row in trace.itertuples()}
-    on_gpu = model.device.type == "cuda"
     current, hidden = None, None
     with tqdm(total=len(sequences), desc="divergence", unit="prompt", mininterval=5) as progress:
-        for group in read_store(store, readers=READERS_FOR_GPU if on_gpu else 1, pinned=on_gpu):
+        for group in read_beside(model, store):
             if group.prompt_id not in sequences:
                 raise UserError(f"the log-prob store {store} has {group.prompt_id}, which the trace lacks; delete both")
             ids = sequences[group.prompt_id]

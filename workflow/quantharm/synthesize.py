@@ -102,17 +102,15 @@ def write_checkpoint(model, tensors: Iterator[tuple[str, Any]], folder: Path) ->
     A thread writes a shard while the next one is made.
     """
     index, size = {}, 0
-    written: concurrent.futures.Future | None = None
     with concurrent.futures.ThreadPoolExecutor(1) as writer:
+        written = writer.submit(lambda: None)
         for number, shard in enumerate(shards_of(tensors), 1):
             path = folder / f"model-{number:05d}.safetensors"
             index |= dict.fromkeys(shard, path.name)
             size += sum(tensor.nbytes for tensor in shard.values())
-            if written is not None:
-                written.result()
-            written = writer.submit(write_shard, shard, path)
-        if written is not None:
             written.result()
+            written = writer.submit(write_shard, shard, path)
+        written.result()
     write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": size}, "weight_map": index})
     model.config.architectures = [type(model).__name__]
     model.config.save_pretrained(folder)

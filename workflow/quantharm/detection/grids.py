@@ -9,8 +9,8 @@ The reference is the same group with its grid destroyed: every weight moved by u
 to the storage format again. Whatever the trial of scales gains by chance, it gains there as well.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -34,9 +34,8 @@ EPSILON = 1e-30
 ELEMENTS_AT_ONCE = 2**18  # weights × scales
 
 
-@dataclass(frozen=True)
-class Fit:
-    """Of each group: its best scale's errors. All [groups]."""
+class Fit(NamedTuple):
+    """Errors of each group, with its best scale [groups] or with several [scales, groups]."""
 
     error: torch.Tensor  # mean squared distance from the nearest level, in steps, of the weights that are not at zero
     squared: torch.Tensor  # Σ (w - deq(Q(w)))² of all weights
@@ -76,14 +75,14 @@ def column(values: tuple[float, ...]) -> torch.Tensor:
 
 def fit_integers(groups: torch.Tensor, bits: int) -> Fit:
     """groups: [groups, n] float32."""
-    steps, offsets = integer_candidates(groups, bits)
-    best = None
-    for some in scales_at_once(len(steps), groups):
-        step = steps[some].clamp_min(EPSILON)
+    candidates = (values.split(scales_at_once(groups)) for values in integer_candidates(groups, bits))
+    fits = []
+    for step, offset in zip(*candidates, strict=True):
+        step = step.clamp_min(EPSILON)
         away = groups.abs() >= step / 2
-        phase = (groups - offsets[some]).div_(step)
-        best = better_of(best, phase.sub_(phase.round()).square_(), away, step[..., 0])
-    return best
+        phase = (groups - offset).div_(step)
+        fits.append(fit_of(phase.sub_(phase.round()).square_(), away, step[..., 0]))
+    return best_of(fits)
 
 
 def fit_codebook(groups: torch.Tensor, name: str) -> Fit:
@@ -92,25 +91,23 @@ def fit_codebook(groups: torch.Tensor, name: str) -> Fit:
     between = (levels[1:] + levels[:-1]) / 2
     mean_step = 2 / (len(levels) - 1)
     scales = groups.abs().amax(1, keepdim=True).clamp_min(EPSILON) * column(CODEBOOK_SCALES)
-    best = None
-    for some in scales_at_once(len(scales), groups):
-        shares = groups / scales[some]
+    fits = []
+    for scale in scales.split(scales_at_once(groups)):
+        shares = groups / scale
         nearest = levels[torch.bucketize(shares, between)]
         squares = shares.sub_(nearest).div_(mean_step).square_()
-        best = better_of(best, squares, nearest.abs() > NEAR_ZERO, mean_step * scales[some][..., 0])
-    return best
+        fits.append(fit_of(squares, nearest.abs() > NEAR_ZERO, mean_step * scale[..., 0]))
+    return best_of(fits)
 
 
-def scales_at_once(scales: int, groups: torch.Tensor) -> Iterator[slice]:
+def scales_at_once(groups: torch.Tensor) -> int:
     """So many that their operations are worth a call each, and few enough for a core's cache."""
-    step = max(1, ELEMENTS_AT_ONCE // groups.numel())
-    yield from (slice(start, start + step) for start in range(0, scales, step))
+    return max(1, ELEMENTS_AT_ONCE // groups.numel())
 
 
-def better_of(best: Fit | None, squares: torch.Tensor, away: torch.Tensor, step: torch.Tensor) -> Fit:
-    """The best fit of each group, of the best so far and some more scales.
+def fit_of(squares: torch.Tensor, away: torch.Tensor, step: torch.Tensor) -> Fit:
+    """squares: [scales, groups, n] squared distances in steps, away: which are not at zero, step: [scales, groups].
 
-    squares: [scales, groups, n] squared distances in steps, away: which are not at zero, step: [scales, groups].
     Weights at level 0 say nothing: whatever is small beside its group's extremes is there, as a pruned or dead
     neuron's weights are, in a matrix that nobody quantized.
     """
@@ -118,11 +115,14 @@ def better_of(best: Fit | None, squares: torch.Tensor, away: torch.Tensor, step:
     count = away.sum(-1)
     total = squares.sum(-1) * step.square()
     error = squares.mul_(away).sum(-1) / count.clamp_min(1)
-    new = Fit(error, total, step, count)
-    if best is not None:
-        new = Fit(*(torch.cat([getattr(best, f.name)[None], getattr(new, f.name)]) for f in fields(Fit)))
-    chosen = new.error.argmin(0, keepdim=True)
-    return Fit(*(getattr(new, f.name).gather(0, chosen)[0] for f in fields(Fit)))
+    return Fit(error, total, step, count)
+
+
+def best_of(fits: list[Fit]) -> Fit:
+    """Each group's fit with the scale of least error, the first of equal ones."""
+    whole = Fit(*(torch.cat(column) for column in zip(*fits, strict=True)))
+    chosen = whole.error.argmin(0, keepdim=True)
+    return Fit(*(column.gather(0, chosen)[0] for column in whole))
 
 
 def fit(groups: torch.Tensor, kind: Format) -> Fit:
