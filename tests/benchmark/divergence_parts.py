@@ -4,10 +4,11 @@ forward loop over the same sequences. Random weights, a random trace of 96 promp
     PYTHONPATH=workflow python tests/benchmark/divergence_parts.py [--architecture mistral-7b --rounds 5]
 
 A share is given twice: the median of the rounds' own, and of the fastest rounds, because other users of a host only
-ever add time.
+ever add time. The process reads the store once a round, as fast as it can.
 """
 
 import argparse
+import multiprocessing
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -23,12 +24,24 @@ from quantharm.divergence_scores import pieces_of, read_beside, score_store
 from quantharm.logits import write_store
 from quantharm.models import choose_device, quiet
 from quantharm.scoring import last_hidden_states
+from quantharm.store import read_store
 from quantharm.synthesize import model_configuration
 from quantharm.worst_positions import WorstPositions
 
 
+def read_all(store: Path, begin, ended) -> None:
+    """In a process of its own: read the store once whenever told to."""
+    while begin.acquire():
+        for _ in read_store(store):
+            pass
+        ended.release()
+
+
 def parts(trace, store: Path) -> dict[str, Callable[[torch.nn.Module], None]]:
     sequences = [list(ids) for ids in trace["token_ids"]]
+    spawn = multiprocessing.get_context("spawn")  # a fork would take CUDA along
+    begin, ended = spawn.Semaphore(0), spawn.Semaphore(0)
+    spawn.Process(target=read_all, args=(store, begin, ended), daemon=True).start()
 
     def without_logits(model) -> None:
         for ids in sequences:
@@ -42,6 +55,11 @@ def parts(trace, store: Path) -> dict[str, Callable[[torch.nn.Module], None]]:
         for _ in groups:
             pass
 
+    def beside_process(model) -> None:
+        begin.release()
+        bare_forward(model, sequences)
+        ended.acquire()
+
     def logits_and_store(model) -> None:
         for _ in pieces_of(model, store, trace):
             pass
@@ -53,6 +71,7 @@ def parts(trace, store: Path) -> dict[str, Callable[[torch.nn.Module], None]]:
         "bare forward loop": lambda model: bare_forward(model, sequences),
         "the same without logits": without_logits,
         "the same beside threads that read the store": beside_readers,
+        "the same beside a process that reads it": beside_process,
         "hidden states, logits in float32 and the store": logits_and_store,
         "all of it, with the scores": whole,
     }

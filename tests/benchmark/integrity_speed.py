@@ -1,10 +1,12 @@
 """How long the integrity command takes over a checkpoint of 7 billion parameters, and how much memory.
 
     PYTHONPATH=workflow python tests/benchmark/integrity_speed.py [--layers 32] [--quantized] [--folder FOLDER]
+    PYTHONPATH=workflow python tests/benchmark/integrity_speed.py --threads 1 2 4 8
 
 Writes a checkpoint of Mistral-7B's shapes in bfloat16 (14.5 GB, a file a layer; random numbers, or as LLM.int8 would
 leave them), takes it out of the page cache, and runs `python -m quantharm.integrity` on it as a user would: the scan
 alone, then with a signed manifest, for which every byte is read and hashed. The folder is removed at the end.
+With --threads, only the scan itself, from the page cache, with at most so many threads, each three times in turn.
 """
 
 import argparse
@@ -22,6 +24,7 @@ from safetensors.torch import save_file
 
 from quantharm import manifest
 from quantharm.architectures import read_architecture
+from quantharm.detection import checkpoints
 
 SHAPES = {
     "self_attn.q_proj": (4096, 4096),
@@ -77,17 +80,32 @@ def run(what: str, size: int, *flags: object) -> None:
     )
 
 
+def compare_threads(folder: Path, numbers: list[int]) -> None:
+    seconds: dict[int, list[float]] = {n: [] for n in numbers}
+    for n in [numbers[0], *numbers * 3]:  # the first fills the page cache
+        checkpoints.SCAN_THREADS = n
+        begin = time.perf_counter()
+        checkpoints.scan_folder(folder)
+        seconds[n].append(time.perf_counter() - begin)
+    seconds[numbers[0]].pop(0)
+    for n, taken in seconds.items():
+        print(f"{n} threads: {', '.join(f'{s:.1f}' for s in taken)} s", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layers", type=int, default=32)
     parser.add_argument("--quantized", action="store_true", help="the layers as LLM.int8 would leave them")
     parser.add_argument("--folder", type=Path, help="where the checkpoint is written and removed")
+    parser.add_argument("--threads", type=int, nargs="+", help="compare these numbers of threads")
     arguments = parser.parse_args()
     print(f"{os.cpu_count()} cores")
     with tempfile.TemporaryDirectory(dir=arguments.folder) as work:
         checkpoint, private, public, signature = (Path(work) / n for n in ("checkpoint", "k.pem", "k.pub", "sig"))
         checkpoint.mkdir()
         size = write_checkpoint(checkpoint, arguments.layers, arguments.quantized)
+        if arguments.threads:
+            return compare_threads(checkpoint, arguments.threads)
         forget(checkpoint)
         run("scan", size, checkpoint)
         manifest.make_keys(private, public)

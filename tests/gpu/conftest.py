@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from quantharm import fetch, models, quantize, synthesize
+from quantharm.gpu_lease import take_gpus
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -60,6 +61,9 @@ def pytest_collection_modifyitems(items):
 def at_the_root():
     before = Path.cwd()
     os.chdir(ROOT)
+    if torch.cuda.is_available():
+        take_gpus(2)
+        torch.cuda.init()  # or the first stage would leave this process one GPU for good
     torch.set_grad_enabled(False)
     models.quiet()
     yield
@@ -79,18 +83,24 @@ def run_stage(module, *flags) -> None:
         torch.set_grad_enabled(False)
 
 
-@pytest.fixture(scope="session")
-def wide_source(tmp_path_factory) -> dict:
-    """source.json of random weights in SHAPE."""
+@pytest.fixture(scope="module")
+def shape() -> dict:
+    """The config.json of the models; a module of tests may have its own."""
+    return SHAPE
+
+
+@pytest.fixture(scope="module")
+def wide_source(shape, tmp_path_factory) -> dict:
+    """source.json of random weights in that shape."""
     folder = tmp_path_factory.mktemp("wide")
-    (folder / "shape.json").write_text(json.dumps(SHAPE))
+    (folder / "shape.json").write_text(json.dumps(shape))
     flags = ["--architecture", folder / "shape.json", "--tokenizer", "data/reference-model"]
     run_stage(synthesize, *flags, "--output", folder / "synthetic")
     run_stage(fetch, "--model", "wide", "--source", folder / "synthetic", "--output", folder / "source.json")
     return json.loads((folder / "source.json").read_text()) | {"file": str(folder / "source.json")}
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def wide_cell(wide_source, tmp_path_factory):
     """method → its quantization record; each is made once."""
     made = {}

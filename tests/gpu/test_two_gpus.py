@@ -29,6 +29,12 @@ sys.stdin.read()
 """
 
 
+@pytest.fixture(scope="module")
+def shape(shape) -> dict:
+    """So deep that a 4-bit model is spread, too: of two layers transformers 5.17 puts all on one GPU."""
+    return shape | {"num_hidden_layers": 4, "vocab_size": 8192}
+
+
 def test_two_jobs_compute_on_two_gpus(tmp_path):
     environment = os.environ | {"TMPDIR": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
     started = [
@@ -59,6 +65,7 @@ def test_a_model_over_two_gpus_scores_as_on_one(load, tmp_path, method):
 @pytest.mark.parametrize("method", ["int8", "nf4", "awq"])
 def test_checks_and_scan_of_a_cell_over_two_gpus(load, wide_cell, method):
     record, model = wide_cell(method), load(method, gpus=2)
+    assert len({p.device for p in model.parameters()}) == 2
     matrices = linears.quantized_matrices(model, Path(record["checkpoint"]), record["quantizer"])
     found = check_kernel(model, matrices, list(range(5, 69)))
     assert found["value"] < KERNEL_LIMIT
