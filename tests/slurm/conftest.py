@@ -113,6 +113,8 @@ def slurm() -> Iterator[SingleNode]:
         pytest.skip(reason)
     # A terminated test run stops its daemons, too.
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
+    # A test run in the background of a script ignores Ctrl-C, and so would the Snakemake that it starts.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with SingleNode() as node:
         yield node
     signal.signal(signal.SIGTERM, before)
