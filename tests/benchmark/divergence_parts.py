@@ -11,6 +11,7 @@ import argparse
 import multiprocessing
 import tempfile
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from statistics import median
 
@@ -29,19 +30,14 @@ from quantharm.synthesize import model_configuration
 from quantharm.worst_positions import WorstPositions
 
 
-def read_all(store: Path, begin, ended) -> None:
-    """In a process of its own: read the store once whenever told to."""
-    while begin.acquire():
-        for _ in read_store(store):
-            pass
-        ended.release()
+def read_all(store: Path) -> None:
+    for _ in read_store(store):
+        pass
 
 
 def parts(trace, store: Path) -> dict[str, Callable[[torch.nn.Module], None]]:
     sequences = [list(ids) for ids in trace["token_ids"]]
-    spawn = multiprocessing.get_context("spawn")  # a fork would take CUDA along
-    begin, ended = spawn.Semaphore(0), spawn.Semaphore(0)
-    spawn.Process(target=read_all, args=(store, begin, ended), daemon=True).start()
+    process = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))  # a fork would take CUDA along
 
     def without_logits(model) -> None:
         for ids in sequences:
@@ -56,9 +52,9 @@ def parts(trace, store: Path) -> dict[str, Callable[[torch.nn.Module], None]]:
             pass
 
     def beside_process(model) -> None:
-        begin.release()
+        reading = process.submit(read_all, store)
         bare_forward(model, sequences)
-        ended.acquire()
+        reading.result()
 
     def logits_and_store(model) -> None:
         for _ in pieces_of(model, store, trace):

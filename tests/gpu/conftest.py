@@ -15,7 +15,6 @@ import pytest
 import torch
 
 from quantharm import fetch, models, quantize, synthesize
-from quantharm.gpu_lease import take_gpus
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -61,8 +60,7 @@ def pytest_collection_modifyitems(items):
 def at_the_root():
     before = Path.cwd()
     os.chdir(ROOT)
-    if torch.cuda.is_available():
-        take_gpus(2)
+    if models.choose_device("auto", 2) == "cuda":
         torch.cuda.init()  # or the first stage would leave this process one GPU for good
     torch.set_grad_enabled(False)
     models.quiet()

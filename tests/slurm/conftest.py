@@ -111,13 +111,16 @@ def slurm() -> Iterator[SingleNode]:
     reason = missing()
     if reason:
         pytest.skip(reason)
-    # A terminated test run stops its daemons, too.
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
-    # A test run in the background of a script ignores Ctrl-C, and so would the Snakemake that it starts.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    handlers = {
+        signal.SIGTERM: lambda *_: sys.exit("terminated"),  # a terminated test run stops its daemons, too
+        # A test run in the background of a script ignores Ctrl-C, and so would the Snakemake that it starts.
+        signal.SIGINT: signal.default_int_handler,
+    }
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     with SingleNode() as node:
         yield node
-    signal.signal(signal.SIGTERM, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")

@@ -120,9 +120,9 @@ def fit_of(squares: torch.Tensor, away: torch.Tensor, step: torch.Tensor) -> Fit
 
 def best_of(fits: list[Fit]) -> Fit:
     """Each group's fit with the scale of least error, the first of equal ones."""
-    whole = Fit(*(torch.cat(column) for column in zip(*fits, strict=True)))
+    whole = Fit(*map(torch.cat, zip(*fits, strict=True)))
     chosen = whole.error.argmin(0, keepdim=True)
-    return Fit(*(column.gather(0, chosen)[0] for column in whole))
+    return Fit(*(values.gather(0, chosen)[0] for values in whole))
 
 
 def fit(groups: torch.Tensor, kind: Format) -> Fit:
