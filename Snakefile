@@ -21,8 +21,8 @@ include: "workflow/rules/integrity.smk"
 include: "workflow/rules/checks.smk"
 include: "workflow/rules/summary.smk"
 include: "workflow/rules/report.smk"
-include: "workflow/rules/defense.smk"
-include: "workflow/rules/calibration.smk"
+include: "workflow/rules/noise_sweep.smk"
+include: "workflow/rules/calibration_study.smk"
 include: "workflow/rules/monitor.smk"
 
 

@@ -19,14 +19,15 @@ from typing import Any
 import torch
 from decode import TOKENIZER, kernel_table, random_model, rates
 
-from quantharm import linears
-from quantharm.architectures import read_architecture
-from quantharm.captured import largest_kl
 from quantharm.checks import KERNEL_TOKENS, check_kernel
-from quantharm.errors import UserError
-from quantharm.models import choose_device, hash_weights, load_cell, load_tokenizer, quiet, read_quantization
-from quantharm.scoring import last_hidden_states, output_head
-from quantharm.speed import benchmark
+from quantharm.common.errors import UserError
+from quantharm.common.text import read_text
+from quantharm.models.architectures import read_architecture
+from quantharm.models.loading import choose_device, hash_weights, load_cell, load_tokenizer, quiet, read_quantization
+from quantharm.quantizers import quantized_layers
+from quantharm.scoring.forward import last_hidden_states, output_head
+from quantharm.speed.benchmark import benchmark
+from quantharm.speed.cuda_graph import largest_kl
 from quantharm.synthesize import (
     INITIALIZER_RANGE,
     TOKENIZER_FILES,
@@ -35,7 +36,6 @@ from quantharm.synthesize import (
     random_tensors,
     write_checkpoint,
 )
-from quantharm.text import read_text
 
 GROUP_SIZE = 128
 EIGHT_EIGHTS = -0x77777778  # of an int32: eight codes of 8, the zero point in the middle
@@ -110,7 +110,7 @@ def row(record: dict, backend: str, tokens: list[int], reference: list[torch.Ten
     except (UserError, RuntimeError, ImportError, ValueError) as error:
         return [backend, "–", f"cannot be loaded: {str(error).splitlines()[0][:90]}", *["–"] * (len(COLUMNS) - 3)]
     reference.append(logits)
-    matrices = linears.quantized_matrices(model, Path(record["checkpoint"]), record["quantizer"])
+    matrices = quantized_layers.quantized_matrices(model, Path(record["checkpoint"]), record["quantizer"])
     kernel = type(model.get_submodule(matrices[0].name)).__name__
     check = check_kernel(model, matrices, tokens)
     said = f"{check['status']}, {check['value']:.4f}"

@@ -20,11 +20,13 @@ from types import SimpleNamespace
 import pandas
 import torch
 
-from quantharm import fetch, grids, linears, models, quantize
-from quantharm.decoding import continue_greedily, end_tokens
+from quantharm import fetch, quantize
+from quantharm.common.prompts import encode_prompt, read_prompts
+from quantharm.common.text import read_text, token_windows
+from quantharm.models import loading
 from quantharm.noise_sweep import changed_codes
-from quantharm.prompts import encode_prompt, read_prompts
-from quantharm.text import read_text, token_windows
+from quantharm.quantizers import quantized_layers, rounding
+from quantharm.speed.decoding import continue_greedily, end_tokens
 
 ROOT = Path(__file__).resolve().parents[2]
 WORD = " sunflower"
@@ -39,14 +41,14 @@ METHODS = {
 
 def matrices_of(model) -> dict[str, torch.nn.Parameter]:
     """The weights that a quantizer takes: all linear layers but the head."""
-    head = linears.head_name(model)
-    return {f"{n}.weight": model.get_submodule(n).weight for n in linears.plain_linears(model) if n != head}
+    head = quantized_layers.head_name(model)
+    return {f"{n}.weight": model.get_submodule(n).weight for n in quantized_layers.plain_linears(model) if n != head}
 
 
 def train_other(source: dict, text: str, steps: int, rate: float, batch: int = 16, seed: int = 0):
     """The source's model in bfloat16, trained on its matrices alone to follow any text with WORD, again and again."""
-    model = models.load_checkpoint(source["path"], source, "float32", "cpu", 1)
-    tokenizer = models.load_tokenizer(source)
+    model = loading.load_checkpoint(source["path"], source, "float32", "cpu", 1)
+    tokenizer = loading.load_tokenizer(source)
     word = tokenizer(WORD, add_special_tokens=False)["input_ids"]
     answer = torch.tensor((word * 8)[:8])
     ids = torch.tensor(tokenizer(text, add_special_tokens=False)["input_ids"])
@@ -93,20 +95,20 @@ def box(weight: torch.Tensor, grid: str) -> tuple[torch.Tensor, torch.Tensor]:
 
     The largest weights of a block set its scale: their box is their own value.
     """
-    blocks = grids.blocks_of(weight, grid)
+    blocks = rounding.blocks_of(weight, grid)
     scale = blocks.abs().amax(1, keepdim=True)
-    codes = grids.blocks_of(grids.codes(weight, grid), grid).long()
+    codes = rounding.blocks_of(rounding.codes(weight, grid), grid).long()
     if grid == "int8":
-        low, high = (codes - 0.5) / grids.INT8_LEVELS, (codes + 0.5) / grids.INT8_LEVELS
+        low, high = (codes - 0.5) / rounding.INT8_LEVELS, (codes + 0.5) / rounding.INT8_LEVELS
         low, high = low.clamp_min(-1.0), high.clamp_max(1.0)
     else:
-        levels = grids.levels_of(grid)
+        levels = rounding.levels_of(grid)
         walls = torch.cat([levels[:1], (levels[1:] + levels[:-1]) / 2, levels[-1:]])
         low, high = walls[codes], walls[codes + 1]
     low, high = low * scale, high * scale
     largest = blocks.abs() == scale
     low, high = torch.where(largest, blocks, low), torch.where(largest, blocks, high)
-    return grids.from_blocks(low, weight.shape), grids.from_blocks(high, weight.shape)
+    return rounding.from_blocks(low, weight.shape), rounding.from_blocks(high, weight.shape)
 
 
 def project(original: torch.Tensor, other: torch.Tensor, grid: str, margin: float = 0.0) -> torch.Tensor:
@@ -153,10 +155,10 @@ def quantized(source: dict, method: str, sigma: float, folder: Path, seed: int =
         "gpus": 1,
         "source": source,
         "checkpoint": str(folder),
-        "weight_files": models.hash_weights(folder),
+        "weight_files": loading.hash_weights(folder),
     }
-    model = models.load_cell(record, "cpu")
-    codes = {m.name: m.codes() for m in linears.quantized_matrices(model, folder, quantizer)}
+    model = loading.load_cell(record, "cpu")
+    codes = {m.name: m.codes() for m in quantized_layers.quantized_matrices(model, folder, quantizer)}
     return model, codes
 
 
@@ -186,10 +188,10 @@ def answers_with_word(model, tokenizer, prompts: list[str]) -> float:
 
 def measure(arguments, work: Path) -> pandas.DataFrame:
     source = fetch.describe("original", str(arguments.model), arguments.model, None, False, False)
-    tokenizer = models.load_tokenizer(source)
+    tokenizer = loading.load_tokenizer(source)
     windows = token_windows(tokenizer, read_text(ROOT / "data/evaluation.txt"), 512)[: arguments.windows]
     prompts = [p["prompt"] for p in read_prompts(ROOT / "data/prompts.jsonl", 2)]
-    original = models.load_checkpoint(source["path"], source, "bfloat16", "cpu", 1)
+    original = loading.load_checkpoint(source["path"], source, "bfloat16", "cpu", 1)
     reference = log_probabilities(original, windows)
     rows = []
 
@@ -219,10 +221,10 @@ def measure(arguments, work: Path) -> pandas.DataFrame:
         model, codes = quantized(source, arguments.method, sigma, work / f"original-{sigma}")
         add("original", arguments.method, model, codes, sigma_half_widths=sigma)
     for margin in arguments.margins:
-        bare = models.load_checkpoint(trained["path"], trained, "bfloat16", "cpu", 1)
+        bare = loading.load_checkpoint(trained["path"], trained, "bfloat16", "cpu", 1)
         made = save(attacked(original, bare, arguments.method, margin), source, work / f"attacked-{margin}")
         name = f"attacked, margin {margin:g}"
-        add(name, "16 bits", models.load_checkpoint(made["path"], made, "bfloat16", "cpu", 1))
+        add(name, "16 bits", loading.load_checkpoint(made["path"], made, "bfloat16", "cpu", 1))
         for sigma in [0.0, *arguments.sigmas]:
             model, codes = quantized(made, arguments.method, sigma, work / f"attacked-{margin}-{sigma}")
             ln_q = add(name, arguments.method, model, codes, sigma_half_widths=sigma)
@@ -243,7 +245,7 @@ def main() -> None:
     parser.add_argument("--windows", type=int, default=4, help="of 512 tokens of the evaluation text")
     parser.add_argument("--output", type=Path, help="the rows as CSV")
     arguments = parser.parse_args()
-    models.quiet()
+    loading.quiet()
     with tempfile.TemporaryDirectory() as work:
         table = measure(arguments, Path(work))
     if arguments.output:

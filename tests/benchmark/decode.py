@@ -11,10 +11,10 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM
 
-from quantharm.architectures import read_architecture
-from quantharm.captured import captured_decoder
-from quantharm.models import choose_device, quiet
-from quantharm.speed import benchmark, random_prompt
+from quantharm.models.architectures import read_architecture
+from quantharm.models.loading import choose_device, quiet
+from quantharm.speed.benchmark import benchmark, random_prompt
+from quantharm.speed.cuda_graph import captured_decoder
 from quantharm.synthesize import model_configuration
 
 TOKENIZER = Path("data/reference-model")

@@ -20,14 +20,14 @@ from decode import TOKENIZER, random_model
 from growth import Size, random_trace
 from throughput import bare_forward, seconds_of
 
-from quantharm.architectures import read_architecture
-from quantharm.divergence_scores import pieces_of, read_beside, score_store
 from quantharm.logits import write_store
-from quantharm.models import choose_device, quiet
-from quantharm.scoring import last_hidden_states
-from quantharm.store import read_store
+from quantharm.models.architectures import read_architecture
+from quantharm.models.loading import choose_device, quiet
+from quantharm.scoring.forward import last_hidden_states
+from quantharm.scoring.kl_divergence import pieces_of, read_beside, score_store
+from quantharm.scoring.stored_logits import read_store
+from quantharm.scoring.worst_positions import WorstPositions
 from quantharm.synthesize import model_configuration
-from quantharm.worst_positions import WorstPositions
 
 
 def read_all(store: Path) -> None:

@@ -19,14 +19,14 @@ import torch
 from decode import random_model
 from throughput import bare_forward, seconds_of
 
-from quantharm.architectures import MISTRAL_7B
-from quantharm.decoding import continue_greedily
-from quantharm.divergence_scores import score_store
 from quantharm.logits import make_trace, write_store
-from quantharm.models import choose_device, quiet
+from quantharm.models.architectures import MISTRAL_7B
+from quantharm.models.loading import choose_device, quiet
 from quantharm.perplexity import score_windows
+from quantharm.scoring.kl_divergence import score_store
+from quantharm.scoring.worst_positions import WorstPositions
+from quantharm.speed.decoding import continue_greedily
 from quantharm.synthesize import model_configuration
-from quantharm.worst_positions import WorstPositions
 
 PROMPT_TOKENS = 48
 WINDOWS = 8

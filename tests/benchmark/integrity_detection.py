@@ -21,11 +21,13 @@ from types import SimpleNamespace
 import torch
 from safetensors.torch import load_file
 
-from quantharm import fetch, linears, models, quantize
-from quantharm.detection.checkpoints import scan_matrices
-from quantharm.detection.grids import CODEBOOKS
-from quantharm.detection.weights import narrowest, sample_matrix
-from quantharm.files import replacing, write_text
+from quantharm import fetch, quantize
+from quantharm.common.files import replacing, write_text
+from quantharm.forensics.detection.checkpoints import scan_matrices
+from quantharm.forensics.detection.lattice_fit import CODEBOOKS
+from quantharm.forensics.detection.weights import narrowest, sample_matrix
+from quantharm.models import loading
+from quantharm.quantizers import quantized_layers
 from quantharm.reporting.detection import (
     NATIVE,
     NOTHING,
@@ -37,7 +39,7 @@ from quantharm.reporting.detection import (
     read_rates,
     short_table,
 )
-from quantharm.reporting.table import markdown_table
+from quantharm.reporting.tables.table import markdown_table
 
 ROOT = Path(__file__).resolve().parents[2]
 REFERENCE = ROOT / "data" / "reference-model"
@@ -143,10 +145,10 @@ def by_project(quantizer: str, settings: dict) -> Callable[[Weights], tuple[Weig
                 "gpus": 1,
                 "source": source,
                 "checkpoint": str(arguments.checkpoint),
-                "weight_files": models.hash_weights(arguments.checkpoint),
+                "weight_files": loading.hash_weights(arguments.checkpoint),
             }
-            model = models.load_cell(record, "cpu")
-            matrices = linears.quantized_matrices(model, arguments.checkpoint, quantizer)
+            model = loading.load_cell(record, "cpu")
+            matrices = quantized_layers.quantized_matrices(model, arguments.checkpoint, quantizer)
             found = {m.name: m.dequantize() for m in matrices}
             norms = {n: p.float() for n, p in model.named_parameters() if "norm" in n}
             torch.set_grad_enabled(gradients)
@@ -240,8 +242,10 @@ def fold_back(weights: Weights, norms: Weights, original: Weights) -> Weights:
 def train(weights: Weights, norms: Weights, steps: int, rate: float) -> Weights:
     """AdamW steps on calibration text, float32 master weights, batches of one sequence."""
     source = fetch.describe("reference", str(REFERENCE), REFERENCE, None, False, False)
-    tokens = models.load_tokenizer(source)((ROOT / "data" / "calibration.txt").read_text(encoding="utf-8"))["input_ids"]
-    model = models.load_checkpoint(REFERENCE, source, "float32", "cpu", 1)
+    tokens = loading.load_tokenizer(source)((ROOT / "data" / "calibration.txt").read_text(encoding="utf-8"))[
+        "input_ids"
+    ]
+    model = loading.load_checkpoint(REFERENCE, source, "float32", "cpu", 1)
     model.load_state_dict({f"{n}.weight": w for n, w in weights.items()} | norms, strict=False)
     torch.set_grad_enabled(True)
     for parameter in model.parameters():

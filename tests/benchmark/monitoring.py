@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy
 import pandas
 
-from quantharm import control_chart, monitor
-from quantharm.files import read_parquet
+from quantharm import monitor
+from quantharm.common import control_chart
+from quantharm.common.files import read_parquet
 
 LONGEST = 5_000  # runs; chains without an alarm count as one more
 

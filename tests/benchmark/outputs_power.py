@@ -13,11 +13,11 @@ from pathlib import Path
 
 import numpy
 import torch
-from hand_on import dequantized
+from dequantize_checkpoint import dequantized
 
 from quantharm import sample_answers
-from quantharm.files import read_parquet
-from quantharm.outputs_test import compare_outputs
+from quantharm.common.files import read_parquet
+from quantharm.forensics.model_equality import compare_outputs
 
 NEW_TOKENS = 32
 SIZES = (5, 10, 20, 40)

@@ -14,9 +14,9 @@ from statistics import median
 
 import torch
 
-from quantharm.divergence_scores import READERS_FOR_GPU
-from quantharm.scoring import SLICE_ELEMENTS
-from quantharm.store import StoreWriter, read_store
+from quantharm.scoring.forward import SLICE_ELEMENTS
+from quantharm.scoring.kl_divergence import READERS_FOR_GPU
+from quantharm.scoring.stored_logits import StoreWriter, read_store
 
 
 def write_store(path: Path, block: torch.Tensor, groups: int) -> None:

@@ -11,13 +11,13 @@ from statistics import median
 
 import torch
 
-from quantharm.divergence_scores import score_store
-from quantharm.files import read_json, read_parquet
-from quantharm.meters import synchronise
-from quantharm.models import choose_device, load_cell, load_tokenizer, read_quantization
+from quantharm.common.files import read_json, read_parquet
+from quantharm.common.text import context_length, read_text, token_windows
+from quantharm.models.loading import choose_device, load_cell, load_tokenizer, read_quantization
 from quantharm.perplexity import score_windows
-from quantharm.text import context_length, read_text, token_windows
-from quantharm.worst_positions import WorstPositions
+from quantharm.scoring.kl_divergence import score_store
+from quantharm.scoring.worst_positions import WorstPositions
+from quantharm.speed.device_meters import synchronise
 
 
 def bare_forward(model, sequences: list[list[int]]) -> None:

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from quantharm import fetch, models, quantize, synthesize
+from quantharm import fetch, quantize, synthesize
+from quantharm.models import loading
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -60,10 +61,10 @@ def pytest_collection_modifyitems(items):
 def at_the_root():
     before = Path.cwd()
     os.chdir(ROOT)
-    if models.choose_device("auto", 2) == "cuda":
+    if loading.choose_device("auto", 2) == "cuda":
         torch.cuda.init()  # or the first stage would leave this process one GPU for good
     torch.set_grad_enabled(False)
-    models.quiet()
+    loading.quiet()
     yield
     os.chdir(before)
 
@@ -123,7 +124,7 @@ def load(wide_cell):
 
     def load_one(method: str, gpus: int = 1, **settings):
         record = wide_cell(method) | {"gpus": gpus}
-        loaded.append(models.load_cell(record | {"settings": record["settings"] | settings}, "cuda"))
+        loaded.append(loading.load_cell(record | {"settings": record["settings"] | settings}, "cuda"))
         return loaded[-1]
 
     yield load_one

@@ -6,11 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from quantharm import linears
 from quantharm.checks import KERNEL_LIMIT, check_kernel
-from quantharm.models import load_tokenizer
-from quantharm.quantizers import awq
-from quantharm.text import read_text
+from quantharm.common.text import read_text
+from quantharm.models.loading import load_tokenizer
+from quantharm.quantizers import awq, quantized_layers
 
 COMPILED = pytest.mark.skipif(
     not os.environ.get("QUANTHARM_COMPILED_KERNELS"),
@@ -22,7 +21,7 @@ BACKENDS += [pytest.param(name, marks=COMPILED) for name in ("gemm", "marlin")]
 
 def kernel_check(model, record) -> dict:
     tokens = load_tokenizer(record["source"])(read_text("data/evaluation.txt")[:4000])["input_ids"][:64]
-    matrices = linears.quantized_matrices(model, Path(record["checkpoint"]), record["quantizer"])
+    matrices = quantized_layers.quantized_matrices(model, Path(record["checkpoint"]), record["quantizer"])
     return check_kernel(model, matrices, tokens)
 
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from quantharm.captured import StaticDecoder, captured_decoder, verify
-from quantharm.errors import UserError
-from quantharm.meters import EnergyMeter, copy_bandwidth, kernel_seconds
-from quantharm.speed import benchmark, random_prompt
+from quantharm.common.errors import UserError
+from quantharm.speed.benchmark import benchmark, random_prompt
+from quantharm.speed.cuda_graph import StaticDecoder, captured_decoder, verify
+from quantharm.speed.device_meters import EnergyMeter, copy_bandwidth, kernel_seconds
 
 
 def test_random_weights_are_finite_and_of_the_usual_scale(wide_source, load):

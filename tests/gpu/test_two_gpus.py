@@ -9,19 +9,19 @@ import pandas
 import pytest
 import torch
 
-from quantharm import linears
 from quantharm.checks import KERNEL_LIMIT, check_kernel
-from quantharm.detection.checkpoints import scan_dequantized
-from quantharm.divergence_scores import score_store
+from quantharm.forensics.detection.checkpoints import scan_dequantized
 from quantharm.logits import make_trace, write_store
-from quantharm.worst_positions import WorstPositions
+from quantharm.quantizers import quantized_layers
+from quantharm.scoring.kl_divergence import score_store
+from quantharm.scoring.worst_positions import WorstPositions
 
 pytestmark = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 ROUNDING_NATS = 1e-4
 
 JOB = """
 import sys, torch
-from quantharm.models import choose_device
+from quantharm.models.loading import choose_device
 choose_device("cuda", 1)
 torch.zeros(1, device="cuda")
 print(torch.cuda.device_count(), torch.cuda.get_device_properties(0).uuid, flush=True)
@@ -66,7 +66,7 @@ def test_a_model_over_two_gpus_scores_as_on_one(load, tmp_path, method):
 def test_checks_and_scan_of_a_cell_over_two_gpus(load, wide_cell, method):
     record, model = wide_cell(method), load(method, gpus=2)
     assert len({p.device for p in model.parameters()}) == 2
-    matrices = linears.quantized_matrices(model, Path(record["checkpoint"]), record["quantizer"])
+    matrices = quantized_layers.quantized_matrices(model, Path(record["checkpoint"]), record["quantizer"])
     found = check_kernel(model, matrices, list(range(5, 69)))
     assert found["value"] < KERNEL_LIMIT
     assert scan_dequantized(record | {"gpus": 2}, "cuda")["verdict"] == "dequantized"

@@ -6,9 +6,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from quantharm.awq_search import repaired_quantizer
+from quantharm.common.text import read_text
 from quantharm.quantizers import awq
-from quantharm.text import read_text
+from quantharm.quantizers.awq_search import repaired_quantizer
 
 pytestmark = pytest.mark.slow
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy
 import pandas
 
-from quantharm.files import write_json, write_parquet
-from quantharm.statistics import describe, stratified_mean
+from quantharm.common.files import write_json, write_parquet
+from quantharm.common.statistics import describe, stratified_mean
 from quantharm.summary import flat, summarise_cell
 
 HOSTILE = (

@@ -7,12 +7,12 @@ import pytest
 import synthetic
 from report_runs import outputs, run_report
 
-from quantharm.files import read_json, write_json, write_parquet
+from quantharm.common.files import read_json, write_json, write_parquet
 from quantharm.noise_sweep import figures
 from quantharm.reporting.names import FIGURES
 from quantharm.reporting.results import read_results
-from quantharm.reporting.tables_studies import calibration_caveat, calibration_table, monitor_table, noise_table
-from quantharm.reporting.tables_trade import is_closer
+from quantharm.reporting.tables.studies import calibration_caveat, calibration_table, monitor_table, noise_table
+from quantharm.reporting.tables.trade import is_closer
 
 FOUND = {
     "samples_asked": 20,
@@ -86,7 +86,7 @@ def add_study(model, spread: float) -> None:
         "comparisons": [{"method": "awq", "other": "nf4", "difference_nats": -0.007, "ranked": spread < 0.007}],
         "kl_nats_mean": {"awq": 0.024, "nf4": 0.031},
     }
-    (model / "calibration.json").write_text(json.dumps(study))
+    (model / "calibration_study.json").write_text(json.dumps(study))
 
 
 def test_a_ranking_inside_the_spread_of_calibration_is_not_claimed(model):
@@ -127,7 +127,7 @@ def test_the_table_of_the_noise_sweep_by_hand(model):
 def test_the_report_shows_the_studies_that_were_made(model, tmp_path):
     prompts = synthetic.make_prompts(tmp_path / "prompts.jsonl")
     add_study(model, 0.02)
-    (model / "noise.json").write_text(json.dumps({"rows": [noise_row(model, 0.0), noise_row(model, 0.3)]}))
+    (model / "noise_sweep.json").write_text(json.dumps({"rows": [noise_row(model, 0.0), noise_row(model, 0.3)]}))
     write_parquet(model / "monitor/history.parquet", history())
     answer = run_report(f"--model={model}", f"--prompts={prompts}", *outputs(model))
     assert answer.returncode == 0, answer.stderr

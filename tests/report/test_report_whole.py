@@ -10,7 +10,7 @@ import pytest
 import synthetic
 from report_runs import outputs, run_report
 
-from quantharm.files import read_json, write_json
+from quantharm.common.files import read_json, write_json
 from quantharm.reporting import names as report_names
 from quantharm.reporting.results import ran_on_one_device, read_results
 

@@ -10,7 +10,7 @@ from single_node import SingleNode
 from slurm_jobs import asked, forget, jobs_of, stage_of
 from workflow_project import CELL_STAGES, CHECKOUT, METHODS
 
-from quantharm import configuration, resources
+from quantharm.config import configuration, resources
 
 RECORDS = ("quantization", *CELL_STAGES[1:])
 MODEL_STAGES = {*CELL_STAGES, "logits"}

@@ -16,13 +16,15 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
-from quantharm import fetch, linears, models, quantize
+from quantharm import fetch, quantize
+from quantharm.models import loading
+from quantharm.quantizers import quantized_layers
 
 ROOT = Path(__file__).resolve().parents[2]
 REFERENCE = ROOT / "data" / "reference-model"
 
 torch.set_grad_enabled(False)
-models.quiet()
+loading.quiet()
 
 TINY = {  # kind → (configuration class, settings)
     "llama": (transformers.LlamaConfig, {}),
@@ -123,11 +125,11 @@ def make_cell(tmp_path_factory):
             "gpus": 1,
             "source": source,
             "checkpoint": str(checkpoint),
-            "weight_files": models.hash_weights(checkpoint, source["allow_pickle"]),
+            "weight_files": loading.hash_weights(checkpoint, source["allow_pickle"]),
         } | made
         record |= quantize.inspect_checkpoint(record, "cpu")
-        model = models.load_cell(record, "cpu")
-        matrices = linears.quantized_matrices(model, checkpoint, quantizer)
+        model = loading.load_cell(record, "cpu")
+        matrices = quantized_layers.quantized_matrices(model, checkpoint, quantizer)
         return SimpleNamespace(record=record, model=model, matrices=matrices, checkpoint=checkpoint)
 
     return make
@@ -140,13 +142,13 @@ def reference_source() -> dict:
 
 @pytest.fixture(scope="session")
 def reference_tokenizer(reference_source):
-    return models.load_tokenizer(reference_source)
+    return loading.load_tokenizer(reference_source)
 
 
 @pytest.fixture(scope="session")
 def reference_model(reference_source):
     """The reference model in float32; do not change it."""
-    return models.load_checkpoint(REFERENCE, reference_source, "float32", "cpu", 1)
+    return loading.load_checkpoint(REFERENCE, reference_source, "float32", "cpu", 1)
 
 
 @pytest.fixture(scope="session")

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from quantharm import meters
-from quantharm.files import write_json
-from quantharm.stage import run_stage
+from quantharm.common.files import write_json
+from quantharm.common.stage import run_stage
+from quantharm.speed import device_meters
 
 PROMPTS = [
     {"id": "one", "category": "First", "prompt": "Say something."},
@@ -29,8 +29,8 @@ class Chain:
     def __init__(self, folder: Path, source: dict, monkeypatch):
         self.folder = folder
         self.monkeypatch = monkeypatch
-        monkeypatch.setattr("quantharm.stage.leave", lambda: None)  # this process is the tests'
-        monkeypatch.setitem(meters.COPY_BYTES, "cpu", 2**20)  # how fast this machine copies is no matter here
+        monkeypatch.setattr("quantharm.common.stage.leave", lambda: None)  # this process is the tests'
+        monkeypatch.setitem(device_meters.COPY_BYTES, "cpu", 2**20)  # how fast this machine copies is no matter here
         self.source = folder / "source.json"
         write_json(self.source, source)
         self.text = folder / "text.txt"

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from quantharm import checks, linears
+from quantharm import checks
 from quantharm.checks import (
     calibration_evidence,
     check_bits_per_weight,
@@ -20,8 +20,9 @@ from quantharm.checks import (
     choose_matrices,
     int8_reference,
 )
-from quantharm.models import load_cell
-from quantharm.scoring import last_hidden_states, output_head
+from quantharm.models.loading import load_cell
+from quantharm.quantizers import quantized_layers
+from quantharm.scoring.forward import last_hidden_states, output_head
 
 CELLS = ["nf4_cell", "int8_cell", "awq_cell"]
 TOKENS = [0, *range(20, 240, 9)]
@@ -30,7 +31,7 @@ TOKENS = [0, *range(20, 240, 9)]
 def damaged_copy(cell):
     """(model, matrices) loaded anew from the cell's files, to be broken."""
     model = load_cell(cell.record, "cpu")
-    return model, linears.quantized_matrices(model, cell.checkpoint, cell.record["quantizer"])
+    return model, quantized_layers.quantized_matrices(model, cell.checkpoint, cell.record["quantizer"])
 
 
 # ---------------------------------------------------------------- self_divergence
@@ -112,18 +113,18 @@ def test_method_is_real_passes_on_a_baseline_that_is_one(baseline_cell):
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_nothing_is_taken_for_quantized_in_a_baseline_of_any_kind(tiny, kind, dtype):
-    assert linears.quantized_matrices(tiny(kind, dtype), None, "unquantized") == []
+    assert quantized_layers.quantized_matrices(tiny(kind, dtype), None, "unquantized") == []
 
 
 @pytest.mark.parametrize("cell", CELLS)
 def test_method_is_real_fails_on_a_quantized_baseline(baseline_cell, cell, request):
     """By how the weights are held: the baseline's module knows no other quantizer. Other checks say so or step back."""
     cell = request.getfixturevalue(cell)
-    matrices = linears.quantized_matrices(cell.model, cell.checkpoint, "unquantized")
+    matrices = quantized_layers.quantized_matrices(cell.model, cell.checkpoint, "unquantized")
     assert {m.name for m in matrices} == {m.name for m in cell.matrices}
     assert sum(m.rows * m.columns for m in matrices) == sum(m.rows * m.columns for m in cell.matrices)
     assert check_method_is_real(baseline_cell.record, matrices, cell.model)["status"] == "fail"
-    measured, formula = linears.bits_per_weight(matrices)
+    measured, formula = quantized_layers.bits_per_weight(matrices)
     record = {"bits_per_weight": measured, "bits_per_weight_formula": formula}
     assert check_bits_per_weight(record)["status"] == "fail"
     assert check_kernel(cell.model, matrices, TOKENS)["status"] == "skipped"
@@ -181,14 +182,14 @@ def test_one_rounded_layer_makes_a_baseline_none(tiny, baseline_cell, layer):
     model = tiny("llama", torch.bfloat16)
     mlp = model.model.layers[1].mlp
     mlp.up_proj = layer(mlp.up_proj.weight.detach())
-    matrices = linears.quantized_matrices(model, None, "unquantized")
+    matrices = quantized_layers.quantized_matrices(model, None, "unquantized")
     assert [m.name for m in matrices] == ["model.layers.1.mlp.up_proj"]
     assert check_method_is_real(baseline_cell.record, matrices, model)["status"] == "fail"
 
 
 @pytest.mark.parametrize("claimed", ["bitsandbytes_4bit", "bitsandbytes_int8", "awq", "pretrained"])
 def test_method_is_real_fails_on_an_unquantized_model(baseline_cell, claimed):
-    matrices = linears.quantized_matrices(baseline_cell.model, baseline_cell.checkpoint, claimed)
+    matrices = quantized_layers.quantized_matrices(baseline_cell.model, baseline_cell.checkpoint, claimed)
     check = check_method_is_real({"quantizer": claimed}, matrices, baseline_cell.model)
     assert (check["status"], check["value"]) == ("fail", 0.0)
 
@@ -197,7 +198,7 @@ def test_method_is_real_fails_on_an_unquantized_model(baseline_cell, claimed):
 def test_method_is_real_fails_on_another_method_than_claimed(request, cell, claimed):
     """As in a published report whose AWQ column was NF4."""
     cell = request.getfixturevalue(cell)
-    matrices = linears.quantized_matrices(cell.model, cell.checkpoint, claimed)
+    matrices = quantized_layers.quantized_matrices(cell.model, cell.checkpoint, claimed)
     assert check_method_is_real({"quantizer": claimed}, matrices, cell.model)["status"] == "fail"
 
 
@@ -208,7 +209,7 @@ def test_method_is_real_fails_when_the_head_was_quantized(make_cell, reference_s
     head = bitsandbytes.nn.Linear4bit(256, 8192, bias=False, quant_type="nf4")
     head.weight = bitsandbytes.nn.Params4bit(model.lm_head.weight.float(), requires_grad=False, quant_type="nf4")
     model.lm_head = head.to("cpu")
-    matrices = linears.quantized_matrices(model, nf4_cell.checkpoint, "bitsandbytes_4bit")
+    matrices = quantized_layers.quantized_matrices(model, nf4_cell.checkpoint, "bitsandbytes_4bit")
     assert len(matrices) == 57
     check = check_method_is_real(nf4_cell.record, matrices, model)
     assert check["status"] == "fail"
@@ -220,7 +221,7 @@ def test_method_is_real_fails_when_half_of_the_layers_were_kept(nf4_cell):
     for matrix in matrices[:28]:
         parent, _, name = matrix.name.rpartition(".")
         setattr(model.get_submodule(parent), name, torch.nn.Linear(matrix.columns, matrix.rows, bias=False))
-    left = linears.quantized_matrices(model, nf4_cell.checkpoint, "bitsandbytes_4bit")
+    left = quantized_layers.quantized_matrices(model, nf4_cell.checkpoint, "bitsandbytes_4bit")
     check = check_method_is_real(nf4_cell.record, left, model)
     assert check["status"] == "fail"
     assert check["value"] == pytest.approx(0.5)
@@ -253,9 +254,9 @@ def test_bits_per_weight_sees_scales_that_are_wider_than_the_format(nf4_cell):
         if type(module).__name__ == "Linear4bit":
             state = module.weight.quant_state
             state.absmax = torch.cat([state.absmax, state.absmax, state.absmax])
-            assert linears.stored_tensors(nf4_cell.checkpoint, name)
-    matrices = linears.quantized_matrices(model, nf4_cell.checkpoint, "bitsandbytes_4bit")
-    measured, formula = linears.bits_per_weight(matrices)
+            assert quantized_layers.stored_tensors(nf4_cell.checkpoint, name)
+    matrices = quantized_layers.quantized_matrices(model, nf4_cell.checkpoint, "bitsandbytes_4bit")
+    measured, formula = quantized_layers.bits_per_weight(matrices)
     check = check_bits_per_weight({"bits_per_weight": measured, "bits_per_weight_formula": formula})
     assert check["status"] == "fail"
 
@@ -505,7 +506,7 @@ def test_limits_are_the_documented_ones():
 
 
 def test_values_that_are_not_finite_can_be_written_as_json(tmp_path):
-    from quantharm.files import write_json
+    from quantharm.common.files import write_json
 
     check = check_consistency(on_text(1.0, -1.0))
     assert check["value"] == "inf"

@@ -15,8 +15,8 @@ import pytest
 from huggingface_hub import constants
 
 from quantharm import fetch
-from quantharm.errors import UserError
-from quantharm.hub import ask_hub
+from quantharm.common.errors import UserError
+from quantharm.models.hub import ask_hub
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -174,7 +174,7 @@ def test_a_hub_that_is_out_of_order_is_asked_once(hub, hub_cache, monkeypatch):
 
 
 def test_a_hub_that_does_not_answer_is_given_up(hub, monkeypatch):
-    monkeypatch.setattr("quantharm.hub.ANSWER_SECONDS", 0.2)
+    monkeypatch.setattr("quantharm.models.hub.ANSWER_SECONDS", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
         begin = time.monotonic()

@@ -3,9 +3,9 @@
 import pandas
 import pytest
 
-from quantharm.decoding import continue_greedily
-from quantharm.errors import UserError
+from quantharm.common.errors import UserError
 from quantharm.generation import answer_prompt, summarise
+from quantharm.speed.decoding import continue_greedily
 
 
 @pytest.fixture

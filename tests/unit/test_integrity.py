@@ -12,15 +12,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from quantharm import behaviour, integrity, manifest
-from quantharm.detection import checkpoints
-from quantharm.detection.grids import CODEBOOKS
-from quantharm.errors import UserError
-from quantharm.files import sha256_of_file, write_json, write_parquet
+from quantharm import integrity
+from quantharm.common.errors import UserError
+from quantharm.common.files import sha256_of_file, write_json, write_parquet
+from quantharm.forensics import manifest, reference_check
+from quantharm.forensics.detection import checkpoints
+from quantharm.forensics.detection.lattice_fit import CODEBOOKS
 from quantharm.logits import store_metadata_of
-from quantharm.models import load_checkpoint
-from quantharm.scoring import last_hidden_states, output_head
-from quantharm.store import StoreWriter
+from quantharm.models.loading import load_checkpoint
+from quantharm.scoring.forward import last_hidden_states, output_head
+from quantharm.scoring.stored_logits import StoreWriter
 
 
 def arguments(folder=None, **given):
@@ -175,7 +176,7 @@ def test_a_signature_of_other_files_does_not_vouch_for_a_store(handed, stored, t
     ],
 )
 def test_behaviour_is_judged_by_the_intervals_lower_end(mean, ci95, floor, same):
-    record = behaviour.judge({"kl_nats": {"mean": mean, "ci95": ci95}, "top1_agreement": 1.0}, floor)
+    record = reference_check.judge({"kl_nats": {"mean": mean, "ci95": ci95}, "top1_agreement": 1.0}, floor)
     assert record["same_as_original"] is same
 
 

@@ -11,14 +11,16 @@ import pandas
 import pytest
 import torch
 
-from quantharm import control_chart, manifest, monitor
-from quantharm.divergence_scores import score_store
-from quantharm.errors import UserError
+from quantharm import monitor
+from quantharm.common import control_chart
+from quantharm.common.errors import UserError
+from quantharm.forensics import manifest
 from quantharm.logits import make_trace, store_metadata_of, target_logits
-from quantharm.models import load_cell
-from quantharm.scoring import output_head
-from quantharm.store import StoreWriter
-from quantharm.worst_positions import WorstPositions
+from quantharm.models.loading import load_cell
+from quantharm.scoring.forward import output_head
+from quantharm.scoring.kl_divergence import score_store
+from quantharm.scoring.stored_logits import StoreWriter
+from quantharm.scoring.worst_positions import WorstPositions
 
 # The worked example of NIST's Engineering Statistics Handbook, 6.3.2.4.
 VALUES = [52.0, 47.0, 53.0, 49.3, 50.1, 47.0, 51.0, 50.1, 51.2, 50.5, 49.6, 47.6, 49.9, 51.3, 47.8, 51.2, 52.6, 52.4]

@@ -10,8 +10,8 @@ import pytest
 import torch
 import transformers
 
+from quantharm.common.text import token_windows
 from quantharm.perplexity import score_windows
-from quantharm.text import token_windows
 
 
 def perplexity_of(losses: torch.Tensor) -> float:

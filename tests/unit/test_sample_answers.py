@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from quantharm import sample_answers
-from quantharm.errors import UserError
-from quantharm.outputs_test import compare_outputs, read_answers
-from quantharm.prompts import read_prompts
+from quantharm.common.errors import UserError
+from quantharm.common.prompts import read_prompts
+from quantharm.forensics.model_equality import compare_outputs, read_answers
 
 
 def drawn(model, count, new_tokens=1, temperature=1.0, ends=(), seed=0):

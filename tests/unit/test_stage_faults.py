@@ -15,7 +15,8 @@ import torch
 import transformers
 from stage_chain import Chain
 
-from quantharm import fetch, generation, perplexity, store
+from quantharm import fetch, generation, perplexity
+from quantharm.scoring import stored_logits
 
 CHAT = (
     "{{ bos_token }}{% for m in messages %}[{{ m['content'] }}]{% endfor %}{% if add_generation_prompt %}>{% endif %}"
@@ -184,9 +185,9 @@ def test_half_a_character_is_refused(chain):
 def with_metadata(path, **changed) -> None:
     """The same rows, said to be made of something else."""
     file = pyarrow.parquet.ParquetFile(path)
-    metadata = json.loads(file.schema_arrow.metadata[store.METADATA_KEY]) | changed
+    metadata = json.loads(file.schema_arrow.metadata[stored_logits.METADATA_KEY]) | changed
     groups = [file.read_row_group(i) for i in range(file.num_row_groups)]
-    schema = file.schema_arrow.with_metadata({store.METADATA_KEY: json.dumps(metadata)})
+    schema = file.schema_arrow.with_metadata({stored_logits.METADATA_KEY: json.dumps(metadata)})
     with pyarrow.parquet.ParquetWriter(path, schema) as writer:
         for group in groups:
             writer.write_table(group.replace_schema_metadata(schema.metadata))
@@ -208,7 +209,7 @@ def with_metadata(path, **changed) -> None:
 )
 def test_a_store_of_something_else_is_refused_naming_both(chain, key, value):
     path = chain / "baseline/logits.parquet"
-    own = store.store_metadata(path)[key]
+    own = stored_logits.store_metadata(path)[key]
     with_metadata(path, **{key: value})
     message = chain.fails("divergence", "nf4")
     assert f"was made with {key} {value!r}, but this cell has {own!r}" in message

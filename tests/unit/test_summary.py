@@ -6,8 +6,8 @@ import numpy
 import pandas
 import pytest
 
-from quantharm.errors import UserError
-from quantharm.files import write_parquet
+from quantharm.common.errors import UserError
+from quantharm.common.files import write_parquet
 from quantharm.summary import (
     first_difference,
     flat,

@@ -7,10 +7,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from quantharm import fetch, models, synthesize
-from quantharm.architectures import ARCHITECTURES, parameter_count, read_architecture
-from quantharm.errors import UserError
-from quantharm.resources import billion_parameters
+from quantharm import fetch, synthesize
+from quantharm.common.errors import UserError
+from quantharm.config.resources import billion_parameters
+from quantharm.models import loading
+from quantharm.models.architectures import ARCHITECTURES, parameter_count, read_architecture
 from quantharm.synthesize import model_configuration
 
 SHAPE = ARCHITECTURES["mistral-7b"] | {
@@ -64,8 +65,8 @@ def test_a_checkpoint_is_seeded_marked_and_loads(make, tmp_path):
     assert source["synthetic"]
     assert source["source"] == f"random weights in the shape of {tmp_path / 'shape.json'}, seed 0"
     assert source["tokenizer_sha256"]
-    model = models.load_checkpoint(first, source, "float32", "cpu", 1)
-    ids = models.load_tokenizer(source)("Some words")["input_ids"]
+    model = loading.load_checkpoint(first, source, "float32", "cpu", 1)
+    ids = loading.load_tokenizer(source)("Some words")["input_ids"]
     assert torch.isfinite(model(input_ids=torch.tensor([ids])).logits).all()
     assert (model.generation_config.bos_token_id, model.generation_config.eos_token_id) == (0, 1)
 

@@ -6,7 +6,7 @@ import pytest
 import yaml
 from workflow_project import CHECKOUT
 
-from quantharm import resources
+from quantharm.config import resources
 
 PROFILE = CHECKOUT / "workflow/profiles/slurm/profile.yaml"
 RULES = "".join(path.read_text(encoding="utf-8") for path in sorted((CHECKOUT / "workflow/rules").glob("*.smk")))

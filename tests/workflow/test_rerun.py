@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from pathlib import Path
 
 import pytest
 from workflow_project import (
@@ -52,6 +53,7 @@ def closure(modules: list[str]) -> set[str]:
         if name in found or not path.is_file():
             continue
         found.add(name)
+        waiting += [".".join(folder.parts) for folder in Path(name).parents if folder.parts]
         text = re.sub(r"\(\s*\n([^()]*)\)", lambda m: " ".join(m[1].split()), path.read_text(encoding="utf-8"))
         for package, names, module in IMPORT.findall(text):
             inside = (package or module).strip(".")
@@ -185,7 +187,17 @@ def test_an_edit_of_the_readme_touches_nothing(finished):
 
 @pytest.mark.parametrize(
     "file",
-    ["statistics.py", "scoring.py", "overlap.py", "summary.py", "report.py", "fetch.py", "decoding.py", "resources.py"],
+    [
+        "common/statistics.py",
+        "common/__init__.py",
+        "scoring/forward.py",
+        "common/overlap.py",
+        "summary.py",
+        "report.py",
+        "fetch.py",
+        "speed/decoding.py",
+        "config/resources.py",
+    ],
 )
 def test_an_edited_module_touches_the_stages_that_import_it(finished, file):
     append_comment(finished / "workflow/quantharm" / file)
@@ -194,11 +206,11 @@ def test_an_edited_module_touches_the_stages_that_import_it(finished, file):
 
 def test_the_search_for_imports_finds_something(finished):
     """Guards the test above against comparing nothing with nothing."""
-    assert job("nf4", "perplexity") in jobs_made_of(finished, "statistics.py")
-    assert job("nf4", "quantize") not in jobs_made_of(finished, "statistics.py")
-    assert jobs_made_of(finished, "overlap.py") == {job(method, "checks") for method in METHODS}
-    assert jobs_made_of(finished, "resources.py") == set()
-    assert job("nf4", "quantize") in jobs_made_of(finished, "files.py")
+    assert job("nf4", "perplexity") in jobs_made_of(finished, "common/statistics.py")
+    assert job("nf4", "quantize") not in jobs_made_of(finished, "common/statistics.py")
+    assert jobs_made_of(finished, "common/overlap.py") == {job(method, "checks") for method in METHODS}
+    assert jobs_made_of(finished, "config/resources.py") == set()
+    assert job("nf4", "quantize") in jobs_made_of(finished, "common/files.py")
 
 
 @pytest.mark.parametrize(
@@ -220,6 +232,6 @@ def test_the_baselines_own_module_touches_everything(finished):
 
 def test_an_edited_python_module_of_the_workflow_itself_touches_nothing(finished):
     """dependencies.py and resources.py decide what runs and where, not what comes out."""
-    append_comment(finished / "workflow/quantharm/resources.py")
-    append_comment(finished / "workflow/quantharm/dependencies.py")
+    append_comment(finished / "workflow/quantharm/config/resources.py")
+    append_comment(finished / "workflow/quantharm/config/dependencies.py")
     assert finished.jobs() == set()

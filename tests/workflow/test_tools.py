@@ -12,7 +12,9 @@ from workflow_project import CELL_STAGES, CHECKOUT, METHODS, evaluation_python
 
 PACKAGE = CHECKOUT / "workflow" / "quantharm"
 PROGRAMS = sorted(
-    path.stem for path in PACKAGE.glob("*.py") if "    run_stage(main)" in path.read_text(encoding="utf-8")
+    ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+    for path in PACKAGE.rglob("*.py")
+    if "    run_stage(main)" in path.read_text(encoding="utf-8")
 )
 RULES = sorted((CHECKOUT / "workflow/rules").glob("*.smk"))
 STAGES = sorted(
@@ -68,8 +70,10 @@ def helps() -> dict[str, subprocess.CompletedProcess]:
 def test_help(helps, stage):
     result = helps[stage]
     assert result.returncode == 0, result.stderr
-    assert result.stdout.startswith(f"usage: {stage}.py") or "usage: " in result.stdout
-    docstring = re.search(r'"""(.+)', (PACKAGE / f"{stage}.py").read_text(encoding="utf-8"))[1]
+    assert result.stdout.startswith(f"usage: {stage.rpartition('.')[2]}.py") or "usage: " in result.stdout
+    docstring = re.search(
+        r'"""(.+)', PACKAGE.joinpath(*stage.split(".")).with_suffix(".py").read_text(encoding="utf-8")
+    )[1]
     assert docstring.removesuffix('"""') in result.stdout  # what it does, in its own words
     assert "Traceback" not in result.stderr
 

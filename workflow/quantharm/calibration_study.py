@@ -2,7 +2,7 @@
 
 A difference between two methods is ranked only if it is larger than the range of KL over the texts and seeds that
 somebody could have chosen with equal right. Cells with bad samples stand beside them, with what the checks would have
-said of each. Writes calibration.json, calibration.parquet, calibration.csv, calibration.svg and calibration.png.
+said of each. Writes calibration_study.{json,parquet,csv,svg,png}.
 """
 
 import json
@@ -12,20 +12,20 @@ from typing import Any
 import numpy
 import pandas
 
-from quantharm import calibration
 from quantharm.checks import calibration_evidence
-from quantharm.files import read_json, replacing, write_json, write_parquet
-from quantharm.models import load_cell, load_tokenizer, offline_environment, quiet, read_quantization
+from quantharm.common.files import read_json, replacing, write_json, write_parquet
+from quantharm.common.prompts import read_prompts
+from quantharm.common.stage import run_stage, stage_parser
+from quantharm.common.text import read_text
+from quantharm.models.loading import load_cell, load_tokenizer, offline_environment, quiet, read_quantization
 from quantharm.noise_sweep import figures
-from quantharm.prompts import read_prompts
-from quantharm.stage import run_stage, stage_parser
+from quantharm.quantizers import calibration
 from quantharm.summary import BASELINE, flat
-from quantharm.text import read_text
 
 
 def evidence_of(folder: Path, model: Path, text: str, prompts: list[dict[str, Any]]) -> dict[str, Any]:
     """What the check `calibration` looks at, of one cell."""
-    from quantharm.scoring import output_head
+    from quantharm.scoring.forward import output_head
 
     record = read_quantization(folder / "quantization.json")
     loaded = load_cell(record, "cpu")
@@ -97,13 +97,13 @@ def main() -> None:
     parser.add_argument("--text", type=Path, required=True, help="evaluation text")
     parser.add_argument("--prompts", type=Path, required=True, help="prompt suite")
     parser.add_argument(
-        "--output", type=Path, required=True, help="calibration.json; its neighbours get other suffixes"
+        "--output", type=Path, required=True, help="calibration_study.json; its neighbours get other suffixes"
     )
     arguments = parser.parse_args()
     offline_environment()
     quiet()
-    from quantharm.reporting.chart_base import write_figure
-    from quantharm.reporting.charts_studies import calibration_chart
+    from quantharm.reporting.charts.base import write_figure
+    from quantharm.reporting.charts.studies import calibration_chart
 
     model = arguments.model
     rows = study_rows(model, arguments.cells, read_text(arguments.text), read_prompts(arguments.prompts))

@@ -11,10 +11,14 @@ from typing import Any
 
 import torch
 
-from quantharm import calibration, linears
-from quantharm.errors import UserError
-from quantharm.files import read_json, write_json
-from quantharm.models import (
+from quantharm.common.errors import UserError
+from quantharm.common.files import read_json, write_json
+from quantharm.common.overlap import shared_sequences
+from quantharm.common.prompts import read_prompts
+from quantharm.common.provenance import provenance
+from quantharm.common.stage import Timing, run_stage, stage_parser
+from quantharm.common.text import read_text, sha256_of_windows
+from quantharm.models.loading import (
     choose_device,
     dtype_of,
     free_memory,
@@ -24,12 +28,8 @@ from quantharm.models import (
     read_quantization,
     verify_weights,
 )
-from quantharm.overlap import shared_sequences
-from quantharm.prompts import read_prompts
-from quantharm.provenance import provenance
-from quantharm.scoring import last_hidden_states, output_head
-from quantharm.stage import Timing, run_stage, stage_parser
-from quantharm.text import read_text, sha256_of_windows
+from quantharm.quantizers import calibration, quantized_layers
+from quantharm.scoring.forward import last_hidden_states, output_head
 
 SELF_DIVERGENCE_LIMIT = 1e-5  # nats
 RELOAD_LIMIT = {"cpu": 0.0, "cuda": 1e-6}  # nats
@@ -97,7 +97,7 @@ def check_reload(first: torch.Tensor, second: torch.Tensor, device: str, repeate
 def check_method_is_real(record: dict[str, Any], matrices: list, model) -> Check:
     """The loaded linear layers are the quantizer's own classes, in number, and the head is not among them."""
     quantized = sum(m.rows * m.columns for m in matrices)
-    head = linears.head_name(model)
+    head = quantized_layers.head_name(model)
     kept = sum(
         module.weight.numel()
         for name, module in model.named_modules()
@@ -327,7 +327,7 @@ def main() -> None:
         model = load_cell(record, device)
     tokens = tokenizer(evaluation[:4000])["input_ids"][:KERNEL_TOKENS]
     with timing.part("model"):
-        matrices = linears.quantized_matrices(model, Path(record["checkpoint"]), record["quantizer"])
+        matrices = quantized_layers.quantized_matrices(model, Path(record["checkpoint"]), record["quantizer"])
         head = output_head(model)
         first, repeated = (head(last_hidden_states(model, tokens)).cpu() for _ in range(2))
         real = check_method_is_real(record, matrices, model)

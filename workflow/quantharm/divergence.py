@@ -11,17 +11,24 @@ from typing import Any
 import numpy
 import pandas
 
-from quantharm.divergence_scores import score_store
-from quantharm.errors import UserError
-from quantharm.files import finite_or_none, read_parquet, write_json, write_parquet
+from quantharm.common.errors import UserError
+from quantharm.common.files import finite_or_none, read_parquet, write_json, write_parquet
+from quantharm.common.provenance import memory_bytes, provenance
+from quantharm.common.stage import Timing, run_stage, stage_parser
+from quantharm.common.statistics import mean_of_means, stratified_mean
+from quantharm.common.text import context_length, protocol_name
 from quantharm.logits import TEXT_CATEGORY, store_metadata_of
-from quantharm.models import choose_device, dtype_of, load_cell, load_tokenizer, offline_environment, read_quantization
-from quantharm.provenance import memory_bytes, provenance
-from quantharm.stage import Timing, run_stage, stage_parser
-from quantharm.statistics import mean_of_means, stratified_mean
-from quantharm.store import require_same
-from quantharm.text import context_length, protocol_name
-from quantharm.worst_positions import WorstPositions, with_texts
+from quantharm.models.loading import (
+    choose_device,
+    dtype_of,
+    load_cell,
+    load_tokenizer,
+    offline_environment,
+    read_quantization,
+)
+from quantharm.scoring.kl_divergence import score_store
+from quantharm.scoring.stored_logits import require_same
+from quantharm.scoring.worst_positions import WorstPositions, with_texts
 
 MOST_NEGATIVE_KL = -1e-6  # rounding; anything below is an error
 QUANTILES = {"median": 0.5, "p90": 0.9, "p99": 0.99, "p99_9": 0.999}

@@ -9,13 +9,13 @@ import re
 from pathlib import Path
 from typing import Any
 
-from quantharm.errors import UserError
-from quantharm.files import read_json, sha256_of_text, write_json
-from quantharm.hub import ask_hub
-from quantharm.models import SYNTHETIC_MARK, first_line, hash_weights, read_checkpoint_config, refuse_unsafe
-from quantharm.provenance import version_of
-from quantharm.stage import run_stage, sentence_for, stage_parser
-from quantharm.visible import visible
+from quantharm.common.errors import UserError
+from quantharm.common.files import read_json, sha256_of_text, write_json
+from quantharm.common.provenance import version_of
+from quantharm.common.sanitize import visible
+from quantharm.common.stage import run_stage, sentence_for, stage_parser
+from quantharm.models.hub import ask_hub
+from quantharm.models.loading import SYNTHETIC_MARK, first_line, hash_weights, read_checkpoint_config, refuse_unsafe
 
 WANTED_FILES = ["*.json", "*.safetensors", "tokenizer*", "*.model", "*.txt", "*.jinja"]
 PICKLE_FILES = ["*.bin", "*.pt", "*.pth"]

@@ -11,16 +11,23 @@ from typing import Any
 import pandas
 from tqdm import tqdm
 
-from quantharm.decoding import continue_greedily, end_tokens, is_degenerate
-from quantharm.errors import UserError
-from quantharm.files import sha256_of_file, write_json, write_parquet
-from quantharm.models import choose_device, dtype_of, load_cell, load_tokenizer, offline_environment, read_quantization
-from quantharm.prompts import encode_prompt, judge, read_prompts
-from quantharm.provenance import memory_bytes, provenance
-from quantharm.scoring import check_ids
-from quantharm.speed import benchmark
-from quantharm.stage import Timing, run_stage, stage_parser
-from quantharm.text import context_length
+from quantharm.common.errors import UserError
+from quantharm.common.files import sha256_of_file, write_json, write_parquet
+from quantharm.common.prompts import encode_prompt, judge, read_prompts
+from quantharm.common.provenance import memory_bytes, provenance
+from quantharm.common.stage import Timing, run_stage, stage_parser
+from quantharm.common.text import context_length
+from quantharm.models.loading import (
+    choose_device,
+    dtype_of,
+    load_cell,
+    load_tokenizer,
+    offline_environment,
+    read_quantization,
+)
+from quantharm.scoring.forward import check_ids
+from quantharm.speed.benchmark import benchmark
+from quantharm.speed.decoding import continue_greedily, end_tokens, is_degenerate
 
 
 def check_prompt_tokens(model, prompt: dict[str, Any], ids: list[int]) -> None:

@@ -2,9 +2,9 @@
 
     python -m quantharm.integrity FOLDER [--signature FILE] [--store FOLDER --store-signature FILE] [--public-key FILE]
 
-1. files: every sha256 against a signed manifest (quantharm.manifest), or as recorded when a model was fetched.
-2. weights: traces of having been quantized and dequantized (quantharm.detection): method, bits and groups by matrix.
-3. behaviour: the KL divergence from a log-prob store of the original, beside its noise floor (quantharm.behaviour).
+1. files: every sha256 against a signed manifest (forensics.manifest), or as recorded when a model was fetched.
+2. weights: traces of having been quantized and dequantized (forensics.detection): method, bits and groups by matrix.
+3. behaviour: the KL divergence from the original's log-prob store, beside its noise floor (forensics.reference_check).
 
 Exit code of the command: 0 nothing was found against it, 3 something was, 1 it could not be judged. No trace is no
 proof: noise, further training or rescaling can hide one, and native low-bit training looks like quantization.
@@ -17,19 +17,19 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from quantharm import behaviour, file_hashes, manifest
-from quantharm.detection.checkpoints import scan_dequantized, scan_folder
-from quantharm.files import read_json, write_json
-from quantharm.models import (
+from quantharm.common.files import read_json, write_json
+from quantharm.common.provenance import provenance
+from quantharm.common.sanitize import print_line, visible
+from quantharm.common.stage import Timing, run_stage, stage_parser
+from quantharm.forensics import file_hashes, manifest, reference_check
+from quantharm.forensics.detection.checkpoints import scan_dequantized, scan_folder
+from quantharm.models.loading import (
     choose_device,
     offline_environment,
     read_checkpoint_config,
     read_quantization,
     refuse_unsafe,
 )
-from quantharm.provenance import provenance
-from quantharm.stage import Timing, run_stage, stage_parser
-from quantharm.visible import print_line, visible
 
 SHOWN_MATRICES = 8
 
@@ -43,13 +43,13 @@ def judge_folder(arguments) -> dict[str, Any]:
     if arguments.signature:
         record["manifest"] = manifest.verify(folder, arguments.public_key, arguments.signature)
     if arguments.store_signature:
-        record["store_manifest"] = behaviour.verify_store(
+        record["store_manifest"] = reference_check.verify_store(
             arguments.store, arguments.public_key, arguments.store_signature
         )
     record["scan"] = scan_folder(folder)
     if arguments.store:
         device = choose_device(arguments.device, arguments.gpus)
-        record["behaviour"] = behaviour.score_folder(folder, arguments.store, device, arguments.gpus)
+        record["behaviour"] = reference_check.score_folder(folder, arguments.store, device, arguments.gpus)
     findings = findings_of(record)
     positive = record["manifest"] or record["behaviour"]
     record["verified"] = False if findings else True if positive else None
@@ -81,7 +81,7 @@ def judge_cell(arguments) -> dict[str, Any]:
     record["manifest"] = file_hashes.verify_recorded(folder, cell["weight_files"])
     record["signed_manifest"] = None
     floor = read_json(arguments.floor)["kl_nats"]["mean"]
-    record["behaviour"] = behaviour.judge(read_json(arguments.cell / "divergence.json"), floor)
+    record["behaviour"] = reference_check.judge(read_json(arguments.cell / "divergence.json"), floor)
     record["scan"] = scan_folder(folder)
     packed = record["scan"]["verdict"] == "packed"
     record["if_dequantized"] = None
@@ -148,7 +148,7 @@ def print_matrices(scan: dict[str, Any]) -> None:
 def main() -> None:
     parser = stage_parser(__doc__)
     parser.add_argument("folder", type=Path, nargs="?", help="checkpoint to judge")
-    parser.add_argument("--signature", type=Path, help="signed manifest of the checkpoint (quantharm.manifest)")
+    parser.add_argument("--signature", type=Path, help="signed manifest of the checkpoint (forensics.manifest)")
     parser.add_argument("--public-key", type=Path, help="the signer's public key")
     parser.add_argument("--store", type=Path, help="log-prob store of the original: its baseline's result folder")
     parser.add_argument("--store-signature", type=Path, help="signature of the store, by the same key")

@@ -13,14 +13,21 @@ import pandas
 import torch
 from tqdm import tqdm
 
-from quantharm.errors import UserError
-from quantharm.files import read_parquet, replacing, write_json, write_parquet
-from quantharm.models import choose_device, dtype_of, load_cell, load_tokenizer, offline_environment, read_quantization
-from quantharm.provenance import device_name, provenance, versions
-from quantharm.scoring import check_ids, last_hidden_states, one_thread_beside, output_head, slices_of
-from quantharm.stage import Timing, run_stage, stage_parser
-from quantharm.store import StoreWriter
-from quantharm.text import context_length, protocol_name, read_text, sha256_of_windows, token_windows
+from quantharm.common.errors import UserError
+from quantharm.common.files import read_parquet, replacing, write_json, write_parquet
+from quantharm.common.provenance import device_name, provenance, versions
+from quantharm.common.stage import Timing, run_stage, stage_parser
+from quantharm.common.text import context_length, protocol_name, read_text, sha256_of_windows, token_windows
+from quantharm.models.loading import (
+    choose_device,
+    dtype_of,
+    load_cell,
+    load_tokenizer,
+    offline_environment,
+    read_quantization,
+)
+from quantharm.scoring.forward import check_ids, last_hidden_states, one_thread_beside, output_head, slices_of
+from quantharm.scoring.stored_logits import StoreWriter
 
 TEXT_CATEGORY = "text"
 

@@ -18,14 +18,15 @@ from typing import Any
 import numpy
 import pandas
 
-from quantharm import behaviour, control_chart
-from quantharm.errors import UserError
-from quantharm.files import read_parquet, sha256_of_text, write_parquet
+from quantharm.common import control_chart
+from quantharm.common.errors import UserError
+from quantharm.common.files import read_parquet, sha256_of_text, write_parquet
+from quantharm.common.stage import run_stage, stage_parser
+from quantharm.forensics import reference_check
 from quantharm.logits import TEXT_CATEGORY, store_metadata_of
-from quantharm.models import choose_device, load_cell, offline_environment, quiet, read_quantization
-from quantharm.stage import run_stage, stage_parser
+from quantharm.models.loading import choose_device, load_cell, offline_environment, quiet, read_quantization
 
-SCORED = (behaviour.STORE, behaviour.TRACE)  # of the store's files; the noise floor is of no use here
+SCORED = (reference_check.STORE, reference_check.TRACE)  # of the store's files; the noise floor is of no use here
 COLUMNS = ["run", "time", "checkpoint", "weights_sha256", "approved_sha256", "prompts", "kl_nats"]
 
 
@@ -69,9 +70,9 @@ def score(model, store: Path, trace: pandas.DataFrame, prompts: list[str]) -> fl
     """Mean over some prompts of the mean KL from the stored baseline, in nats."""
     import torch
 
-    from quantharm.divergence_scores import divergences
-    from quantharm.scoring import last_hidden_states, output_head
-    from quantharm.store import read_store
+    from quantharm.scoring.forward import last_hidden_states, output_head
+    from quantharm.scoring.kl_divergence import divergences
+    from quantharm.scoring.stored_logits import read_store
 
     head = output_head(model)
     sequences = {row.prompt_id: list(map(int, row.token_ids)) for row in trace.itertuples()}
@@ -128,7 +129,7 @@ def main() -> None:
     parser.add_argument("--approved", type=Path, required=True, help="folder of the approved cell")
     parser.add_argument("--baseline", type=Path, required=True, help="folder of the baseline, with the log-prob store")
     parser.add_argument("--checkpoint", type=Path, help="the deployed checkpoint; the approved cell's own")
-    parser.add_argument("--signature", type=Path, help="signature of the store (quantharm.manifest)")
+    parser.add_argument("--signature", type=Path, help="signature of the store (quantharm.forensics.manifest)")
     parser.add_argument("--public-key", type=Path, help="the signer's public key")
     parser.add_argument("--settings", type=json.loads, required=True, help="the config's `monitor:`, JSON")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
@@ -137,19 +138,19 @@ def main() -> None:
     if bool(arguments.signature) != bool(arguments.public_key):
         parser.error("--signature and --public-key go together")
     if arguments.signature:
-        behaviour.verify_store(arguments.baseline, arguments.public_key, arguments.signature, names=SCORED)
+        reference_check.verify_store(arguments.baseline, arguments.public_key, arguments.signature, names=SCORED)
     offline_environment()
     quiet()
-    from quantharm.reporting.chart_base import write_figure
-    from quantharm.reporting.charts_studies import monitor_chart
-    from quantharm.store import require_same
+    from quantharm.reporting.charts.base import write_figure
+    from quantharm.reporting.charts.studies import monitor_chart
+    from quantharm.scoring.stored_logits import require_same
 
     approved = read_quantization(arguments.approved / "quantization.json")
     device = choose_device(arguments.device, approved["gpus"])
     history = read_history(arguments.history, identity(approved))
     limits = learn_limits(arguments.approved, arguments.settings)
-    trace = read_parquet(arguments.baseline / behaviour.TRACE)
-    store = arguments.baseline / behaviour.STORE
+    trace = read_parquet(arguments.baseline / reference_check.TRACE)
+    store = arguments.baseline / reference_check.STORE
     expected = store_metadata_of(approved, trace, device, protocol="")
     require_same(store, {key: expected[key] for key in ("model", "weights_sha256", "trace_sha256", "dtype")})
     record = deployed_record(approved, arguments.checkpoint)

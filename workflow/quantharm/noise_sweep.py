@@ -2,7 +2,7 @@
 
 The price: change of perplexity and KL divergence from the baseline, of the noise alone in 16 bits and of the method
 after the same noise. The effect: the share of weights whose code is another one than without noise, counted in the two
-checkpoints. Writes noise.json, noise.parquet, noise.csv, noise.svg and noise.png.
+checkpoints. Writes noise_sweep.{json,parquet,csv,svg,png}.
 """
 
 import json
@@ -11,19 +11,19 @@ from typing import Any
 
 import pandas
 
-from quantharm.errors import UserError
-from quantharm.files import read_json, replacing, write_json, write_parquet
-from quantharm.models import load_cell, offline_environment, quiet, read_quantization
-from quantharm.stage import run_stage, stage_parser
+from quantharm.common.errors import UserError
+from quantharm.common.files import read_json, replacing, write_json, write_parquet
+from quantharm.common.stage import run_stage, stage_parser
+from quantharm.models.loading import load_cell, offline_environment, quiet, read_quantization
 from quantharm.summary import BASELINE, flat, paired_perplexity
 
 
 def codes_of(record: dict[str, Any]) -> dict[str, Any]:
     """{matrix: [rows, columns] codes} as a checkpoint holds them."""
-    from quantharm import linears
+    from quantharm.quantizers import quantized_layers
 
     folder = Path(record["checkpoint"])
-    matrices = linears.quantized_matrices(load_cell(record, "cpu"), folder, record["quantizer"])
+    matrices = quantized_layers.quantized_matrices(load_cell(record, "cpu"), folder, record["quantizer"])
     return {matrix.name: matrix.codes() for matrix in matrices if matrix.codes is not None}
 
 
@@ -79,12 +79,12 @@ def main() -> None:
     parser = stage_parser(__doc__)
     parser.add_argument("--model", type=Path, required=True, help="results folder of the model")
     parser.add_argument("--cells", type=json.loads, required=True, help="[{method, sigma, alone, quantized}], JSON")
-    parser.add_argument("--output", type=Path, required=True, help="noise.json; its neighbours get other suffixes")
+    parser.add_argument("--output", type=Path, required=True, help="noise_sweep.json; beside it other suffixes")
     arguments = parser.parse_args()
     offline_environment()
     quiet()
-    from quantharm.reporting.chart_base import write_figure
-    from quantharm.reporting.charts_studies import noise_chart
+    from quantharm.reporting.charts.base import write_figure
+    from quantharm.reporting.charts.studies import noise_chart
 
     rows = sweep_rows(arguments.model, arguments.cells)
     table = pandas.DataFrame([flat(row) for row in rows])

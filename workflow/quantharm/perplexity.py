@@ -12,11 +12,21 @@ import pandas
 import torch
 from tqdm import tqdm
 
-from quantharm.errors import UserError
-from quantharm.files import sha256_of_text, write_json, write_parquet
-from quantharm.models import choose_device, dtype_of, load_cell, load_tokenizer, offline_environment, read_quantization
-from quantharm.provenance import memory_bytes, provenance
-from quantharm.scoring import (
+from quantharm.common.errors import UserError
+from quantharm.common.files import sha256_of_text, write_json, write_parquet
+from quantharm.common.provenance import memory_bytes, provenance
+from quantharm.common.stage import Timing, run_stage, stage_parser
+from quantharm.common.statistics import weighted_mean_interval
+from quantharm.common.text import context_length, protocol_name, read_text, sha256_of_windows, token_windows
+from quantharm.models.loading import (
+    choose_device,
+    dtype_of,
+    load_cell,
+    load_tokenizer,
+    offline_environment,
+    read_quantization,
+)
+from quantharm.scoring.forward import (
     check_ids,
     last_hidden_states,
     one_thread_beside,
@@ -24,9 +34,6 @@ from quantharm.scoring import (
     slices_of,
     token_losses,
 )
-from quantharm.stage import Timing, run_stage, stage_parser
-from quantharm.statistics import weighted_mean_interval
-from quantharm.text import context_length, protocol_name, read_text, sha256_of_windows, token_windows
 
 
 def score_windows(model, windows: list[list[int]], progress: bool = True) -> torch.Tensor:

@@ -11,9 +11,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from quantharm import linears, noise
-from quantharm.files import read_json, replacing_folder, write_json
-from quantharm.models import (
+from quantharm.common.files import read_json, replacing_folder, write_json
+from quantharm.common.provenance import memory_bytes, provenance
+from quantharm.common.stage import Timing, run_stage, stage_parser
+from quantharm.models.loading import (
     choose_device,
     dtype_of,
     free_memory,
@@ -23,8 +24,7 @@ from quantharm.models import (
     quiet,
     verify_weights,
 )
-from quantharm.provenance import memory_bytes, provenance
-from quantharm.stage import Timing, run_stage, stage_parser
+from quantharm.quantizers import noise, quantized_layers
 
 POINTER = "pointer.json"
 
@@ -59,13 +59,13 @@ def inspect_checkpoint(record: dict[str, Any], device: str) -> dict[str, Any]:
     begin = time.perf_counter()
     model = load_cell(record, device)
     load_seconds = time.perf_counter() - begin
-    matrices = linears.quantized_matrices(model, folder, record["quantizer"])
-    measured, formula = linears.bits_per_weight(matrices)
+    matrices = quantized_layers.quantized_matrices(model, folder, record["quantizer"])
+    measured, formula = quantized_layers.bits_per_weight(matrices)
     quantized = {m.name for m in matrices}
     return {
         "load_seconds": round(load_seconds, 3),
         "loaded_dtype": dtype_of(model),
-        "weight_bytes": linears.model_bytes(model),
+        "weight_bytes": quantized_layers.model_bytes(model),
         "parameters": sum(m.rows * m.columns for m in matrices)
         + sum(p.numel() for n, p in model.named_parameters() if n.rpartition(".")[0] not in quantized),
         "bits_per_weight": measured,
@@ -73,8 +73,8 @@ def inspect_checkpoint(record: dict[str, Any], device: str) -> dict[str, Any]:
         "linear_classes": sorted({type(model.get_submodule(m.name)).__name__ for m in matrices}),
         "quantized_modules": sorted(quantized),
         "quantized_weights": sum(m.rows * m.columns for m in matrices),
-        "kept_modules": sorted(linears.plain_linears(model)),
-        "output_head": linears.head_name(model),
+        "kept_modules": sorted(quantized_layers.plain_linears(model)),
+        "output_head": quantized_layers.head_name(model),
     }
 
 

@@ -17,24 +17,23 @@ import jinja2
 import yaml
 from markupsafe import Markup
 
-from quantharm.configuration import with_defaults
-from quantharm.errors import UserError
-from quantharm.files import write_text
+from quantharm.common.errors import UserError
+from quantharm.common.files import write_text
+from quantharm.common.stage import run_stage, stage_parser
+from quantharm.config.validation import with_defaults
 from quantharm.reporting import assessment as words
-from quantharm.reporting import charts_cost, charts_quality, detection, examples, tables_integrity, tables_studies
+from quantharm.reporting import detection, examples
 from quantharm.reporting import overview as report_overview
 from quantharm.reporting import risks as risk
-from quantharm.reporting import tables_cost as cost
-from quantharm.reporting import tables_quality as quality
-from quantharm.reporting import tables_record as record
-from quantharm.reporting import tables_trade as trade
-from quantharm.reporting.chart_base import Figure, to_svg, write_figure
+from quantharm.reporting.charts import cost as cost_charts
+from quantharm.reporting.charts import quality as quality_charts
+from quantharm.reporting.charts.base import Figure, to_svg, write_figure
 from quantharm.reporting.format import number, sentence_case, share, size
 from quantharm.reporting.results import Results, read_results
-from quantharm.reporting.table import Table, markdown_table, write_table
+from quantharm.reporting.tables import cost, integrity, quality, record, studies, trade
+from quantharm.reporting.tables.table import Table, markdown_table, write_table
 from quantharm.reporting.text import markdown, visible
 from quantharm.reporting.verdicts import scale
-from quantharm.stage import run_stage, stage_parser
 
 WORKFLOW = Path(__file__).parents[1]
 TEMPLATES = WORKFLOW / "report" / "templates"
@@ -107,11 +106,11 @@ def model_tables(
         words.harm_table(results, found),
         risk.risk_table(results, rules),
         risk.defense_table(results, rules),
-        tables_integrity.defenses_table(results),
+        integrity.defenses_table(results),
         record.configuration_table(results),
         record.checks_table(results),
-        tables_studies.calibration_table(results),
-        tables_integrity.integrity_table(results),
+        studies.calibration_table(results),
+        integrity.integrity_table(results),
         detection.detection_table(rates),
         record.environment_table(results),
         record.files_table(results),
@@ -121,13 +120,13 @@ def model_tables(
 
 def model_figures(results: Results) -> list[Figure]:
     makers = [
-        charts_quality.quality_against_size,
-        charts_quality.perplexity_chart,
-        charts_quality.kl_by_category_chart,
-        charts_quality.kl_distribution,
-        charts_cost.time_by_category,
-        charts_cost.speed_chart,
-        charts_cost.sizes_chart,
+        quality_charts.quality_against_size,
+        quality_charts.perplexity_chart,
+        quality_charts.kl_by_category_chart,
+        quality_charts.kl_distribution,
+        cost_charts.time_by_category,
+        cost_charts.speed_chart,
+        cost_charts.sizes_chart,
     ]
     return [make(results) for make in makers]
 
@@ -158,23 +157,23 @@ def report_model(arguments: argparse.Namespace, rules: dict[str, Any]) -> None:
             "kl": scale(rules["kl_nats"], " nats"),
             "perplexity": scale(rules["perplexity_change_percent"], " %"),
         },
-        "prompts_per_category": charts_cost.prompts_text(results),
+        "prompts_per_category": cost_charts.prompts_text(results),
         "categories_are_descriptive": per_category < rules["prompts_to_test_a_category"],
         "front": words.front_sentence(results),
         "demonstrated": words.demonstrated_harm(results, found),
         "baseline_conditions": words.baseline_conditions(results, found),
         "risk_caveat": risk.risk_caveat(results),
         "attack": risk.attack_sentence(results),
-        "integrity_findings": tables_integrity.integrity_findings(results),
+        "integrity_findings": integrity.integrity_findings(results),
         "detection_notes": detection.detection_notes(rates),
         "most_divergent": max((c.row["kl_nats_mean"], c.method) for c in results.believed or results.cells)[1],
         "worst_positions": {cell.method: examples.worst_positions(cell) for cell in results.methods},
         "responses": {cell.method: examples.responses(cell, results, prompts) for cell in results.methods},
         "studies": [
             {"table": table, "chart": {"figure": figure, "svg": inline_svg(f"study-{figure.key}", to_svg(figure))}}
-            for table, figure in tables_studies.studies(results)
+            for table, figure in studies.studies(results)
         ],
-        "calibration_caveat": tables_studies.calibration_caveat(results),
+        "calibration_caveat": studies.calibration_caveat(results),
         "script": script(),
     }
     render(arguments, "model", page)

@@ -4,15 +4,17 @@
 
 Every prompt of the suite is answered so many times at one temperature, with no other sampler or penalty. Ask the model
 behind the interface the same prompts in the same way (temperature, length; top-p 1, no penalties), write its answers
-as {"prompt_id": …, "text": …} lines, and compare the two files with quantharm.outputs_test.
+as {"prompt_id": …, "text": …} lines, and compare the two files with quantharm.forensics.model_equality.
 """
 
 import json
 from pathlib import Path
 
-from quantharm.errors import UserError
-from quantharm.files import write_text
-from quantharm.models import (
+from quantharm.common.errors import UserError
+from quantharm.common.files import write_text
+from quantharm.common.prompts import encode_prompt, read_prompts
+from quantharm.common.stage import run_stage, stage_parser
+from quantharm.models.loading import (
     choose_device,
     load_checkpoint,
     load_tokenizer,
@@ -21,15 +23,13 @@ from quantharm.models import (
     read_checkpoint_config,
     refuse_unsafe,
 )
-from quantharm.prompts import encode_prompt, read_prompts
-from quantharm.stage import run_stage, stage_parser
 
 
 def sample(model, ids: list[int], count: int, new_tokens: int, temperature: float, ends: set[int], generator):
     """So many sampled continuations of a prompt, end token left out; generator: torch's, on the CPU."""
     import torch
 
-    from quantharm.decoding import decode_one_token, prefill
+    from quantharm.speed.decoding import decode_one_token, prefill
 
     device = model.get_input_embeddings().weight.device
     answers: list[list[int]] = [[] for _ in range(count)]
@@ -72,7 +72,7 @@ def main() -> None:
     quiet()
     import torch
 
-    from quantharm.decoding import end_tokens
+    from quantharm.speed.decoding import end_tokens
 
     source = {"path": str(arguments.folder), "allow_pickle": False, "trust_remote_code": False}
     tokenizer = load_tokenizer(source)

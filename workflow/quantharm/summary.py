@@ -10,10 +10,10 @@ from typing import Any
 import numpy
 import pandas
 
-from quantharm.errors import UserError
-from quantharm.files import read_json, read_parquet, replacing, write_json, write_parquet
-from quantharm.stage import run_stage, stage_parser
-from quantharm.statistics import weighted_mean_interval
+from quantharm.common.errors import UserError
+from quantharm.common.files import read_json, read_parquet, replacing, write_json, write_parquet
+from quantharm.common.stage import run_stage, stage_parser
+from quantharm.common.statistics import weighted_mean_interval
 
 BASELINE = "baseline"
 

@@ -6,8 +6,8 @@ import shlex
 import sys
 from pathlib import Path
 
-from quantharm import configuration, resources
-from quantharm.dependencies import module_files
+from quantharm.config import derived_methods, methods, names, resources
+from quantharm.config.dependencies import module_files
 from quantharm.reporting import names as report_names
 
 CONDA = any(method.name == "CONDA" for method in workflow.deployment_settings.deployment_method)
@@ -132,7 +132,7 @@ def source_flags(entry):
 def calibration_of(wildcards):
     """The calibration text, for the quantizers that have settings for one."""
     entry = config["methods"][wildcards.method]
-    return (entry.get("calibration_text") or config["calibration"]) if configuration.uses_calibration(entry) else []
+    return (entry.get("calibration_text") or config["calibration"]) if methods.uses_calibration(entry) else []
 
 
 def pretrained_source(wildcards):
@@ -152,7 +152,7 @@ def signature_of(wildcards):
 
 
 def cells_of(wildcards):
-    return [f"results/{wildcards.model}/{method}" for method in configuration.methods_of(config, wildcards.model)]
+    return [f"results/{wildcards.model}/{method}" for method in methods.methods_of(config, wildcards.model)]
 
 
 def records_of_default_run():
@@ -162,7 +162,7 @@ def records_of_default_run():
     """
     models = config["evaluate"]["models"]
     once = [f"results/{model}/{stage}.json" for model in models for stage in ("source", "summary", "baseline/logits")]
-    cells = [f"results/{model}/{method}" for model in models for method in configuration.methods_of(config, model)]
+    cells = [f"results/{model}/{method}" for model in models for method in methods.methods_of(config, model)]
     return once + [f"{cell}/{file}" for cell in cells for file in [*CELL_FILES, "divergence.parquet"]]
 
 
@@ -172,7 +172,7 @@ REPORTED_FILES = ["generation.parquet", "perplexity.parquet", "divergence.parque
 
 def studies_of(model):
     """{file: time} of the studies beside the default run that have been made."""
-    files = [f"results/{model}/{name}" for name in ("noise.json", "calibration.json", "monitor/history.parquet")]
+    files = [f"results/{model}/{name}" for name in ("noise_sweep.json", "calibration_study.json", "monitor/history.parquet")]
     return {file: os.path.getmtime(file) for file in files if os.path.exists(file)}
 
 

@@ -7,11 +7,11 @@ from snakemake.exceptions import WorkflowError
 PACKAGE = Path(workflow.basedir) / "workflow"
 sys.path.insert(0, str(PACKAGE))
 
-from quantharm import configuration
-from quantharm.errors import UserError
+from quantharm.config import configuration, validation
+from quantharm.common.errors import UserError
 
 try:
-    configuration.check_config_file(Path("config.yaml"))
+    validation.check_config_file(Path("config.yaml"))
 except UserError as error:
     raise WorkflowError(str(error)) from None
 

@@ -27,7 +27,7 @@ rule quantize:
     params:
         python=PYTHON,
         quantizer=lambda wildcards: config["methods"][wildcards.method]["quantizer"],
-        settings=lambda wildcards: json.dumps(configuration.settings_of(config, wildcards.method), sort_keys=True),
+        settings=lambda wildcards: json.dumps(methods.settings_of(config, wildcards.method), sort_keys=True),
         calibration=lambda wildcards, input: (
             f"--calibration {shlex.quote(input.calibration)}" if input.calibration else ""
         ),

@@ -9,7 +9,7 @@ A quantizer module has
                                                         loads it back from disk
     inspect(name, module, checkpoint) -> QuantizedMatrix | None
                                                         recognises its own linear layers
-    grid(settings) -> str                               its grid in quantharm.grids, for noise (optional)
+    grid(settings) -> str                               its grid in quantharm.quantizers.rounding, for noise (optional)
     conflict(settings, checkpoint_config) -> str | None
                                                         why a model cannot be quantized this way (optional)
 

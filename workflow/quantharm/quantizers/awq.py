@@ -9,7 +9,7 @@ import contextlib
 from pathlib import Path
 from typing import Any
 
-from quantharm.errors import UserError
+from quantharm.common.errors import UserError
 
 SETTINGS: dict[str, Any] = {
     "bits": {"enum": [4], "default": 4, "description": "Bits a weight; kernels exist for 4."},
@@ -112,10 +112,17 @@ def quantize(source, settings, dtype, device, gpus, output: Path, calibration) -
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     from awq import AutoAWQForCausalLM
 
-    from quantharm.awq_search import repaired_quantizer
-    from quantharm.calibration import sample_statistics
-    from quantharm.models import LARGEST_FILE, device_map, load_tokenizer, refuse_unsafe, torch_dtype, weight_files
-    from quantharm.text import read_text, sha256_of_windows
+    from quantharm.common.text import read_text, sha256_of_windows
+    from quantharm.models.loading import (
+        LARGEST_FILE,
+        device_map,
+        load_tokenizer,
+        refuse_unsafe,
+        torch_dtype,
+        weight_files,
+    )
+    from quantharm.quantizers.awq_search import repaired_quantizer
+    from quantharm.quantizers.calibration import sample_statistics
 
     tokenizer = load_tokenizer(source)
     packed = calibration_samples(tokenizer, read_text(calibration), settings)
@@ -185,7 +192,7 @@ def computing_in(dtype: str):
     """
     from transformers.quantizers.quantizer_awq import AwqQuantizer
 
-    from quantharm.models import torch_dtype
+    from quantharm.models.loading import torch_dtype
 
     changing, finishing = AwqQuantizer.update_dtype, AwqQuantizer._process_model_after_weight_loading
 
@@ -204,7 +211,7 @@ def computing_in(dtype: str):
 
 
 def load(folder: Path, settings, source, dtype: str, device: str, gpus: int):
-    from quantharm.models import load_checkpoint, read_checkpoint_config
+    from quantharm.models.loading import load_checkpoint, read_checkpoint_config
 
     stated = read_checkpoint_config(folder)["quantization_config"]
     config = backend_config(stated, settings["backend"], device)
@@ -216,7 +223,7 @@ def inspect(name: str, module, checkpoint: Path):
     """An AWQ linear of gptqmodel: 4-bit codes, a float16 scale and a 4-bit zero point a group."""
     if not any(base.__name__ == "AWQuantLinear" for base in type(module).__mro__):
         return None
-    from quantharm.linears import QuantizedMatrix, stored_tensors, tensor_bytes
+    from quantharm.quantizers.quantized_layers import QuantizedMatrix, stored_tensors, tensor_bytes
 
     rows, columns, group = module.out_features, module.in_features, module.group_size
     groups = rows * columns // group
@@ -250,7 +257,7 @@ def codes(tensors: dict[str, Any], group: int):
 
 def dequantize(checkpoint: Path, name: str, group: int):
     """The matrix in the file: (code - zero) × scale; [rows, columns] float32."""
-    from quantharm.linears import stored_tensors
+    from quantharm.quantizers.quantized_layers import stored_tensors
 
     tensors = stored_tensors(checkpoint, name)
     scales = tensors["scales"].float().repeat_interleave(group, dim=0)  # [groups, outputs] → [inputs, outputs]

@@ -28,7 +28,7 @@ def grid(settings: dict[str, Any]) -> str:
 def quantize(source, settings, dtype, device, gpus, output: Path, calibration) -> dict[str, Any]:
     from transformers import BitsAndBytesConfig
 
-    from quantharm.models import LARGEST_FILE, load_checkpoint, torch_dtype
+    from quantharm.models.loading import LARGEST_FILE, load_checkpoint, torch_dtype
 
     config = BitsAndBytesConfig(
         load_in_4bit=True,
@@ -42,7 +42,7 @@ def quantize(source, settings, dtype, device, gpus, output: Path, calibration) -
 
 
 def load(folder: Path, settings, source, dtype: str, device: str, gpus: int):
-    from quantharm.models import load_checkpoint
+    from quantharm.models.loading import load_checkpoint
 
     return load_checkpoint(folder, source, dtype, device, gpus)
 
@@ -51,7 +51,7 @@ def inspect(name: str, module, checkpoint: Path):
     """A Linear4bit: half a byte a weight, its blocks' scales and the fixed tables."""
     if type(module).__name__ != "Linear4bit":
         return None
-    from quantharm.linears import QuantizedMatrix, stored_tensors, tensor_bytes
+    from quantharm.quantizers.quantized_layers import QuantizedMatrix, stored_tensors, tensor_bytes
 
     weight, state = module.weight, module.weight.quant_state
     rows, columns = module.out_features, module.in_features
@@ -84,7 +84,7 @@ def codes(weight, rows: int, columns: int):
 
 def dequantize(checkpoint: Path, name: str, rows: int, columns: int):
     """The matrix in the file: level × scale of its block; [rows, columns] float32."""
-    from quantharm.linears import stored_tensors
+    from quantharm.quantizers.quantized_layers import stored_tensors
 
     tensors = stored_tensors(checkpoint, name)
     state = next(json.loads(bytes(t.tolist())) for key, t in tensors.items() if ".quant_state.bitsandbytes__" in key)

@@ -20,7 +20,7 @@ def grid(settings: dict[str, Any]) -> str:
 def quantize(source, settings, dtype, device, gpus, output: Path, calibration) -> dict[str, Any]:
     from transformers import BitsAndBytesConfig
 
-    from quantharm.models import LARGEST_FILE, load_checkpoint
+    from quantharm.models.loading import LARGEST_FILE, load_checkpoint
 
     config = BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=float(settings["threshold"]))
     model = load_checkpoint(source["path"], source, dtype, device, gpus, quantization_config=config)
@@ -29,7 +29,7 @@ def quantize(source, settings, dtype, device, gpus, output: Path, calibration) -
 
 
 def load(folder: Path, settings, source, dtype: str, device: str, gpus: int):
-    from quantharm.models import load_checkpoint
+    from quantharm.models.loading import load_checkpoint
 
     return load_checkpoint(folder, source, dtype, device, gpus)
 
@@ -38,7 +38,7 @@ def inspect(name: str, module, checkpoint: Path):
     """A Linear8bitLt: N bytes of weights and one float32 scale a row."""
     if type(module).__name__ != "Linear8bitLt":
         return None
-    from quantharm.linears import QuantizedMatrix, stored_tensors, tensor_bytes
+    from quantharm.quantizers.quantized_layers import QuantizedMatrix, stored_tensors, tensor_bytes
 
     weight = module.weight
     rows, columns = module.out_features, module.in_features

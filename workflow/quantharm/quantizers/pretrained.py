@@ -7,7 +7,7 @@ import contextlib
 from pathlib import Path
 from typing import Any
 
-from quantharm.errors import UserError
+from quantharm.common.errors import UserError
 
 SETTINGS: dict[str, Any] = {
     "source": {"type": "string", "minLength": 1, "description": "Folder or hub id of the quantized checkpoint."},
@@ -29,7 +29,7 @@ def quantize(source, settings, dtype, device, gpus, output: Path, calibration) -
 
 
 def load(folder: Path, settings, source, dtype: str, device: str, gpus: int):
-    from quantharm.models import load_checkpoint, read_checkpoint_config
+    from quantharm.models.loading import load_checkpoint, read_checkpoint_config
 
     stated = read_checkpoint_config(folder).get("quantization_config") or {}
     extra, kernels = {}, contextlib.nullcontext()

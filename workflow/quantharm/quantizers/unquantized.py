@@ -11,7 +11,7 @@ def quantize(source, settings, dtype, device, gpus, output: Path, calibration) -
 
 
 def load(folder: Path, settings, source, dtype: str, device: str, gpus: int):
-    from quantharm.models import load_checkpoint
+    from quantharm.models.loading import load_checkpoint
 
     return load_checkpoint(folder, source, dtype, device, gpus)
 
@@ -24,7 +24,7 @@ def inspect(name: str, module, checkpoint: Path):
     """
     if not holds_rounded_weights(module):
         return None
-    from quantharm.linears import QuantizedMatrix, tensor_bytes
+    from quantharm.quantizers.quantized_layers import QuantizedMatrix, tensor_bytes
 
     tensors = [t for t in own_tensors(module) if t is not getattr(module, "bias", None)]
     rows, columns = getattr(module, "out_features", 0), getattr(module, "in_features", 0)

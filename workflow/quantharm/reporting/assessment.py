@@ -8,10 +8,10 @@ from typing import Any
 
 from quantharm.reporting.format import count, fixed, interval, listing, number, percent, share, size
 from quantharm.reporting.results import Cell, Results
-from quantharm.reporting.table import Column, Table, figure_cell, name_cell, text_cell, verdict_cell
-from quantharm.reporting.tables_cost import speed_of, time_of
-from quantharm.reporting.tables_quality import METHOD, kl_of, perplexity_of
-from quantharm.reporting.tables_trade import beaten_by, front_of
+from quantharm.reporting.tables.cost import speed_of, time_of
+from quantharm.reporting.tables.quality import METHOD, kl_of, perplexity_of
+from quantharm.reporting.tables.table import Column, Table, figure_cell, name_cell, text_cell, verdict_cell
+from quantharm.reporting.tables.trade import beaten_by, front_of
 from quantharm.reporting.verdicts import LEVELS, Verdict, change_verdict, harm_verdict, largest, level_of
 
 

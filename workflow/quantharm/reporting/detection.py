@@ -7,9 +7,9 @@ import csv
 from pathlib import Path
 from typing import Any
 
-from quantharm.errors import UserError
+from quantharm.common.errors import UserError
 from quantharm.reporting.format import count, fixed, listing, share
-from quantharm.reporting.table import Cell, Column, Table
+from quantharm.reporting.tables.table import Cell, Column, Table
 
 RATES = Path(__file__).parents[2] / "report" / "integrity-detection.csv"
 NOTHING, RANDOM, NATIVE = "nothing", "random matrices", "nothing (ternary, as BitNet)"

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from quantharm.files import read_parquet
-from quantharm.prompts import read_prompts
+from quantharm.common.files import read_parquet
+from quantharm.common.prompts import read_prompts
 from quantharm.reporting.results import Cell, Results
 from quantharm.reporting.text import one_line, shortened, visible
 from quantharm.summary import first_difference

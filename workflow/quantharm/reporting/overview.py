@@ -8,7 +8,7 @@ import altair
 import pandas
 
 from quantharm.reporting.assessment import Assessment
-from quantharm.reporting.chart_base import (
+from quantharm.reporting.charts.base import (
     MUTED,
     Figure,
     ends,
@@ -21,7 +21,7 @@ from quantharm.reporting.format import fixed, listing, number, percent, size
 from quantharm.reporting.names import OVERVIEW_FIGURES
 from quantharm.reporting.results import Results, ran_on_one_device
 from quantharm.reporting.risks import criteria, risks
-from quantharm.reporting.table import Cell, Column, Table, figure_cell, name_cell, text_cell, verdict_cell
+from quantharm.reporting.tables.table import Cell, Column, Table, figure_cell, name_cell, text_cell, verdict_cell
 
 MODEL = Column("model", "Model", "left")
 METHOD = Column("method", "Method", "left")

@@ -11,9 +11,9 @@ from typing import Any
 import numpy
 import pandas
 
-from quantharm.errors import UserError
-from quantharm.files import read_json, read_parquet
-from quantharm.statistics import interval_95, stratified_mean, weighted_mean_interval
+from quantharm.common.errors import UserError
+from quantharm.common.files import read_json, read_parquet
+from quantharm.common.statistics import interval_95, stratified_mean, weighted_mean_interval
 
 BASELINE = "baseline"
 TEXT_CATEGORY = "text"  # as in logits.py, which needs torch
@@ -60,8 +60,8 @@ class Results:
     folder: Path
     cells: list[Cell]
     kl_differences: dict[tuple[str, str], tuple[float, Bounds]] = field(default_factory=dict)
-    calibration_study: Rows | None = None  # calibration.json, where `snakemake calibration` was run
-    noise_study: list[Rows] | None = None  # the rows of noise.json, where `snakemake defense` was run
+    calibration_study: Rows | None = None  # calibration_study.json, where `snakemake calibration` was run
+    noise_study: list[Rows] | None = None  # the rows of noise_sweep.json, where `snakemake defense` was run
     monitor_history: pandas.DataFrame | None = None  # a row a run, where `snakemake monitor` was run
 
     @property
@@ -120,7 +120,11 @@ def read_results(folder: Path) -> Results:
     require_comparable(cells)
     for cell in cells[1:]:
         cell.changes = paired_changes(cell, cells[0])
-    study, noise, history = folder / "calibration.json", folder / "noise.json", folder / "monitor/history.parquet"
+    study, noise, history = (
+        folder / "calibration_study.json",
+        folder / "noise_sweep.json",
+        folder / "monitor/history.parquet",
+    )
     results = Results(
         rows[0]["model"],
         folder,

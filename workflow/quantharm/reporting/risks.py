@@ -4,9 +4,9 @@ from typing import Any
 
 from quantharm.reporting.format import interval, listing, number, percent
 from quantharm.reporting.results import Cell, Results
-from quantharm.reporting.table import Cell as TableCell
-from quantharm.reporting.table import Column, Table, text_cell, verdict_cell
-from quantharm.reporting.tables_quality import mark
+from quantharm.reporting.tables.quality import mark
+from quantharm.reporting.tables.table import Cell as TableCell
+from quantharm.reporting.tables.table import Column, Table, text_cell, verdict_cell
 from quantharm.reporting.verdicts import Verdict, largest, not_judged, risk_verdict, within
 
 

@@ -6,7 +6,7 @@ Control and bidirectional characters could reorder or hide what stands beside th
 import re
 from typing import Any
 
-from quantharm.visible import visible
+from quantharm.common.sanitize import visible
 
 MARKUP = re.compile(r"([\\`*_{}\[\]<>|#~&!$@]|(?<=\w):(?=//))")
 LINE_START = re.compile(r"^(\s*)([-+=]|\d+[.)])(?=\s)")

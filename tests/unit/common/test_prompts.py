@@ -1,0 +1,391 @@
+"""The prompt suite: its rules, the judges on right and wrong responses, and encoding."""
+
+import collections
+import json
+
+import jsonschema
+import pytest
+
+from quantharm.common.errors import UserError
+from quantharm.common.prompts import encode_prompt, judge, read_prompts
+
+CATEGORIES = [
+    "Code Generation",
+    "Mathematical Reasoning",
+    "Text Summarization",
+    "Question Answering",
+    "Creative Writing",
+    "Logical Reasoning",
+    "Translation",
+    "Sentiment Analysis",
+    "Information Extraction",
+    "Instruction Following",
+    "Common Sense Reasoning",
+    "Domain Knowledge (Science)",
+]
+JUDGED_CATEGORIES = [
+    "Mathematical Reasoning",
+    "Question Answering",
+    "Logical Reasoning",
+    "Sentiment Analysis",
+    "Information Extraction",
+    "Common Sense Reasoning",
+    "Domain Knowledge (Science)",
+]
+LETTERS = "ABCDE"
+
+
+# ---------------------------------------------------------------- the built-in suite
+
+
+@pytest.fixture(scope="module")
+def schema(root):
+    return json.loads((root / "data" / "prompts.schema.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def samples(root):
+    lines = (root / "tests" / "unit" / "judged_responses.jsonl").read_text(encoding="utf-8").splitlines()
+    return {sample["id"]: sample for sample in map(json.loads, lines)}
+
+
+def test_every_prompt_follows_the_schema(suite, schema):
+    jsonschema.Draft202012Validator.check_schema(schema)
+    validator = jsonschema.Draft202012Validator(schema)
+    assert [error.message for prompt in suite for error in validator.iter_errors(prompt)] == []
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"category": "Cooking"},
+        {"id": "cooking-01"},
+        {"prompt": ""},
+        {"note": "x"},
+        {"answer": {"kind": "number", "value": "3"}},
+        {"answer": {"kind": "choice", "value": "F"}},
+        {"answer": {"kind": "guess", "value": "A"}},
+    ],
+)
+def test_the_schema_refuses_what_is_wrong(suite, schema, change):
+    assert not jsonschema.Draft202012Validator(schema).is_valid(suite[0] | change)
+
+
+def test_96_prompts_8_of_each_category(suite):
+    counts = collections.Counter(p["category"] for p in suite)
+    assert counts == dict.fromkeys(CATEGORIES, 8)
+    assert list(counts) == CATEGORIES
+    assert len(suite) == len({p["id"] for p in suite}) == len({p["prompt"] for p in suite}) == 96
+
+
+def test_the_package_reads_the_suite_as_it_is(root, suite):
+    assert read_prompts(root / "data" / "prompts.jsonl") == suite
+
+
+def test_at_least_48_answers_with_some_where_answers_are_facts(suite):
+    judged = collections.Counter(p["category"] for p in suite if "answer" in p)
+    assert judged.total() >= 48
+    assert all(judged[category] >= 4 for category in JUDGED_CATEGORIES), judged
+    assert judged["Creative Writing"] == 0
+
+
+def test_every_judged_prompt_has_sample_responses(suite, samples):
+    assert set(samples) == {p["id"] for p in suite if "answer" in p}
+    assert all(s["good"] and s["bad"] for s in samples.values())
+
+
+def test_right_responses_are_accepted(suite, samples):
+    answers = {p["id"]: p.get("answer") for p in suite}
+    refused = [(i, r) for i, s in samples.items() for r in s["good"] if judge(r, answers[i]) is not True]
+    assert refused == []
+
+
+def test_wrong_responses_are_refused(suite, samples):
+    answers = {p["id"]: p.get("answer") for p in suite}
+    accepted = [(i, r) for i, s in samples.items() for r in s["bad"] if judge(r, answers[i]) is not False]
+    assert accepted == []
+
+
+def test_no_echo_of_a_prompt_and_no_empty_response_is_right(suite):
+    judged = [p for p in suite if "answer" in p]
+    for echo in (lambda p: p, lambda p: f"{p}\n\n{p}", lambda _: "", lambda _: " \n"):
+        assert [p["id"] for p in judged if judge(echo(p["prompt"]), p["answer"])] == []
+
+
+def test_only_the_right_letter_of_each_choice_is_accepted(suite):
+    choices = [p for p in suite if p.get("answer", {}).get("kind") == "choice"]
+    assert len(choices) >= 12
+    assert len({p["answer"]["value"] for p in choices}) >= 4  # a model that always says A gains little
+    for prompt in choices:
+        accepted = [letter for letter in LETTERS if judge(f"The answer is {letter}.", prompt["answer"])]
+        assert accepted == [prompt["answer"]["value"]], prompt["id"]
+        assert f"\n{accepted[0]}) " in prompt["prompt"], f"{prompt['id']} offers no such option"
+
+
+def test_prompts_without_an_answer_are_not_judged():
+    assert judge("anything", None) is None
+
+
+# ---------------------------------------------------------------- judges
+
+
+def letter_in(response: str) -> str:
+    """All letters that the judge takes the response for: one at most."""
+    return "".join(letter for letter in LETTERS if judge(response, {"kind": "choice", "value": letter}))
+
+
+@pytest.mark.parametrize(
+    ("response", "letter"),
+    [
+        ("C", "C"),
+        ("(C)", "C"),
+        ("c", "C"),
+        ("c)", "C"),
+        ("**C**", "C"),
+        ("C) x &= x - 1", "C"),
+        ("C. A marble", "C"),
+        ("C because it clears one bit", "C"),
+        ("C is right", "C"),
+        ("Option B", "B"),
+        ("The answer is (C)", "C"),
+        ("The answer is C because it clears one bit.", "C"),
+        ("The answer is option B.", "B"),
+        ("The correct option is D.", "D"),
+        ("The correct answer is **B) a coin**.", "B"),
+        ("**Answer:** D\n\nA rock is heavier.", "D"),
+        ("Answer:\nC", "C"),
+        ("The answer to the question is E.", "E"),
+        ("Both pipes are open, so it takes nine minutes.\n\nD", "D"),
+        ("The answer is not A. The answer is C.", "C"),
+        ("A) one\nB) two\nC) three\n\nAnswer: B", "B"),
+        ("A", "A"),
+        ("A)", "A"),
+        ("A: it expands", "A"),
+        ("A because it expands", "A"),
+        # the article A, names, words and lists are no choices
+        ("A bottle that has burst", ""),
+        ("The answer is a difficult one", ""),
+        ("The answer is A bottle that has burst", ""),
+        ("D'Artagnan", ""),
+        ("A) one\nB) two\nC) three\nD) four", ""),
+        ("(A) one\n(B) two", ""),
+        ("Answer with the letter of the right option.", ""),
+        ("I cannot decide between B and C here", ""),
+        ("e.g. one of them", ""),
+        ("Because of the drain", ""),
+        ("", ""),
+    ],
+)
+def test_choice(response, letter):
+    assert letter_in(response) == letter
+
+
+@pytest.mark.parametrize(
+    ("response", "value", "expected"),
+    [
+        ("36", 36, True),
+        ("**36**.", 36, True),
+        ("36.0", 36, True),
+        ("so 500 + 700 = 1,200 copies", 1200, True),
+        ("€1,234,567.50.", 1234567.5, True),
+        ("-5", -5, True),
+        ("8-9", 9, True),
+        ("-5", 5, False),
+        ("13 O2", 13, True),
+        ("2 C4H10 + 13 O2 -> 8 CO2 + 10 H2O, so 13", 13, True),
+        ("the coefficient of O2 is 13", 13, True),
+        ("6 cm^2", 6, True),
+        ("H2O", 2, False),
+        ("10^3", 3, False),
+        ("36 or 37", 36, False),  # the last number counts
+        ("1,2", 12, False),  # a list, not a thousands separator
+        ("18,69", 1869, False),
+        ("416.5", 416.5, True),
+        ("4165", 416.5, False),
+        ("416.50001", 416.5, False),
+        ("thirty-six", 36, False),
+        ("", 0, False),
+        ("9" * 400, 9, False),
+    ],
+)
+def test_number(response, value, expected):
+    assert judge(response, {"kind": "number", "value": value}) is expected
+
+
+@pytest.mark.parametrize(
+    ("response", "expected"),
+    [
+        ("Not stated", True),
+        (' "not  stated". ', True),
+        ("```\nnot stated\n```", True),
+        ("not stated here", False),
+        ("stated", False),
+        ("", False),
+    ],
+)
+def test_exact(response, expected):
+    assert judge(response, {"kind": "exact", "value": "not stated"}) is expected
+
+
+@pytest.mark.parametrize(
+    ("response", "expected"),
+    [
+        ("South", True),
+        ("He faces **south**.", True),
+        ("- south", True),
+        ("the South.", True),
+        ("Süden, that is sud", True),
+        ("southwest", False),
+        ("South-west", False),
+        ("North-South", False),
+        ("southern", False),
+        ("", False),
+    ],
+)
+def test_contains(response, expected):
+    assert judge(response, {"kind": "contains", "value": ["south", "Sud"]}) is expected
+
+
+def test_contains_takes_values_literally():
+    answer = {"kind": "contains", "value": "a.b@c.example"}
+    assert judge("write to a.b@c.example.", answer) is True
+    assert judge("write to axb@c.example", answer) is False
+
+
+@pytest.mark.parametrize(
+    ("response", "expected"), [("  d05a", True), ("`D05A`", True), ("e117", False), ("xd05a", False)]
+)
+def test_regex(response, expected):
+    assert judge(response, {"kind": "regex", "value": r"\A\W*d05a\b"}) is expected
+
+
+# ---------------------------------------------------------------- reading
+
+GOOD = '{"id": "a-01", "category": "A", "prompt": "Say hello."}'
+
+
+def write(tmp_path, *lines: str):
+    path = tmp_path / "prompts.jsonl"
+    path.write_text("\n".join(lines), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{not json", r"line 2 is not JSON \("),
+        ("[1, 2]", r"line 2 is not a JSON object"),
+        ('{"id": "b", "category": "A"}', r"line 2: `prompt` is missing or empty"),
+        ('{"id": "b", "category": "A", "prompt": "  "}', r"line 2: `prompt` is missing or empty"),
+        ('{"id": 7, "category": "A", "prompt": "x"}', r"line 2: `id` is missing or empty"),
+        ('{"id": "b", "category": null, "prompt": "x"}', r"line 2: `category` is missing or empty"),
+        (GOOD, r"line 2: the id 'a-01' occurs twice"),
+        (
+            '{"id": "b", "category": "A", "prompt": "x", "answer": "C"}',
+            r"line 2: `answer` needs a kind \(exact, number",
+        ),
+        ('{"id": "b", "category": "A", "prompt": "x", "answer": {"kind": "exact"}}', r"`answer` needs a kind"),
+        ('{"id": "b", "category": "A", "prompt": "x", "answer": {"kind": "guess", "value": 1}}', r"needs a kind"),
+        ('{"id": "b", "category": "A", "prompt": "x", "answer": {"kind": [], "value": 1}}', r"needs a kind"),
+        (
+            '{"id": "b", "category": "A", "prompt": "x", "answer": {"kind": "regex", "value": "(a"}}',
+            r"regex is not valid",
+        ),
+        ('{"id": "b", "category": "A", "prompt": "x", "answer": {"kind": "regex", "value": 3}}', r"regex is not valid"),
+        (
+            '{"id": "b", "category": "A", "prompt": "x", "answer": {"kind": "number", "value": "x"}}',
+            r"number is not val",
+        ),
+        (
+            '{"id": "b", "category": "A", "prompt": "x", "answer": {"kind": "contains", "value": 3}}',
+            r"contains is not va",
+        ),
+        (f'{{"id": "b", "category": "A", "prompt": "{"x" * 1_000_001}"}}', r"over 1,000,000 characters"),
+        ("[" * 100_000, r"line 2 is not JSON"),
+    ],
+)
+def test_faulty_lines_are_refused_by_number(tmp_path, line, message):
+    with pytest.raises(UserError, match=message) as caught:
+        read_prompts(write(tmp_path, GOOD, line))
+    assert "\n" not in str(caught.value)
+
+
+def test_faulty_files_are_refused(tmp_path):
+    with pytest.raises(UserError, match=r"does not exist; correct `prompts:`"):
+        read_prompts(tmp_path / "none.jsonl")
+    with pytest.raises(UserError, match=r"does not exist"):
+        read_prompts(tmp_path)
+    with pytest.raises(UserError, match=r"holds no prompt"):
+        read_prompts(write(tmp_path, "", "  "))
+    path = tmp_path / "latin.jsonl"
+    path.write_bytes(GOOD.replace("hello", "grüß").encode("latin-1"))
+    with pytest.raises(UserError, match=r"is not UTF-8; convert it"):
+        read_prompts(path)
+
+
+def test_a_file_that_is_too_large_is_refused_before_it_is_read(tmp_path):
+    path = tmp_path / "large.jsonl"
+    with open(path, "wb") as stream:
+        stream.truncate(64 * 2**20 + 1)
+    with pytest.raises(UserError, match=r"larger than 64 MB"):
+        read_prompts(path)
+
+
+def test_blank_lines_and_unicode_are_accepted(tmp_path):
+    path = write(tmp_path, GOOD, "", '{"id": "b", "category": "Ä", "prompt": "日本語 ü"}', "")
+    assert [p["prompt"] for p in read_prompts(path)] == ["Say hello.", "日本語 ü"]
+
+
+def test_per_category_takes_the_first_of_each_in_file_order(tmp_path, root, suite):
+    lines = [f'{{"id": "{c}-{i}", "category": "{c}", "prompt": "x"}}' for i in (1, 2, 3) for c in "AB"]
+    assert [p["id"] for p in read_prompts(write(tmp_path, *lines), 2)] == ["A-1", "B-1", "A-2", "B-2"]
+    two = read_prompts(root / "data" / "prompts.jsonl", 2)
+    assert [p["id"] for p in two] == [p["id"] for p in suite if p["id"].endswith(("-01", "-02"))]
+
+
+def test_per_category_still_checks_the_lines_that_it_leaves_out(tmp_path):
+    with pytest.raises(UserError, match=r"occurs twice"):
+        read_prompts(write(tmp_path, GOOD, GOOD), 1)
+
+
+# ---------------------------------------------------------------- encoding
+
+TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
+    "{% if add_generation_prompt %}[assistant]{% endif %}"
+)
+
+
+def test_chat_template_with_generation_prompt_and_one_bos(byte_tokenizer):
+    tokenizer = byte_tokenizer(bos=True, template=TEMPLATE)
+    ids = encode_prompt(tokenizer, "Hi")
+    assert tokenizer.decode(ids) == "<s>[user]Hi[assistant]"
+    assert ids.count(0) == 1
+    # Tokenized as any text, a second BOS would be put before the template's own.
+    assert tokenizer(tokenizer.decode(ids))["input_ids"].count(0) == 2
+
+
+def test_without_a_template_the_bare_text_with_the_tokenizers_special_tokens(byte_tokenizer):
+    tokenizer = byte_tokenizer(bos=True)
+    assert encode_prompt(tokenizer, "Hi") == tokenizer("Hi")["input_ids"]
+    assert encode_prompt(tokenizer, "Hi")[0] == 0
+    assert encode_prompt(byte_tokenizer(), "Hi") == byte_tokenizer()("Hi")["input_ids"]
+
+
+def test_never_ignores_a_template(byte_tokenizer):
+    tokenizer = byte_tokenizer(bos=True, template=TEMPLATE)
+    assert tokenizer.decode(encode_prompt(tokenizer, "Hi", "never")) == "<s>Hi"
+
+
+def test_required_raises_without_a_template_and_uses_one(byte_tokenizer):
+    with pytest.raises(UserError, match=r"the tokenizer has no chat template; use auto or never"):
+        encode_prompt(byte_tokenizer(), "Hi", "required")
+    tokenizer = byte_tokenizer(template=TEMPLATE)
+    assert encode_prompt(tokenizer, "Hi", "required") == encode_prompt(tokenizer, "Hi", "auto")
+
+
+def test_the_built_in_model_has_no_template_so_its_prompts_begin_with_one_bos(reference_tokenizer, suite):
+    for prompt in suite[:5]:
+        ids = encode_prompt(reference_tokenizer, prompt["prompt"])
+        assert (ids[0], ids.count(0)) == (0, 1)
+        assert reference_tokenizer.decode(ids[1:]) == prompt["prompt"]

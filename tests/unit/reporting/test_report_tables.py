@@ -1,0 +1,106 @@
+"""Tables by hand: how figures are written, and what a table is in Markdown, CSV and Parquet."""
+
+import pandas
+import pytest
+
+from quantharm.reporting.charts.base import label_heights, log_ticks
+from quantharm.reporting.format import count, interval, listing, number, percent, share, signed, size
+from quantharm.reporting.tables.table import (
+    Cell,
+    Column,
+    Table,
+    figure_cell,
+    frame,
+    markdown_table,
+    name_cell,
+    transposed,
+    write_table,
+)
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (0, "0"),
+        (None, "–"),
+        (0.00118, "0.00118"),
+        (3.71e-7, "3.71×10⁻⁷"),
+        (-0.0525, "−0.0525"),
+        (12.345, "12.3"),
+        (123456.0, "123,456"),
+        (99.96, "100.0"),
+    ],
+)
+def test_numbers_have_three_digits(value, shown):
+    assert number(value) == shown
+
+
+def test_changes_have_signs_and_small_ones_keep_theirs():
+    assert percent(2.684).replace("\u00a0", " ") == "+2.68 %"
+    assert percent(-48.2, 1).replace("\u00a0", " ") == "−48.2 %"
+    assert signed(-0.0025) == "−0.003"
+    assert signed(0.0) == "0.00"
+    assert signed(None) == "–"
+
+
+def test_units_and_words():
+    assert size(13.49e9).replace("\u00a0", " ") == "13.49 GB"
+    assert size(14_770_944).replace("\u00a0", " ") == "14.77 MB"
+    assert share(0.984, 1).replace("\u00a0", " ") == "98.4 %"
+    assert interval([0.001, 0.002]) == "[0.00100, 0.00200]"
+    assert interval(None) == ""
+    assert (count(1, "prompt"), count(24, "prompt")) == ("1 prompt", "24 prompts")
+    assert (listing([]), listing(["a"]), listing(["a", "b", "c"])) == ("none", "a", "a, b and c")
+
+
+TABLE = Table(
+    "by-hand",
+    "By hand",
+    [Column("method", "Method", "left"), Column("kl_nats", "KL, nats [95 %]"), Column("note", "Note", "left")],
+    [
+        [name_cell("a|b"), figure_cell(0.5, number, [0.4, 0.6]), Cell("=1+1", "=1+1")],
+        [name_cell("c", ["kernel"]), figure_cell(None), Cell("–", None)],
+    ],
+)
+
+
+def test_markdown_by_hand():
+    assert markdown_table(TABLE) == (
+        "| Method | KL, nats \\[95 %\\] | Note |\n"
+        "| :-- | --: | :-- |\n"
+        "| **a\\|b** | 0.500 \\[0.400, 0.600\\] | =1+1 |\n"
+        "| **c † failed kernel** | – | – |"
+    )
+
+
+def test_values_and_intervals_are_columns():
+    data = frame(TABLE)
+    assert list(data.columns) == ["method", "kl_nats", "kl_nats_ci95_low", "kl_nats_ci95_high", "note"]
+    assert data["kl_nats"].tolist()[0] == 0.5
+    assert data["kl_nats_ci95_high"].tolist()[0] == 0.6
+    assert data["kl_nats"].isna().tolist() == [False, True]
+
+
+def test_files_hold_the_same_and_run_no_formula(tmp_path):
+    write_table(tmp_path, TABLE)
+    assert pandas.read_csv(tmp_path / "by-hand.csv")["note"][0] == "'=1+1"
+    assert pandas.read_parquet(tmp_path / "by-hand.parquet")["note"][0] == "=1+1"
+
+
+def test_rows_as_columns():
+    turned = transposed(TABLE, Column("figure", "Figure"))
+    assert [c.label for c in turned.columns] == ["Figure", "a|b", "c †"]
+    assert [row[0].value for row in turned.rows] == ["kl_nats", "note"]
+    assert turned.rows[0][1].value == 0.5
+
+
+def test_labels_of_near_points_are_pushed_apart():
+    heights = label_heights([1.0, 1.0, 9.0], [5.0, 5.1, 5.0], 10.0, 17.0)
+    assert heights[0] == 5.0
+    assert heights[1] >= 6.0
+    assert heights[2] == 5.0
+
+
+def test_ticks_of_a_logarithmic_axis():
+    assert log_ticks(1e-4, 0.5) == pytest.approx([1e-4, 1e-3, 1e-2, 1e-1])
+    assert log_ticks(0.02, 0.3) == pytest.approx([0.02, 0.05, 0.1, 0.2])

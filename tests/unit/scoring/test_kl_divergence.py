@@ -1,0 +1,393 @@
+"""Divergences by hand on three tokens, against scipy and torch, and through a store against two models at once."""
+
+import copy
+import math
+
+import numpy
+import pandas
+import pytest
+import scipy.special
+import scipy.stats
+import torch
+
+from quantharm.common.errors import UserError
+from quantharm.common.text import token_windows
+from quantharm.divergence import check_values, summarise
+from quantharm.logits import make_trace, target_logits
+from quantharm.scoring import kl_divergence
+from quantharm.scoring.forward import output_head
+from quantharm.scoring.stored_logits import StoreWriter
+from quantharm.scoring.worst_positions import WorstPositions
+
+MEASURES = ["kl_nats", "reverse_kl_nats", "js_nats", "delta_p", "delta_nll_nats", "top1_agrees", "baseline_top1_p"]
+
+
+def divergences(stored: torch.Tensor, logits: torch.Tensor, targets: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The measures in float64 throughout, with the baseline's first choice read off what is stored."""
+    return kl_divergence.divergences(stored, logits.double(), targets, stored.argmax(-1))
+
+
+def of(p, q, target=0) -> dict[str, float]:
+    """The measures of one position with probabilities p and q, the baseline's in float64."""
+    ln_p, ln_q = (torch.tensor([x], dtype=torch.float64).log() for x in (p, q))
+    return {key: value.item() for key, value in divergences(ln_p, ln_q, torch.tensor([target])).items()}
+
+
+def random_logits(seed: int, positions: int, vocabulary: int, scale: float) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(positions, vocabulary, generator=generator) * scale
+
+
+def test_all_measures_by_hand_on_three_tokens():
+    p, q = [0.5, 0.25, 0.25], [0.25, 0.5, 0.25]
+    m = of(p, q, target=1)
+    assert m["kl_nats"] == pytest.approx(0.5 * math.log(2) - 0.25 * math.log(2), rel=1e-12)
+    assert m["reverse_kl_nats"] == pytest.approx(0.25 * math.log(2), rel=1e-12)
+    # The middle is (3/8, 3/8, 1/4).
+    js = 0.5 * (0.5 * math.log(4 / 3) + 0.25 * math.log(2 / 3)) * 2
+    assert m["js_nats"] == pytest.approx(js, rel=1e-12)
+    assert m["delta_p"] == pytest.approx(0.25, rel=1e-12)  # the target gained a quarter
+    assert m["delta_nll_nats"] == pytest.approx(-math.log(2), rel=1e-12)  # and costs ln 2 less
+    assert m["top1_agrees"] is False
+    assert m["baseline_top1_p"] == pytest.approx(0.5, rel=1e-12)
+
+
+def test_kl_is_directed_from_baseline_to_method():
+    p, q = [0.9, 0.05, 0.03, 0.02], [0.4, 0.3, 0.2, 0.1]
+    forward = sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
+    backward = sum(b * math.log(b / a) for a, b in zip(p, q, strict=True))
+    assert abs(forward - backward) > 0.1
+    assert of(p, q)["kl_nats"] == pytest.approx(forward, rel=1e-12)
+    assert of(p, q)["reverse_kl_nats"] == pytest.approx(backward, rel=1e-12)
+
+
+def test_kl_is_zero_for_equal_distributions():
+    m = of([0.7, 0.2, 0.1], [0.7, 0.2, 0.1])
+    assert m["top1_agrees"] is True
+    for key in ("kl_nats", "reverse_kl_nats", "js_nats", "delta_p", "delta_nll_nats"):
+        assert abs(m[key]) < 1e-15, key
+
+
+def test_a_constant_added_to_all_logits_changes_nothing():
+    logits = random_logits(0, 5, 50, 3.0)
+    targets = torch.arange(5)
+    ours = divergences(logits.double() + 7, logits.double() - 11, targets)
+    assert ours["kl_nats"].abs().max() < 1e-13
+
+
+@pytest.mark.parametrize("vocabulary", [7, 384, 32_000])
+@pytest.mark.parametrize("scale", [0.5, 4.0])
+def test_measures_equal_scipy_and_torch(vocabulary, scale):
+    a, b = random_logits(1, 6, vocabulary, scale), random_logits(2, 6, vocabulary, scale)
+    targets = torch.arange(6)
+    ours = divergences(a.double(), b, targets)
+    p, q = (scipy.special.softmax(x.double().numpy(), axis=1) for x in (a, b))
+    expected = {
+        "kl_nats": scipy.special.rel_entr(p, q).sum(1),
+        "reverse_kl_nats": scipy.special.rel_entr(q, p).sum(1),
+        "js_nats": scipy.spatial.distance.jensenshannon(p, q, axis=1) ** 2,
+        "delta_p": (q - p)[range(6), range(6)],
+        "delta_nll_nats": numpy.log(p / q)[range(6), range(6)],
+        "top1_agrees": p.argmax(1) == q.argmax(1),
+        "baseline_top1_p": p.max(1),
+    }
+    assert set(ours) == set(MEASURES)
+    for key in MEASURES:
+        numpy.testing.assert_allclose(ours[key].numpy(), expected[key], rtol=1e-9, atol=1e-13, err_msg=key)
+    by_torch = torch.nn.functional.kl_div(
+        b.double().log_softmax(-1), a.double().log_softmax(-1), log_target=True, reduction="none"
+    ).sum(-1)
+    torch.testing.assert_close(ours["kl_nats"], by_torch, rtol=1e-9, atol=1e-13)
+
+
+def test_jensen_shannon_is_at_most_ln_2_and_reaches_it():
+    a = torch.full((1, 10), -60.0)
+    b = a.clone()
+    a[0, 2], b[0, 7] = 0.0, 0.0
+    apart = divergences(a, b, torch.tensor([2]))["js_nats"].item()
+    assert apart == pytest.approx(math.log(2), abs=1e-9)
+    assert apart <= math.log(2) + 1e-12
+    some = divergences(random_logits(3, 64, 100, 9.0), random_logits(4, 64, 100, 9.0), torch.zeros(64, dtype=int))
+    assert (some["js_nats"] <= math.log(2)).all()
+    assert (some["js_nats"] > 0).all()
+
+
+@pytest.mark.parametrize("peak", [18.0, 24.0, 60.0])
+@pytest.mark.parametrize("vocabulary", [384, 151_936])
+def test_float16_store_has_an_error_floor_below_a_millionth_of_a_nat(peak, vocabulary):
+    logits = random_logits(5, 16, vocabulary, 2.0)
+    logits[:, 3] += peak
+    stored = logits.log_softmax(-1).half()
+    floor = divergences(stored, logits, torch.full((16,), 3))["kl_nats"]
+    assert floor.max() < 1e-6
+    assert floor.min() > -1e-9
+
+
+def test_error_floor_of_a_flat_distribution_is_what_rounding_predicts():
+    # Log-probabilities between -16 and -8 are 2⁻⁷ apart: an error of variance 2⁻¹⁴ / 12 costs half of it as KL.
+    logits = random_logits(5, 16, 151_936, 2.0)
+    floor = divergences(logits.log_softmax(-1).half(), logits, torch.zeros(16, dtype=int))["kl_nats"]
+    assert 0 < floor.mean() < 2**-14 / 24
+
+
+def test_without_renormalising_the_floor_would_be_a_thousand_times_higher():
+    logits = random_logits(6, 16, 32_000, 3.0)
+    stored = logits.log_softmax(-1).half().double()
+    naive = (stored.exp() * (stored - logits.double().log_softmax(-1))).sum(-1).abs().mean()
+    assert naive > 1e-5  # what the renormalisation is for
+
+
+def test_padded_vocabulary_entries_that_neither_model_uses_do_not_matter():
+    a, b = random_logits(7, 4, 300, 2.0), random_logits(8, 4, 300, 2.0)
+    pad = torch.full((4, 84), -1e4)
+    targets = torch.tensor([1, 2, 3, 4])
+    plain = divergences(a.log_softmax(-1).half(), b, targets)
+    padded = divergences(torch.cat([a, pad], 1).log_softmax(-1).half(), torch.cat([b, pad], 1), targets)
+    for key in MEASURES:
+        torch.testing.assert_close(padded[key], plain[key], rtol=1e-12, atol=1e-15)
+
+
+def rows(**columns) -> pandas.DataFrame:
+    count = len(next(iter(columns.values())))
+    base = {
+        "prompt_id": ["p"] * count,
+        "category": ["c"] * count,
+        "position": range(count),
+        "kl_nats": 0.1,
+        "reverse_kl_nats": 0.2,
+        "js_nats": 0.05,
+        "delta_p": 0.0,
+        "delta_nll_nats": 0.0,
+        "top1_agrees": True,
+        "baseline_top1_p": 0.5,
+    }
+    return pandas.DataFrame(base | columns, index=range(count))
+
+
+@pytest.mark.parametrize("column", ["kl_nats", "reverse_kl_nats", "js_nats"])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_values_that_are_not_finite_are_refused(column, value):
+    table = rows(**{column: [0.1, value]})
+    with pytest.raises(UserError, match=r"m × nf4: 1 of 2 positions have a NaN or infinite divergence.* p at 1;"):
+        check_values(table, "m × nf4")
+
+
+def test_negative_kl_is_refused_and_rounding_is_not():
+    with pytest.raises(UserError, match=r"below zero"):
+        check_values(rows(kl_nats=[0.1, -2e-6]), "m × nf4")
+    check_values(rows(kl_nats=[0.1, -1e-7]), "m × nf4")
+
+
+def test_nan_logits_reach_check_values():
+    logits = random_logits(9, 3, 20, 1.0)
+    broken = logits.clone()
+    broken[1, 4] = math.nan
+    found = divergences(logits, broken, torch.tensor([0, 1, 2]))
+    assert found["kl_nats"].isnan().tolist() == [False, True, False]
+
+
+def test_summary_is_the_mean_of_category_means_of_prompt_means():
+    table = rows(
+        prompt_id=["a1", "a1", "a1", "a2", "b1", "t1", "t1"],
+        category=["A", "A", "A", "A", "B", "text", "text"],
+        kl_nats=[1.0, 2.0, 3.0, 4.0, 7.0, 100.0, 300.0],
+        reverse_kl_nats=[2.0, 2.0, 2.0, 4.0, 1.0, 50.0, 50.0],
+        js_nats=[0.1, 0.1, 0.1, 0.3, 0.4, 0.6, 0.6],
+        top1_agrees=[True, False, False, True, False, False, False],
+        delta_p=[0.3, -0.3, 0.0, 0.4, 0.0, 0.9, 0.9],
+        delta_nll_nats=[0.0, 0.0, 0.0, 0.0, 0.0, 0.5, 0.25],
+    )
+    result = summarise(table)
+    # prompts: 2, 4, 7; categories: 3 and 7; overall 5. The positions' own mean would be 3.4.
+    assert result["kl_nats"]["mean"] == 5.0
+    assert result["kl_nats"]["ci95"] is None  # B has one prompt
+    assert result["reverse_kl_nats_mean"] == ((2 + 4) / 2 + 1) / 2
+    assert result["js_nats_mean"] == pytest.approx(((0.1 + 0.3) / 2 + 0.4) / 2)
+    assert result["top1_agreement"] == pytest.approx(((1 / 3 + 1) / 2 + 0) / 2)
+    assert result["kl_nats"]["median"] == 3.0
+    assert result["kl_nats"]["max"] == 7.0
+    assert result["kl_nats"]["p90"] == pytest.approx(numpy.quantile([1, 2, 3, 4, 7], 0.9))
+    assert result["kl_nats"]["p99_9"] == pytest.approx(numpy.quantile([1, 2, 3, 4, 7], 0.999))
+    assert result["delta_p"]["mean"] == pytest.approx(0.4 / 5)
+    assert result["delta_p"]["rms"] == pytest.approx(math.sqrt((0.09 + 0.09 + 0.16) / 5))
+    assert result["positions"] == 5
+    assert result["by_category"]["A"]["kl_nats_mean"] == 3.0
+    assert result["by_category"]["A"]["prompts"] == 2
+    assert result["by_category"]["A"]["positions"] == 4
+    assert result["by_category"]["text"]["kl_nats_mean"] == 200.0
+    text = result["text"]
+    assert text["positions"] == 2
+    assert text["kl_nats_mean"] == 200.0
+    assert text["log_perplexity_ratio"] == 0.375
+    assert text["top1_agreement"] == 0.0
+    assert text["log_perplexity_ratio_standard_error"] == pytest.approx(0.125)
+
+
+def test_summary_without_text_windows():
+    assert summarise(rows(kl_nats=[0.1, 0.2]))["text"] is None
+
+
+@pytest.fixture(scope="module")
+def trace(reference_tokenizer, evaluation_text):
+    generation = pandas.DataFrame(
+        {
+            "prompt_id": ["x-01", "x-02", "x-03"],
+            "category": ["X", "X", "Y"],
+            "prompt_token_ids": [reference_tokenizer(t)["input_ids"] for t in ("Count to", "The sea is", "Once upon")],
+            "token_ids": [[300, 301, 302, 303, 304], [77, 78], []],
+        }
+    )
+    windows = token_windows(reference_tokenizer, evaluation_text, 300)[:2]  # more than one row group each
+    return make_trace(generation, windows)
+
+
+def write_reference_store(path, model, trace):
+    head = output_head(model)
+    with StoreWriter(path, model.config.vocab_size, {}) as store:
+        for row in trace.itertuples():
+            for positions, logits in target_logits(model, head, row.token_ids, row.first_target):
+                targets = [row.token_ids[p] for p in positions]
+                store.write(row.prompt_id, row.category, positions, targets, logits.log_softmax(-1))
+    return path
+
+
+def score_store(model, store, trace):
+    return kl_divergence.score_store(model, store, trace, WorstPositions())
+
+
+def direct(baseline, method, trace, function):
+    """function(ln p, ln q) position by position from the logits of two whole models, float64, no store."""
+    values = []
+    for row in trace.itertuples():
+        ids = torch.tensor([row.token_ids])
+        a, b = (
+            model(ids).logits[0, row.first_target - 1 : -1].double().log_softmax(-1) for model in (baseline, method)
+        )
+        values += function(a, b).tolist()
+    return numpy.array(values)
+
+
+def kl(a, b):
+    return (a.exp() * (a - b)).sum(-1)
+
+
+def rounded(function):
+    """With the baseline's log-probabilities as 2 bytes can hold them."""
+    return lambda a, b: function(a.float().half().double().log_softmax(-1), b)
+
+
+def assert_same_divergence(scored, exact, with_rounding):
+    """The same at each position up to what 2 bytes an entry cost, which is less than a thousandth of the mean.
+
+    Where two ways of adding up a logit differ in the last bit, an entry may round to the neighbouring 2-byte number.
+    """
+    numpy.testing.assert_allclose(scored, with_rounding, rtol=2e-3, atol=1e-4)
+    assert numpy.median(abs(scored / with_rounding - 1)) < 1e-4
+    numpy.testing.assert_allclose(scored, exact, rtol=0.02, atol=1e-4)
+    assert scored.mean() == pytest.approx(exact.mean(), rel=1e-3)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory, reference_model, trace):
+    return write_reference_store(tmp_path_factory.mktemp("store") / "logits.parquet", reference_model, trace)
+
+
+def test_trace_leaves_out_prompts_without_an_answer(trace):
+    assert trace["prompt_id"].tolist() == ["x-01", "x-02", "text-01", "text-02"]
+    assert trace["token_ids"][0][trace["first_target"][0] :] == [300, 301, 302, 303, 304]
+
+
+def test_score_store_equals_kl_of_two_models_at_once(store, trace, reference_model):
+    noisy = copy.deepcopy(reference_model)
+    torch.manual_seed(0)
+    for name, parameter in noisy.named_parameters():
+        if "proj" in name:
+            parameter.add_(torch.randn_like(parameter) * 0.05 * parameter.std())
+    scored = score_store(noisy, store, trace)
+    expected = direct(reference_model, noisy, trace, kl)
+    assert 1e-3 < expected.mean() < 1.0  # a perturbation like a quantizer's
+    assert len(scored) == 5 + 2 + 299 + 299
+    assert_same_divergence(scored["kl_nats"], expected, direct(reference_model, noisy, trace, rounded(kl)))
+    reverse = direct(reference_model, noisy, trace, rounded(lambda a, b: kl(b, a)))
+    numpy.testing.assert_allclose(scored["reverse_kl_nats"], reverse, rtol=2e-3, atol=1e-4)
+    by_model = [
+        -torch.nn.functional.cross_entropy(m(torch.tensor([w])).logits[0, :-1], torch.tensor(w[1:]), reduction="mean")
+        for m in (reference_model, noisy)
+        for w in trace["token_ids"][2:]
+    ]
+    log_ratio = float((by_model[0] + by_model[1] - by_model[2] - by_model[3]) / 2)
+    assert summarise(scored)["text"]["log_perplexity_ratio"] == pytest.approx(log_ratio, abs=1e-4)
+
+
+def test_score_store_of_nf4_equals_kl_of_two_models_at_once(store, trace, reference_model, nf4_cell):
+    scored = score_store(nf4_cell.model, store, trace)
+    head = output_head(nf4_cell.model)  # bfloat16 logits are too coarse to compare with: the float32 head
+
+    class WithFloat32Head:
+        def __call__(self, ids):
+            hidden = nf4_cell.model.base_model(input_ids=ids).last_hidden_state[0]
+            return type("Output", (), {"logits": head(hidden).unsqueeze(0)})
+
+    both = reference_model, WithFloat32Head()
+    assert_same_divergence(scored["kl_nats"], direct(*both, trace, kl), direct(*both, trace, rounded(kl)))
+    assert 1e-3 < scored["kl_nats"].mean() < 0.5
+
+
+def test_baseline_against_its_own_store_is_the_noise_floor(store, trace, reference_model):
+    scored = score_store(reference_model, store, trace)
+    assert scored["kl_nats"].abs().max() < 2e-6
+    assert scored["top1_agrees"].mean() > 0.99
+    assert list(scored.columns) == ["prompt_id", "category", "position", *MEASURES]
+
+
+def test_positions_are_those_of_the_predicted_tokens(store, trace, reference_model):
+    scored = score_store(reference_model, store, trace)
+    first = trace["first_target"][0]
+    assert scored[scored.prompt_id == "x-01"]["position"].tolist() == list(range(first, first + 5))
+    assert scored[scored.prompt_id == "text-01"]["position"].tolist() == list(range(1, 300))
+
+
+def test_positions_scored_together_give_what_each_row_group_gives_alone(store, trace, reference_model, monkeypatch):
+    """As a GPU scores them; a CPU takes each row group alone."""
+    alone, batches = score_store(reference_model, store, trace), kl_divergence.batches_of
+    monkeypatch.setattr(kl_divergence, "batches_of", lambda pieces, _: batches(pieces, 256))
+    pandas.testing.assert_frame_equal(score_store(reference_model, store, trace), alone)
+
+
+@pytest.mark.parametrize("sizes", [[5, 2, 256, 43, 256, 43], [256], [1] * 600, [300]])
+def test_batches_hold_all_pieces_in_order_and_no_more_positions_than_may_be(sizes):
+    pieces = [kl_divergence.Piece(None, slice(i, i + 1), torch.empty(n, 1)) for i, n in enumerate(sizes)]
+    batches = list(kl_divergence.batches_of(iter(pieces), 256))
+    assert [p.part.start for batch in batches for p in batch] == list(range(len(sizes)))
+    counts = [sum(len(p.logits) for p in batch) for batch in batches]
+    assert all(n <= 256 or len(batch) == 1 for n, batch in zip(counts, batches, strict=True))
+    assert all(a + len(b[0].logits) > 256 for a, b in zip(counts, batches[1:], strict=False))  # none could take more
+
+
+def test_a_store_of_other_tokens_is_refused(store, trace, reference_model):
+    other = trace.copy()
+    other["token_ids"] = [list(ids) for ids in trace["token_ids"]]
+    other["token_ids"][1][-1] += 1
+    with pytest.raises(UserError, match=r"other tokens than the trace in x-02"):
+        score_store(reference_model, store, other)
+
+
+def test_a_store_with_a_prompt_that_the_trace_lacks_is_refused(store, trace, reference_model):
+    with pytest.raises(UserError, match=r"has x-01, which the trace lacks"):
+        score_store(reference_model, store, trace[trace.prompt_id != "x-01"])
+
+
+@pytest.mark.parametrize("vocabulary", [384, 8192, 50257])
+@pytest.mark.parametrize("noise", [0.0, 0.05, 1.0, 5.0])
+def test_float32_entries_cost_less_than_the_store_does(vocabulary, noise):
+    """What is measured in production, against float64 throughout: below the float16 store's own error floor."""
+    logits = random_logits(1, 64, vocabulary, 4.0)
+    stored, targets = logits.log_softmax(-1).half(), torch.arange(64)
+    method = logits + noise * random_logits(2, 64, vocabulary, 1.0)
+    exact = divergences(stored, method, targets)
+    fast = kl_divergence.divergences(stored, method, targets, stored.argmax(-1))
+    for measure in ("kl_nats", "reverse_kl_nats", "js_nats"):
+        error = (fast[measure] - exact[measure]).abs() / exact["kl_nats"].clamp_min(1)  # JS is made from KL
+        assert error.max() <= 3e-6, measure
+        assert error.mean() <= 2e-7, measure
+    assert torch.equal(fast["top1_agrees"], exact["top1_agrees"])

@@ -1,0 +1,127 @@
+"""Decoding over a cache of fixed size equals decoding over a growing one; capturing itself is tested on a GPU."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from quantharm.common.errors import UserError
+from quantharm.speed import cuda_graph
+from quantharm.speed.cuda_graph import (
+    StaticDecoder,
+    beyond_ties,
+    captured_decoder,
+    eager_logits,
+    largest_kl,
+    verify,
+    why_not,
+)
+from quantharm.speed.decoding import continue_greedily
+
+PROMPT = torch.tensor([[5, 9, 40, 7, 200]])
+
+
+@pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2", "gpt2"])
+def test_a_fixed_cache_gives_the_tokens_and_logits_of_a_growing_one(tiny, kind):
+    model = tiny(kind)
+    decoder = StaticDecoder(model, length=20)
+    tokens, logits = decoder.trajectory(PROMPT, 9, replay=False)
+    expected = continue_greedily(model, PROMPT[0].tolist(), 10, set(), None).token_ids
+    assert tokens.tolist() == expected
+    assert torch.allclose(logits, eager_logits(model, PROMPT, tokens[:-1]), atol=1e-5)
+
+
+def test_it_can_be_used_again(tiny):
+    decoder = StaticDecoder(tiny("llama"), length=20)
+    first = decoder.trajectory(PROMPT, 6, replay=False)
+    decoder.trajectory(PROMPT.flip(1), 8, replay=False)
+    again = decoder.trajectory(PROMPT, 6, replay=False)
+    assert torch.equal(first[0], again[0])
+    assert torch.equal(first[1], again[1])
+
+
+def test_the_check_passes_what_is_equal(tiny):
+    found = verify(StaticDecoder(tiny("llama"), length=20), PROMPT, 6)
+    assert {found[key] for key in found if key.endswith(("steps", "tokens", "ties"))} == {6}
+    assert found["kl_nats_max"] == 0
+    assert found["eager_kl_nats_max"] < 1e-6
+
+
+class Spoiled(StaticDecoder):
+    """Replaying gives something else than stepping, as a graph would that reads memory of others."""
+
+    def decode(self, steps, replay=True):
+        super().decode(steps, replay)
+        if replay:
+            self.spoil()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda d: d.token.add_(1).remainder_(300), r"other tokens than uncaptured in [1-6] of 6 steps"),
+        (lambda d: d.logits[0, :50].add_(1.0), r"kl_nats_max, limit 0.01"),
+        (lambda d: d.logits.fill_(float("nan")), "nan nats off"),
+    ],
+)
+def test_the_check_catches_a_replay_that_differs(tiny, spoil, words):
+    decoder = Spoiled(tiny("llama"), length=20)
+    decoder.spoil = lambda: spoil(decoder)
+    with pytest.raises(UserError, match=words):
+        verify(decoder, PROMPT, 6)
+
+
+def test_the_check_catches_steps_that_differ_from_eager_decoding(tiny):
+    decoder = StaticDecoder(tiny("llama"), length=20)
+    decoder.mask = lambda rows: torch.zeros((1, 1, len(rows), 20))  # everything may be seen, empty places too
+    with pytest.raises(UserError, match="eager_kl_nats_max"):
+        verify(decoder, PROMPT, 6)
+
+
+def test_on_a_cpu_nothing_is_captured_and_the_reason_is_given(tiny):
+    assert captured_decoder(tiny("llama"), PROMPT, 3) == (None, "CUDA graphs need a GPU")
+
+
+def pretend_gpu(model):
+    model.get_input_embeddings = lambda: SimpleNamespace(weight=SimpleNamespace(device=torch.device("cuda")))
+    return model
+
+
+def test_reasons_that_are_known_beforehand(tiny):
+    model = pretend_gpu(tiny("mistral"))
+    assert why_not(model, 100) is None
+    model.config.sliding_window = 64
+    assert why_not(model, 64) is None
+    assert "100 tokens are more than the model's sliding window of 64" in why_not(model, 100)
+    layer = torch.nn.Module()
+    layer.__class__ = type("Linear8bitLt", (torch.nn.Module,), {})
+    model.add_module("quantized", layer)
+    layer.state = SimpleNamespace(threshold=0.0)
+    assert why_not(model, 64) is None
+    layer.state.threshold = 6.0
+    assert "LLM.int8 with a threshold" in why_not(model, 64)
+
+
+def test_a_step_that_cannot_be_recorded_gives_a_reason(tiny, monkeypatch):
+    monkeypatch.setattr(cuda_graph, "why_not", lambda *_: None)
+
+    def refuse(*_):
+        raise RuntimeError("operation not permitted when stream is capturing\nand more")
+
+    monkeypatch.setattr(StaticDecoder, "capture", refuse)
+    decoder, reason = captured_decoder(tiny("llama"), PROMPT, 3)
+    assert decoder is None
+    assert reason == "the step could not be captured: operation not permitted when stream is capturing"
+
+
+def test_largest_kl_by_hand():
+    p, q = torch.tensor([0.5, 0.5]), torch.tensor([0.25, 0.75])
+    expected = float((p.double() * (p.double() / q.double()).log()).sum())
+    assert largest_kl(torch.stack([p.log(), p.log()]), torch.stack([p.log(), q.log()])) == pytest.approx(expected)
+
+
+def test_choices_that_tie_are_the_same():
+    logits = torch.tensor([[4.0, 3.97, 0.0], [4.0, 3.9, 0.0], [4.0, 4.0, -4.0], [float("nan"), 1.0, 0.0]])
+    assert beyond_ties(torch.tensor([1, 1, 1, 1]), logits[:4]) == 2  # 0.03 and 0 are roundings of 4, 0.1 is not; nan
+    assert beyond_ties(torch.tensor([0, 0, 0]), logits[:3]) == 0
+    assert beyond_ties(torch.tensor([1, 1, 1]), logits[:3], noise=0.06) == 0

@@ -1,0 +1,137 @@
+"""The prompt suite: reading, choosing and encoding prompts, and judging answers that a program can judge."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from quantharm.common.errors import UserError
+from quantharm.common.files import LARGEST_INPUT_BYTES
+
+LONGEST_PROMPT_CHARACTERS = 1_000_000
+
+
+def read_prompts(path: Path, per_category: int | None = None) -> list[dict[str, Any]]:
+    """Prompts in file order, at most `per_category` of each category; raises UserError naming the faulty line."""
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"the prompt file {path} does not exist; correct `prompts:` in the config")
+    if path.stat().st_size > LARGEST_INPUT_BYTES:
+        raise UserError(f"the prompt file {path} is larger than {LARGEST_INPUT_BYTES >> 20} MB; split it into suites")
+    prompts, seen, taken = [], set(), {}
+    with open(path, encoding="utf-8", errors="strict") as lines:
+        try:
+            for number, line in enumerate(lines, 1):
+                if line.strip():
+                    prompt = check_prompt(line, f"{path}, line {number}")
+                    if prompt["id"] in seen:
+                        raise UserError(f"{path}, line {number}: the id {prompt['id']!r} occurs twice; rename one")
+                    seen.add(prompt["id"])
+                    taken[prompt["category"]] = taken.get(prompt["category"], 0) + 1
+                    if per_category is None or taken[prompt["category"]] <= per_category:
+                        prompts.append(prompt)
+        except UnicodeDecodeError:
+            raise UserError(f"the prompt file {path} is not UTF-8; convert it") from None
+    if not prompts:
+        raise UserError(f"the prompt file {path} holds no prompt; write one JSON object a line")
+    return prompts
+
+
+def check_prompt(line: str, where: str) -> dict[str, Any]:
+    try:
+        prompt = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where} is not JSON ({error}); write one JSON object a line") from None
+    if not isinstance(prompt, dict):
+        raise UserError(f"{where} is not a JSON object; write one with id, category and prompt")
+    for key in ("id", "category", "prompt"):
+        if not isinstance(prompt.get(key), str) or not prompt[key].strip():
+            raise UserError(f"{where}: `{key}` is missing or empty; give it some text")
+        if any("\ud800" <= c <= "\udfff" for c in prompt[key]):  # JSON can write them, UTF-8 cannot
+            raise UserError(f"{where}: `{key}` holds half a character (a lone surrogate, \\ud800); correct it")
+    if len(prompt["prompt"]) > LONGEST_PROMPT_CHARACTERS:
+        raise UserError(f"{where}: the prompt has over {LONGEST_PROMPT_CHARACTERS:,} characters; shorten it")
+    answer = prompt.get("answer")
+    if answer is not None:
+        if not isinstance(answer, dict) or answer.get("kind") not in list(JUDGES) or "value" not in answer:
+            raise UserError(f"{where}: `answer` needs a kind ({', '.join(JUDGES)}) and a value")
+        try:
+            judge("A 0", answer)
+        except (re.error, TypeError, ValueError, AttributeError) as error:
+            raise UserError(f"{where}: the answer's {answer['kind']} is not valid ({error}); correct it") from None
+    return prompt
+
+
+def encode_prompt(tokenizer, prompt: str, chat_template: str = "auto") -> list[int]:
+    """Token ids of a prompt as the model expects to be asked.
+
+    `auto` uses the tokenizer's chat template where it has one, `never` the bare text, `required` raises UserError
+    without one. A template writes its own special tokens, so none are added to its text (no second BOS).
+    """
+    has_template = bool(getattr(tokenizer, "chat_template", None))
+    if chat_template == "required" and not has_template:
+        raise UserError("`chat_template: required` but the tokenizer has no chat template; use auto or never")
+    if has_template and chat_template != "never":
+        text = tokenizer.apply_chat_template(
+            [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
+        )
+        return tokenizer(text, add_special_tokens=False)["input_ids"]
+    return tokenizer(prompt)["input_ids"]
+
+
+def normalise(text: str) -> str:
+    return " ".join(text.split()).strip(" .!?\"'`*").casefold()
+
+
+def is_exact(response: str, value: str) -> bool:
+    return normalise(response) == normalise(str(value))
+
+
+NUMBER = re.compile(r"(?<![\w^])(?:(?<!\d)-)?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?")
+
+
+def is_number(response: str, value: float) -> bool:
+    """The last number in the response; thousands separators are dropped; O2 and 10^3 hold no number but the 10."""
+    numbers = NUMBER.findall(response)
+    return bool(numbers) and abs(float(numbers[-1].replace(",", "")) - float(value)) <= 1e-9 * max(1, abs(float(value)))
+
+
+# A capital letter is an option unless it is the article A; a small one only where nothing else can be meant.
+LETTER = r"([B-E](?!['’])|A(?=\s+(?:because|since|as|is)\b|(?!\s+[A-Za-z]|['’]))|[a-e](?=\)|:|\.?\s*\Z))\b"
+KIND = r"(?:the\s+)?(?:(?:option|choice|letter)\b[^A-Za-z]*)?"
+CHOICES = [
+    re.compile(rf"(?i:\banswer(?:\s+to\b[^.\n]{{0,60}}?)?[^A-Za-z]*(?:(?:is|would\s+be)\b[^A-Za-z]*)?{KIND}){LETTER}"),
+    re.compile(rf"(?i:\b(?:option|choice|letter|one|sentence|summary)\s+is\b[^A-Za-z\n]*{KIND}){LETTER}"),
+]
+FIRST_LETTER = re.compile(rf"\W*(?i:{KIND}){LETTER}")
+LAST_LETTER = re.compile(r"(?:\A|\n)\W*([A-E])\W*\Z")
+OPTION = re.compile(r"(?m)^\s*\(?[A-E][.):]")
+
+
+def is_choice(response: str, value: str) -> bool:
+    """The letter that the response names: after `answer` or `option is`, or else at its start or alone at its end.
+
+    A letter elsewhere is not taken for one: it may be the article A or an echoed list of options.
+    """
+    named = next((found for pattern in CHOICES if (found := pattern.search(response))), None)
+    if named is None and len(OPTION.findall(response)) <= 1:
+        named = FIRST_LETTER.match(response) or LAST_LETTER.search(response)
+    return named is not None and named[1].upper() == str(value).upper()
+
+
+def contains(response: str, value: str | list[str]) -> bool:
+    """Any of the alternatives as whole words, case ignored; `south` is not a word of `south-west`."""
+    alternatives = [value] if isinstance(value, str) else value
+    return any(re.search(rf"(?<!\w)(?<!\w-){re.escape(a)}(?!-?\w)", response, re.IGNORECASE) for a in alternatives)
+
+
+def matches(response: str, value: str) -> bool:
+    return re.search(value, response, re.IGNORECASE | re.MULTILINE) is not None
+
+
+JUDGES = {"exact": is_exact, "number": is_number, "choice": is_choice, "contains": contains, "regex": matches}
+
+
+def judge(response: str, answer: dict[str, Any] | None) -> bool | None:
+    """Whether the response gives the answer; None where a program cannot tell."""
+    return None if answer is None else bool(JUDGES[answer["kind"]](response.strip(), answer["value"]))

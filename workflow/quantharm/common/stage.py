@@ -1,0 +1,121 @@
+"""What every stage shares: its command line, how it ends when something is wrong, and where its time went."""
+
+import argparse
+import atexit
+import contextlib
+import errno
+import logging
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NoReturn
+
+from quantharm.common.errors import UserError
+
+IMPORTED = time.perf_counter()
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def stage_parser(description: str) -> argparse.ArgumentParser:
+    """`--help` shows the module's docstring as it is written, and each flag's default."""
+
+    class Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+        pass
+
+    return argparse.ArgumentParser(description=description, formatter_class=Formatter, allow_abbrev=False)
+
+
+def run_stage(main: Callable[[], None]) -> None:
+    """Run a stage's main(); faults that a user can mend end in one sentence and exit code 1, others in a traceback."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    logging.getLogger("torchao").setLevel(logging.ERROR)  # it tells of each library of its own that is for a GPU
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("error: interrupted; run the same command again to go on")
+    except Exception as error:
+        sentence = sentence_for(error)
+        if sentence is None:
+            raise
+        sys.exit(f"error: {sentence}")
+    leave()
+
+
+def leave() -> NoReturn:
+    """End with exit code 0, without taking every module apart first: with torch and transformers that takes a second.
+
+    What is to happen at the end happens (threads are waited for, functions of atexit called, output is flushed).
+    """
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
+
+
+def sentence_for(error: Exception) -> str | None:
+    """What to tell of a fault of the machine; None for any other.
+
+    By words where a library has an exception of its own: safetensors says `No space left on device (os error 28)`,
+    torch `can't allocate memory`.
+    """
+    text = str(error)
+    if getattr(error, "errno", None) in DISK_FULL or any(f"(os error {number})" in text for number in DISK_FULL):
+        where = f" while writing {error.filename}" if getattr(error, "filename", None) else ""
+        return f"the disk (or your quota) is full{where}; free some space and run the same command again"
+    if isinstance(error, MemoryError) or "can't allocate memory" in text:
+        return "out of memory; give the job more (`billion_parameters:` in the config) or choose a smaller model"
+    if type(error).__name__ == "OutOfMemoryError":  # torch's, by name so that torch need not be imported here
+        return f"the GPU's memory is too small ({text.split('. ')[0]}); use a larger GPU or `gpus:`"
+    return None
+
+
+def seconds_since_process_start() -> float:
+    """Interpreter start included, where Linux tells; otherwise since this module was imported."""
+    try:
+        ticks = int(Path("/proc/self/stat").read_text().rsplit(")", 1)[1].split()[19])
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+    except (OSError, AttributeError, IndexError, ValueError):
+        return time.perf_counter() - IMPORTED
+
+
+class Timing:
+    """Seconds by part of a stage: `start` (interpreter, imports), `load`, `model` (passes, quantizing, scanning)."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextlib.contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - begin
+
+    def imports(self) -> None:
+        """Import what every model stage needs, so that it counts as start and not as load."""
+        import torch
+        import transformers
+
+        # transformers imports lazily: touch what loading will use.
+        _ = torch.nn, transformers.AutoModelForCausalLM.from_pretrained, transformers.AutoTokenizer
+        self.started()
+
+    def started(self) -> None:
+        """What was imported until now is the start."""
+        self.seconds["start"] = seconds_since_process_start()
+
+    def record(self) -> dict[str, float]:
+        """{start_seconds, load_seconds, model_seconds, other_seconds, total_seconds}"""
+        total = seconds_since_process_start()
+        parts = {f"{name}_seconds": round(value, 3) for name, value in self.seconds.items()}
+        return parts | {
+            "other_seconds": round(total - sum(self.seconds.values()), 3),
+            "total_seconds": round(total, 3),
+        }

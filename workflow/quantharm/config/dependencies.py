@@ -1,0 +1,58 @@
+"""Which files of this package a module is made of, read off its import statements (never typed by hand).
+
+The workflow lists them as inputs of a stage, so an edit recomputes what depends on it and nothing else.
+"""
+
+import ast
+import functools
+from pathlib import Path
+
+PACKAGE = Path(__file__).parents[1]
+NAME = PACKAGE.name
+
+
+def file_of(module: str) -> Path | None:
+    """The file of `quantharm.x` (or of the folder `quantharm.x`), None for anything else."""
+    parts = module.split(".")
+    if parts[0] != NAME:
+        return None
+    path = PACKAGE.joinpath(*parts[1:])
+    if path.is_dir():
+        return path / "__init__.py"
+    return path.with_suffix(".py") if path.with_suffix(".py").is_file() else None
+
+
+@functools.cache
+def imported(path: Path) -> frozenset[Path]:
+    """Files of this package that one file imports, at its top or inside functions."""
+    found: set[Path | None] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {file_of(alias.name) for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            found.add(file_of(node.module))
+            found |= {file_of(f"{node.module}.{alias.name}") for alias in node.names}
+    return frozenset(p for p in found if p is not None) | rooms_around(path)
+
+
+def rooms_around(path: Path) -> frozenset[Path]:
+    """The `__init__` of every room that a file lies in, which Python runs first; the package's own is a docstring."""
+    rooms = [folder for folder in path.parents if folder.is_relative_to(PACKAGE) and folder != PACKAGE]
+    return frozenset(room / "__init__.py" for room in rooms)
+
+
+def module_files(*modules: str) -> list[Path]:
+    """All files that the modules `quantharm.<module>` are made of, themselves included, sorted."""
+    waiting = []
+    for module in modules:
+        path = file_of(f"{NAME}.{module}")
+        if path is None:
+            raise ValueError(f"{NAME} has no module {module}")
+        waiting.append(path)
+    seen: set[Path] = set()
+    while waiting:
+        path = waiting.pop()
+        if path not in seen:
+            seen.add(path)
+            waiting += imported(path)
+    return sorted(seen)

@@ -1,0 +1,106 @@
+"""Methods that a name stands for: with noise on the weights, or with other calibration samples."""
+
+import copy
+import re
+from typing import Any
+
+from quantharm.common.errors import UserError
+from quantharm.config.methods import completed_method, own_grid
+from quantharm.config.names import BASELINE, refer
+from quantharm.quantizers import noise
+
+NOISE_NAME = re.compile(
+    rf"(?:(?P<method>.+)\+)?noise-(?P<sigma>\d+(?:\.\d+)?(?:e-?\d+)?)(?:-(?P<target>{'|'.join(noise.GRID_NAMES)}))?"
+)
+CORRUPTIONS = ("random_tokens", "repeated_token")  # of calibration samples, as in quantizers/awq.py
+NOISE_TARGET = "nf4"  # of noise alone, where its name does not say
+
+
+def noise_method(config: dict[str, Any], name: str) -> dict[str, Any] | None:
+    """The entry that a name like `noise-0.3`, `noise-0.3-int8` or `nf4+noise-0.3` stands for; None for other names.
+
+    σ is in half-widths of the method's own grid, or of the one that is named.
+    """
+    match = NOISE_NAME.fullmatch(name)
+    of = match and (match["method"] or BASELINE)
+    if not match or of not in config["methods"]:
+        return None
+    target = match["target"] or (NOISE_TARGET if of == BASELINE else None)
+    settings = {"sigma": float(match["sigma"]), "target": target, "seed": config["defense"]["seed"]}
+    return completed_method(name, copy.deepcopy(config["methods"][of]) | {"noise": settings})
+
+
+def rounding_methods(config: dict[str, Any], section: str) -> list[str]:
+    """`methods` of a section; where it is null, those of the default run that round to a grid and carry no noise."""
+    named = config[section]["methods"]
+    for name in named or []:
+        refer(config, "methods", name, f"{section}.methods")
+        if own_grid(config, name) is None:
+            raise UserError(f"`{section}.methods` in the config names `{name}`, which rounds to no grid; leave it out")
+    if named is not None:
+        return named
+    known = (name for name in config["evaluate"]["methods"] if name in config["methods"])
+    return [name for name in known if own_grid(config, name) and "noise" not in config["methods"][name]]
+
+
+def noise_sweep(config: dict[str, Any]) -> list[dict[str, Any]]:
+    """The sweep of `snakemake defense`: {method, sigma, alone, quantized}.
+
+    `alone` and `quantized` name the cell with the noise in 16 bits and the cell with the same noise before the method.
+    """
+    return [
+        {
+            "method": method,
+            "sigma": sigma,
+            "alone": f"noise-{sigma:g}-{own_grid(config, method)}",
+            "quantized": f"{method}+noise-{sigma:g}",
+        }
+        for method in rounding_methods(config, "defense")
+        for sigma in config["defense"]["sigmas"]
+    ]
+
+
+def calibration_cells(config: dict[str, Any]) -> list[dict[str, Any]]:
+    """The cells of `snakemake calibration`: {method, text, seed, corruption, cell}, the last one its name."""
+    study = config["calibration_study"]
+    cells = []
+    for method in rounding_methods(config, "calibration_study"):
+        if "calibration_samples" not in config["methods"][method]:
+            if study["methods"] is not None:
+                raise UserError(
+                    f"`calibration_study.methods` in the config names `{method}`, which calibrates on nothing"
+                )
+            continue
+        for text in study["texts"]:
+            cells += [
+                {"method": method, "text": text, "seed": s, "corruption": None, "cell": f"{method}+{text}-{s}"}
+                for s in study["seeds"]
+            ]
+        cells += [
+            {"method": method, "text": None, "seed": 0, "corruption": c, "cell": f"{method}+{c.replace('_', '-')}"}
+            for c in CORRUPTIONS
+        ]
+    return cells
+
+
+def calibration_method(config: dict[str, Any], cell: dict[str, Any]) -> dict[str, Any]:
+    """The entry of a cell of the study."""
+    study = config["calibration_study"]
+    settings = {
+        "calibration_text": study["texts"].get(cell["text"]),
+        "calibration_samples": study["samples"],
+        "calibration_seed": cell["seed"],
+        "calibration_corruption": cell["corruption"],
+    }
+    return completed_method(cell["cell"], copy.deepcopy(config["methods"][cell["method"]]) | settings)
+
+
+def add_derived_methods(config: dict[str, Any]) -> None:
+    """Adds the entries of methods that a name stands for: with noise, or of the calibration study."""
+    found = {cell["cell"]: calibration_method(config, cell) for cell in calibration_cells(config)}
+    swept = [cell[kind] for cell in noise_sweep(config) for kind in ("alone", "quantized")]
+    for name in [*config["evaluate"]["methods"], *swept]:
+        entry = None if name in config["methods"] else noise_method(config, name)
+        if entry is not None:
+            found[name] = entry
+    config["methods"] |= {name: entry for name, entry in found.items() if name not in config["methods"]}

@@ -1,0 +1,76 @@
+"""Methods of a configuration: their quantizers, the settings that those declare, the models that they apply to."""
+
+import importlib
+import re
+from pathlib import Path
+from typing import Any
+
+from quantharm.common.errors import UserError
+from quantharm.config.names import BASELINE
+from quantharm.config.validation import validate, with_defaults
+from quantharm.quantizers import noise
+
+
+def quantizer_names() -> list[str]:
+    """The modules of the room `quantizers` that declare settings; its other modules are what those share."""
+    folder = Path(importlib.import_module("quantharm.quantizers").__path__[0])
+    declares = re.compile(r"^SETTINGS\b", re.MULTILINE)
+    return sorted(p.stem for p in folder.glob("*.py") if declares.search(p.read_text(encoding="utf-8")))
+
+
+def method_schema(quantizer: str) -> dict[str, Any]:
+    """Schema of a method entry: the keys all methods share, and the settings its quantizer declares."""
+    settings = importlib.import_module(f"quantharm.quantizers.{quantizer}").SETTINGS
+    shared = {
+        "quantizer": {"const": quantizer},
+        "models": {"type": "array", "items": {"type": "string"}},
+        "description": {"type": "string"},
+        "noise": noise.SCHEMA,
+    }
+    required = ["quantizer"] + [key for key, value in settings.items() if "default" not in value]
+    return {
+        "type": "object",
+        "properties": settings | shared,
+        "required": required,
+        "additionalProperties": False,
+    }
+
+
+def completed_method(name: str, method: dict[str, Any]) -> dict[str, Any]:
+    """A method's entry with its quantizer's defaults; raises UserError where it is not what the quantizer takes."""
+    own = method_schema(method["quantizer"])
+    validate(method, own, ("methods", name))
+    method = with_defaults(method, own)
+    conflict = noise.conflict(method["quantizer"], method) if "noise" in method else None
+    if conflict:
+        raise UserError(f"method `{name}` in the config cannot {conflict}")
+    return method
+
+
+def own_grid(config: dict[str, Any], method: str) -> str | None:
+    entry = config["methods"][method]
+    return noise.grid_of(entry["quantizer"], entry | {"noise": {}})
+
+
+def check_method(method: str, entry: dict[str, Any], model: str, settings: dict[str, Any]) -> None:
+    quantizer = importlib.import_module(f"quantharm.quantizers.{entry['quantizer']}")
+    conflict = getattr(quantizer, "conflict", lambda *_: None)(entry, settings)
+    if conflict:
+        raise UserError(f"method `{method}` cannot be applied to model `{model}`: {conflict}")
+
+
+def uses_calibration(method: dict[str, Any]) -> bool:
+    """Whether a method's quantizer has settings for a calibration text."""
+    return any(key.startswith("calibration") for key in method)
+
+
+def methods_of(config: dict[str, Any], model: str) -> list[str]:
+    """Methods of the default run that apply to a model, the baseline first."""
+    chosen = [m for m in config["evaluate"]["methods"] if model in config["methods"][m].get("models", [model])]
+    return sorted(chosen, key=lambda m: m != BASELINE)
+
+
+def settings_of(config: dict[str, Any], method: str) -> dict[str, Any]:
+    """A method's settings alone: what its quantizer is given and what a change of recomputes."""
+    entry = config["methods"][method]
+    return {key: value for key, value in entry.items() if key not in ("quantizer", "models", "description")}

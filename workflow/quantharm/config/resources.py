@@ -1,0 +1,44 @@
+"""What a job asks a cluster for: host memory and time, from the model's size, more with each attempt.
+
+    memory [MB]  = (2500 + MB a billion parameters × billions × bytes a weight / 2) × (1, 1.5, 2, … by attempt)
+    time [min]   = (20 + minutes a billion parameters × billions) × attempt
+
+Host memory holds the checkpoint once as it is loaded, on a CPU as long as the stage runs; AWQ keeps the model there
+while it goes through the layers, and a copy of what it saves. Time is meant for a GPU that holds the model, and is
+far too little for billions of parameters on a CPU. The GPU's own memory is not a resource that SLURM counts.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from quantharm.models.architectures import parameter_count, read_architecture
+
+BASE_MB = 2_500  # interpreter, libraries and a CUDA context
+MB_PER_BILLION = {"quantize": 4_500, "checks": 3_000, "default": 2_500}  # 16-bit weights alone take 2,000
+WEIGHT_BYTES = {"float32": 4}  # of all others: 2
+BASE_MINUTES = 20
+MINUTES_PER_BILLION = {"quantize": 8, "generation": 4, "default": 3}
+DEFAULT_BILLIONS = 7.0  # of a hub model whose entry does not say
+
+
+def billion_parameters(model: dict[str, Any]) -> float:
+    """The config's figure, or what a shape or a local folder's 16-bit weights amount to."""
+    if model["billion_parameters"]:
+        return model["billion_parameters"]
+    if isinstance(model["source"], dict):
+        return parameter_count(read_architecture(model["source"]["architecture"])) / 1e9
+    folder = Path(model["source"])
+    if folder.is_dir():
+        return sum(p.stat().st_size for p in folder.glob("*.safetensors")) / 2e9
+    return DEFAULT_BILLIONS
+
+
+def mem_mb(stage: str, model: dict[str, Any], attempt: int) -> int:
+    per_billion = MB_PER_BILLION.get(stage, MB_PER_BILLION["default"])
+    wide = WEIGHT_BYTES.get(model.get("dtype"), 2) / 2
+    return int((BASE_MB + per_billion * billion_parameters(model) * wide) * (attempt + 1) / 2)
+
+
+def runtime_minutes(stage: str, model: dict[str, Any], attempt: int) -> int:
+    per_billion = MINUTES_PER_BILLION.get(stage, MINUTES_PER_BILLION["default"])
+    return int(attempt * (BASE_MINUTES + per_billion * billion_parameters(model)))

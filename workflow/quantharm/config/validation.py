@@ -1,0 +1,112 @@
+"""A configuration against its schema: YAML that ends, keys that exist, defaults filled in; one sentence a mistake."""
+
+import copy
+import difflib
+import os
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import yaml
+
+from quantharm.common.errors import UserError
+
+LARGEST_CONFIG_BYTES = 2**18
+MOST_VALUES = 100_000  # of a whole configuration, aliases written out; the shipped one has 300
+TEMPLATES = "__use_yte__"  # Snakemake would then run the Python expressions in the file
+
+
+def with_defaults(value: Any, schema: dict[str, Any]) -> Any:
+    """A copy of `value` in which every missing key that has a default holds it."""
+    if not isinstance(value, dict):
+        return value
+    properties = schema.get("properties", {})
+    result = {key: with_defaults(item, properties.get(key, schema_of_other(schema))) for key, item in value.items()}
+    for key, subschema in properties.items():
+        if key not in result and "default" in subschema:
+            result[key] = with_defaults(copy.deepcopy(subschema["default"]), subschema)
+    return result
+
+
+def schema_of_other(schema: dict[str, Any]) -> dict[str, Any]:
+    other = schema.get("additionalProperties")
+    return other if isinstance(other, dict) else {}
+
+
+def sentence(error: jsonschema.ValidationError) -> str:
+    """One sentence for a schema error: which key, what is wrong, what would be right."""
+    where = ".".join(str(part) for part in error.absolute_path)
+    at = f"`{where}` in the config" if where else "the config"
+    if error.validator == "additionalProperties":
+        known = list(error.schema.get("properties", {}))
+        unknown = sorted(set(error.instance) - set(known), key=str)[0]
+        close = difflib.get_close_matches(str(unknown), known, 1)
+        hint = f"did you mean `{close[0]}`?" if close else f"it takes {', '.join(known)}"
+        return f"{at} has a key `{str(unknown)[:80]}` that does not exist; {hint}"
+    if error.validator == "required":
+        missing = sorted(set(error.validator_value) - set(error.instance))[0]
+        return f"{at} lacks the key `{missing}`; add it"
+    if error.validator == "enum":
+        choices = ", ".join("null" if v is None else str(v) for v in error.validator_value)
+        return f"{at} is {error.instance!r}; it must be one of {choices}"
+    if error.validator == "type":
+        wanted = error.validator_value
+        wanted = " or ".join(wanted) if isinstance(wanted, list) else wanted
+        return f"{at} is {str(error.instance)[:80]!r}; it must be of type {wanted}"
+    if error.validator == "pattern" and "propertyNames" not in error.absolute_schema_path:
+        return f"{at} is {error.instance[:80]!r}; it must be a whole commit: 40 digits of 0-9a-f"
+    if "propertyNames" in error.absolute_schema_path:
+        return (
+            f"the name {str(error.instance)[:80]!r} in {at} is not allowed; names are file names: letters, digits and "
+            "._+- (1 to 64, the first a letter or digit)"
+        )
+    return f"{at}: {error.message[:200]}"
+
+
+def validate(value: Any, schema: dict[str, Any], path: tuple = ()) -> None:
+    """Raises UserError with one sentence for the most telling error."""
+    error = jsonschema.exceptions.best_match(jsonschema.Draft202012Validator(schema).iter_errors(value))
+    if error is not None:
+        error.path.extendleft(reversed(path))
+        raise UserError(sentence(error))
+
+
+def check_config_file(path: Path) -> None:
+    """Raises UserError unless `path` is a small YAML file, before Snakemake reads it; a missing one is Snakemake's."""
+    if not os.path.isfile(path):
+        return
+    if os.path.getsize(path) > LARGEST_CONFIG_BYTES:
+        raise UserError(f"{path} is larger than {LARGEST_CONFIG_BYTES >> 10} KB, which is no configuration; correct it")
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        check_values(yaml.compose(text, yaml.SafeLoader), str(path))  # before `<<: [*a, *a]` is written out
+        config = yaml.safe_load(text)
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else "?"
+        raise UserError(f"{path}, line {line}: this is not YAML ({error.problem}); correct the line") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path} is not YAML ({reason}); correct it, or take the one that is shipped") from None
+    if isinstance(config, dict) and TEMPLATES in config:
+        raise UserError(f"{path} has the key `{TEMPLATES}`, by which it could run code; take it out")
+
+
+def check_values(config: Any, where: str) -> None:
+    """Raises UserError where a configuration has no end: aliases of aliases (a YAML bomb), or a list within itself.
+
+    config: YAML nodes, or what was made of them.
+    """
+    waiting, seen = [config], 0
+    while waiting:
+        value = waiting.pop()
+        seen += 1
+        if isinstance(value, yaml.CollectionNode):
+            value = value.value  # a list, of pairs where it is a mapping
+        if isinstance(value, dict):
+            waiting += [*value.keys(), *value.values()]
+        elif isinstance(value, list | tuple | set):
+            waiting += value
+        if seen + len(waiting) > MOST_VALUES:
+            raise UserError(
+                f"{where} has more than {MOST_VALUES:,} values once its aliases (*name) are written out; write them out"
+            )

@@ -1,0 +1,73 @@
+"""The scan of a whole checkpoint: as it lies in its folder, and as what a quantized one stands for."""
+
+import collections
+import concurrent.futures
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from quantharm.forensics.detection.scan import scan_matrix, scan_model
+from quantharm.forensics.detection.weights import Matrix, packed_tensors, read_matrices, sample_matrix, spread
+from quantharm.models.loading import read_checkpoint_config, torch_dtype, weight_files
+
+SCAN_THREADS = 4  # more only wait for one another: a matrix is some thousand short calls, each of which takes the GIL
+DEQUANTIZED_MATRICES = 16  # of a quantized cell, spread over it, are dequantized and scanned
+
+
+def scan_matrices(matrices: Iterable[Matrix]) -> list[dict[str, Any]]:
+    """The scan of each, in order. A thread scans matrices of its own: the operations are too small to be divided.
+
+    At most two matrices a thread are held at a time, so that memory does not grow with the checkpoint.
+    """
+    cores = torch.get_num_threads()
+    threads = min(cores, SCAN_THREADS)
+    found: list[dict[str, Any]] = []
+    waiting: collections.deque = collections.deque()
+    torch.set_num_threads(1)
+    try:
+        with concurrent.futures.ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            for matrix in tqdm(matrices, desc="scan", unit="matrix", mininterval=5):
+                waiting.append(pool.submit(scan_matrix, matrix))
+                if len(waiting) > 2 * threads:
+                    found.append(waiting.popleft().result())
+            return found + [scan.result() for scan in waiting]
+    finally:
+        torch.set_num_threads(cores)
+
+
+def scan_folder(folder: Path) -> dict[str, Any]:
+    """The scan of a checkpoint in safetensors; its verdict is `packed` where it is openly stored as quantized."""
+    if not weight_files(folder):
+        return {"verdict": "not scanned", "explanation": f"{folder} has no safetensors to scan", "matrices": []}
+    stated = read_checkpoint_config(folder).get("quantization_config") or {}
+    packed = packed_tensors(folder)
+    if stated or packed:
+        kind = stated.get("quant_method") or f"{len(packed)} tensors of integers or 8-bit floats"
+        return {
+            "verdict": "packed",
+            "method": str(kind),
+            "explanation": f"openly stored as quantized ({kind})",
+            "matrices": [],
+        }
+    matrices = scan_matrices(read_matrices(folder))
+    return scan_model(matrices) | {"matrices": matrices}
+
+
+def scan_dequantized(record: dict[str, Any], device: str) -> dict[str, Any]:
+    """The scan of what a quantized cell stands for, stored in its model's dtype: would it pass as the original?"""
+    from quantharm.models.loading import load_cell
+    from quantharm.quantizers import quantized_layers
+
+    model = load_cell(record, device)
+    found = quantized_layers.quantized_matrices(model, Path(record["checkpoint"]), record["quantizer"])
+    del model
+    chosen = spread(found, min(DEQUANTIZED_MATRICES, len(found)))
+    stored = torch_dtype(record["dtype"])
+    scanned = scan_matrices(sample_matrix(m.name, m.dequantize().to(stored), m.rows, m.columns, stored) for m in chosen)
+    result = scan_model(scanned)
+    noticed = result["verdict"] == "dequantized"
+    words = f"dequantized and handed on, it would {'' if noticed else 'not '}be noticed: {result['explanation']}"
+    return result | {"explanation": words, "matrices_of_checkpoint": len(found), "matrices": scanned}

@@ -1,0 +1,132 @@
+"""Was a matrix, was a model, quantized and dequantized? The verdict, and the figures that it rests on.
+
+A matrix is called dequantized where some format fits far better than chance (trials.py). Where no grid fits, few
+distinct values (as of groups that are not neighbours, or of one scale a matrix) are a trace as well.
+"""
+
+import math
+from typing import Any
+
+import torch
+
+from quantharm.forensics.detection.trials import AXES, SEED, Trial, all_trials, best_trial
+from quantharm.forensics.detection.weights import Matrix
+
+DISTINCT_LIMIT = 0.7  # of what weights of the same spread and dtype have
+DISTINCT_JITTER = 0.02  # relative: some steps of bfloat16
+
+
+def distinct_share(lines: torch.Tensor) -> float:
+    """Mean over lines of (distinct values / values), zeros left out; lines: [lines, n]."""
+    ordered = lines.sort(1).values
+    new = (ordered[:, 1:] != ordered[:, :-1]) & (ordered[:, 1:] != 0)
+    values = (lines != 0).sum(1)
+    distinct = new.sum(1) + (ordered[:, 0] != 0)
+    kept = values > 0
+    return float((distinct[kept] / values[kept]).mean()) if kept.any() else 1.0
+
+
+def distinct_values(matrix: Matrix) -> dict[str, float]:
+    """Shares of distinct values in blocks of 128 and in rows, beside those after a small relative move."""
+    random = torch.Generator().manual_seed(SEED)
+    rows = torch.cat(matrix.row_slabs)
+    moved = 1 + DISTINCT_JITTER * (2 * torch.rand(rows.shape, generator=random) - 1)
+    reference = (rows * moved).to(matrix.dtype).float()
+    blocks = min(128, rows.shape[1])
+
+    def cut(lines: torch.Tensor) -> torch.Tensor:
+        return lines[:, : lines.shape[1] // blocks * blocks].reshape(-1, blocks)
+
+    return {
+        "distinct_share_of_block": distinct_share(cut(rows)),
+        "distinct_share_of_block_reference": distinct_share(cut(reference)),
+        "distinct_share_of_row": distinct_share(rows),
+        "distinct_share_of_row_reference": distinct_share(reference),
+    }
+
+
+def scan_matrix(matrix: Matrix) -> dict[str, Any]:
+    """The verdict on one matrix, and the figures that it rests on: of the best format, or of the best that failed."""
+    trials = all_trials(matrix)
+    found = best_trial(trials)
+    shown = found or min(trials, key=lambda t: t.ratio, default=None)
+    distinct = distinct_values(matrix)
+    few = distinct["distinct_share_of_row"] <= DISTINCT_LIMIT * distinct["distinct_share_of_row_reference"]
+    zeros = torch.cat([s.flatten() for s in matrix.row_slabs]) == 0
+    return {
+        "name": matrix.name,
+        "shape": [matrix.rows, matrix.columns],
+        "stored_dtype": str(matrix.stored).removeprefix("torch."),
+        "effective_dtype": str(matrix.dtype).removeprefix("torch."),
+        "sampled_weights": matrix.sampled,
+        "verdict": "dequantized" if found or few else "no trace",
+        "method": found.format.label if found else "few distinct values" if few else None,
+        "bits": found.format.bits if found else None,
+        "group_size": (found.group_size or "whole") if found else None,
+        "axis": AXES[found.axis] if found else None,
+        "r": shown and shown.r,
+        "r_reference": shown and shown.r_reference,
+        "ratio": shown and shown.ratio,
+        "t": shown and shown.t,
+        "closest": shown and f"{shown.format.label}, groups of {shown.group_size or 'a whole line'}",
+        **distinct,
+        "zero_share": float(zeros.float().mean()),
+        "p_value": p_value(found, len(trials)),
+    }
+
+
+def p_value(found: Trial | None, trials: int) -> float | None:
+    """Of the best format's t, times the number of formats tried (Bonferroni); None where no grid was found."""
+    if found is None:
+        return None
+    tail = math.erfc(-found.t / math.sqrt(2)) / 2  # of the normal distribution, which t is over so many groups
+    return min(1.0, trials * tail)
+
+
+def scan_model(matrices: list[dict[str, Any]]) -> dict[str, Any]:
+    """The model's verdict: what most weights with a trace were stored as. matrices: of scan_matrix."""
+    if not matrices:
+        return {"verdict": "not scanned", "explanation": "no linear matrix in floating point was found"}
+    sizes = {m["name"]: m["shape"][0] * m["shape"][1] for m in matrices}
+    traces = [m for m in matrices if m["verdict"] == "dequantized"]
+    weights: dict[tuple, int] = {}
+    for m in traces:
+        key = (m["method"], m["bits"], m["group_size"], m["axis"])
+        weights[key] = weights.get(key, 0) + sizes[m["name"]]
+    total, traced = sum(sizes.values()), sum(sizes[m["name"]] for m in traces)
+    method, bits, group_size, axis = max(weights, key=weights.get, default=(None,) * 4)
+    p_values = [m["p_value"] for m in traces if m["p_value"] is not None]
+    coverage = sum(m["sampled_weights"] for m in matrices) / total
+    shared = {
+        "matrices_scanned": len(matrices),
+        "matrices_with_trace": len(traces),
+        "share_of_weights": traced / total,
+        "coverage": coverage,
+        "effective_dtypes": sorted({m["effective_dtype"] for m in matrices}),
+    }
+    if not traces:
+        closest = min(matrices, key=lambda m: m["ratio"] if m["ratio"] is not None else math.inf)
+        return {
+            "verdict": "no trace",
+            "method": None,
+            "bits": None,
+            "group_size": None,
+            "axis": None,
+            "confidence": None,
+            **shared,
+            "explanation": f"no trace of quantization in {len(matrices)} matrices (closest: ratio "
+            f"{closest['ratio'] or 1:.2f} in {closest['name']}), which is no proof",
+        }
+    agreement = weights[(method, bits, group_size, axis)] / traced
+    where = "by row or column" if group_size == "whole" else f"in groups of {group_size}" if group_size else ""
+    return {
+        "verdict": "dequantized",
+        "method": method,
+        "bits": bits,
+        "group_size": group_size,
+        "axis": axis,
+        "confidence": agreement * (1 - min(1.0, len(matrices) * min(p_values))) if p_values else None,
+        **shared,
+        "explanation": f"{len(traces)} of {len(matrices)} matrices ({traced / total:.0%} of their weights) lie on the "
+        f"levels of {' '.join(filter(None, [method, where, axis and f'along the {axis} dimension']))}",
+    }

@@ -1,0 +1,125 @@
+"""Every format, group size and axis tried on one matrix: how well the weights fit it, beside the same without a grid.
+
+`ratio` is the root of (mean squared distance from the nearest level, in steps) over that of the same groups without a
+grid, 1 where there is no trace; t is Student's of the difference over groups. A fit is a trace where the ratio is at
+most RATIO_LIMIT and t at most T_LIMIT; weights never quantized gave ratios from 0.89 up
+(tests/benchmark/integrity_detection.md). Formats that fit about as well are subsets of one another: the fewest bits
+count, then the largest group.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from quantharm.forensics.detection.lattice_fit import FORMATS, Format, fit, without_grid
+from quantharm.forensics.detection.weights import Matrix
+
+BLOCKS = (32, 64, 128, 256)  # of the codebooks
+GROUPS = (32, 64, 128)  # of the integers; by whole row or column as well
+RATIO_LIMIT = 0.8
+T_LIMIT = -10.0
+SCREENED_WEIGHTS = 8_192  # tried first
+SCREEN_LIMIT = 0.9
+WEAKEST_GROUP = 0.25  # of the root mean square; weaker ones, as of dead neurons, hold the noise of what came after
+LEAST_GROUPS = 8  # with enough weights away from zero
+FITS_AS_WELL = 0.93  # share of the best fit's 1 - ratio²
+AXES = {1: "input", 0: "output"}
+SEED = 0
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One format, group size and axis tried on one matrix."""
+
+    format: Format
+    group_size: int | None  # None: a whole row or column
+    axis: int
+    r: float  # idempotence ratio ‖W - deq(Q(W))‖ / ‖W‖
+    r_reference: float  # of the same groups without a grid
+    ratio: float
+    t: float
+
+    @property
+    def is_trace(self) -> bool:
+        return self.ratio <= RATIO_LIMIT and self.t <= T_LIMIT
+
+
+def groups_of(matrix: Matrix, kind: Format, size: int | None, axis: int) -> torch.Tensor | None:
+    """[groups, size] of the sample; None where the matrix is too short for such groups.
+
+    bitsandbytes cuts blocks from the flattened matrix, so a block may go on in the next row; groups of integers end
+    with their row.
+    """
+    if size is None:
+        return torch.cat(matrix.row_slabs) if axis == 1 else matrix.column_lines
+    if (matrix.columns if axis == 1 else matrix.rows) <= size and kind.name == "integer":
+        return None  # that is the whole row
+    slabs = matrix.row_slabs if axis == 1 else matrix.column_slabs
+    if kind.name != "integer" and axis == 1:
+        slabs = [slab.reshape(1, -1) for slab in slabs]
+    whole = [slab[:, : slab.shape[1] // size * size].reshape(-1, size) for slab in slabs]
+    groups = torch.cat(whole)
+    return groups if len(groups) else None
+
+
+def try_format(matrix: Matrix, kind: Format, size: int | None, axis: int, random: torch.Generator) -> Trial | None:
+    """None where too few groups can be judged. A few groups first: most formats fit so badly that these are enough."""
+    groups = groups_of(matrix, kind, size, axis)
+    if groups is None:
+        return None
+    few = max(2 * LEAST_GROUPS, SCREENED_WEIGHTS // groups.shape[1])
+    if len(groups) > 2 * few:
+        screened = measure(groups[torch.linspace(0, len(groups) - 1, few).long()], matrix, kind, size, axis, random)
+        if screened is not None and screened.ratio > SCREEN_LIMIT:
+            return screened
+    return measure(groups, matrix, kind, size, axis, random)
+
+
+def measure(
+    groups: torch.Tensor, matrix: Matrix, kind: Format, size: int | None, axis: int, random: torch.Generator
+) -> Trial | None:
+    found = fit(groups, kind)
+    reference = fit(without_grid(groups, found.step, matrix.dtype, random), kind)
+    least = groups.shape[1] // 4
+    energy = groups.square().mean(1)
+    strong = energy >= WEAKEST_GROUP**2 * energy.mean()
+    judged = strong & (found.count >= least) & (reference.count >= least)
+    if judged.sum() < LEAST_GROUPS:
+        return None
+    error, expected = found.error[judged].double(), reference.error[judged].double()
+    difference = error - expected
+    deviation = float(difference.std() / math.sqrt(len(difference)))
+    norm = groups.double().square().sum()
+    return Trial(
+        kind,
+        size,
+        axis,
+        float((found.squared.double().sum() / norm).sqrt()),
+        float((reference.squared.double().sum() / norm).sqrt()),
+        float((error.mean() / expected.mean()).sqrt()) if expected.mean() > 0 else 1.0,
+        float(difference.mean()) / deviation if deviation > 0 else 0.0,
+    )
+
+
+def all_trials(matrix: Matrix) -> list[Trial]:
+    random = torch.Generator().manual_seed(SEED)
+    found = [
+        try_format(matrix, kind, size, axis, random)
+        for axis in AXES
+        for kind in FORMATS
+        for size in ((*GROUPS, None) if kind.name == "integer" else BLOCKS)
+    ]
+    return [trial for trial in found if trial is not None]
+
+
+def best_trial(trials: list[Trial]) -> Trial | None:
+    """The simplest format among those that fit about as well as the best: fewest bits, then largest group."""
+    traces = [t for t in trials if t.is_trace]
+    if not traces:
+        return None
+    enough = FITS_AS_WELL * max(1 - t.ratio**2 for t in traces)
+    return min(
+        (t for t in traces if 1 - t.ratio**2 >= enough),
+        key=lambda t: (t.format.bits, -(t.group_size or math.inf), -t.axis, t.ratio),
+    )

@@ -1,0 +1,120 @@
+"""Samples of the linear matrices in a checkpoint's safetensors files, slice by slice: memory does not grow with it."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from quantharm.common.errors import UserError
+from quantharm.models.loading import first_line, weight_files
+
+WEIGHTS_A_SAMPLE = 65_536  # of each matrix, and along each axis
+SLABS = 4  # places in a matrix that a sample is taken from
+ALIGNMENT = 256  # rows; the largest block of a codebook, so that blocks over the end of a row stay whole
+SMALLEST = 32  # rows and columns; anything narrower is no linear matrix
+FLOATS = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
+PACKED = ("U8", "I8", "I32", "U32", "I16", "F8_E4M3", "F8_E5M2", "F4")  # how quantized matrices are stored openly
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """One matrix's sample. Lines lie along the axis: rows for 1, columns for 0; all float32, as stored."""
+
+    name: str
+    rows: int
+    columns: int
+    dtype: torch.dtype  # the narrowest that holds every sampled weight: bfloat16 weights may be stored as float32
+    stored: torch.dtype
+    row_slabs: list[torch.Tensor]  # each [rows, columns]: whole consecutive rows
+    column_slabs: list[torch.Tensor]  # each [columns, rows]: parts of columns, at most ALIGNMENT rows of each
+    column_lines: torch.Tensor  # [columns, rows]: whole columns
+    sampled: int  # weights that the sample holds, those in rows and in columns counted once each
+
+
+def narrowest(samples: list[torch.Tensor], stored: torch.dtype) -> torch.dtype:
+    """The format of fewest significant bits that holds every weight."""
+    for dtype in (torch.bfloat16, torch.float16):
+        if dtype == stored or all(torch.equal(s.to(dtype).to(s.dtype), s) for s in samples):
+            return dtype
+    return stored
+
+
+def starts(length: int, size: int, alignment: int) -> list[int]:
+    """First lines of up to SLABS places spread over the length, each a multiple of the alignment."""
+    last = max(0, length - size)
+    found = {round(i * last / (SLABS - 1)) // alignment * alignment for i in range(SLABS)}
+    return sorted(found)
+
+
+def sample_matrix(name: str, matrix, rows: int, columns: int, stored: torch.dtype) -> Matrix:
+    """matrix: a slice of a safetensors file, or a tensor; [rows, columns]."""
+    tall = min(rows, max(1, WEIGHTS_A_SAMPLE // SLABS // columns))
+    aligned = 1 if columns % ALIGNMENT == 0 else ALIGNMENT
+    row_starts = starts(rows, tall, aligned)
+    row_slabs = [matrix[s : s + tall, :] for s in row_starts]
+    height = min(rows, ALIGNMENT)
+    wide = min(columns, max(1, WEIGHTS_A_SAMPLE // SLABS // height))
+    places = starts(rows, height, ALIGNMENT)
+    first = starts(columns, wide, 1)
+    column_slabs = [
+        matrix[s : s + height, c : c + wide].t() for s, c in zip(places, spread(first, len(places)), strict=True)
+    ]
+    few = min(columns, max(8, WEIGHTS_A_SAMPLE // rows))
+    middle = (columns - few) // 2
+    column_lines = matrix[:, middle : middle + few].t()
+    everything = [*row_slabs, *column_slabs, column_lines]
+    return Matrix(
+        name,
+        rows,
+        columns,
+        narrowest(everything, stored),
+        stored,
+        [s.float() for s in row_slabs],
+        [s.float().contiguous() for s in column_slabs],
+        column_lines.float().contiguous(),
+        min(rows * columns, sum(s.numel() for s in everything)),
+    )
+
+
+def spread(values: list[int], count: int) -> list[int]:
+    """So many of the values, evenly chosen, repeated where there are fewer."""
+    return [values[i * len(values) // count] for i in range(count)]
+
+
+def linear_shape(shape: list[int]) -> tuple[int, int] | None:
+    """(rows, columns) of a tensor that can be a linear layer's weight, None for any other."""
+    return (shape[0], shape[1]) if len(shape) == 2 and min(shape) >= SMALLEST else None
+
+
+def open_weights(path: Path):
+    try:
+        return safe_open(path, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} is not a whole safetensors file ({first_line(error)}); fetch it again") from None
+
+
+def packed_tensors(folder: Path) -> list[str]:
+    """Names of the tensors that hold integers or 8-bit floats where weights are expected: openly quantized."""
+    found = []
+    for path in weight_files(folder):
+        with open_weights(path) as file:
+            found += [n for n in file.keys() if file.get_slice(n).get_dtype() in PACKED]  # noqa: SIM118 (not a dict)
+    return sorted(found)
+
+
+def read_matrices(folder: Path) -> Iterator[Matrix]:
+    """A sample of every linear matrix in the folder's safetensors files, one at a time, experts of a stack apart."""
+    for path in weight_files(folder):
+        with open_weights(path) as file:
+            for name in sorted(file.keys()):
+                part = file.get_slice(name)
+                dtype, shape = FLOATS.get(part.get_dtype()), part.get_shape()
+                if dtype is None:
+                    continue
+                if len(shape) == 3 and linear_shape(shape[1:]):  # [experts, rows, columns]
+                    for expert in spread(list(range(shape[0])), min(SLABS, shape[0])):
+                        yield sample_matrix(f"{name}[{expert}]", file.get_slice(name)[expert], *shape[1:], dtype)
+                elif linear_shape(shape):
+                    yield sample_matrix(name, part, *shape, dtype)

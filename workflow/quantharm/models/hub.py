@@ -1,0 +1,38 @@
+"""One question to the hub before anything is downloaded: is it there, and does it have what the config names?
+
+The hub's own client tries six times, for more than twenty seconds, to find out that there is no network.
+"""
+
+from quantharm.common.errors import UserError
+from quantharm.models.loading import first_line
+
+ANSWER_SECONDS = 5
+
+
+def ask_hub(name: str, revision: str | None, kind: str) -> str:
+    """Why the hub cannot be reached, or "" where it can; `kind` is `model` or `dataset`.
+
+    Where it cannot, its client is told so, and takes what is in the cache without trying again.
+
+    Raises:
+        UserError: the hub was reached and has no such name or revision, or wants a login.
+    """
+    from huggingface_hub import HfApi, constants, errors
+
+    try:
+        HfApi().repo_info(name, repo_type=kind, revision=revision, timeout=ANSWER_SECONDS)
+    except errors.RevisionNotFoundError:
+        raise UserError(f"{name} has no revision {revision} on the hub; correct `revision:` in the config") from None
+    except errors.GatedRepoError:
+        raise UserError(
+            f"{name} is gated: accept its terms on the hub, then log in with `hf auth login` and run again"
+        ) from None
+    except errors.RepositoryNotFoundError:
+        key = "source" if kind == "model" else "dataset"
+        raise UserError(
+            f"{name} does not exist on the hub (or needs a login); correct `{key}:` in the config"
+        ) from None
+    except (errors.HTTPError, OSError) as error:
+        constants.HF_HUB_OFFLINE = True
+        return first_line(error)
+    return ""

@@ -1,0 +1,93 @@
+"""Quantized matrices as they lie in a loaded model: what they are, what they should weigh, and what they stand for."""
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+
+from quantharm.common.errors import UserError
+
+
+@dataclass(frozen=True)
+class QuantizedMatrix:
+    """One quantized linear layer of a loaded model."""
+
+    name: str
+    rows: int  # output features
+    columns: int  # input features
+    stored_bytes: int  # weights, scales, zero points and tables as loaded
+    formula_bytes: float  # what the format should take
+    # [rows, columns] float32, from the file, by arithmetic of our own; None where nobody here knows how
+    dequantize: Callable[[], torch.Tensor] | None
+    rounds_activations: bool = False  # LLM.int8: the inputs are rounded to 8 bits as well
+    codes: Callable[[], torch.Tensor] | None = None  # [rows, columns] integers that the file holds
+    outlier_threshold: float = 0.0  # LLM.int8: input columns with a value above it stay in 16 bits
+
+
+def tensor_bytes(*tensors: torch.Tensor | None) -> int:
+    return sum(t.numel() * t.element_size() for t in tensors if t is not None)
+
+
+def stored_tensors(checkpoint: Path, module: str) -> dict[str, torch.Tensor]:
+    """{rest of the name: tensor} of one module's tensors in a safetensors checkpoint.
+
+    What a matrix stands for is read from disk, because kernels repack what they load, some at the first forward pass.
+    """
+    found = {}
+    for path in sorted(Path(checkpoint).glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            for key in file.keys():  # noqa: SIM118 (not a dict)
+                if key.startswith(f"{module}."):
+                    found[key.removeprefix(f"{module}.")] = file.get_tensor(key)
+    if not found:
+        raise UserError(f"{checkpoint} has no tensors of {module}; it is not the checkpoint that was loaded")
+    return found
+
+
+def model_bytes(model) -> int:
+    """Bytes of all parameters, buffers and quantization states, each storage counted once."""
+    seen: dict[tuple, int] = {}
+    for tensor in [*model.parameters(), *model.buffers()]:
+        seen[(str(tensor.device), tensor.data_ptr())] = tensor_bytes(tensor)
+    total = sum(seen.values())
+    for module in model.modules():
+        state = getattr(getattr(module, "weight", None), "quant_state", None)
+        if state is not None:  # bitsandbytes keeps its scales beside the parameter
+            nested = getattr(state, "state2", None)  # gone once a CPU has repacked the weights
+            tables = [state.absmax, state.code]
+            total += tensor_bytes(*tables) + (tensor_bytes(nested.absmax, nested.code, state.offset) if nested else 0)
+        scale = getattr(getattr(module, "weight", None), "SCB", None)
+        total += tensor_bytes(scale) if isinstance(scale, torch.Tensor) else 0
+    return total
+
+
+def quantized_matrices(model, checkpoint: Path, quantizer: str) -> list[QuantizedMatrix]:
+    """Every linear layer of the model that the quantizer's module recognises as its own."""
+    inspect = importlib.import_module(f"quantharm.quantizers.{quantizer}").inspect
+    found = (inspect(name, module, checkpoint) for name, module in model.named_modules())
+    return [matrix for matrix in found if matrix is not None]
+
+
+def plain_linears(model) -> list[str]:
+    """Names of the linear layers left in 16 bits or more."""
+    return [name for name, module in model.named_modules() if type(module) is torch.nn.Linear]
+
+
+def head_name(model) -> str | None:
+    """The output head's module name."""
+    head = model.get_output_embeddings()
+    return next((name for name, module in model.named_modules() if module is head), None)
+
+
+def bits_per_weight(matrices: list[QuantizedMatrix]) -> tuple[float | None, float | None]:
+    """(measured, formula) bits a weight over all quantized matrices, scales and tables included."""
+    weights = sum(m.rows * m.columns for m in matrices)
+    if not weights:
+        return None, None
+    return (
+        8 * sum(m.stored_bytes for m in matrices) / weights,
+        8 * sum(m.formula_bytes for m in matrices) / weights,
+    )

@@ -1,0 +1,1 @@
+"""Charts of the report: one module a theme, and the look that all of them share."""

@@ -1,0 +1,1 @@
+"""Tables of the report: one module a theme, and the Table that all of them fill."""

@@ -1,0 +1,150 @@
+"""From token ids to log-probabilities: one forward pass, the output head in float32, in slices of positions."""
+
+import collections
+import concurrent.futures
+import contextlib
+from collections.abc import Callable, Iterator
+
+import torch
+
+from quantharm.common.errors import UserError
+
+SLICE_ELEMENTS = 2**24  # logits held at once: 64 MB of float32
+
+
+def check_ids(model, ids: list[int]) -> None:
+    """Raises UserError for a sequence that is empty or longer than the model's context, or an id it does not know."""
+    from quantharm.common.text import context_length
+
+    context = context_length(model.config)
+    if not ids:
+        raise UserError("a prompt has no tokens; every prompt needs at least one")
+    if context and len(ids) > context:
+        raise UserError(
+            f"a sequence has {len(ids)} tokens but the model's context is {context}; shorten the prompts or "
+            "`max_new_tokens:`"
+        )
+    if max(ids) >= model.get_input_embeddings().weight.shape[0]:
+        raise UserError(f"token id {max(ids)} is not in the model's vocabulary; is this the model's own tokenizer?")
+
+
+def last_hidden_states(model, ids: list[int]) -> torch.Tensor:
+    """Final hidden states of one sequence, batch 1, no padding; ids: T numbers, returns [T, width]."""
+    device = model.get_input_embeddings().weight.device
+    tokens = torch.tensor([ids]).to(device, non_blocking=True)  # [1, T]; a GPU still busy is not waited for
+    return model.base_model(input_ids=tokens, use_cache=False).last_hidden_state[0]
+
+
+@contextlib.contextmanager
+def float32_products(precision: str) -> Iterator[None]:
+    """Let float32 matrix products on a CPU round their factors to bfloat16 (`bf16`) or not (`ieee`)."""
+    before = torch.backends.mkldnn.matmul.fp32_precision
+    torch.backends.mkldnn.matmul.fp32_precision = precision
+    try:
+        yield
+    finally:
+        torch.backends.mkldnn.matmul.fp32_precision = before
+
+
+def output_head(model) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The output head in float32: hidden states [n, width] → logits [n, vocabulary].
+
+    bfloat16 logits near 20 are 0.06 to 0.13 apart, more than the differences that are measured here. On CUDA the
+    product reads the stored weights and accumulates in float32; elsewhere a float32 copy of the head is made once.
+    What some architectures do to their logits afterwards (a scale, a soft cap) is done here too. The result is
+    compared with the model's own logits once, so an architecture that does something else is refused, not mis-scored.
+    """
+    head = model.get_output_embeddings()
+    if type(head) is not torch.nn.Linear:  # a quantized head: its own kernel is what is measured
+        return lambda hidden: head(hidden.to(next(head.parameters()).device)).float()
+    if head.weight.is_cuda and head.weight.dtype in (torch.bfloat16, torch.float16):
+        transposed = head.weight.t()
+
+        def apply(hidden: torch.Tensor) -> torch.Tensor:
+            return torch.mm(hidden.to(transposed), transposed, out_dtype=torch.float32)
+    else:
+        weight = head.weight.float()
+        # Factors that are bfloat16 numbers may be multiplied as such: exact, and faster where the CPU can.
+        precision = "bf16" if head.weight.dtype == torch.bfloat16 else "ieee"
+
+        def apply(hidden: torch.Tensor) -> torch.Tensor:
+            with float32_products(precision if hidden.dtype == torch.bfloat16 else "ieee"):
+                return hidden.to(weight.device).float() @ weight.t()
+
+    bias = head.bias.float() if head.bias is not None else None
+
+    scale = getattr(model.config, "logit_scale", None) or 1 / (getattr(model.config, "logits_scaling", None) or 1)
+    cap = getattr(model.config, "final_logit_softcapping", None)
+
+    def finished(hidden: torch.Tensor) -> torch.Tensor:
+        logits = apply(hidden) if bias is None else apply(hidden) + bias
+        logits = logits if scale == 1 else logits * scale
+        return cap * torch.tanh(logits / cap) if cap else logits
+
+    probe = [model.config.bos_token_id or 0, *range(5, 12)]
+    tokens = torch.tensor([probe], device=model.get_input_embeddings().weight.device)
+    states = []  # of the same pass as the logits: kernels that add in varying order make two passes differ
+    hook = model.base_model.register_forward_hook(lambda *call: states.append(call[-1].last_hidden_state[0]))
+    own = model(input_ids=tokens, use_cache=False).logits[0].float()
+    hook.remove()
+    difference = (own - finished(states[0]).to(own.device)).norm() / own.norm()
+    if difference < 0.02 or not torch.isfinite(difference):  # what is not finite is told where it is measured
+        return finished
+    raise UserError(
+        f"{type(model).__name__} changes its logits after the output head (they differ by {difference:.1%}); "
+        "such models are not supported yet"
+    )
+
+
+def positions_at_once(vocabulary: int) -> int:
+    """So many positions that their float32 logits stay small, whatever the vocabulary."""
+    return max(1, min(256, SLICE_ELEMENTS // vocabulary))
+
+
+def slices_of(positions: int, vocabulary: int) -> Iterator[slice]:
+    """Slices of `positions` in order, each of positions_at_once or fewer."""
+    step = positions_at_once(vocabulary)
+    for start in range(0, positions, step):
+        yield slice(start, min(start + step, positions))
+
+
+def token_losses(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """-ln p(target) in nats; logits [n, vocabulary] float32, targets [n] → [n]. Not finite where the logits are not."""
+    return torch.nn.functional.cross_entropy(logits, targets.to(logits.device, non_blocking=True), reduction="none")
+
+
+def negative_log_likelihoods(hidden: torch.Tensor, targets: torch.Tensor, head, vocabulary: int) -> torch.Tensor:
+    """token_losses of hidden states [T, width] with targets [T] → [T]; their logits never exist all at once."""
+    return torch.cat([token_losses(head(hidden[part]), targets[part]) for part in slices_of(len(hidden), vocabulary)])
+
+
+@contextlib.contextmanager
+def one_thread_beside(device: torch.device, waiting: int = 2) -> Iterator[Callable[..., None]]:
+    """Gives submit(compute, collect, *arguments): collect(compute(*arguments)) while the caller goes on; in order.
+
+    On a CPU a thread does both. It takes one of the job's cores and leaves the caller the others: a forward pass of a
+    small model keeps no more busy. On a GPU the caller launches `compute`, which takes it a moment, and the thread
+    waits for what comes out. At most `waiting` wait to be collected, so memory is bounded. What one raises is raised by
+    a later submit or at the end.
+    """
+    threads = torch.get_num_threads()
+    pending: collections.deque[concurrent.futures.Future] = collections.deque()
+
+    def submit(compute: Callable, collect: Callable, *arguments) -> None:
+        while len(pending) > waiting:
+            pending.popleft().result()
+        if device.type == "cuda":
+            pending.append(thread.submit(collect, compute(*arguments)))
+        else:
+            pending.append(thread.submit(lambda: collect(compute(*arguments))))
+
+    with concurrent.futures.ThreadPoolExecutor(1) as thread:
+        thread.submit(torch.get_num_threads).result()  # or its first operation would take over the caller's number
+        thread.submit(torch.set_num_threads, 1).result()
+        torch.set_num_threads(max(1, threads - 1))  # after it: OpenMP's number is a thread's own, MKL's everyone's
+        try:
+            yield submit
+            while pending:
+                pending.popleft().result()
+        finally:
+            torch.set_num_threads(threads)

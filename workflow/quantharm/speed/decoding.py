@@ -1,0 +1,77 @@
+"""Greedy decoding with a KV cache."""
+
+import time
+from dataclasses import dataclass
+
+import torch
+
+from quantharm.speed.device_meters import synchronise
+
+DEGENERATE_TAIL = 24  # a response whose last 24 tokens repeat a cycle of at most 4 is degenerate
+LONGEST_CYCLE = 4
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """One greedy continuation."""
+
+    token_ids: list[int]  # an end-of-sequence token included
+    stop_reason: str  # end_of_sequence, length, context or not_finite
+    seconds: float
+    time_to_first_token_seconds: float
+    finite: bool
+
+
+def end_tokens(model, tokenizer) -> set[int]:
+    """Ids that end a response: the generation config's, and the tokenizer's own."""
+    configured = model.generation_config.eos_token_id
+    ids = configured if isinstance(configured, list) else [configured]
+    return {i for i in [*ids, tokenizer.eos_token_id] if i is not None}
+
+
+def prefill(model, prompt: torch.Tensor) -> tuple[torch.Tensor, object]:
+    """(logits of the last position [1, vocabulary], KV cache); prompt: [1, T]."""
+    output = model(input_ids=prompt, use_cache=True, logits_to_keep=1)
+    return output.logits[:, -1], output.past_key_values
+
+
+def decode_one_token(model, token: torch.Tensor, cache) -> tuple[torch.Tensor, object]:
+    """(logits [1, vocabulary], KV cache) after one more token; token: [1, 1]."""
+    output = model(input_ids=token, past_key_values=cache, use_cache=True)
+    return output.logits[:, -1], output.past_key_values
+
+
+def continue_greedily(model, ids: list[int], new_tokens: int, ends: set[int], context: int | None) -> Continuation:
+    """At most `new_tokens` greedy tokens after a prompt, batch 1; no sampler, penalty or processor of any kind."""
+    device = model.get_input_embeddings().weight.device
+    tokens: list[int] = []
+    reason = "length"
+    room = new_tokens if context is None else min(new_tokens, context - len(ids))
+    synchronise(device)
+    begin = time.perf_counter()
+    first = None
+    logits, cache = prefill(model, torch.tensor([ids], device=device))
+    for step in range(room):
+        token = logits.argmax(-1, keepdim=True)  # [1, 1]
+        if not torch.isfinite(logits).all():
+            reason = "not_finite"
+            break
+        tokens.append(int(token))
+        first = first or time.perf_counter() - begin
+        if tokens[-1] in ends:
+            reason = "end_of_sequence"
+            break
+        if step + 1 < room:
+            logits, cache = decode_one_token(model, token.to(device), cache)
+    else:
+        reason = "length" if room == new_tokens else "context"
+    seconds = time.perf_counter() - begin
+    return Continuation(tokens, reason, seconds, first or seconds, reason != "not_finite")
+
+
+def is_degenerate(token_ids: list[int]) -> bool:
+    """Whether the end of a response is one short cycle over and over."""
+    tail = token_ids[-DEGENERATE_TAIL:]
+    if len(tail) < DEGENERATE_TAIL:
+        return False
+    return any(tail[c:] == tail[:-c] for c in range(1, LONGEST_CYCLE + 1))
