@@ -172,7 +172,9 @@ REPORTED_FILES = ["generation.parquet", "perplexity.parquet", "divergence.parque
 
 def studies_of(model):
     """{file: time} of the studies beside the default run that have been made."""
-    files = [f"results/{model}/{name}" for name in ("noise_sweep.json", "calibration_study.json", "monitor/history.parquet")]
+    files = [
+        f"results/{model}/{name}" for name in ("noise_sweep.json", "calibration_study.json", "monitor/history.parquet")
+    ]
     return {file: os.path.getmtime(file) for file in files if os.path.exists(file)}
 
 
