@@ -23,8 +23,8 @@ MEASURES = ["kl_nats", "reverse_kl_nats", "js_nats", "delta_p", "delta_nll_nats"
 
 
 def divergences(stored: torch.Tensor, logits: torch.Tensor, targets: torch.Tensor) -> dict[str, torch.Tensor]:
-    """The measures in float64 throughout, with the baseline's first choice read off what is stored."""
-    return kl_divergence.divergences(stored, logits.double(), targets, stored.argmax(-1))
+    """The measures, with the baseline's first choice read off what is stored; float64 logits give all of float64."""
+    return kl_divergence.divergences(stored, logits, targets, stored.argmax(-1))
 
 
 def of(p, q, target=0) -> dict[str, float]:
@@ -77,10 +77,11 @@ def test_a_constant_added_to_all_logits_changes_nothing():
 
 @pytest.mark.parametrize("vocabulary", [7, 384, 32_000])
 @pytest.mark.parametrize("scale", [0.5, 4.0])
-def test_measures_equal_scipy_and_torch(vocabulary, scale):
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 2e-6)])
+def test_measures_equal_scipy_and_torch(vocabulary, scale, dtype, tolerance):
     a, b = random_logits(1, 6, vocabulary, scale), random_logits(2, 6, vocabulary, scale)
     targets = torch.arange(6)
-    ours = divergences(a.double(), b, targets)
+    ours = divergences(a.to(dtype), b.to(dtype), targets)
     p, q = (scipy.special.softmax(x.double().numpy(), axis=1) for x in (a, b))
     expected = {
         "kl_nats": scipy.special.rel_entr(p, q).sum(1),
@@ -93,11 +94,11 @@ def test_measures_equal_scipy_and_torch(vocabulary, scale):
     }
     assert set(ours) == set(MEASURES)
     for key in MEASURES:
-        numpy.testing.assert_allclose(ours[key].numpy(), expected[key], rtol=1e-9, atol=1e-13, err_msg=key)
+        numpy.testing.assert_allclose(ours[key].numpy(), expected[key], rtol=tolerance, atol=1e-13, err_msg=key)
     by_torch = torch.nn.functional.kl_div(
         b.double().log_softmax(-1), a.double().log_softmax(-1), log_target=True, reduction="none"
     ).sum(-1)
-    torch.testing.assert_close(ours["kl_nats"], by_torch, rtol=1e-9, atol=1e-13)
+    torch.testing.assert_close(ours["kl_nats"], by_torch, rtol=tolerance, atol=1e-13)
 
 
 def test_jensen_shannon_is_at_most_ln_2_and_reaches_it():
@@ -105,10 +106,10 @@ def test_jensen_shannon_is_at_most_ln_2_and_reaches_it():
     b = a.clone()
     a[0, 2], b[0, 7] = 0.0, 0.0
     apart = divergences(a, b, torch.tensor([2]))["js_nats"].item()
-    assert apart == pytest.approx(math.log(2), abs=1e-9)
-    assert apart <= math.log(2) + 1e-12
+    assert apart == pytest.approx(math.log(2), abs=1e-7)
+    assert apart <= math.log(2) + 1e-7
     some = divergences(random_logits(3, 64, 100, 9.0), random_logits(4, 64, 100, 9.0), torch.zeros(64, dtype=int))
-    assert (some["js_nats"] <= math.log(2)).all()
+    assert (some["js_nats"] <= math.log(2) + 1e-7).all()
     assert (some["js_nats"] > 0).all()
 
 
@@ -377,17 +378,60 @@ def test_a_store_with_a_prompt_that_the_trace_lacks_is_refused(store, trace, ref
         score_store(reference_model, store, trace[trace.prompt_id != "x-01"])
 
 
-@pytest.mark.parametrize("vocabulary", [384, 8192, 50257])
-@pytest.mark.parametrize("noise", [0.0, 0.05, 1.0, 5.0])
-def test_float32_entries_cost_less_than_the_store_does(vocabulary, noise):
-    """What is measured in production, against float64 throughout: below the float16 store's own error floor."""
-    logits = random_logits(1, 64, vocabulary, 4.0)
-    stored, targets = logits.log_softmax(-1).half(), torch.arange(64)
-    method = logits + noise * random_logits(2, 64, vocabulary, 1.0)
-    exact = divergences(stored, method, targets)
+def in_float64(stored: torch.Tensor, logits: torch.Tensor) -> dict[str, torch.Tensor]:
+    """By definition, with code that shares nothing with the package's."""
+    ln_p, ln_q = stored.double().log_softmax(-1), logits.double().log_softmax(-1)
+    ln_m = torch.logaddexp(ln_p, ln_q) - math.log(2)
+    return {
+        "kl_nats": kl(ln_p, ln_q),
+        "reverse_kl_nats": kl(ln_q, ln_p),
+        "js_nats": (kl(ln_p, ln_m) + kl(ln_q, ln_m)) / 2,
+        "delta_nll_nats": (ln_p - ln_q)[:, 0],
+    }
+
+
+def logits_of(shape: str, vocabulary: int) -> torch.Tensor:
+    """[4, vocabulary] float32: natural, all but flat, or with one token that takes nearly everything."""
+    scale, peak = {"natural": (4.0, 0.0), "flat": (1e-4, 0.0), "peaked": (2.0, 24.0)}[shape]
+    logits = random_logits(1, 4, vocabulary, scale) + 17.3
+    logits[:, 3] += peak
+    return logits
+
+
+@pytest.mark.parametrize("vocabulary", [384, 50_257, 262_144])
+@pytest.mark.parametrize("shape", ["natural", "flat", "peaked"])
+@pytest.mark.parametrize("noise", [0.0, 1e-3, 0.05, 5.0])
+def test_float32_entries_are_as_good_as_float64(vocabulary, shape, noise):
+    """The path of production, from no divergence at all (the baseline's own store) to several nats."""
+    logits = logits_of(shape, vocabulary)
+    stored, targets = logits.log_softmax(-1).half(), torch.zeros(4, dtype=int)
+    method = logits + noise * random_logits(2, 4, vocabulary, 1.0)
+    exact = in_float64(stored, method)
     fast = kl_divergence.divergences(stored, method, targets, stored.argmax(-1))
     for measure in ("kl_nats", "reverse_kl_nats", "js_nats"):
-        error = (fast[measure] - exact[measure]).abs() / exact["kl_nats"].clamp_min(1)  # JS is made from KL
-        assert error.max() <= 3e-6, measure
-        assert error.mean() <= 2e-7, measure
-    assert torch.equal(fast["top1_agrees"], exact["top1_agrees"])
+        assert fast[measure].dtype == torch.float64
+        error = (fast[measure] - exact[measure]).abs()
+        assert (error <= 1e-8 + 3e-7 * exact[measure]).all(), measure
+        assert (fast[measure] >= 0).all(), measure
+    assert (fast["delta_nll_nats"] - exact["delta_nll_nats"]).abs().max() < 5e-7
+    assert torch.equal(fast["top1_agrees"], stored.argmax(-1) == method.argmax(-1))
+
+
+def test_a_vocabulary_of_262144_never_diverges_from_itself_by_less_than_nothing():
+    """Where ln p and ln q are large and alike, adding up p (ln p - ln q) in float32 gives sums below zero."""
+    for seed in range(8):
+        logits = random_logits(seed, 16, 262_144, 1e-3) + 11.1
+        stored = logits.log_softmax(-1)  # unrounded: the divergence is zero up to rounding
+        found = kl_divergence.divergences(stored, logits, torch.zeros(16, dtype=int), stored.argmax(-1))
+        for measure in ("kl_nats", "reverse_kl_nats", "js_nats"):
+            assert (found[measure] >= 0).all(), measure
+            assert (found[measure] < 1e-11).all(), measure
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_logits_of_16_bits_are_computed_with_in_float32(dtype):
+    logits = logits_of("natural", 50_257).to(dtype)
+    stored, targets = logits_of("natural", 50_257).log_softmax(-1).half(), torch.zeros(4, dtype=int)
+    fast = kl_divergence.divergences(stored, logits, targets, stored.argmax(-1))
+    exact = in_float64(stored, logits)
+    torch.testing.assert_close(fast["kl_nats"], exact["kl_nats"], rtol=3e-7, atol=1e-8)
