@@ -10,6 +10,7 @@ import collections
 import concurrent.futures
 import itertools
 import json
+import os
 import queue
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,7 +23,6 @@ import pyarrow.parquet
 import torch
 
 from quantharm.common.errors import UserError
-from quantharm.scoring.background_file import BackgroundFile
 
 METADATA_KEY = b"quantharm"
 FORMAT = 1
@@ -63,7 +63,7 @@ class StoreWriter:
     def __init__(self, path: Path, vocabulary: int, metadata: dict[str, Any]):
         self.schema = store_schema(vocabulary, metadata)
         self.vocabulary = vocabulary
-        self.file = BackgroundFile(path)
+        self.file = open(path, "wb")
         self.writer = pyarrow.parquet.ParquetWriter(
             self.file,
             self.schema,
@@ -82,7 +82,8 @@ class StoreWriter:
         with self.file:
             self.writer.close()
             if failure is None:
-                self.file.synchronise()
+                self.file.flush()
+                os.fsync(self.file.fileno())  # a full disk is told now, not when the file is read
 
     def write(self, prompt_id: str, category: str, position, token_id, log_probabilities: torch.Tensor) -> None:
         """One row group; log_probabilities: [n, vocabulary], any float dtype."""
