@@ -1,8 +1,8 @@
 """Divergence of one cell from the baseline's log-prob store, position by position over the trace.
 
-Positions → prompt mean → category mean → mean of categories; 95 % intervals by a bootstrap
-over prompts within categories. The category `text` (natural text) stands outside that mean. Writes a row a position and
-divergence.json, which also holds the worst positions of the prompts with both models' first choices.
+Positions → prompt mean → category mean → mean of categories, with 95 % intervals over prompts within categories. The
+category `text` (natural text) stands outside that mean. Writes a row a position and divergence.json, which also
+holds the worst positions of the prompts with both models' first choices.
 """
 
 from pathlib import Path

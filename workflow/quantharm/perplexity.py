@@ -1,7 +1,7 @@
 """Perplexity of one cell on the evaluation text, protocol concat-N.
 
 PPL = exp(Σ NLL / Σ targets) over windows of N tokens, each scored on its last N - 1 tokens, losses in float32 and
-sums in float64. The 95 % interval is a bootstrap over windows. Writes a row a window and perplexity.json.
+sums in float64. The 95 % interval is Student's t over windows. Writes a row a window and perplexity.json.
 """
 
 import math

@@ -343,7 +343,7 @@ def front_sentence(results: Results) -> str:
     )
     same = [
         f"{a} and {b}"
-        for (a, b), (_, bounds) in results.kl_differences.items()
-        if a < b and a in front and b in front and bounds and bounds[0] <= 0 <= bounds[1]
+        for (a, b), difference in results.kl_differences.items()
+        if a < b and a in front and b in front and not difference.measurable
     ]
     return sentence + (f" No measurable difference in KL between {listing(same)}." if same else "")

@@ -13,11 +13,19 @@ import pandas
 
 from quantharm.common.errors import UserError
 from quantharm.common.files import read_json, read_parquet
-from quantharm.common.statistics import interval_95, stratified_mean, weighted_mean_interval
+from quantharm.common.statistics import (
+    holm,
+    median_ratio_interval,
+    p_value,
+    paired_share_interval,
+    stratified_mean,
+    weighted_mean_interval,
+)
 
 BASELINE = "baseline"
 TEXT_CATEGORY = "text"  # as in logits.py, which needs torch
 STAGES = ("generation", "perplexity", "divergence")
+LEVEL = 0.05  # a difference among several is claimed below this p-value, adjusted for their number
 Rows = dict[str, Any]
 Bounds = list[float] | None
 
@@ -52,6 +60,24 @@ class Cell:
         return {c: v for c, v in self.divergence["by_category"].items() if c != TEXT_CATEGORY}
 
 
+@dataclass(frozen=True)
+class Difference:
+    """Mean KL of one method minus another's, in nats, with its 95 % interval and its p-value among all pairs (Holm)."""
+
+    nats: float
+    ci95: Bounds
+    p_value: float
+
+    @property
+    def measurable(self) -> bool:
+        """Whether the interval excludes zero, and does so among all pairs that were compared."""
+        return self.ci95 is not None and not self.ci95[0] <= 0 <= self.ci95[1] and self.p_value < LEVEL
+
+    @property
+    def turned(self) -> "Difference":
+        return Difference(-self.nats, self.ci95 and [-self.ci95[1], -self.ci95[0]], self.p_value)
+
+
 @dataclass
 class Results:
     """All cells of one model, the baseline's first."""
@@ -59,7 +85,7 @@ class Results:
     model: str
     folder: Path
     cells: list[Cell]
-    kl_differences: dict[tuple[str, str], tuple[float, Bounds]] = field(default_factory=dict)
+    kl_differences: dict[tuple[str, str], Difference] = field(default_factory=dict)
     calibration_study: Rows | None = None  # calibration_study.json, where `snakemake calibration` was run
     noise_study: list[Rows] | None = None  # the rows of noise_sweep.json, where `snakemake defense` was run
     monitor_history: pandas.DataFrame | None = None  # a row a run, where `snakemake monitor` was run
@@ -119,7 +145,7 @@ def read_results(folder: Path) -> Results:
         raise UserError(f"{folder}/summary.json has no cell `{BASELINE}`; run the stage `summary` again")
     require_comparable(cells)
     for cell in cells[1:]:
-        cell.changes = paired_changes(cell, cells[0])
+        cell.changes = changes_from_baseline(cell, cells[0])
     study, noise, history = (
         folder / "calibration_study.json",
         folder / "noise_sweep.json",
@@ -161,58 +187,59 @@ def percent_of_ratio(ratio):
     return 100 * (ratio - 1)
 
 
-def median_ratio(mine, reference, axis=-1):
-    return percent_of_ratio(numpy.median(mine, axis=axis) / numpy.median(reference, axis=axis))
-
-
-def paired_changes(cell: Cell, baseline: Cell) -> dict[str, Any]:
-    """{figure: (change, 95 % interval)}: paired over prompts, or over repetitions of the benchmark (not paired)."""
+def changes_from_baseline(cell: Cell, baseline: Cell) -> dict[str, Any]:
+    """{figure: (change, 95 % interval)}: paired over prompts; the benchmark's repetitions are two sets, not pairs."""
     columns = ["prompt_id", "category", "seconds", "new_tokens", "succeeded"]
     both = read_parquet(cell.folder / "generation.parquet", columns).merge(
         read_parquet(baseline.folder / "generation.parquet", columns), on="prompt_id", suffixes=("", "_baseline")
     )
     seconds, reference = both["seconds"].to_numpy(), both["seconds_baseline"].to_numpy()
-    ones = numpy.ones(len(both))
     tokens = (both["new_tokens"] - both["new_tokens_baseline"]).to_numpy(float)
-    success = 100.0 * (both["succeeded"].astype(float) - both["succeeded_baseline"].astype(float)).to_numpy()
+    now, before = both["succeeded"].astype(bool), both["succeeded_baseline"].astype(bool)
+    gained, lost = int((now & ~before).sum()), int((before & ~now).sum())
+    share = paired_share_interval(gained, lost, len(both))
     changes = {
         "seconds_percent": (
             percent_of_ratio(seconds.sum() / reference.sum()),
             weighted_mean_interval(seconds, reference, percent_of_ratio),
         ),
-        "new_tokens": (float(tokens.mean()), weighted_mean_interval(tokens, ones)),
-        "succeeded_points": (float(success.mean()), weighted_mean_interval(success, ones)),
+        "new_tokens": (float(tokens.mean()), weighted_mean_interval(tokens, numpy.ones(len(both)))),
+        "succeeded_points": (100.0 * (gained - lost) / len(both), share and [100 * bound for bound in share]),
     }
     mine, theirs = cell.generation["benchmark"], baseline.generation["benchmark"]
     for key in ("prefill_seconds", "decode_tokens_per_second"):
         values, others = mine[key]["values"], theirs[key]["values"]
+        bounds = median_ratio_interval(values, others)
         changes[f"{key}_percent"] = (
-            float(median_ratio(values, others)),
-            interval_95(values, others, statistic=median_ratio),
+            float(percent_of_ratio(numpy.median(values) / numpy.median(others))),
+            bounds and [percent_of_ratio(bound) for bound in bounds],
         )
     return changes
 
 
-def kl_differences(cells: list[Cell], ranges: dict[str, float]) -> dict[tuple[str, str], tuple[float, Bounds]]:
-    """{(first, second): mean KL of the first minus the second's, in nats, paired over prompts within categories}.
+def kl_differences(cells: list[Cell], ranges: dict[str, float]) -> dict[tuple[str, str], Difference]:
+    """{(first, second): mean KL of the first minus the second's}, paired over prompts within categories.
 
-    ranges: how much KL varies with a method's calibration samples, in nats; intervals are widened by it on both sides.
+    ranges: how much KL varies with a method's calibration samples, in nats: intervals are widened by it on both sides,
+    and a smaller difference has the p-value 1.
     """
     means = {}
     for cell in cells:
         rows = read_parquet(cell.folder / "divergence.parquet", ["prompt_id", "category", "kl_nats"])
         rows = rows[rows["category"] != TEXT_CATEGORY]
         means[cell.method] = rows.groupby(["category", "prompt_id"], sort=False)["kl_nats"].mean()
-    found = {}
+    figures, p_values = {}, {}
     for first, second in itertools.combinations(means, 2):
         difference = (means[first] - means[second]).dropna()
         strata = [part.to_numpy() for _, part in difference.groupby(level="category", sort=False)]
-        figures = stratified_mean(strata)
         extra = ranges.get(first, 0.0) + ranges.get(second, 0.0)
-        bounds = figures["ci95"] and [figures["ci95"][0] - extra, figures["ci95"][1] + extra]
-        found[first, second] = figures["mean"], bounds
-        found[second, first] = -figures["mean"], bounds and [-bounds[1], -bounds[0]]
-    return found
+        found = stratified_mean(strata)
+        bounds = found["ci95"] and [found["ci95"][0] - extra, found["ci95"][1] + extra]
+        figures[first, second] = found["mean"], bounds
+        p_values[first, second] = p_value(strata, extra)
+    adjusted = holm(p_values)
+    pairs = {pair: Difference(*figure, adjusted[pair]) for pair, figure in figures.items()}
+    return pairs | {pair[::-1]: difference.turned for pair, difference in pairs.items()}
 
 
 def window_losses(cell: Cell) -> pandas.DataFrame:

@@ -51,7 +51,7 @@ def perplexity_table(results: Results, rules: dict[str, Any]) -> Table:
     first = results.baseline.perplexity
     note = (
         f"Protocol {first['protocol']}: {first['tokens_scored']:,} tokens in {count(first['windows'], 'window')}. "
-        "Intervals by a bootstrap over windows; the change is paired, window by window, which is why it is much "
+        "Intervals by Student's t over windows; the change is paired, window by window, which is why it is much "
         "better known than the perplexity itself."
     )
     return Table("perplexity", "Perplexity", columns, rows, note)
@@ -87,9 +87,9 @@ def divergence_table(results: Results, rules: dict[str, Any]) -> Table:
     ]
     note = (
         f"KL(baseline ‖ method) over the whole vocabulary at {results.baseline.divergence['positions']:,} positions of "
-        "the baseline's own greedy answers: mean of category means of prompt means, intervals by a bootstrap over "
-        "prompts within categories. The baseline's row is its divergence from its own stored log-probabilities: "
-        "nothing smaller can be seen."
+        "the baseline's own greedy answers: mean of category means of prompt means, 95 % intervals over prompts within "
+        "categories (Student's t on a logarithmic scale). The baseline's row is its divergence from its own stored "
+        "log-probabilities: nothing smaller can be seen."
     )
     return Table("divergence", "KL divergence from the baseline", columns, rows, note)
 
