@@ -12,7 +12,7 @@ import numpy
 import pandas
 
 from quantharm.common.files import write_json, write_parquet
-from quantharm.common.statistics import describe, stratified_mean
+from quantharm.common.statistics import category_intervals, describe, stratified_mean
 from quantharm.summary import flat, summarise_cell
 
 HOSTILE = (
@@ -201,13 +201,13 @@ def write_divergence(folder: Path, identity: dict, kl: float, random, ran: dict)
     write_parquet(folder / "divergence.parquet", table)
     prompts = table[table["category"] != "text"]
     means = prompts.groupby(["category", "prompt_id"], sort=False)["kl_nats"].mean()
+    intervals = dict(zip(CATEGORIES, category_intervals([means[c].to_numpy() for c in CATEGORIES]), strict=True))
     by_category = {}
     for category in [*CATEGORIES, "text"]:
         part = table[table["category"] == category]
-        figures = stratified_mean([part.groupby("prompt_id")["kl_nats"].mean().to_numpy()])
         by_category[category] = {
-            "kl_nats_mean": figures["mean"],
-            "ci95": figures["ci95"],
+            "kl_nats_mean": float(part.groupby("prompt_id")["kl_nats"].mean().mean()),
+            "ci95": intervals.get(category),
             "top1_agreement": float(part["top1_agrees"].mean()),
             "prompts": part["prompt_id"].nunique(),
             "positions": len(part),

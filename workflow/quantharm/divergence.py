@@ -15,7 +15,7 @@ from quantharm.common.errors import UserError
 from quantharm.common.files import finite_or_none, read_parquet, write_json, write_parquet
 from quantharm.common.provenance import memory_bytes, provenance
 from quantharm.common.stage import Timing, run_stage, stage_parser
-from quantharm.common.statistics import mean_of_means, stratified_mean
+from quantharm.common.statistics import category_intervals, mean_of_means, stratified_mean
 from quantharm.common.text import context_length, protocol_name
 from quantharm.logits import TEXT_CATEGORY, store_metadata_of
 from quantharm.models.loading import (
@@ -59,13 +59,13 @@ def summarise(rows: pandas.DataFrame) -> dict[str, Any]:
         per_prompt = prompts.groupby(["category", "prompt_id"], sort=False)[column].mean()
         return float(mean_of_means(*[per_prompt[c].to_numpy() for c in prompts["category"].unique()]))
 
+    intervals = dict(zip(prompts["category"].unique(), category_intervals(strata), strict=True))
     by_category = {}
     for category, part in rows.groupby("category", sort=False):
         own = part.groupby("prompt_id", sort=False)["kl_nats"].mean().to_numpy()
-        figures = stratified_mean([own])
         by_category[category] = {
-            "kl_nats_mean": figures["mean"],
-            "ci95": figures["ci95"],
+            "kl_nats_mean": float(own.mean()),
+            "ci95": intervals[category] if category in intervals else stratified_mean([own])["ci95"],
             "top1_agreement": float(part["top1_agrees"].mean()),
             "prompts": len(own),
             "positions": len(part),

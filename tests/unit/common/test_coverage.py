@@ -9,6 +9,8 @@ import pytest
 from scipy.stats import binomtest
 
 from quantharm.common.statistics import (
+    borrowed_intervals,
+    category_intervals,
     mean_interval,
     median_interval,
     median_ratio_interval,
@@ -75,6 +77,33 @@ def test_one_category_of_two_prompts_has_no_interval():
     assert mean_interval([[1.0, 1.3, 0.8, 1.1]]) is not None
     assert mean_interval([[1.0, 1.3]] * 3) is not None
     assert mean_interval([[1.0, 1.3]] * 11 + [[1.0]]) is None
+
+
+@pytest.mark.parametrize("spreads", ["equal", "unequal"])
+@pytest.mark.parametrize("prompts", [2, 3])
+def test_each_category_of_few_prompts_beside_eleven_others(prompts, spreads):
+    random = numpy.random.default_rng([prompts, len(spreads)])
+    levels = random.normal(0, 0.5, (CATEGORIES, SETS, 1))
+    spread = 0.6 if spreads == "equal" else random.uniform(0.2, 1.0, (CATEGORIES, SETS, 1))
+    strata = list(numpy.exp(levels + spread * random.normal(size=(CATEGORIES, SETS, prompts))))
+    truth = numpy.exp(levels + spread**2 / 2)[..., 0]
+    bounds = borrowed_intervals(strata)
+    found = [share_covered(b, t) for b, t in zip(bounds, truth, strict=True)]
+    assert AT_LEAST <= numpy.mean(found) <= 0.98
+    widths = [numpy.median(b[1] / s.mean(-1)) for b, s in zip(bounds, strata, strict=True)]
+    assert max(widths) < 4
+    boot = [share_covered(percentile_bootstrap([s], random), t) for s, t in zip(strata, truth, strict=True)]
+    assert numpy.mean(boot) < AT_LEAST
+
+
+def test_few_categories_of_two_prompts_have_no_interval():
+    pairs = [[1.0, 1.3], [0.4, 0.5], [2.0, 2.2]]
+    assert category_intervals(pairs) == [None, None, None]
+    found = category_intervals([*pairs * 4, [3.0], [1.0, 1.1, 1.2, 0.9]])
+    assert found[12] is None
+    assert all(found[:12])
+    assert found[13] == mean_interval([[1.0, 1.1, 1.2, 0.9]])
+    assert category_intervals([*pairs * 4, [-1e-9, 2e-9]]) == [None] * 13
 
 
 def test_prompts_of_unequal_spread_and_values_near_zero():

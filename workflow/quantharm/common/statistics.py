@@ -14,6 +14,7 @@ from scipy.stats import binom, norm, t
 Bounds = list[float] | None
 CONFIDENCE = 0.95
 FEWEST_DEGREES = 3  # of freedom: below, an interval of skewed values is wider than anybody can use
+FEWEST_POOLED_DEGREES = 8  # of a spread that a category with few prompts takes from all categories
 TINY = numpy.finfo(numpy.float64).tiny
 LEAST_SHARE = 0.1  # of a stratum's mean; smaller values count as this much in the spread of the logarithms
 
@@ -51,33 +52,64 @@ def symmetric_interval(strata: list[numpy.ndarray]) -> tuple[numpy.ndarray, nump
     return mean - half, mean + half
 
 
+def log_spreads(strata: list[numpy.ndarray]) -> tuple[list[numpy.ndarray], numpy.ndarray, int]:
+    """(variance of the logarithms in each stratum, pooled over the strata, degrees of freedom of the pooled one).
+
+    strata: [..., n] each, none negative. Values below LEAST_SHARE of their stratum's mean count as that, so that one
+    prompt on which nothing moved does not make a spread endless.
+    """
+    floors = [numpy.maximum(LEAST_SHARE * s.mean(-1, keepdims=True), TINY) for s in strata]
+    own = [numpy.log(numpy.maximum(s, f)).var(-1, ddof=1) for s, f in zip(strata, floors, strict=True)]
+    degrees = sum(s.shape[-1] - 1 for s in strata)
+    pooled = numpy.sum([v * (s.shape[-1] - 1) for v, s in zip(own, strata, strict=True)], axis=0) / degrees
+    return own, pooled, degrees
+
+
+def log_symmetric(mean, variance, degrees: int) -> tuple[numpy.ndarray, numpy.ndarray]:
+    """Interval about a skewed estimate whose logarithm has this variance.
+
+    Its centre is half a variance above ln(mean), since the logarithm of an unbiased estimate is too low by that.
+    """
+    centre, half = mean * numpy.exp(variance / 2), two_sided(degrees) * numpy.sqrt(variance)
+    return centre * numpy.exp(-half), centre * numpy.exp(half)
+
+
 def positive_interval(strata: list[numpy.ndarray]) -> tuple[numpy.ndarray, numpy.ndarray]:
     """Interval of mean_of_means of skewed values that are never negative, symmetric on a logarithmic scale.
 
     After Cox's method for the mean of log-normal values, with t in place of the normal quantile (Olsson 2005, Journal
     of Statistics Education 13:1): of one stratum with variance s² of its logarithms, ln(mean) has the variance
-    s²/n + s⁴/(2(n - 1)). Here s² is pooled over the strata, whose share of the sum of means weighs it; the values' own
-    relative variance counts where it is greater; and the centre is half a variance above ln(mean), since the
-    logarithm of an unbiased skewed estimate is too low by that. strata: [..., n] each → ([...], [...]).
+    s²/n + s⁴/(2(n - 1)). Here s² is pooled over the strata, whose share of the sum of means weighs it, and the values'
+    own relative variance counts where it is greater. strata: [..., n] each → ([...], [...]).
     """
     means = numpy.stack([s.mean(-1) for s in strata], axis=-1)  # [..., strata]
     counts = numpy.array([s.shape[-1] for s in strata])
-    floors = [numpy.maximum(LEAST_SHARE * s.mean(-1, keepdims=True), TINY) for s in strata]
-    logs = [numpy.log(numpy.maximum(s, floor)) for s, floor in zip(strata, floors, strict=True)]
-    degrees = (counts - 1).sum()
-    spread = numpy.sum([x.var(-1, ddof=1) * (x.shape[-1] - 1) for x in logs], axis=0) / degrees  # s²
+    _, spread, degrees = log_spreads(strata)  # s²
     weights = means / means.sum(-1, keepdims=True)
     modelled = (weights**2 / counts).sum(-1) * spread + spread**2 / (2 * degrees)
     variance = numpy.maximum((standard_error(strata)[0] / means.mean(-1)) ** 2, modelled)
-    centre, half = means.mean(-1) * numpy.exp(variance / 2), two_sided(degrees) * numpy.sqrt(variance)
-    return centre * numpy.exp(-half), centre * numpy.exp(half)
+    return log_symmetric(means.mean(-1), variance, degrees)
+
+
+def borrowed_intervals(strata: list[numpy.ndarray]) -> list[tuple[numpy.ndarray, numpy.ndarray]]:
+    """Interval of each stratum's mean by the greater of its own spread and that of all strata together.
+
+    For strata of two or three skewed values, whose own spread says next to nothing. 95 % of the intervals of one run
+    cover, less in the strata of the greatest spread. strata: [..., n] each, none negative.
+    """
+    own, pooled, degrees = log_spreads(strata)
+    found = []
+    for values, spread in zip(strata, own, strict=True):
+        s2 = numpy.maximum(spread, pooled)
+        found.append(log_symmetric(values.mean(-1), s2 / values.shape[-1] + s2**2 / (2 * degrees), degrees))
+    return found
 
 
 def mean_interval(strata: list[ArrayLike]) -> Bounds:
     """95 % interval of mean_of_means; strata: one sequence of values for each category.
 
     Values of one sign are taken as skewed. None with fewer than two values in a category, or fewer than
-    FEWEST_DEGREES beyond one in each: one category needs four.
+    FEWEST_DEGREES beyond one in each: one category by itself needs four.
     """
     arrays = [numpy.asarray(s, dtype=numpy.float64) for s in strata]
     if min(map(len, arrays)) < 2 or sum(len(a) - 1 for a in arrays) < FEWEST_DEGREES:
@@ -92,6 +124,21 @@ def stratified_mean(strata: list[ArrayLike]) -> dict:
     """{mean, ci95} of the mean of category means; strata: one sequence of prompt means for each category."""
     mean = float(mean_of_means(*[numpy.asarray(s, dtype=numpy.float64) for s in strata]))
     return {"mean": mean, "ci95": mean_interval(strata)}
+
+
+def category_intervals(strata: list[ArrayLike]) -> list[Bounds]:
+    """95 % interval of each category's own mean; a category of two or three prompts borrows the others' spread.
+
+    None for such a category where the others have too few prompts as well, or values are negative.
+    """
+    arrays = [numpy.asarray(s, dtype=numpy.float64) for s in strata]
+    found = [mean_interval([a]) for a in arrays]
+    several = [i for i, a in enumerate(arrays) if len(a) >= 2]
+    enough = sum(len(arrays[i]) - 1 for i in several) >= FEWEST_POOLED_DEGREES
+    if enough and all(arrays[i].min() >= 0 for i in several):
+        for i, bounds in zip(several, borrowed_intervals([arrays[i] for i in several]), strict=True):
+            found[i] = found[i] or listed(*bounds)
+    return found
 
 
 def p_value(strata: list[ArrayLike], margin: float = 0.0) -> float:

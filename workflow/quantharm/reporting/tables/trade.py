@@ -155,7 +155,7 @@ def trade_off_pairs_table(results: Results) -> Table:
         Column("kl_nats_difference", "KL difference, nats [95\u00a0%, paired]"),
         Column("closer", "Closer", "left"),
     ]
-    note = len(rows) > 1 and (
+    note = (
         "Intervals are of one pair; a method is called closer where the difference also passes Holm's correction for "
         f"all {len(rows)} pairs."
     )
