@@ -12,6 +12,7 @@ import time
 
 import pandas
 import pytest
+import torch
 from huggingface_hub import constants
 
 from quantharm import fetch
@@ -23,7 +24,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 UNREACHABLE_SECONDS = 20  # the hub's own client alone would try for 23; Python and its libraries take 2 to 5 of these
 
 
-def run_stage(module: str, *arguments, cache=None, **environment):
+def run_stage(module: str, *arguments, cache=None, seconds=600, **environment):
     """A stage in a process of its own, without a network: the hub's address is a closed port of this machine."""
     env = {k: v for k, v in os.environ.items() if not k.lower().endswith("_proxy") and not k.startswith("HF_")}
     env |= {"PYTHONPATH": str(fetch.Path(fetch.__file__).parents[1]), "HF_ENDPOINT": "http://127.0.0.1:9"}
@@ -33,7 +34,7 @@ def run_stage(module: str, *arguments, cache=None, **environment):
         capture_output=True,
         text=True,
         env=env | environment,
-        timeout=UNREACHABLE_SECONDS,
+        timeout=seconds,
     )
 
 
@@ -95,17 +96,19 @@ def test_a_hub_model_is_found_in_the_local_cache(hub_cache, tmp_path, reference_
 def test_a_model_that_is_not_here_ends_in_one_sentence(hub_cache, tmp_path, source, revision, environment):
     output = tmp_path / "source.json"
     arguments = ("--model", "m", "--source", source, "--revision", revision, "--output", output)
-    message = one_sentence(run_stage("fetch", *arguments, cache=hub_cache[0], **environment))
+    message = one_sentence(
+        run_stage("fetch", *arguments, cache=hub_cache[0], seconds=UNREACHABLE_SECONDS, **environment)
+    )
     assert f"{source} is not in the hub cache and the hub cannot be reached" in message
     assert not output.exists()
 
 
 @pytest.mark.slow
-def test_a_pickled_folder_ends_in_one_sentence(tmp_path):
-    folder = tmp_path / "m"
-    folder.mkdir()
-    (folder / "config.json").write_text('{"model_type": "llama"}')
-    (folder / "pytorch_model.bin").write_bytes(b"x")
+def test_a_pickled_folder_ends_in_one_sentence(tmp_path, copy_of_reference, reference_weights):
+    folder = copy_of_reference
+    for path in folder.glob("model*"):
+        path.unlink()
+    torch.save(reference_weights, folder / "pytorch_model.bin")
     arguments = ("--model", "m", "--source", folder, "--output", tmp_path / "source.json")
     assert "allow_pickle" in one_sentence(run_stage("fetch", *arguments))
     run = run_stage("fetch", *arguments, "--allow-pickle")
@@ -219,7 +222,7 @@ def test_rows_of_a_data_set_are_joined_by_blank_lines(tmp_path):
 @pytest.mark.parametrize("environment", [{"HF_HUB_OFFLINE": "1"}, {}], ids=["offline", "unreachable"])
 def test_a_data_set_that_is_not_here_ends_in_one_sentence(tmp_path, environment):
     arguments = ("--dataset", "owner/name", "--revision", COMMIT)
-    run = fetch_text(tmp_path, *arguments, cache=tmp_path / "cache", **environment)
+    run = fetch_text(tmp_path, *arguments, cache=tmp_path / "cache", seconds=UNREACHABLE_SECONDS, **environment)
     assert "the data set owner/name cannot be loaded" in one_sentence(run)
     assert not (tmp_path / "text.txt").exists()
 

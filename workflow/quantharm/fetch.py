@@ -9,17 +9,18 @@ import re
 from pathlib import Path
 from typing import Any
 
-from quantharm.common.errors import UserError
+from quantharm.common.checkpoint_files import read_checkpoint_config, refuse_gguf_name, weight_names
+from quantharm.common.errors import UserError, first_line
 from quantharm.common.files import read_json, sha256_of_text, write_json
 from quantharm.common.provenance import version_of
 from quantharm.common.sanitize import visible
 from quantharm.common.stage import run_stage, sentence_for, stage_parser
+from quantharm.models.completeness import check_whole
 from quantharm.models.hub import ask_hub
-from quantharm.models.loading import SYNTHETIC_MARK, first_line, hash_weights, read_checkpoint_config, refuse_unsafe
+from quantharm.models.loading import SYNTHETIC_MARK, hash_weights, quiet, refuse_unsafe
 
-WANTED_FILES = ["*.json", "*.safetensors", "tokenizer*", "*.model", "*.txt", "*.jinja"]
-PICKLE_FILES = ["*.bin", "*.pt", "*.pth"]
-CODE_FILES = ["*.py"]
+WANTED_FILES = ["*.json", "tokenizer*", "*.model", "*.txt", "*.jinja"]
+CODE_FILES = ["*.py"]  # of a checkpoint that is trusted
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -28,14 +29,17 @@ def resolve(source: str, revision: str | None, allow_pickle: bool, trust_remote_
     folder = Path(source)
     if os.path.isdir(folder):  # pathlib raises OSError for a name that is too long
         return folder, None
+    refuse_gguf_name(source)
     if not HUB_ID.fullmatch(source) or source.startswith((".", "/")):
         raise UserError(f"{source} is neither a folder here nor a hub id (owner/name); correct `source:` in the config")
     from huggingface_hub import errors, snapshot_download
 
-    wanted = WANTED_FILES + (PICKLE_FILES if allow_pickle else []) + (CODE_FILES if trust_remote_code else [])
+    wanted = WANTED_FILES + (CODE_FILES if trust_remote_code else [])
     unreachable = ask_hub(source, revision, "model")
     try:
-        path = snapshot_download(source, revision=revision, allow_patterns=wanted)
+        path = Path(snapshot_download(source, revision=revision, allow_patterns=wanted))
+        # Then the weights that would be loaded, which the files above name; many a repository holds others as well.
+        snapshot_download(source, revision=revision, allow_patterns=weight_names(path, allow_pickle))
     except (errors.LocalEntryNotFoundError, OSError, ValueError) as error:
         if sentence_for(error):  # the disk is full
             raise
@@ -43,7 +47,7 @@ def resolve(source: str, revision: str | None, allow_pickle: bool, trust_remote_
             f"{source} is not in the hub cache and the hub cannot be reached ({unreachable or first_line(error)}); "
             "connect once, copy the cache from a machine that has it, or name a folder"
         ) from None
-    return Path(path), Path(path).name
+    return path, path.name
 
 
 def tokenizer_hashes(folder: Path) -> dict[str, str | None]:
@@ -68,7 +72,9 @@ def tokenizer_hashes(folder: Path) -> dict[str, str | None]:
 
 def describe(name: str, source: str, folder: Path, commit: str | None, allow_pickle: bool, trust_remote_code: bool):
     """The source record of a checkpoint folder; of random weights, `source` says of which shape they are."""
+    quiet()
     refuse_unsafe(folder, allow_pickle, trust_remote_code)
+    check_whole(folder, trust_remote_code)
     settings = read_checkpoint_config(folder)
     files = hash_weights(folder, allow_pickle)
     text_settings = settings.get("text_config", settings)

@@ -6,12 +6,11 @@ The rows of a data set are joined by blank lines, as in the protocol `concat-204
 import os
 from pathlib import Path
 
-from quantharm.common.errors import UserError
+from quantharm.common.errors import UserError, first_line
 from quantharm.common.files import sha256_of_text, write_json, write_text
 from quantharm.common.stage import run_stage, sentence_for, stage_parser
 from quantharm.common.text import read_text
 from quantharm.models.hub import ask_hub
-from quantharm.models.loading import first_line
 
 
 def read_dataset(dataset: str, name: str | None, split: str, revision: str | None, column: str) -> str:

@@ -13,12 +13,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from quantharm.common.errors import UserError
+from quantharm.common.errors import UserError, first_line
 from quantharm.common.files import read_json, replacing_folder, write_json
 from quantharm.common.provenance import device_name, versions
 from quantharm.common.stage import Timing, run_stage, stage_parser
 from quantharm.models.architectures import read_architecture
-from quantharm.models.loading import SYNTHETIC_MARK, choose_device, first_line, offline_environment, quiet, torch_dtype
+from quantharm.models.loading import SYNTHETIC_MARK, choose_device, offline_environment, quiet, torch_dtype
 
 INITIALIZER_RANGE = 0.02
 SHARD_BYTES = 2 * 10**9  # of host memory; two shards at a time

@@ -199,8 +199,9 @@ def test_recorded_hashes(signed):
     assert file_hashes.verify_recorded(folder, files)["verified"]
     flip_a_bit(folder)
     assert file_hashes.verify_recorded(folder, files)["wrong"] == ["model.safetensors"]
-    (folder / "second.safetensors").write_bytes(b"2")
-    assert file_hashes.verify_recorded(folder, files)["extra"] == ["second.safetensors"]
+    (folder / "consolidated.safetensors").write_bytes(b"2")  # which is not loaded
+    assert file_hashes.verify_recorded(folder, files)["extra"] == []
+    assert file_hashes.verify_recorded(folder, [])["extra"] == ["model.safetensors"]
     (folder / "model.safetensors").unlink()
     assert file_hashes.verify_recorded(folder, files)["missing"] == ["model.safetensors"]
 

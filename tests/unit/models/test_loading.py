@@ -48,7 +48,10 @@ def test_pickle_only_is_refused_unless_it_is_allowed(tmp_path, name):
     message = message_of(refuse_unsafe, folder, False, False)
     assert name in message
     assert "allow_pickle: true" in message
-    refuse_unsafe(folder, True, False)
+    if name == "pytorch_model.bin":
+        refuse_unsafe(folder, True, False)
+    else:
+        assert "no pytorch_model.bin" in message_of(refuse_unsafe, folder, True, False)
 
 
 def test_pickle_beside_safetensors_is_no_matter(tmp_path):
@@ -56,7 +59,7 @@ def test_pickle_beside_safetensors_is_no_matter(tmp_path):
 
 
 def test_code_of_an_unknown_architecture_is_refused_unless_it_is_trusted(tmp_path):
-    folder = checkpoint(tmp_path / "m", "a.safetensors", model_type="mine", auto_map={"AutoModel": "x.Y"})
+    folder = checkpoint(tmp_path / "m", "model.safetensors", model_type="mine", auto_map={"AutoModel": "x.Y"})
     message = message_of(refuse_unsafe, folder, False, False)
     assert "its own Python code" in message
     assert "trust_remote_code: true" in message
@@ -64,7 +67,7 @@ def test_code_of_an_unknown_architecture_is_refused_unless_it_is_trusted(tmp_pat
 
 
 def test_code_of_a_known_architecture_is_not_needed(tmp_path):
-    refuse_unsafe(checkpoint(tmp_path / "m", "a.safetensors", auto_map={"AutoModel": "x.Y"}), False, False)
+    refuse_unsafe(checkpoint(tmp_path / "m", "model.safetensors", auto_map={"AutoModel": "x.Y"}), False, False)
 
 
 @pytest.mark.parametrize("allow_pickle", [False, True])
@@ -134,6 +137,15 @@ def test_missing_weights_are_refused(weights):
     assert "is missing" in message_of(verify_weights, path.parent, record)
 
 
+def test_weights_that_were_added_are_refused(copy_of_reference, reference_source):
+    """Beside an index, model.safetensors would be loaded in place of the recorded shards."""
+    files = reference_source["weight_files"]
+    (copy_of_reference / "consolidated.safetensors").write_bytes(b"never loaded")
+    verify_weights(copy_of_reference, files)
+    (copy_of_reference / "model.safetensors").write_bytes(b"other weights")
+    assert "model.safetensors was added" in message_of(verify_weights, copy_of_reference, files)
+
+
 def test_load_cell_verifies_before_it_loads(tmp_path, nf4_cell):
     folder = tmp_path / "checkpoint"
     shutil.copytree(nf4_cell.checkpoint, folder)
@@ -162,19 +174,22 @@ def test_hashes_name_every_weight_file(reference_source, root):
         ("model-00001-of-00002.safetensors", b"not a tensor file at all"),
         ("config.json", b'{"model_type": "no-such-model"}'),
         ("config.json", b"{}"),
+        ("model.safetensors.index.json", b"{}"),
+        ("model.safetensors.index.json", b"["),
     ],
 )
 def test_a_damaged_checkpoint_ends_in_one_sentence(copy_of_reference, reference_source, file, content):
     (copy_of_reference / file).write_bytes(content)
     message = message_of(load_checkpoint, copy_of_reference, reference_source, "float32", "cpu", 1)
-    assert "cannot be loaded" in message
+    words = {".safetensors": "is not a whole safetensors file", ".index.json": "is damaged"}
+    assert next((w for end, w in words.items() if file.endswith(end)), "cannot be loaded") in message
 
 
 def test_a_truncated_weight_file_ends_in_one_sentence(copy_of_reference, reference_source):
     path = copy_of_reference / "model-00002-of-00002.safetensors"
     path.write_bytes(path.read_bytes()[:5_000_000])
     message = message_of(load_checkpoint, copy_of_reference, reference_source, "float32", "cpu", 1)
-    assert "cannot be loaded" in message
+    assert f"{path} is not a whole safetensors file" in message
 
 
 @pytest.mark.parametrize("content", [b"{", None])

@@ -11,3 +11,8 @@ class UserError(Exception):
 
     def __str__(self) -> str:
         return visible(super().__str__()).replace("\n", "⏎")
+
+
+def first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__

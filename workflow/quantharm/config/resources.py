@@ -11,6 +11,7 @@ far too little for billions of parameters on a CPU. The GPU's own memory is not 
 from pathlib import Path
 from typing import Any
 
+from quantharm.common.checkpoint_files import weight_files
 from quantharm.models.architectures import parameter_count, read_architecture
 
 BASE_MB = 2_500  # interpreter, libraries and a CUDA context
@@ -29,7 +30,7 @@ def billion_parameters(model: dict[str, Any]) -> float:
         return parameter_count(read_architecture(model["source"]["architecture"])) / 1e9
     folder = Path(model["source"])
     if folder.is_dir():
-        return sum(p.stat().st_size for p in folder.glob("*.safetensors")) / 2e9
+        return sum(p.stat().st_size for p in weight_files(folder)) / 2e9
     return DEFAULT_BILLIONS
 
 

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from quantharm.common.checkpoint_files import weight_files
 from quantharm.common.files import sha256_of_files
 
 HUB_BLOB = re.compile(r"[0-9a-f]{64}")  # the hub's cache names large files by the sha256 that the hub published
@@ -42,7 +43,7 @@ def verify_recorded(folder: Path, files: list[dict[str, Any]]) -> dict[str, Any]
     The same keys as of `verify`. A record made from the folder itself shows only that nothing changed since.
     """
     expected = {file["name"]: file["sha256"] for file in files}
-    weights = {p.name for p in Path(folder).iterdir() if p.suffix == ".safetensors"}
+    weights = {p.name for p in weight_files(folder)}  # those that would be loaded
     paths = {name: Path(folder) / name for name in expected if (Path(folder) / name).is_file()}
     hashes = sha256_of_files(list(paths.values()))
     found = {name: hashes[path] for name, path in paths.items()}

@@ -18,12 +18,11 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from quantharm.common.errors import UserError
+from quantharm.common.errors import UserError, first_line
 from quantharm.common.files import replacing, write_text
 from quantharm.common.sanitize import print_line
 from quantharm.common.stage import run_stage, stage_parser
 from quantharm.forensics.file_hashes import counted, in_words, named_faults
-from quantharm.models.loading import first_line
 
 FOUND_SOMETHING = 3  # exit code: judged, and not what it should be
 MISMATCH = "Signature mismatch"  # how the library's error begins when the signature is right and the files are not

@@ -3,8 +3,7 @@
 The hub's own client tries six times, for more than twenty seconds, to find out that there is no network.
 """
 
-from quantharm.common.errors import UserError
-from quantharm.models.loading import first_line
+from quantharm.common.errors import UserError, first_line
 
 ANSWER_SECONDS = 5
 

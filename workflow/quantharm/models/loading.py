@@ -6,20 +6,25 @@ A *source* record (source.json) says where a checkpoint lies and what it holds; 
 
 import gc
 import importlib
-import json
 import logging
 import os
 import warnings
 from pathlib import Path
 from typing import Any
 
-from quantharm.common.errors import UserError
+from quantharm.common.checkpoint_files import (
+    PICKLE_SUFFIXES,
+    pickled_weight_files,
+    read_checkpoint_config,
+    refuse_other_kinds,
+    weight_files,
+)
+from quantharm.common.errors import UserError, first_line
 from quantharm.common.files import read_json, sha256_of_files
+from quantharm.models.completeness import check_whole, load_whole
 
-WEIGHT_SUFFIXES = (".safetensors",)
 LARGEST_FILE = "5GB"  # of weights that are written; several files are hashed and read at once
 SYNTHETIC_MARK = "synthetic.json"  # in a checkpoint folder: its weights are random numbers
-PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 
 
 def quiet() -> None:
@@ -78,21 +83,6 @@ def torch_dtype(name: str):
     return getattr(torch, name)
 
 
-def read_checkpoint_config(folder: Path) -> dict[str, Any]:
-    """config.json of a checkpoint folder; raises UserError when it is not one."""
-    path = Path(folder) / "config.json"
-    if not path.is_file():
-        raise UserError(f"{folder} is not a model: it has no config.json; name a folder that transformers can load")
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is damaged ({error}); fetch the model again") from None
-
-
-def weight_files(folder: Path) -> list[Path]:
-    return sorted(p for p in Path(folder).iterdir() if p.suffix in WEIGHT_SUFFIXES)
-
-
 def is_known_architecture(model_type: str | None) -> bool:
     """Whether transformers itself can build such a model, so that a checkpoint's own code is not needed."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
@@ -101,7 +91,12 @@ def is_known_architecture(model_type: str | None) -> bool:
 
 
 def refuse_unsafe(folder: Path, allow_pickle: bool, trust_remote_code: bool) -> None:
-    """Raises UserError for pickled weights or code in a checkpoint that its config entry does not allow."""
+    """Raises UserError for pickled weights or code in a checkpoint that its config entry does not allow.
+
+    And before that for a folder that is no whole model.
+    """
+    if Path(folder).is_dir():
+        refuse_other_kinds(folder)
     settings = read_checkpoint_config(folder)
     if settings.get("auto_map") and not trust_remote_code and not is_known_architecture(settings.get("model_type")):
         raise UserError(
@@ -113,6 +108,8 @@ def refuse_unsafe(folder: Path, allow_pickle: bool, trust_remote_code: bool) -> 
     pickled = sorted(p.name for p in Path(folder).iterdir() if p.suffix in PICKLE_SUFFIXES)
     if not pickled:
         raise UserError(f"{folder} holds no weights (*.safetensors); fetch the model again or name another folder")
+    if allow_pickle and not pickled_weight_files(folder):
+        raise UserError(f"{folder} holds pickled files ({pickled[0]}) but no pytorch_model.bin, which would be loaded")
     if not allow_pickle:
         raise UserError(
             f"{folder} holds its weights only as pickle ({pickled[0]}), which runs code when it is loaded; use a "
@@ -124,7 +121,7 @@ def hash_weights(folder: Path, allow_pickle: bool = False) -> list[dict[str, Any
     """[{name, bytes, modified_ns, sha256}] of the weight files."""
     files = weight_files(folder)
     if not files and allow_pickle:
-        files = sorted(p for p in Path(folder).iterdir() if p.suffix in PICKLE_SUFFIXES)
+        files = pickled_weight_files(folder)
     hashes = sha256_of_files(files)
     return [
         {"name": p.name, "bytes": p.stat().st_size, "modified_ns": p.stat().st_mtime_ns, "sha256": hashes[p]}
@@ -135,7 +132,7 @@ def hash_weights(folder: Path, allow_pickle: bool = False) -> list[dict[str, Any
 def verify_weights(folder: Path, files: list[dict[str, Any]], in_full: bool = False) -> None:
     """Raises UserError when a weight file is not the recorded one; hashes it only if its size or time differs.
 
-    in_full hashes every file, whatever its time says.
+    Also when others than the recorded ones would be loaded. in_full hashes every file, whatever its time says.
     """
     doubtful: dict[Path, str] = {}  # with the sha256 that was recorded
     for file in files:
@@ -144,6 +141,13 @@ def verify_weights(folder: Path, files: list[dict[str, Any]], in_full: bool = Fa
             raise UserError(f"{path} is missing; delete {Path(folder).parent} and run the same command again")
         if in_full or (path.stat().st_size, path.stat().st_mtime_ns) != (file["bytes"], file["modified_ns"]):
             doubtful[path] = file["sha256"]
+    recorded = {file["name"] for file in files}
+    added = sorted({p.name for p in weight_files(folder)} - recorded)
+    if added:
+        raise UserError(
+            f"{Path(folder) / added[0]} was added after the weights were recorded, and would be loaded; take it out, "
+            "or delete the cell's folder to make it again"
+        )
     for path, sha256 in sha256_of_files(list(doubtful)).items():
         if sha256 != doubtful[path]:
             raise UserError(
@@ -166,25 +170,24 @@ def load_tokenizer(source: dict[str, Any]):
 
 
 def load_checkpoint(folder: Path, source: dict[str, Any], dtype: str, device: str, gpus: int, **extra):
-    """A causal language model from a folder, in eval mode; every quantizer's `load` comes through here."""
+    """A causal language model from a folder, in eval mode; every quantizer's `load` comes through here.
+
+    Raises UserError unless the folder is safe to load and holds the whole model and nothing else.
+    """
     import torch
-    from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM
 
     quiet()
     refuse_unsafe(folder, source["allow_pickle"], source["trust_remote_code"])
-    try:
-        model = AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=torch_dtype(dtype),
-            device_map=device_map(device, gpus),
-            use_safetensors=bool(weight_files(folder)),  # pickle only where there is nothing else
-            trust_remote_code=source["trust_remote_code"],
-            local_files_only=True,
-            **extra,
-        )
-    except (OSError, ValueError, ImportError, KeyError, SafetensorError) as error:
-        raise UserError(f"the model in {folder} cannot be loaded: {first_line(error)}") from None
+    if "quantization_config" in extra:  # while it quantizes, transformers takes matrices of any shape
+        check_whole(folder, source["trust_remote_code"])
+    model = load_whole(
+        folder,
+        dtype=torch_dtype(dtype),
+        device_map=device_map(device, gpus),
+        use_safetensors=bool(weight_files(folder)),  # pickle only where there is nothing else
+        trust_remote_code=source["trust_remote_code"],
+        **extra,
+    )
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     torch.set_grad_enabled(False)
@@ -214,11 +217,6 @@ def free_memory(device: str) -> None:
         import torch
 
         torch.cuda.empty_cache()
-
-
-def first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
 
 
 def offline_environment() -> None:

@@ -112,14 +112,15 @@ def quantize(source, settings, dtype, device, gpus, output: Path, calibration) -
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     from awq import AutoAWQForCausalLM
 
+    from quantharm.common.checkpoint_files import weight_files
     from quantharm.common.text import read_text, sha256_of_windows
+    from quantharm.models.completeness import check_whole
     from quantharm.models.loading import (
         LARGEST_FILE,
         device_map,
         load_tokenizer,
         refuse_unsafe,
         torch_dtype,
-        weight_files,
     )
     from quantharm.quantizers.awq_search import repaired_quantizer
     from quantharm.quantizers.calibration import sample_statistics
@@ -129,6 +130,7 @@ def quantize(source, settings, dtype, device, gpus, output: Path, calibration) -
     if not packed:
         raise UserError(f"{calibration} is shorter than one sample of {settings['calibration_tokens']} tokens")
     refuse_unsafe(source["path"], source["allow_pickle"], source["trust_remote_code"])
+    check_whole(source["path"], source["trust_remote_code"])  # autoawq would not ask
     model = AutoAWQForCausalLM.from_pretrained(
         source["path"],
         torch_dtype=torch_dtype(dtype),

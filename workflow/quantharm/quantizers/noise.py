@@ -88,7 +88,7 @@ def write_noisy(source: dict[str, Any], settings: dict[str, Any], grid: str | No
     """
     from safetensors.torch import load_file, save_file
 
-    from quantharm.models.loading import weight_files
+    from quantharm.common.checkpoint_files import PICKLE_SUFFIXES, weight_files
     from quantharm.quantizers.rounding import codes
 
     folder = Path(source["path"])
@@ -99,7 +99,7 @@ def write_noisy(source: dict[str, Any], settings: dict[str, Any], grid: str | No
     changed = weights = 0
     noise_squares = weight_squares = 0.0
     for path in folder.iterdir():
-        if path.is_file() and path not in files:
+        if path.is_file() and path.suffix not in (".safetensors", *PICKLE_SUFFIXES):  # nothing that is not loaded
             shutil.copyfile(path, output / path.name)
     for path in files:
         tensors = load_file(path)

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
+from quantharm.common.checkpoint_files import weight_files
 from quantharm.common.errors import UserError
 
 
@@ -37,7 +38,7 @@ def stored_tensors(checkpoint: Path, module: str) -> dict[str, torch.Tensor]:
     What a matrix stands for is read from disk, because kernels repack what they load, some at the first forward pass.
     """
     found = {}
-    for path in sorted(Path(checkpoint).glob("*.safetensors")):
+    for path in weight_files(checkpoint):
         with safe_open(path, framework="pt") as file:
             for key in file.keys():  # noqa: SIM118 (not a dict)
                 if key.startswith(f"{module}."):

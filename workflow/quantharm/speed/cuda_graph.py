@@ -10,8 +10,7 @@ import contextlib
 import torch
 from transformers.cache_utils import Cache, StaticLayer
 
-from quantharm.common.errors import UserError
-from quantharm.models.loading import first_line
+from quantharm.common.errors import UserError, first_line
 
 KL_LIMIT = 1e-2  # nats, at any step
 TIE = 2**-6  # of the largest logit: two roundings to bfloat16

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from quantharm.common.checkpoint_files import read_checkpoint_config, weight_files
 from quantharm.forensics.detection.scan import scan_matrix, scan_model
 from quantharm.forensics.detection.weights import Matrix, packed_tensors, read_matrices, sample_matrix, spread
-from quantharm.models.loading import read_checkpoint_config, torch_dtype, weight_files
+from quantharm.models.loading import torch_dtype
 
 SCAN_THREADS = 4  # more only wait for one another: a matrix is some thousand short calls, each of which takes the GIL
 DEQUANTIZED_MATRICES = 16  # of a quantized cell, spread over it, are dequantized and scanned

@@ -5,10 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 
-from quantharm.common.errors import UserError
-from quantharm.models.loading import first_line, weight_files
+from quantharm.common.checkpoint_files import weight_files
+from quantharm.models.completeness import open_weights
 
 WEIGHTS_A_SAMPLE = 65_536  # of each matrix, and along each axis
 SLABS = 4  # places in a matrix that a sample is taken from
@@ -86,13 +85,6 @@ def spread(values: list[int], count: int) -> list[int]:
 def linear_shape(shape: list[int]) -> tuple[int, int] | None:
     """(rows, columns) of a tensor that can be a linear layer's weight, None for any other."""
     return (shape[0], shape[1]) if len(shape) == 2 and min(shape) >= SMALLEST else None
-
-
-def open_weights(path: Path):
-    try:
-        return safe_open(path, framework="pt")
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is not a whole safetensors file ({first_line(error)}); fetch it again") from None
 
 
 def packed_tensors(folder: Path) -> list[str]:

@@ -1,0 +1,147 @@
+"""Which files of a checkpoint folder hold the weights that transformers loads, and folders that are no such checkpoint.
+
+transformers loads model.safetensors, or else the shards that model.safetensors.index.json names; config.json may name
+another file (`transformers_weights`). Whatever else lies in the folder (the original's consolidated.safetensors, a
+variant in another precision) is not loaded, and is neither hashed, counted nor scanned. Needs no ML library.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from quantharm.common.errors import UserError
+
+WEIGHTS = "model.safetensors"
+PICKLED_WEIGHTS = "pytorch_model.bin"
+PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+ADAPTER = "adapter_config.json"
+POINTER = b"version https://git-lfs"  # how Git LFS begins the note that it leaves in place of a file
+POINTER_BYTES = 1024  # and longer than that none is
+
+
+def read_checkpoint_config(folder: Path) -> dict[str, Any]:
+    """config.json of a checkpoint folder; raises UserError when it is not one."""
+    path = Path(folder) / "config.json"
+    if not path.is_file():
+        raise UserError(f"{folder} is not a model: it has no config.json; name a folder that transformers can load")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}); fetch the model again") from None
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files that transformers would load from a folder, sorted; none where it would find none.
+
+    A shard that the index names is among them whether it exists or not. Raises UserError for a damaged index.
+    """
+    return files_by_index(Path(folder), stated_weights(Path(folder)) or WEIGHTS)
+
+
+def pickled_weight_files(folder: Path) -> list[Path]:
+    """The pickled files that transformers would load where there are no safetensors."""
+    return files_by_index(Path(folder), PICKLED_WEIGHTS)
+
+
+def weight_names(folder: Path, allow_pickle: bool) -> list[str]:
+    """Names of the files to download into a folder that has everything but weights yet."""
+    files = weight_files(folder) or (pickled_weight_files(folder) if allow_pickle else [])
+    single = [stated_weights(folder) or WEIGHTS] + ([PICKLED_WEIGHTS] if allow_pickle else [])
+    return [p.relative_to(folder).as_posix() for p in files] + single
+
+
+def stated_weights(folder: Path) -> str | None:
+    """The file of weights that config.json names, if it does; a damaged config.json is another function's matter."""
+    try:
+        settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    name = settings.get("transformers_weights") if isinstance(settings, dict) else None
+    return name if isinstance(name, str) else None
+
+
+def files_by_index(folder: Path, name: str) -> list[Path]:
+    """The file of that name, or those that its index names."""
+    index = folder / (name if name.endswith(".index.json") else f"{name}.index.json")
+    if (folder / name).is_file() and index.name != name:
+        return [inside(folder, name)]
+    if not index.is_file():
+        return []
+    try:
+        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        return sorted(inside(folder, shard) for shard in shards)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise UserError(f"{index} is damaged: it does not say which file holds which tensor; fetch it again") from None
+
+
+def inside(folder: Path, name: str) -> Path:
+    if Path(name).is_absolute() or ".." in Path(name).parts:
+        raise UserError(f"{folder} names a file of weights outside itself ({name[:200]}); do not load it")
+    return folder / name
+
+
+def refuse_other_kinds(folder: Path) -> None:
+    """Raises UserError for a folder that is no whole model: an adapter, GGUF, Git LFS pointers, missing shards.
+
+    What its tensors are is not looked at (models.completeness), nor whether it is safe to load (models.loading).
+    """
+    folder = Path(folder)
+    files = sorted(p for p in folder.iterdir() if p.is_file())
+    names = {p.name for p in files}
+    if ADAPTER in names:
+        beside = "beside a model, which would be loaded without it" if "config.json" in names else "and not a model"
+        raise UserError(
+            f"{folder} holds an adapter (LoRA) {beside}; merge the adapter into its base model first (in peft: "
+            "`merge_and_unload()`, then `save_pretrained`), and name the folder of the merged model"
+        )
+    refuse_gguf([p.name for p in files if p.suffix.lower() == ".gguf"], folder, names)
+    for path in files:
+        if is_pointer(path):
+            raise UserError(
+                f"{path} is a Git LFS pointer, a note of three lines in place of the file itself; run `git lfs pull` "
+                "in its repository, or fetch the model again"
+            )
+    wanted = weight_files(folder) or pickled_weight_files(folder)
+    absent = [p.name for p in wanted if not p.is_file()]
+    if absent:
+        raise UserError(
+            f"{folder} lacks {len(absent)} of the {len(wanted)} weight files that its index names "
+            f"({listed(absent)}); fetch the model again"
+        )
+    others = [p.name for p in files if p.suffix == ".safetensors"]
+    if not wanted and others:
+        raise UserError(
+            f"{folder} holds {listed(others)} but neither {WEIGHTS} nor {WEIGHTS}.index.json, one of which "
+            "transformers loads; fetch the model again (a single file in another name has to be renamed)"
+        )
+
+
+def refuse_gguf(found: list[str], where: Path | str, names: set[str]) -> None:
+    """Raises UserError where GGUF files stand in place of a model's safetensors."""
+    if found and ("config.json" not in names or not any(name.endswith(".safetensors") for name in names)):
+        raise UserError(
+            f"{where} is in the GGUF format ({listed(found)}), which is not loaded here; name the original model "
+            "in safetensors, or unpack the file with transformers (`from_pretrained(folder, gguf_file=name)`, which "
+            "needs the package gguf, then `save_pretrained`) and name that folder"
+        )
+
+
+def refuse_gguf_name(source: str) -> None:
+    """The same for a source that is no folder here: a file, or a hub id."""
+    if Path(source).suffix.lower() == ".gguf":
+        refuse_gguf([Path(source).name], source, set())
+    if source.count("/") == 1 and "gguf" in source.lower():
+        refuse_gguf(["by its name"], source, set())
+
+
+def is_pointer(path: Path) -> bool:
+    if path.stat().st_size > POINTER_BYTES:
+        return False
+    with open(path, "rb") as stream:
+        return stream.read(len(POINTER)) == POINTER
+
+
+def listed(names: list[Any], shown: int = 4) -> str:
+    """`a, b, c, d and 12 more`"""
+    more = len(names) - shown
+    return ", ".join(map(str, names[:shown])) + (f" and {more} more" if more > 0 else "")

@@ -1,0 +1,92 @@
+"""Whether a checkpoint's tensors are those that its model's class wants: none missing, none besides, all in shape.
+
+transformers fills what is missing with random numbers and only warns. Which tensors those are is its own account of a
+load, tied weights and what the class itself ignores apart. A load onto the `meta` device gives it from the files'
+headers, reading no weights. For quantized checkpoints the account is not enough: a quantizer's module says what it
+stores of each matrix (`stored_shapes`).
+"""
+
+import traceback
+from pathlib import Path
+from typing import Any
+
+from quantharm.common.checkpoint_files import listed, read_checkpoint_config, weight_files
+from quantharm.common.errors import UserError, first_line
+
+HOW_TO_MEND = "fetch the model again, or take the config.json that belongs to it"
+
+
+def open_weights(path: Path):
+    """A safetensors file, whose header says where each tensor lies; raises UserError where it is not whole."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        return safe_open(path, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} is not a whole safetensors file ({first_line(error)}); fetch it again") from None
+
+
+def load_whole(folder: Path, **settings):
+    """AutoModelForCausalLM.from_pretrained; raises UserError unless the folder is the whole model and nothing else."""
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM
+
+    for path in weight_files(folder):
+        open_weights(path)
+    try:
+        model, account = AutoModelForCausalLM.from_pretrained(
+            folder, local_files_only=True, output_loading_info=True, ignore_mismatched_sizes=True, **settings
+        )
+    except (OSError, ValueError, ImportError, KeyError, SafetensorError) as error:
+        raise UserError(f"the model in {folder} cannot be loaded: {first_line(error)}") from None
+    except RuntimeError as error:
+        unfit = conversion_errors(error)
+        if not unfit:
+            raise
+        raise UserError(
+            f"{folder} is not the model that its config.json describes: {len(unfit)} tensors cannot be put together "
+            f"from what it holds ({listed(sorted(unfit))}), because parts are missing or of other shapes; {HOW_TO_MEND}"
+        ) from None
+    refuse_other_tensors(folder, account, type(model).__name__)
+    return model
+
+
+def refuse_other_tensors(folder: Path, account: dict[str, Any], name: str) -> None:
+    """account: {missing_keys, unexpected_keys, mismatched_keys: (name, stored shape, wanted shape)} of a load."""
+    missing, unexpected = sorted(account["missing_keys"]), sorted(account["unexpected_keys"])
+    shapes = [f"{key}: {list(found)}, not {list(wanted)}" for key, found, wanted in sorted(account["mismatched_keys"])]
+    faults = []
+    if missing:
+        faults.append(f"{len(missing)} missing, which would be random numbers ({listed(missing)})")
+    if shapes:
+        faults.append(f"{len(shapes)} of another shape ({listed(shapes)})")
+    if unexpected:
+        faults.append(f"{len(unexpected)} that {name} has no place for ({listed(unexpected)})")
+    if faults:
+        raise UserError(
+            f"{folder} is not the model that its config.json describes, by its tensors: {'; '.join(faults)}; "
+            f"{HOW_TO_MEND}"
+        )
+
+
+def conversion_errors(error: RuntimeError) -> list[str]:
+    """Names of the tensors that transformers could not convert; it raises, and leaves the names to its log."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        account = frame.f_locals.get("loading_info")
+        if getattr(account, "conversion_errors", None):
+            return list(account.conversion_errors)
+    return []
+
+
+def check_whole(folder: Path, trust_remote_code: bool) -> None:
+    """Raises UserError unless an unquantized folder is the whole model, judged by its files' headers.
+
+    Of a quantized one only that its files are whole: what it should hold is known once its quantizer loads it.
+    """
+    if "quantization_config" in read_checkpoint_config(folder):
+        for path in weight_files(folder):
+            open_weights(path)
+        return
+    load_whole(
+        folder, device_map={"": "meta"}, trust_remote_code=trust_remote_code, use_safetensors=bool(weight_files(folder))
+    )
