@@ -43,8 +43,11 @@ def quantize(source, settings, dtype, device, gpus, output: Path, calibration) -
 
 def load(folder: Path, settings, source, dtype: str, device: str, gpus: int):
     from quantharm.models.loading import load_checkpoint
+    from quantharm.quantizers.stored_states import refuse_damaged
 
-    return load_checkpoint(folder, source, dtype, device, gpus)
+    model = load_checkpoint(folder, source, dtype, device, gpus)
+    refuse_damaged(model, folder)
+    return model
 
 
 def inspect(name: str, module, checkpoint: Path):

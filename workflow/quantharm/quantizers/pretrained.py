@@ -30,6 +30,7 @@ def quantize(source, settings, dtype, device, gpus, output: Path, calibration) -
 
 def load(folder: Path, settings, source, dtype: str, device: str, gpus: int):
     from quantharm.models.loading import load_checkpoint, read_checkpoint_config
+    from quantharm.quantizers.stored_states import refuse_damaged
 
     stated = read_checkpoint_config(folder).get("quantization_config") or {}
     extra, kernels = {}, contextlib.nullcontext()
@@ -43,7 +44,9 @@ def load(folder: Path, settings, source, dtype: str, device: str, gpus: int):
     resolved = settings["resolved"]
     trusted = {key: resolved[key] for key in ("trust_remote_code", "allow_pickle")}
     with kernels:
-        return load_checkpoint(folder, source | trusted, dtype, device, gpus, **extra)
+        model = load_checkpoint(folder, source | trusted, dtype, device, gpus, **extra)
+    refuse_damaged(model, folder)
+    return model
 
 
 def inspect(name: str, module, checkpoint: Path):
