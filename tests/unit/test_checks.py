@@ -190,7 +190,7 @@ def test_one_rounded_layer_makes_a_baseline_none(tiny, baseline_cell, layer):
 @pytest.mark.parametrize("claimed", ["bitsandbytes_4bit", "bitsandbytes_int8", "awq", "pretrained"])
 def test_method_is_real_fails_on_an_unquantized_model(baseline_cell, claimed):
     matrices = quantized_layers.quantized_matrices(baseline_cell.model, baseline_cell.checkpoint, claimed)
-    check = check_method_is_real({"quantizer": claimed}, matrices, baseline_cell.model)
+    check = check_method_is_real(baseline_cell.record | {"quantizer": claimed}, matrices, baseline_cell.model)
     assert (check["status"], check["value"]) == ("fail", 0.0)
 
 

@@ -35,7 +35,7 @@ SELF_DIVERGENCE_LIMIT = 1e-5  # nats
 RELOAD_LIMIT = {"cpu": 0.0, "cuda": 1e-6}  # nats
 RELOAD_NOISE_FACTOR = 10.0  # some GPU kernels add in varying order: two passes of one load differ as well
 RELOAD_CEILING = 1e-2  # nats; kernels that vary by more say nothing about a 4-bit method's divergence, 0.01 to 0.06
-QUANTIZED_SHARE_LIMIT = 0.9  # of the weights in linear layers other than the head
+QUANTIZED_SHARE_LIMIT = 0.9  # of the weights that could be
 BITS_LIMIT = 0.03
 KERNEL_LIMIT = 0.02
 CONSISTENCY_LIMIT = 3.0  # factor
@@ -95,15 +95,20 @@ def check_reload(first: torch.Tensor, second: torch.Tensor, device: str, repeate
 
 
 def check_method_is_real(record: dict[str, Any], matrices: list, model) -> Check:
-    """The loaded linear layers are the quantizer's own classes, in number, and the head is not among them."""
+    """The loaded matrices are the quantizer's own classes, most of the weights, and the head is not among them.
+
+    The share is of the weights that could have been quantized (quantized_layers.kept_weights); what the config of a
+    third party's checkpoint excludes is no fault of it and is left out.
+    """
     quantized = sum(m.rows * m.columns for m in matrices)
     head = quantized_layers.head_name(model)
-    kept = sum(
-        module.weight.numel()
-        for name, module in model.named_modules()
-        if type(module) is torch.nn.Linear and name != head
-    )
-    share = quantized / (quantized + kept) if quantized + kept else 0.0
+    kept = quantized_layers.kept_weights(model, {m.name for m in matrices})
+    excluded: set[str] = set()
+    if record["quantizer"] == "pretrained":
+        excluded = quantized_layers.excluded_by_config(Path(record["checkpoint"]), kept)
+    left = sum(kept[name] for name in excluded)
+    wanted_weights = quantized + sum(kept.values()) - left
+    share = quantized / wanted_weights if wanted_weights else 0.0
     head_quantized = head in {m.name for m in matrices}
     if record["quantizer"] == "unquantized":
         passed, limit, wanted = not matrices, 0.0, "of them quantized, as nothing should be in this cell"
@@ -111,8 +116,15 @@ def check_method_is_real(record: dict[str, Any], matrices: list, model) -> Check
         passed, limit = share >= QUANTIZED_SHARE_LIMIT and not head_quantized, QUANTIZED_SHARE_LIMIT
         classes = sorted({type(model.get_submodule(m.name)).__name__ for m in matrices})
         wanted = f"as {', '.join(classes) or 'nothing'}; the output head is {'' if head_quantized else 'not '}quantized"
+    if left:
+        wanted += f"; its config excludes {len(excluded)} others, {left / (wanted_weights + left):.0%} of all weights"
     return outcome(
-        "method_is_real", passed, share, limit, f"share of linear weights that are quantized, {len(matrices)} {wanted}"
+        "method_is_real",
+        passed,
+        share,
+        limit,
+        "share of the weights of two or more dimensions, but embeddings and head, that are quantized, "
+        f"{len(matrices)} {wanted}",
     )
 
 

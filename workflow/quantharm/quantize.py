@@ -11,6 +11,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from quantharm.common.checkpoint_files import read_checkpoint_config
+from quantharm.common.errors import UserError
 from quantharm.common.files import read_json, replacing_folder, write_json
 from quantharm.common.provenance import memory_bytes, provenance
 from quantharm.common.stage import Timing, run_stage, stage_parser
@@ -53,6 +55,14 @@ def make_checkpoint(arguments, source: dict[str, Any], settings: dict[str, Any],
     return extra
 
 
+def refuse_conflict(arguments, source: dict[str, Any], settings: dict[str, Any]) -> None:
+    """Raises UserError where the quantizer cannot take the model; known before any job only of local folders."""
+    conflict = getattr(importlib.import_module(f"quantharm.quantizers.{arguments.quantizer}"), "conflict", None)
+    reason = conflict(settings, read_checkpoint_config(source["path"])) if conflict else None
+    if reason:
+        raise UserError(f"method `{arguments.method}` cannot be applied to model `{source['model']}`: {reason}")
+
+
 def inspect_checkpoint(record: dict[str, Any], device: str) -> dict[str, Any]:
     """Load the checkpoint from disk and measure it: bytes, bits a weight, quantized and kept modules."""
     folder = Path(record["checkpoint"])
@@ -62,6 +72,7 @@ def inspect_checkpoint(record: dict[str, Any], device: str) -> dict[str, Any]:
     matrices = quantized_layers.quantized_matrices(model, folder, record["quantizer"])
     measured, formula = quantized_layers.bits_per_weight(matrices)
     quantized = {m.name for m in matrices}
+    kept = quantized_layers.kept_weights(model, quantized)
     return {
         "load_seconds": round(load_seconds, 3),
         "loaded_dtype": dtype_of(model),
@@ -73,7 +84,8 @@ def inspect_checkpoint(record: dict[str, Any], device: str) -> dict[str, Any]:
         "linear_classes": sorted({type(model.get_submodule(m.name)).__name__ for m in matrices}),
         "quantized_modules": sorted(quantized),
         "quantized_weights": sum(m.rows * m.columns for m in matrices),
-        "kept_modules": sorted(quantized_layers.plain_linears(model)),
+        "quantizable_weights": sum(m.rows * m.columns for m in matrices) + sum(kept.values()),
+        "kept_modules": sorted({*quantized_layers.plain_linears(model), *kept}),
         "output_head": quantized_layers.head_name(model),
     }
 
@@ -103,6 +115,7 @@ def main() -> None:
         settings["resolved"] = read_json(arguments.pretrained_source)
     verify_weights(Path(source["path"]), source["weight_files"])
 
+    refuse_conflict(arguments, source, settings)
     with timing.part("model"):
         extra = make_checkpoint(arguments, source, settings, device)
         free_memory(device)

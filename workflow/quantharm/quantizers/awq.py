@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from quantharm.common.errors import UserError
+from quantharm.quantizers.experts import conflict_of_experts
 
 SETTINGS: dict[str, Any] = {
     "bits": {"enum": [4], "default": 4, "description": "Bits a weight; kernels exist for 4."},
@@ -80,7 +81,7 @@ def conflict(settings: dict[str, Any], checkpoint_config: dict[str, Any]) -> str
         width = checkpoint_config.get(key)
         if width and width % group:
             return f"group_size {group} does not divide the model's {key} {width}; choose a group size that does"
-    return None
+    return conflict_of_experts(checkpoint_config, "autoawq")
 
 
 def pack_calibration(tokenizer, text: str, samples: int, tokens: int) -> list[list[int]]:

@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from quantharm.quantizers.experts import conflict_of_experts
+
 NESTED_BLOCK = 256  # scales a second-level scale
 CODE_BYTES = 64  # 16 float32 levels
 NESTED_CODE_BYTES = 1024  # 256 float32 levels
@@ -23,6 +25,10 @@ SETTINGS: dict[str, Any] = {
 
 def grid(settings: dict[str, Any]) -> str:
     return settings["quant_type"]
+
+
+def conflict(settings: dict[str, Any], checkpoint_config: dict[str, Any]) -> str | None:
+    return conflict_of_experts(checkpoint_config, "bitsandbytes")
 
 
 def quantize(source, settings, dtype, device, gpus, output: Path, calibration) -> dict[str, Any]:

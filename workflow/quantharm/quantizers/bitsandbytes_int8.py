@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from quantharm.quantizers.experts import conflict_of_experts
+
 SETTINGS: dict[str, Any] = {
     "threshold": {
         "type": "number",
@@ -15,6 +17,10 @@ SETTINGS: dict[str, Any] = {
 
 def grid(settings: dict[str, Any]) -> str:
     return "int8"
+
+
+def conflict(settings: dict[str, Any], checkpoint_config: dict[str, Any]) -> str | None:
+    return conflict_of_experts(checkpoint_config, "bitsandbytes")
 
 
 def quantize(source, settings, dtype, device, gpus, output: Path, calibration) -> dict[str, Any]:

@@ -1,15 +1,18 @@
 """Quantized matrices as they lie in a loaded model: what they are, what they should weigh, and what they stand for."""
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
+from torch.nn.modules.conv import _ConvNd
 
-from quantharm.common.checkpoint_files import weight_files
+from quantharm.common.checkpoint_files import read_checkpoint_config, weight_files
 from quantharm.common.errors import UserError
+
+SKIPPED_KEYS = ("llm_int8_skip_modules", "modules_to_not_convert")  # of bitsandbytes; of AWQ
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,37 @@ def quantized_matrices(model, checkpoint: Path, quantizer: str) -> list[Quantize
 def plain_linears(model) -> list[str]:
     """Names of the linear layers left in 16 bits or more."""
     return [name for name, module in model.named_modules() if type(module) is torch.nn.Linear]
+
+
+def kept_weights(model, quantized: Collection[str] = ()) -> dict[str, int]:
+    """{name: numbers} of the weights that a quantizer could take and that are not among the modules `quantized`.
+
+    Those are all parameters of two or more dimensions but the embeddings', the output head's and those of depthwise
+    convolutions, which are a vector a channel and no matrix. So experts count, which transformers keeps as one
+    parameter [experts, rows, columns], and so do routers and the decays of state spaces (small ones, which no quantizer
+    takes). A module's `weight` goes by the module's name.
+    """
+    modules = dict(model.named_modules())
+    head = model.get_output_embeddings()
+    found = {}
+    for name, parameter in model.named_parameters():
+        owner, _, own = name.rpartition(".")
+        module = modules[owner]
+        depthwise = isinstance(module, _ConvNd) and module.groups == module.out_channels
+        if parameter.dim() < 2 or owner in quantized or depthwise or isinstance(module, torch.nn.Embedding):
+            continue
+        if module is not head:
+            found[owner if own == "weight" else name] = parameter.numel()
+    return found
+
+
+def excluded_by_config(checkpoint: Path, names: Collection[str]) -> set[str]:
+    """Those modules that a checkpoint's own quantization config leaves alone, as transformers reads its patterns."""
+    from transformers.quantizers.quantizers_utils import should_convert_module
+
+    stated = read_checkpoint_config(checkpoint).get("quantization_config") or {}
+    patterns = [pattern for key in SKIPPED_KEYS for pattern in stated.get(key) or []]
+    return {name for name in names if not should_convert_module(name, patterns)}
 
 
 def head_name(model) -> str | None:
