@@ -155,7 +155,12 @@ def test_methods_of_a_model_leave_out_those_of_others_and_begin_with_the_baselin
     config = minimal()
     config["evaluate"]["methods"] = ["nf4", "theirs", "baseline"]
     config["models"]["other"] = {"source": "model", "protocol": "p"}
-    config["methods"]["theirs"] = {"quantizer": "pretrained", "source": "a/b", "models": ["other"]}
+    config["methods"]["theirs"] = {
+        "quantizer": "pretrained",
+        "source": "a/b",
+        "revision": REVISION,
+        "models": ["other"],
+    }
     completed = complete(config, schema_path)
     assert methods_of(completed, "m") == ["baseline", "nf4"]
     assert methods_of(completed, "other") == ["baseline", "nf4", "theirs"]
@@ -365,6 +370,70 @@ def test_quantizers_are_the_modules_of_their_folder(root):
     files = {p.stem for p in (root / "workflow" / "quantharm" / "quantizers").glob("*.py")} - {"__init__"}
     shared = {"awq_search", "calibration", "noise", "quantized_layers", "experts", "rounding", "stored_states"}
     assert set(quantizer_names()) == files - shared
+
+
+# ---------------------------------------------------------------- sources that are no model
+
+
+@pytest.mark.parametrize(
+    ("revision", "words"),
+    [
+        (None, "`methods.theirs.revision` in the config is missing: pin the hub checkpoint to a commit"),
+        ("main", "`methods.theirs.revision` in the config is 'main'; it must be a whole commit"),
+        (REVISION, None),
+    ],
+)
+def test_a_pretrained_checkpoint_from_the_hub_is_pinned(folder, schema_path, revision, words):
+    entry = {"quantizer": "pretrained", "source": "owner/name", "revision": revision}
+    if words is None:
+        complete(changed("methods/theirs", entry), schema_path)
+    else:
+        assert words in sentence_for(changed("methods/theirs", entry), schema_path)
+
+
+@pytest.mark.parametrize("source", ["./nowhere", "text.txt", "a/b/c", "nowhere"])
+def test_a_pretrained_checkpoint_that_is_neither_here_nor_on_the_hub_is_refused(folder, schema_path, source):
+    entry = {"quantizer": "pretrained", "source": source, "revision": REVISION}
+    assert "no folder with a config.json" in sentence_for(changed("methods/theirs", entry), schema_path)
+
+
+@pytest.mark.parametrize("key", ["models.m.source", "methods.theirs.source"])
+@pytest.mark.parametrize(
+    ("files", "source", "words"),
+    [
+        ({"adapter_config.json": b"{}", "config.json": None}, "model", ["adapter", "merge"]),
+        ({"adapter_config.json": b"{}"}, "model", ["adapter", "beside a model"]),
+        ({"m.gguf": b"GGUF", "config.json": None}, "model", ["GGUF", "safetensors"]),
+        ({"m.gguf": b"GGUF"}, "model/m.gguf", ["GGUF", "safetensors"]),
+        ({}, "owner/name-GGUF", ["GGUF", "safetensors"]),
+        ({"model.safetensors": b"version https://git-lfs.github.com/spec/v1"}, "model", ["git lfs pull"]),
+        ({"model-00001-of-00002.safetensors": b"x"}, "model", ["neither model.safetensors nor"]),
+        (
+            {"model.safetensors.index.json": b'{"weight_map": {"a": "model-00001-of-00001.safetensors"}}'},
+            "model",
+            ["lacks 1 of the 1 weight files"],
+        ),
+    ],
+    ids=["adapter", "adapter beside", "GGUF folder", "GGUF file", "GGUF hub", "pointer", "no index", "missing shard"],
+)
+def test_what_is_no_whole_model_says_what_to_do_before_any_job(folder, schema_path, key, files, source, words):
+    for name, content in files.items():
+        if content is None:
+            (folder / name).unlink()
+        else:
+            (folder / name).write_bytes(content)
+    config = minimal()
+    if key.startswith("methods"):
+        (folder.parent / "good").mkdir()
+        (folder.parent / "good" / "config.json").write_text("{}")
+        config["models"]["m"]["source"] = "good"
+        config["methods"]["theirs"] = {"quantizer": "pretrained", "source": source, "revision": REVISION}
+    else:
+        config["models"]["m"] |= {"source": source, "revision": REVISION}
+    message = sentence_for(config, schema_path)
+    assert f"`{key}` in the config" in message
+    for word in words:
+        assert word in message
 
 
 # ---------------------------------------------------------------- files that it names

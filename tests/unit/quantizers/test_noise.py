@@ -181,6 +181,47 @@ def test_a_checkpoint_that_lacks_a_matrix_is_refused(tiny_source, tmp_path):
         noise.write_noisy(tiny_source | {"path": str(folder)}, SETTINGS, "nf4", output)
 
 
+@pytest.mark.parametrize("stacked", [False, True])
+def test_experts_get_noise_however_they_are_stored(save_checkpoint, tmp_path, stacked):
+    """Mixtral stores them one by one; transformers would also load one tensor a layer."""
+    import transformers
+    from safetensors.torch import save_file
+
+    shape = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
+    config = transformers.MixtralConfig(**shape, num_attention_heads=2, num_key_value_heads=2, num_local_experts=4)
+    source = save_checkpoint(transformers.AutoModelForCausalLM.from_config(config), tmp_path / "m")
+    if stacked:
+        path = tmp_path / "m" / "model.safetensors"
+        model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "m")
+        save_file({k: t.clone() for k, t in model.state_dict().items()}, path, metadata={"format": "pt"})
+    before = weights_in(tmp_path / "m")
+    output = tmp_path / "noisy"
+    output.mkdir()
+    record = noise.write_noisy(source, SETTINGS | {"sigma": 1.0}, "int8", output)
+    after = weights_in(output)
+    attention, experts, router = 4 * 32 * 32, 4 * 3 * 32 * 64, 4 * 32
+    assert record["weights"] == attention + experts + router
+    assert record["matrices"] == 5 + (2 if stacked else 12)
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert len(changed) == record["matrices"]
+    assert not {name for name in changed if "norm" in name or "embed" in name or "lm_head" in name}
+    assert record["codes_changed"] > 0.3  # of a normal move by half a step: 0.5 and more
+
+
+def test_noise_is_measured_by_the_rows_that_are_rounded(tiny, save_checkpoint, tmp_path):
+    """GPT-2 stores its matrices [inputs, outputs]; a row of int8 is an output."""
+    source = save_checkpoint(tiny("gpt2"), tmp_path / "m")
+    name = "transformer.h.0.mlp.c_fc.weight"  # [64, 256]
+    weight = weights_in(tmp_path / "m")[name]
+    weight[:, 7] *= 100.0
+    noise_of = noise.noise_for(weight, name, SETTINGS | {"sigma": 1.0}, "int8", by_input=True)
+    steps = weight.abs().amax(0) / 254  # by hand, of each output
+    assert (noise_of / steps).std() == pytest.approx(1.0, abs=0.05)
+    assert noise_of[:, 7].std() > 20 * noise_of[:, 8].std()
+    (tmp_path / "noisy").mkdir()
+    assert noise.write_noisy(source, SETTINGS, "int8", tmp_path / "noisy")["matrices"] == 8
+
+
 # ---------------------------------------------------------------- the sweep
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from quantharm.common.checkpoint_files import refuse_gguf_name, refuse_other_kinds
 from quantharm.common.errors import UserError
 from quantharm.common.files import LARGEST_INPUT_BYTES
 from quantharm.config.derived_methods import add_derived_methods
@@ -43,6 +44,9 @@ def complete(config: dict[str, Any], schema_path: Path) -> dict[str, Any]:
     check_python(config["python"])
     for name in config["models"]:
         check_model(config, name)
+    for name, method in config["methods"].items():
+        if method["quantizer"] == "pretrained":
+            check_pretrained(config, name)
     return config
 
 
@@ -161,6 +165,7 @@ def check_model(config: dict[str, Any], name: str) -> None:
     if isinstance(source, dict):
         check_synthetic(config, name)
         return
+    refuse_no_model(f"models.{name}.source", source)
     settings = checkpoint_config(source)
     if settings is None:
         if os.path.exists(source) or source.startswith((".", "/")) or source.count("/") != 1:
@@ -177,6 +182,29 @@ def check_model(config: dict[str, Any], name: str) -> None:
         )
     for method in methods_of(config, name):
         check_method(method, config["methods"][method], name, settings)
+
+
+def refuse_no_model(key: str, source: str) -> None:
+    """Raises UserError where a source is known to be no whole model: GGUF, an adapter, half a folder, LFS pointers."""
+    try:
+        refuse_gguf_name(source)
+        if os.path.isdir(source):
+            refuse_other_kinds(Path(source))
+    except UserError as error:
+        raise UserError(f"`{key}` in the config: {error}") from None
+
+
+def check_pretrained(config: dict[str, Any], name: str) -> None:
+    """A third party's checkpoint is a model's folder here, or a hub id that is pinned to a commit."""
+    method, key = config["methods"][name], f"methods.{name}"
+    source = method["source"]
+    refuse_no_model(f"{key}.source", source)
+    if checkpoint_config(source) is not None:
+        return
+    if os.path.exists(source) or source.startswith((".", "/")) or source.count("/") != 1:
+        raise UserError(f"`{key}.source` in the config is {source!r}, which is no folder with a config.json")
+    if not method["revision"]:
+        raise UserError(f"`{key}.revision` in the config is missing: pin the hub checkpoint to a commit")
 
 
 def check_synthetic(config: dict[str, Any], name: str) -> None:

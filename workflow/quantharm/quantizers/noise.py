@@ -2,8 +2,9 @@
 
 A defense against checkpoints that are built to change when they are quantized (Egashira et al. 2024): their weights
 lie inside the boxes that round to another model's codes, and noise of the size of a box moves them out. Only the
-matrices that a quantizer would take are changed: linear layers other than the output head. Each matrix has a generator
-of its own, seeded by the seed and its name, so the noise does not depend on how the checkpoint is cut into files.
+matrices that a quantizer could take are changed, experts too: neither embeddings nor the output head. Each stored
+matrix has a generator of its own, seeded by the seed and its name, so the noise does not depend on how the checkpoint
+is cut into files.
 """
 
 import hashlib
@@ -53,11 +54,20 @@ def conflict(quantizer: str, settings: dict[str, Any]) -> str | None:
     return None
 
 
-def quantizable_matrices(folder: Path, source: dict[str, Any]) -> set[str]:
-    """Names of the weights of all linear layers but the output head, from the architecture alone."""
+def quantizable_matrices(folder: Path, source: dict[str, Any]) -> tuple[dict[str, str], dict[str, bool]]:
+    """Which stored tensors make up the weights that a quantizer could take (quantized_layers.quantizable).
+
+    ({stored name: parameter}, {parameter: whether it is stored [inputs, outputs]}), from the files' headers and the
+    architecture alone, by the rules by which transformers renames and joins tensors as it loads them.
+    """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+    from transformers.pytorch_utils import Conv1D
 
+    from quantharm.common.checkpoint_files import weight_files
+    from quantharm.models.completeness import open_weights
     from quantharm.models.loading import refuse_unsafe
     from quantharm.quantizers import quantized_layers
 
@@ -65,19 +75,40 @@ def quantizable_matrices(folder: Path, source: dict[str, Any]) -> set[str]:
     trusted = {"trust_remote_code": source["trust_remote_code"]}
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder, **trusted), **trusted)
-    head = quantized_layers.head_name(model)
-    return {f"{name}.weight" for name in quantized_layers.plain_linears(model) if name != head}
+    names = quantized_layers.quantizable(model)
+    by_input = {name: isinstance(model.get_submodule(name.rpartition(".")[0]), Conv1D) for name in names}
+    rules = get_model_conversion_mapping(model)
+    kinds = [[rule for rule in rules if isinstance(rule, kind)] for kind in (WeightRenaming, WeightConverter)]
+    prefix, state = model.base_model_prefix, model.state_dict()
+    stored = {}
+    for path in weight_files(folder):
+        with open_weights(path) as file:
+            for key in file.keys():  # noqa: SIM118 (not a dict)
+                name = rename_source_key(key, *kinds, prefix, state)[0]
+                if name not in state:
+                    name = rename_source_key(key, [], [], prefix, state)[0]
+                if name in names:
+                    stored[key] = name
+    return stored, by_input
 
 
-def noise_for(weight, name: str, settings: dict[str, Any], grid: str | None):
-    """Noise of a matrix, [rows, columns] float32."""
+def in_rows(weight, by_input: bool):
+    """A stored tensor as the matrix that is rounded, [outputs, inputs]; of a stack of experts, all their rows."""
+    return weight.t() if by_input else weight.flatten(0, -2)
+
+
+def noise_for(weight, name: str, settings: dict[str, Any], grid: str | None, by_input: bool = False):
+    """Noise of a stored tensor, in its shape, float32."""
     import torch
 
     from quantharm.quantizers.rounding import half_widths
 
     seed = int.from_bytes(hashlib.sha256(f"{settings['seed']}/{name}".encode()).digest()[:8]) >> 1
     unit = torch.randn(weight.shape, generator=torch.Generator().manual_seed(seed)) * settings["sigma"]
-    return unit * half_widths(weight, grid) if settings["relative_to"] == "half_width" else unit
+    if settings["relative_to"] != "half_width":
+        return unit
+    widths = half_widths(in_rows(weight, by_input), grid)
+    return unit * (widths.t() if by_input else widths.reshape(weight.shape))
 
 
 def write_noisy(source: dict[str, Any], settings: dict[str, Any], grid: str | None, output: Path) -> dict[str, Any]:
@@ -95,7 +126,12 @@ def write_noisy(source: dict[str, Any], settings: dict[str, Any], grid: str | No
     files = weight_files(folder)
     if not files:
         raise UserError(f"{folder} holds no *.safetensors, and noise can be added to no other format; convert it")
-    wanted, seen = quantizable_matrices(folder, source), set()
+    stored, by_input = quantizable_matrices(folder, source)
+    if set(stored.values()) != set(by_input) or not stored:
+        raise UserError(
+            f"{folder} stores {len(set(stored.values()))} of the {len(by_input)} matrices that a quantizer would take; "
+            "noise cannot be added to an architecture that stores them otherwise"
+        )
     changed = weights = 0
     noise_squares = weight_squares = 0.0
     for path in folder.iterdir():
@@ -103,27 +139,22 @@ def write_noisy(source: dict[str, Any], settings: dict[str, Any], grid: str | No
             shutil.copyfile(path, output / path.name)
     for path in files:
         tensors = load_file(path)
-        for name in sorted(wanted & tensors.keys()):
-            weight = tensors[name]
-            noise = noise_for(weight, name, settings, grid)
+        for name in sorted(stored.keys() & tensors.keys()):
+            weight, turned = tensors[name], by_input[stored[name]]
+            noise = noise_for(weight, name, settings, grid, turned)
             noisy = (weight.float() + noise).to(weight.dtype)
             if grid:
-                changed += int((codes(weight, grid) != codes(noisy, grid)).sum())
+                before, after = (codes(in_rows(matrix, turned), grid) for matrix in (weight, noisy))
+                changed += int((before != after).sum())
             noise_squares += float(noise.double().square().sum())
             weight_squares += float(weight.double().square().sum())
             weights += weight.numel()
             tensors[name] = noisy
-            seen.add(name)
         save_file(tensors, output / path.name, metadata={"format": "pt"})
-    if seen != wanted or not wanted:
-        raise UserError(
-            f"{folder} stores {len(seen)} of the {len(wanted)} matrices that a quantizer would take; noise cannot be "
-            "added to an architecture that stores them otherwise"
-        )
     return {
         **settings,
         "target": grid,
-        "matrices": len(seen),
+        "matrices": len(stored),
         "weights": weights,
         "noise_rms": (noise_squares / weights) ** 0.5,
         "relative_change": (noise_squares / weight_squares) ** 0.5,

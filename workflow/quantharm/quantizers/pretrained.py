@@ -13,6 +13,7 @@ SETTINGS: dict[str, Any] = {
     "source": {"type": "string", "minLength": 1, "description": "Folder or hub id of the quantized checkpoint."},
     "revision": {
         "type": ["string", "null"],
+        "pattern": "^[0-9a-f]{40}$",
         "default": None,
         "description": "Commit of a hub checkpoint; required for a hub id.",
     },

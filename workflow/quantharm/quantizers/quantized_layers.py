@@ -80,26 +80,31 @@ def plain_linears(model) -> list[str]:
     return [name for name, module in model.named_modules() if type(module) is torch.nn.Linear]
 
 
-def kept_weights(model, quantized: Collection[str] = ()) -> dict[str, int]:
-    """{name: numbers} of the weights that a quantizer could take and that are not among the modules `quantized`.
+def quantizable(model) -> dict[str, torch.nn.Parameter]:
+    """{name: parameter} of the weights that a quantizer could take: all of two or more dimensions but some.
 
-    Those are all parameters of two or more dimensions but the embeddings', the output head's and those of depthwise
-    convolutions, which are a vector a channel and no matrix. So experts count, which transformers keeps as one
-    parameter [experts, rows, columns], and so do routers and the decays of state spaces (small ones, which no quantizer
-    takes). A module's `weight` goes by the module's name.
+    The embeddings' are none, nor the output head's, nor those of depthwise convolutions, which are a vector a channel
+    and no matrix. So experts count, which transformers keeps as one parameter [experts, rows, columns], and so do
+    routers and the decays of state spaces (small ones, which no quantizer here takes).
     """
-    modules = dict(model.named_modules())
-    head = model.get_output_embeddings()
+    modules, head = dict(model.named_modules()), model.get_output_embeddings()
     found = {}
     for name, parameter in model.named_parameters():
-        owner, _, own = name.rpartition(".")
-        module = modules[owner]
+        module = modules[name.rpartition(".")[0]]
         depthwise = isinstance(module, _ConvNd) and module.groups == module.out_channels
-        if parameter.dim() < 2 or owner in quantized or depthwise or isinstance(module, torch.nn.Embedding):
-            continue
-        if module is not head:
-            found[owner if own == "weight" else name] = parameter.numel()
+        embedding = isinstance(module, torch.nn.Embedding) or module is head
+        if parameter.dim() >= 2 and not depthwise and not embedding:
+            found[name] = parameter
     return found
+
+
+def kept_weights(model, quantized: Collection[str] = ()) -> dict[str, int]:
+    """{name: numbers} of the quantizable weights outside the modules `quantized`; `x.weight` is called x."""
+    return {
+        name.removesuffix(".weight"): parameter.numel()
+        for name, parameter in quantizable(model).items()
+        if name.rpartition(".")[0] not in quantized
+    }
 
 
 def excluded_by_config(checkpoint: Path, names: Collection[str]) -> set[str]:
