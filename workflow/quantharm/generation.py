@@ -13,7 +13,8 @@ from tqdm import tqdm
 
 from quantharm.common.errors import UserError
 from quantharm.common.files import sha256_of_file, write_json, write_parquet
-from quantharm.common.prompts import encode_prompt, judge, read_prompts
+from quantharm.common.judging import judge
+from quantharm.common.prompts import encode_prompt, read_prompts
 from quantharm.common.provenance import memory_bytes, provenance
 from quantharm.common.stage import Timing, run_stage, stage_parser
 from quantharm.common.text import context_length

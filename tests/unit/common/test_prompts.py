@@ -7,7 +7,8 @@ import jsonschema
 import pytest
 
 from quantharm.common.errors import UserError
-from quantharm.common.prompts import encode_prompt, judge, read_prompts
+from quantharm.common.judging import judge
+from quantharm.common.prompts import encode_prompt, read_prompts
 
 CATEGORIES = [
     "Code Generation",
@@ -124,139 +125,6 @@ def test_only_the_right_letter_of_each_choice_is_accepted(suite):
 
 def test_prompts_without_an_answer_are_not_judged():
     assert judge("anything", None) is None
-
-
-# ---------------------------------------------------------------- judges
-
-
-def letter_in(response: str) -> str:
-    """All letters that the judge takes the response for: one at most."""
-    return "".join(letter for letter in LETTERS if judge(response, {"kind": "choice", "value": letter}))
-
-
-@pytest.mark.parametrize(
-    ("response", "letter"),
-    [
-        ("C", "C"),
-        ("(C)", "C"),
-        ("c", "C"),
-        ("c)", "C"),
-        ("**C**", "C"),
-        ("C) x &= x - 1", "C"),
-        ("C. A marble", "C"),
-        ("C because it clears one bit", "C"),
-        ("C is right", "C"),
-        ("Option B", "B"),
-        ("The answer is (C)", "C"),
-        ("The answer is C because it clears one bit.", "C"),
-        ("The answer is option B.", "B"),
-        ("The correct option is D.", "D"),
-        ("The correct answer is **B) a coin**.", "B"),
-        ("**Answer:** D\n\nA rock is heavier.", "D"),
-        ("Answer:\nC", "C"),
-        ("The answer to the question is E.", "E"),
-        ("Both pipes are open, so it takes nine minutes.\n\nD", "D"),
-        ("The answer is not A. The answer is C.", "C"),
-        ("A) one\nB) two\nC) three\n\nAnswer: B", "B"),
-        ("A", "A"),
-        ("A)", "A"),
-        ("A: it expands", "A"),
-        ("A because it expands", "A"),
-        # the article A, names, words and lists are no choices
-        ("A bottle that has burst", ""),
-        ("The answer is a difficult one", ""),
-        ("The answer is A bottle that has burst", ""),
-        ("D'Artagnan", ""),
-        ("A) one\nB) two\nC) three\nD) four", ""),
-        ("(A) one\n(B) two", ""),
-        ("Answer with the letter of the right option.", ""),
-        ("I cannot decide between B and C here", ""),
-        ("e.g. one of them", ""),
-        ("Because of the drain", ""),
-        ("", ""),
-    ],
-)
-def test_choice(response, letter):
-    assert letter_in(response) == letter
-
-
-@pytest.mark.parametrize(
-    ("response", "value", "expected"),
-    [
-        ("36", 36, True),
-        ("**36**.", 36, True),
-        ("36.0", 36, True),
-        ("so 500 + 700 = 1,200 copies", 1200, True),
-        ("€1,234,567.50.", 1234567.5, True),
-        ("-5", -5, True),
-        ("8-9", 9, True),
-        ("-5", 5, False),
-        ("13 O2", 13, True),
-        ("2 C4H10 + 13 O2 -> 8 CO2 + 10 H2O, so 13", 13, True),
-        ("the coefficient of O2 is 13", 13, True),
-        ("6 cm^2", 6, True),
-        ("H2O", 2, False),
-        ("10^3", 3, False),
-        ("36 or 37", 36, False),  # the last number counts
-        ("1,2", 12, False),  # a list, not a thousands separator
-        ("18,69", 1869, False),
-        ("416.5", 416.5, True),
-        ("4165", 416.5, False),
-        ("416.50001", 416.5, False),
-        ("thirty-six", 36, False),
-        ("", 0, False),
-        ("9" * 400, 9, False),
-    ],
-)
-def test_number(response, value, expected):
-    assert judge(response, {"kind": "number", "value": value}) is expected
-
-
-@pytest.mark.parametrize(
-    ("response", "expected"),
-    [
-        ("Not stated", True),
-        (' "not  stated". ', True),
-        ("```\nnot stated\n```", True),
-        ("not stated here", False),
-        ("stated", False),
-        ("", False),
-    ],
-)
-def test_exact(response, expected):
-    assert judge(response, {"kind": "exact", "value": "not stated"}) is expected
-
-
-@pytest.mark.parametrize(
-    ("response", "expected"),
-    [
-        ("South", True),
-        ("He faces **south**.", True),
-        ("- south", True),
-        ("the South.", True),
-        ("Süden, that is sud", True),
-        ("southwest", False),
-        ("South-west", False),
-        ("North-South", False),
-        ("southern", False),
-        ("", False),
-    ],
-)
-def test_contains(response, expected):
-    assert judge(response, {"kind": "contains", "value": ["south", "Sud"]}) is expected
-
-
-def test_contains_takes_values_literally():
-    answer = {"kind": "contains", "value": "a.b@c.example"}
-    assert judge("write to a.b@c.example.", answer) is True
-    assert judge("write to axb@c.example", answer) is False
-
-
-@pytest.mark.parametrize(
-    ("response", "expected"), [("  d05a", True), ("`D05A`", True), ("e117", False), ("xd05a", False)]
-)
-def test_regex(response, expected):
-    assert judge(response, {"kind": "regex", "value": r"\A\W*d05a\b"}) is expected
 
 
 # ---------------------------------------------------------------- reading

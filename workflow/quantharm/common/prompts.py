@@ -1,4 +1,4 @@
-"""The prompt suite: reading, choosing and encoding prompts, and judging answers that a program can judge."""
+"""The prompt suite: reading, choosing and encoding prompts."""
 
 import json
 import re
@@ -7,6 +7,7 @@ from typing import Any
 
 from quantharm.common.errors import UserError
 from quantharm.common.files import LARGEST_INPUT_BYTES
+from quantharm.common.judging import JUDGES, judge
 
 LONGEST_PROMPT_CHARACTERS = 1_000_000
 
@@ -77,61 +78,3 @@ def encode_prompt(tokenizer, prompt: str, chat_template: str = "auto") -> list[i
         )
         return tokenizer(text, add_special_tokens=False)["input_ids"]
     return tokenizer(prompt)["input_ids"]
-
-
-def normalise(text: str) -> str:
-    return " ".join(text.split()).strip(" .!?\"'`*").casefold()
-
-
-def is_exact(response: str, value: str) -> bool:
-    return normalise(response) == normalise(str(value))
-
-
-NUMBER = re.compile(r"(?<![\w^])(?:(?<!\d)-)?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?")
-
-
-def is_number(response: str, value: float) -> bool:
-    """The last number in the response; thousands separators are dropped; O2 and 10^3 hold no number but the 10."""
-    numbers = NUMBER.findall(response)
-    return bool(numbers) and abs(float(numbers[-1].replace(",", "")) - float(value)) <= 1e-9 * max(1, abs(float(value)))
-
-
-# A capital letter is an option unless it is the article A; a small one only where nothing else can be meant.
-LETTER = r"([B-E](?!['’])|A(?=\s+(?:because|since|as|is)\b|(?!\s+[A-Za-z]|['’]))|[a-e](?=\)|:|\.?\s*\Z))\b"
-KIND = r"(?:the\s+)?(?:(?:option|choice|letter)\b[^A-Za-z]*)?"
-CHOICES = [
-    re.compile(rf"(?i:\banswer(?:\s+to\b[^.\n]{{0,60}}?)?[^A-Za-z]*(?:(?:is|would\s+be)\b[^A-Za-z]*)?{KIND}){LETTER}"),
-    re.compile(rf"(?i:\b(?:option|choice|letter|one|sentence|summary)\s+is\b[^A-Za-z\n]*{KIND}){LETTER}"),
-]
-FIRST_LETTER = re.compile(rf"\W*(?i:{KIND}){LETTER}")
-LAST_LETTER = re.compile(r"(?:\A|\n)\W*([A-E])\W*\Z")
-OPTION = re.compile(r"(?m)^\s*\(?[A-E][.):]")
-
-
-def is_choice(response: str, value: str) -> bool:
-    """The letter that the response names: after `answer` or `option is`, or else at its start or alone at its end.
-
-    A letter elsewhere is not taken for one: it may be the article A or an echoed list of options.
-    """
-    named = next((found for pattern in CHOICES if (found := pattern.search(response))), None)
-    if named is None and len(OPTION.findall(response)) <= 1:
-        named = FIRST_LETTER.match(response) or LAST_LETTER.search(response)
-    return named is not None and named[1].upper() == str(value).upper()
-
-
-def contains(response: str, value: str | list[str]) -> bool:
-    """Any of the alternatives as whole words, case ignored; `south` is not a word of `south-west`."""
-    alternatives = [value] if isinstance(value, str) else value
-    return any(re.search(rf"(?<!\w)(?<!\w-){re.escape(a)}(?!-?\w)", response, re.IGNORECASE) for a in alternatives)
-
-
-def matches(response: str, value: str) -> bool:
-    return re.search(value, response, re.IGNORECASE | re.MULTILINE) is not None
-
-
-JUDGES = {"exact": is_exact, "number": is_number, "choice": is_choice, "contains": contains, "regex": matches}
-
-
-def judge(response: str, answer: dict[str, Any] | None) -> bool | None:
-    """Whether the response gives the answer; None where a program cannot tell."""
-    return None if answer is None else bool(JUDGES[answer["kind"]](response.strip(), answer["value"]))
