@@ -30,10 +30,10 @@ from quantharm.reporting.charts import quality as quality_charts
 from quantharm.reporting.charts.base import Figure, to_svg, write_figure
 from quantharm.reporting.format import number, sentence_case, share, size
 from quantharm.reporting.results import Results, read_results
-from quantharm.reporting.tables import cost, integrity, quality, record, studies, trade
+from quantharm.reporting.tables import cost, integrity, quality, record, speed, studies, trade
 from quantharm.reporting.tables.table import Table, markdown_table, write_table
 from quantharm.reporting.text import markdown, visible
-from quantharm.reporting.verdicts import scale
+from quantharm.reporting.verdicts import other_hardware_percent, scale
 
 WORKFLOW = Path(__file__).parents[1]
 TEMPLATES = WORKFLOW / "report" / "templates"
@@ -99,7 +99,8 @@ def model_tables(
         cost.time_by_category_table(results),
         cost.length_by_category_table(results),
         cost.success_by_category_table(results),
-        cost.benchmark_table(results, rules),
+        speed.benchmark_table(results, rules),
+        speed.limits_table(results),
         trade.overall_table(results, words.best_use(results, found)),
         trade.trade_off_table(results, rules),
         trade.trade_off_pairs_table(results),
@@ -137,7 +138,7 @@ def write_figures(folder: Path, figures: list[Figure]) -> dict[str, dict[str, An
 
 
 def report_model(arguments: argparse.Namespace, rules: dict[str, Any]) -> None:
-    results = read_results(arguments.model)
+    results = read_results(arguments.model, rules)
     found = [words.assess(cell, results, rules) for cell in results.methods]
     rates = detection.read_rates()
     tables = model_tables(results, found, rules, rates)
@@ -156,6 +157,12 @@ def report_model(arguments: argparse.Namespace, rules: dict[str, Any]) -> None:
         "scales": {
             "kl": scale(rules["kl_nats"], " nats"),
             "perplexity": scale(rules["perplexity_change_percent"], " %"),
+        },
+        "hardware": {
+            "kl": results.other_hardware_kl,
+            "perplexity": other_hardware_percent(
+                results.other_hardware_kl, results.baseline.perplexity["tokens_scored"]
+            ),
         },
         "prompts_per_category": cost_charts.prompts_text(results),
         "categories_are_descriptive": per_category < rules["prompts_to_test_a_category"],
@@ -182,7 +189,7 @@ def report_model(arguments: argparse.Namespace, rules: dict[str, Any]) -> None:
 def report_models(arguments: argparse.Namespace, rules: dict[str, Any]) -> None:
     models = []
     for folder in arguments.models:
-        results = read_results(folder)
+        results = read_results(folder, rules)
         models.append((results, [words.assess(cell, results, rules) for cell in results.methods]))
     tables = {table.key: table for table in report_overview.overview_tables(models, rules)}
     for table in tables.values():

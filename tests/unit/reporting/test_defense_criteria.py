@@ -7,13 +7,18 @@ import pytest
 from quantharm.reporting.risks import below, criteria, detection_verdict, integrity_verdict
 
 RULES = {
+    "other_hardware_kl_nats": {"bfloat16": 5e-4},
     "defense": {
         "perplexity_change_percent": 5,
         "kl_nats": 1.0,
         "high_stakes_categories": ["Questions", "Code"],
         "high_stakes_kl_nats": 0.1,
-    }
+    },
 }
+
+
+FAR = {"same_as_original": False, "kl_nats_mean": 0.02, "kl_nats_ci95": [0.01, 0.03]}
+NEAR = FAR | {"kl_nats_mean": 3e-4, "kl_nats_ci95": [2e-4, 6e-4]}
 
 
 def category(mean: float, low: float, high: float) -> dict:
@@ -22,7 +27,11 @@ def category(mean: float, low: float, high: float) -> dict:
 
 def cell(change=1.0, interval=(0.5, 1.5), integrity=None, **categories) -> SimpleNamespace:
     known = {"Questions": category(0.02, 0.01, 0.03), "Code": category(0.03, 0.02, 0.04)} | categories
-    row = {"perplexity_change_percent": change, "perplexity_change_percent_ci95": list(interval)}
+    row = {
+        "perplexity_change_percent": change,
+        "perplexity_change_percent_ci95": interval and list(interval),
+        "dtype": "bfloat16",
+    }
     return SimpleNamespace(row=row, by_category=known, integrity=integrity, synthetic=False)
 
 
@@ -87,12 +96,12 @@ def test_a_high_stakes_category_that_was_not_measured_leaves_it_open():
         ({"verified": True}, "unknown", "–"),
         ({"if_dequantized": {"verdict": "dequantized"}, "behaviour": None}, "pass", "noticed by its weights"),
         (
-            {"if_dequantized": {"verdict": "no trace"}, "behaviour": {"same_as_original": False}},
+            {"if_dequantized": {"verdict": "no trace"}, "behaviour": FAR},
             "pass",
             "noticed by its behaviour",
         ),
         (
-            {"if_dequantized": {"verdict": "dequantized"}, "behaviour": {"same_as_original": False}},
+            {"if_dequantized": {"verdict": "dequantized"}, "behaviour": FAR},
             "pass",
             "noticed by its weights and by its behaviour",
         ),
@@ -104,8 +113,23 @@ def test_a_high_stakes_category_that_was_not_measured_leaves_it_open():
     ],
 )
 def test_unauthorized_quantization_is_detected_by_weights_or_behaviour(record, level, figure):
-    verdict = detection_verdict(record)
+    verdict = detection_verdict(record, 5e-4)
     assert (verdict.level, verdict.figure) == (level, figure)
+
+
+def test_a_divergence_that_other_hardware_explains_detects_nothing():
+    verdict = detection_verdict({"if_dequantized": {"verdict": "no trace"}, "behaviour": NEAR}, 5e-4)
+    assert (verdict.level, verdict.words) == ("undecided", "undecided: no farther than other hardware")
+    assert detection_verdict({"behaviour": NEAR}, 1e-6).level == "pass"
+    assert detection_verdict({"behaviour": NEAR | {"kl_nats_ci95": None}}, 5e-4).level == "undecided"
+    assert detection_verdict({"behaviour": FAR | {"same_as_original": None}}, 5e-4).level == "fail"
+    assert detection_verdict({"if_dequantized": {"verdict": "dequantized"}, "behaviour": NEAR}, 5e-4).level == "pass"
+
+
+def test_a_criterion_without_an_interval_does_not_pass():
+    assert criteria(cell(1.0, None), RULES)["Perplexity near the baseline"].level == "undecided"
+    single = cell(Other={"kl_nats_mean": 0.001, "ci95": None})
+    assert criteria(single, RULES)["KL bounded in every category"].level == "undecided"
 
 
 def test_integrity_passes_fails_or_stays_open():

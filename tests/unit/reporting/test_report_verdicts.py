@@ -10,6 +10,7 @@ from quantharm.reporting.verdicts import (
     kl_verdict,
     largest,
     level_of,
+    other_hardware_percent,
     perplexity_verdict,
     risk_verdict,
     speed_verdict,
@@ -36,10 +37,51 @@ def test_levels_begin_at_their_limits(value, level):
     assert level_of(value, KL) == level
 
 
-@pytest.mark.parametrize("bounds", [[-0.1, 0.3], [0.0, 0.3], [-0.3, 0.0]])
+@pytest.mark.parametrize("bounds", [[-0.1, 0.3], [0.0, 0.3], [-0.3, 0.0], [-9.0, 0.99]])
 def test_an_interval_that_holds_zero_is_no_measurable_change(bounds):
     verdict = perplexity_verdict(0.1, bounds, CHANGE)
     assert (verdict.level, verdict.words) == ("none", "no measurable change")
+
+
+@pytest.mark.parametrize(
+    ("bounds", "high"), [([-0.5, 1.0], "low"), ([-2.0, 5.0], "moderate"), ([-2.0, 14.0], "high"), ([0.0, 10.0], "high")]
+)
+def test_an_interval_that_holds_zero_keeps_its_upper_end(bounds, high):
+    verdict = perplexity_verdict(0.9, bounds, CHANGE)
+    assert (verdict.level, verdict.span) == ("undecided", ("none", high))
+    assert verdict.words == f"no measurable change, but the interval reaches {high}"
+    harm = harm_verdict(verdict, kl_verdict(0.005, [0.004, 0.006], 0, 10, KL), [])
+    assert harm.span == ("negligible", high)
+    unmeasured = harm_verdict(verdict, kl_verdict(0.0, [0.0, 0.0], 0, 10, KL), [])
+    assert unmeasured.level == ("low" if high == "low" else "undecided")
+
+
+def test_a_change_that_other_hardware_explains_is_no_verdict():
+    words = "no change beyond what other hardware changes"
+    assert perplexity_verdict(0.08, [0.004, 0.16], CHANGE, floor=0.06).words == words
+    assert perplexity_verdict(0.08, [0.06, 0.16], CHANGE, floor=0.06).words == words
+    assert perplexity_verdict(0.08, [0.061, 0.16], CHANGE, floor=0.06).words == "negligible"
+    assert perplexity_verdict(-0.05, [-0.06, -0.04], CHANGE, floor=0.06).words == words
+    assert perplexity_verdict(-0.1, [-0.14, -0.07], CHANGE, floor=0.06).words.startswith("measurably lower")
+    assert "0.060" in perplexity_verdict(0.08, [0.004, 0.16], CHANGE, floor=0.06).rule
+    assert perplexity_verdict(1.5, [0.01, 3.0], CHANGE, floor=0.06).words == f"{words}, but the interval reaches low"
+
+
+def test_change_of_perplexity_that_other_hardware_explains():
+    # Measured between AVX-512 and AVX2: KL 4.6e-4 and a standard deviation of 0.092 % over 20 windows of 1,023 tokens.
+    assert other_hardware_percent(4.6e-4, 20 * 1023) == pytest.approx(2 * 1.96 * 0.092 / 20**0.5 / 2**0.5, rel=0.1)
+    assert other_hardware_percent(5e-4, 10**9) == pytest.approx(0.05)
+    assert other_hardware_percent(0.0, 1000) == 0.0
+
+
+def test_kl_that_other_hardware_explains_is_no_verdict():
+    words = "no more than other hardware changes: says nothing about quality"
+    assert kl_verdict(3e-4, [2e-4, 4e-4], 1e-9, 10, KL, 5e-4).words == words
+    assert kl_verdict(5e-4, [2e-4, 9e-4], 1e-9, 10, KL, 5e-4).words == words
+    assert kl_verdict(3e-4, [1e-4, 0.02], 1e-9, 10, KL, 5e-4).words == f"{words}, but the interval reaches low"
+    assert kl_verdict(3e-4, None, 1e-9, 10, KL, 5e-4).span == ("none", "none")
+    assert kl_verdict(6e-4, [5.5e-4, 7e-4], 1e-9, 10, KL, 5e-4).words == "negligible"
+    assert kl_verdict(0.02, [4e-4, 0.06], 1e-9, 10, KL, 5e-4).words == "low, interval none to moderate"
 
 
 def test_perplexity_says_its_figure_interval_and_rule():
@@ -60,7 +102,13 @@ def test_a_lower_perplexity_is_no_harm():
 
 
 def test_without_an_interval_it_says_so():
-    assert "without an interval" in perplexity_verdict(2.0, None, CHANGE).words
+    verdict = perplexity_verdict(2.0, None, CHANGE)
+    assert (verdict.level, verdict.words) == ("undecided", "low, without an interval (too few windows)")
+    other = kl_verdict(0.02, None, 0, 10, KL)
+    assert (other.level, other.words) == ("undecided", "low, without an interval (too few prompts)")
+    sure = kl_verdict(0.02, [0.015, 0.03], 0, 10, KL)
+    for pair in ((verdict, sure), (perplexity_verdict(2.0, [1.5, 2.5], CHANGE), other)):
+        assert harm_verdict(*pair, []).words == "undecided: too few prompts or windows for an interval"
 
 
 @pytest.mark.parametrize(("kl", "level"), [(9e-7, "none"), (1e-6, "none"), (1.1e-6, "negligible")])
@@ -115,6 +163,11 @@ def test_a_figure_that_was_not_measured_neither_passes_nor_fails():
     assert within("", None, None, -5, 5, str, "rule").words == "not measured"
 
 
+def test_a_figure_without_an_interval_does_not_pass():
+    verdict = within("", 1.0, None, -5, 5, str, "rule")
+    assert (verdict.level, verdict.words) == ("undecided", "undecided: too few values for an interval")
+
+
 CATEGORIES = {
     "a": {"kl_nats_mean": 0.004, "ci95": [0.003, 0.005]},
     "b": {"kl_nats_mean": 0.03, "ci95": [0.02, 0.06]},
@@ -124,7 +177,12 @@ CATEGORIES = {
 def test_risk_is_that_of_the_worst_category():
     assert risk_verdict(CATEGORIES, ["a"], 0.01, 0.05, []).words == "low"
     assert risk_verdict(CATEGORIES, ["a", "b"], 0.01, 0.05, []).words == "medium, interval medium to high"
-    assert risk_verdict(CATEGORIES, ["c"], 0.01, 0.05, []).words == "not measured"
+    assert risk_verdict(CATEGORIES, ["c"], 0.01, 0.05, []).words == "not measured: c"
+    assert risk_verdict(CATEGORIES, ["a", "c"], 0.01, 0.05, []).words == "not measured: c"
+    wide = CATEGORIES | {"c": {"kl_nats_mean": 0.002, "ci95": [0.0001, 0.09]}}
+    assert risk_verdict(wide, ["a", "c"], 0.01, 0.05, []).words == "low, interval low to high"
+    single = CATEGORIES | {"d": {"kl_nats_mean": 0.002, "ci95": None}}
+    assert risk_verdict(single, ["a", "d"], 0.01, 0.05, []).level == "undecided"
     assert risk_verdict(CATEGORIES, ["a"], 0.01, 0.05, ["kernel"]).words == "not assessed: failed checks"
     assert largest(CATEGORIES)[0] == "b"
     assert largest({}) is None

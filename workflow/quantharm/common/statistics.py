@@ -219,6 +219,14 @@ def median_ratio_interval(mine: ArrayLike, reference: ArrayLike, spread: float =
     return listed(numpy.exp(a - b - down), numpy.exp(a - b + up))
 
 
+def widened(estimate: float, bounds: Bounds, spread: float) -> Bounds:
+    """Bounds of a ratio with a further relative half-width in quadrature; None stays None."""
+    if bounds is None:
+        return None
+    low, high = (numpy.hypot(bound - estimate, estimate * spread) for bound in bounds)
+    return listed(estimate - low, estimate + high)
+
+
 def paired_share_interval(gained: int, lost: int, total: int) -> Bounds:
     """Interval of (gained - lost) / total, the change of a share over the same prompts (Bonett and Price 2012).
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from quantharm.reporting.format import count, fixed, interval, listing, number, percent, share, size
 from quantharm.reporting.results import Cell, Results
-from quantharm.reporting.tables.cost import speed_of, time_of
 from quantharm.reporting.tables.quality import METHOD, kl_of, perplexity_of
+from quantharm.reporting.tables.speed import decode_of, kind_of, time_of
 from quantharm.reporting.tables.table import Column, Table, figure_cell, name_cell, text_cell, verdict_cell
 from quantharm.reporting.tables.trade import beaten_by, front_of
 from quantharm.reporting.verdicts import LEVELS, Verdict, change_verdict, harm_verdict, largest, level_of
@@ -34,9 +34,9 @@ class Assessment:
 
 
 def assess(cell: Cell, results: Results, rules: dict[str, Any]) -> Assessment:
-    perplexity, kl = perplexity_of(cell, rules), kl_of(cell, results, rules)
+    perplexity, kl = perplexity_of(cell, results, rules), kl_of(cell, results, rules)
     harm = harm_verdict(perplexity, kl, cell.failed)
-    decode = speed_of(cell, results, "decode_tokens_per_second", rules)
+    decode = decode_of(cell, results, rules)
     time = time_of(cell, results, rules)
     strengths, weaknesses = strengths_and_weaknesses(cell, results, rules, perplexity, kl, decode)
     headline, conditions, cautions = recommendation(cell, results, harm, perplexity, kl, decode, rules)
@@ -71,9 +71,7 @@ def in_short(cell: Cell, results: Results, harm: Verdict, perplexity: Verdict, k
     speed = {
         "none": "decoding at no measurably other speed",
         "unknown": f"its speed {decode.words}",
-    }.get(
-        decode.level, f"decoding {fixed(abs(cell.changes['decode_tokens_per_second_percent'][0]), 0)} % {decode.words}"
-    )
+    }.get(decode.level, f"decoding {fixed(abs(cell.decode_change[0]), 0)} % {decode.words}")
     if cell.synthetic:
         return f"{saves}, {speed}."
     changed = percent(row["perplexity_change_percent"])
@@ -188,9 +186,8 @@ def best_use(results: Results, assessments: list[Assessment]) -> dict[str, str]:
     believed = [c for c in results.methods if not c.failed]
     smallest = min(believed, key=lambda c: c.row["weight_bytes"], default=None)
     closest = min(believed, key=lambda c: c.row["kl_nats_mean"], default=None)
-    rate = "decode_tokens_per_second_percent"
     decode = {a.method: a.decode.level for a in assessments}
-    fastest = max(believed, key=lambda c: c.changes[rate][0], default=None)
+    fastest = max(believed, key=lambda c: c.decode_change[0], default=None)
     words = {results.baseline.method: "quality first (the reference)"}
     for cell in results.methods:
         claims = []
@@ -223,7 +220,7 @@ def harm_table(results: Results, assessments: list[Assessment]) -> Table:
                 ),
                 figure_cell(row["compression"], lambda v: f"{fixed(v, 2)}×"),
                 text_cell(f"{row['succeeded']} of {row['prompts']}", aside=success.words),
-                text_cell(found.decode.words, aside=percent(cell.changes["decode_tokens_per_second_percent"][0], 1)),
+                text_cell(found.decode.words, aside=percent(cell.decode_change[0], 1)),
             ]
         )
     columns = [
@@ -258,7 +255,7 @@ def executive_table(results: Results, assessments: list[Assessment]) -> Table:
         else:
             change = row["perplexity_change_percent"]
             bounds = row["perplexity_change_percent_ci95"]
-            rate = cell.changes["decode_tokens_per_second_percent"]
+            rate = cell.decode_change
             cost = [
                 verdict_cell(words.harm),
                 figure_cell(change, percent, bounds, tone=words.perplexity.level),
@@ -271,7 +268,7 @@ def executive_table(results: Results, assessments: list[Assessment]) -> Table:
                     rate[0],
                     lambda v: percent(v, 0),
                     rate[1],
-                    "not judged: unsteady" if words.decode.level == "unknown" else "",
+                    "not judged" if words.decode.level == "unknown" else kind_of(cell, results),
                 ),
             ]
         rows.append([name_cell(cell.method, cell.failed), belief, *cost, *gain])
@@ -290,6 +287,8 @@ def executive_table(results: Results, assessments: list[Assessment]) -> Table:
 
 def demonstrated_harm(results: Results, assessments: list[Assessment]) -> list[str]:
     """What the run shows, each sentence with its figures; what it does not show is said too."""
+    per_category = min(v["prompts"] for v in results.baseline.generation["by_category"].values())
+    few = per_category < results.rules["prompts_to_test_a_category"]
     cells = [c for c in results.methods if not c.failed]
     words = {a.method: a for a in assessments}
     if not cells:
@@ -303,6 +302,10 @@ def demonstrated_harm(results: Results, assessments: list[Assessment]) -> list[s
     if unharmed:
         shown = listing([f"{c.method} {words[c.method].perplexity.figure}" for c in unharmed])
         sentences.append(f"No measurable rise of the perplexity: {shown}.")
+    undecided = [c for c in cells if words[c.method].perplexity.level == "undecided"]
+    if undecided:
+        shown = listing([f"{c.method} {words[c.method].perplexity.figure}" for c in undecided])
+        sentences.append(f"The change of the perplexity is not known well enough to judge: {shown}.")
     shifted = [c for c in cells if words[c.method].kl.level in LEVELS]
     if shifted:
         shown = listing(
@@ -311,8 +314,9 @@ def demonstrated_harm(results: Results, assessments: list[Assessment]) -> list[s
         sentences.append(f"The distribution of the next token shifts: {shown}.")
     worst = {c.method: largest(c.by_category) for c in shifted}
     if worst:
-        shown = listing([f"{m} in {w[0]} ({number(w[1])} nats)" for m, w in worst.items() if w])
-        sentences.append(f"Largest by category: {shown}; descriptive, too few prompts to single out a category.")
+        shown = listing([f"{m} in {w[0]} ({number(w[1])} nats {interval(w[2])})" for m, w in worst.items() if w])
+        caution = f"; descriptive, {count(per_category, 'prompt')} are too few to single out a category"
+        sentences.append(f"Largest by category: {shown}{caution if few else ''}.")
     for direction, sentence in (("falls", "Decoding is measurably slower"), ("rises", "Decoding is measurably faster")):
         slower = [c for c in cells if words[c.method].decode.level == direction]
         if slower:

@@ -22,6 +22,7 @@ TABLES = {
     "answers": "Right answers and changed responses",
     "overall": "Overall performance",
     "benchmark": "Prefill and decode",
+    "decode-limits": "Decoding against the hardware's limits",
     "trade-off": "The price of a saved byte",
     "trade-off-pairs": "One method's price against another's",
     "harm": "Harm by method",

@@ -43,7 +43,6 @@ def overview_table(models: Models) -> Table:
         for cell in results.cells:
             row, found = cell.row, words.get(cell.method)
             own = found is None
-            rate = "decode_tokens_per_second"
             rows.append(
                 [
                     Cell(results.model, results.model, aside=where, header=True),
@@ -58,8 +57,12 @@ def overview_table(models: Models) -> Table:
                     ),
                     Cell(size(row["weight_bytes"]), row["weight_bytes"]),
                     figure_cell(row["compression"], lambda v: f"{fixed(v, 2)}×"),
-                    text_cell("–") if own else figure_cell(cell.changes[f"{rate}_percent"][0], lambda v: percent(v, 0)),
-                    *([figure_cell(row[f"{rate}_median"], lambda v: fixed(v, 1))] if one_device else []),
+                    text_cell("–") if own else figure_cell(cell.decode_change[0], lambda v: percent(v, 0)),
+                    *(
+                        [figure_cell(row["decode_tokens_per_second_median"], lambda v: fixed(v, 1))]
+                        if one_device
+                        else []
+                    ),
                 ]
             )
     columns = [

@@ -4,6 +4,7 @@ Cells that did not run on one device, in one dtype and under one protocol are re
 """
 
 import itertools
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from quantharm.common.statistics import (
     paired_share_interval,
     stratified_mean,
     weighted_mean_interval,
+    widened,
 )
 
 BASELINE = "baseline"
@@ -55,6 +57,16 @@ class Cell:
         return self.row["synthetic"]
 
     @property
+    def decoding(self) -> str:
+        """How the decoding was timed that is compared with the baseline's: captured where both could be, else eager."""
+        return "captured" if "captured_decode_percent" in self.changes else "eager"
+
+    @property
+    def decode_change(self) -> tuple[float, Bounds]:
+        """Change of the decode rate in percent, with its interval."""
+        return self.changes["captured_decode_percent" if self.decoding == "captured" else "decode_percent"]
+
+    @property
     def by_category(self) -> dict[str, Rows]:
         """KL by prompt category, the text apart."""
         return {c: v for c, v in self.divergence["by_category"].items() if c != TEXT_CATEGORY}
@@ -85,6 +97,7 @@ class Results:
     model: str
     folder: Path
     cells: list[Cell]
+    rules: Rows  # the config's `report:`
     kl_differences: dict[tuple[str, str], Difference] = field(default_factory=dict)
     calibration_study: Rows | None = None  # calibration_study.json, where `snakemake calibration` was run
     noise_study: list[Rows] | None = None  # the rows of noise_sweep.json, where `snakemake defense` was run
@@ -119,6 +132,16 @@ class Results:
         return self.baseline.row["kl_nats_mean"]
 
     @property
+    def other_hardware_kl(self) -> float:
+        """Mean KL in nats of one checkpoint between two processors, in this run's dtype."""
+        return self.rules["other_hardware_kl_nats"].get(self.baseline.generation["provenance"]["dtype"], 0.0)
+
+    @property
+    def least_kl(self) -> float:
+        """A mean KL up to here says nothing about quality: noise of this device, or what other hardware changes."""
+        return max(self.rules["noise_floor_factor"] * self.noise_floor, self.other_hardware_kl)
+
+    @property
     def calibration_ranges(self) -> dict[str, float]:
         """Range of KL in nats over the calibration samples that a method could have had."""
         return {m: v["range"] for m, v in (self.calibration_study or {}).get("spread_kl_nats", {}).items()}
@@ -136,8 +159,8 @@ def read_cell(folder: Path, row: Rows) -> Cell:
     )
 
 
-def read_results(folder: Path) -> Results:
-    """The results of one model; raises UserError where cells cannot be compared."""
+def read_results(folder: Path, rules: Rows) -> Results:
+    """The results of one model, by the config's `report:`; raises UserError where cells cannot be compared."""
     rows = read_json(folder / "summary.json")["cells"]
     cells = [read_cell(folder / row["method"], row) for row in rows]
     cells.sort(key=lambda cell: cell.method != BASELINE)
@@ -145,7 +168,7 @@ def read_results(folder: Path) -> Results:
         raise UserError(f"{folder}/summary.json has no cell `{BASELINE}`; run the stage `summary` again")
     require_comparable(cells)
     for cell in cells[1:]:
-        cell.changes = changes_from_baseline(cell, cells[0])
+        cell.changes = changes_from_baseline(cell, cells[0], rules["speed_process_spread_percent"])
     study, noise, history = (
         folder / "calibration_study.json",
         folder / "noise_sweep.json",
@@ -155,11 +178,12 @@ def read_results(folder: Path) -> Results:
         rows[0]["model"],
         folder,
         cells,
+        rules,
         calibration_study=read_json(study) if study.is_file() else None,
         noise_study=read_json(noise)["rows"] if noise.is_file() else None,
         monitor_history=read_parquet(history) if history.is_file() else None,
     )
-    results.kl_differences = kl_differences(results.methods, results.calibration_ranges)
+    results.kl_differences = kl_differences(results.methods, results.calibration_ranges, results.least_kl)
     return results
 
 
@@ -187,8 +211,24 @@ def percent_of_ratio(ratio):
     return 100 * (ratio - 1)
 
 
-def changes_from_baseline(cell: Cell, baseline: Cell) -> dict[str, Any]:
-    """{figure: (change, 95 % interval)}: paired over prompts; the benchmark's repetitions are two sets, not pairs."""
+def process_spread(percent: float) -> float:
+    """Half-width in ln of the ratio of two processes' times; percent: their standard deviation. Two, so √2 of it."""
+    return 1.96 * 2**0.5 * math.log1p(percent / 100)
+
+
+def captured_rate(cell: Cell) -> Rows | None:
+    """Timings of the captured decode; None where there is none."""
+    return cell.generation["benchmark"].get("captured", {}).get("decode_tokens_per_second")
+
+
+def changes_from_baseline(cell: Cell, baseline: Cell, spreads: dict[str, float]) -> dict[str, Any]:
+    """{figure: (change, 95 % interval)}: paired over prompts; the benchmark's repetitions are two sets, not pairs.
+
+    spreads: how much two processes of one model differ in speed, in percent (config: speed_process_spread_percent);
+    repetitions within one process do not show it.
+    """
+    device = cell.generation["provenance"]["device_type"]
+    spread = process_spread(spreads[device])
     columns = ["prompt_id", "category", "seconds", "new_tokens", "succeeded"]
     both = read_parquet(cell.folder / "generation.parquet", columns).merge(
         read_parquet(baseline.folder / "generation.parquet", columns), on="prompt_id", suffixes=("", "_baseline")
@@ -201,27 +241,36 @@ def changes_from_baseline(cell: Cell, baseline: Cell) -> dict[str, Any]:
     changes = {
         "seconds_percent": (
             percent_of_ratio(seconds.sum() / reference.sum()),
-            weighted_mean_interval(seconds, reference, percent_of_ratio),
+            in_percent(widened(seconds.sum() / reference.sum(), weighted_mean_interval(seconds, reference), spread)),
         ),
         "new_tokens": (float(tokens.mean()), weighted_mean_interval(tokens, numpy.ones(len(both)))),
         "succeeded_points": (100.0 * (gained - lost) / len(both), share and [100 * bound for bound in share]),
     }
-    mine, theirs = cell.generation["benchmark"], baseline.generation["benchmark"]
-    for key in ("prefill_seconds", "decode_tokens_per_second"):
-        values, others = mine[key]["values"], theirs[key]["values"]
-        bounds = median_ratio_interval(values, others)
-        changes[f"{key}_percent"] = (
-            float(percent_of_ratio(numpy.median(values) / numpy.median(others))),
-            bounds and [percent_of_ratio(bound) for bound in bounds],
-        )
+    for name, figure in (("prefill", "prefill_seconds"), ("decode", "decode_tokens_per_second")):
+        mine, theirs = (c.generation["benchmark"][figure]["values"] for c in (cell, baseline))
+        changes[f"{name}_percent"] = change_of_medians(mine, theirs, spread)
+    captured, reference = captured_rate(cell), captured_rate(baseline)
+    if captured and reference:
+        spread = process_spread(spreads[f"{device}_captured"])
+        changes["captured_decode_percent"] = change_of_medians(captured["values"], reference["values"], spread)
     return changes
 
 
-def kl_differences(cells: list[Cell], ranges: dict[str, float]) -> dict[tuple[str, str], Difference]:
+def in_percent(bounds: Bounds) -> Bounds:
+    return bounds and [percent_of_ratio(bound) for bound in bounds]
+
+
+def change_of_medians(mine: list[float], reference: list[float], spread: float) -> tuple[float, Bounds]:
+    """(percent, interval) of the ratio of two medians of repetitions; spread: as process_spread gives it."""
+    ratio = float(numpy.median(mine) / numpy.median(reference))
+    return percent_of_ratio(ratio), in_percent(median_ratio_interval(mine, reference, spread))
+
+
+def kl_differences(cells: list[Cell], ranges: dict[str, float], floor: float) -> dict[tuple[str, str], Difference]:
     """{(first, second): mean KL of the first minus the second's}, paired over prompts within categories.
 
-    ranges: how much KL varies with a method's calibration samples, in nats: intervals are widened by it on both sides,
-    and a smaller difference has the p-value 1.
+    ranges: how much KL varies with a method's calibration samples, in nats: intervals are widened by it on both sides.
+    A difference of no more than it and `floor` (nats that say nothing) has the p-value 1.
     """
     means = {}
     for cell in cells:
@@ -236,7 +285,7 @@ def kl_differences(cells: list[Cell], ranges: dict[str, float]) -> dict[tuple[st
         found = stratified_mean(strata)
         bounds = found["ci95"] and [found["ci95"][0] - extra, found["ci95"][1] + extra]
         figures[first, second] = found["mean"], bounds
-        p_values[first, second] = p_value(strata, extra)
+        p_values[first, second] = p_value(strata, extra + floor)
     adjusted = holm(p_values)
     pairs = {pair: Difference(*figure, adjusted[pair]) for pair, figure in figures.items()}
     return pairs | {pair[::-1]: difference.turned for pair, difference in pairs.items()}

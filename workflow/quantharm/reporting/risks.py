@@ -50,6 +50,7 @@ def risk_caveat(results: Results) -> str:
 
 def criteria(cell: Cell, rules: dict[str, Any]) -> dict[str, Verdict]:
     """The criteria for one method."""
+    floor = rules["other_hardware_kl_nats"].get(cell.row["dtype"], 0.0)
     limits = rules["defense"]
     change = limits["perplexity_change_percent"]
     row, stakes = cell.row, limits["high_stakes_categories"]
@@ -64,7 +65,7 @@ def criteria(cell: Cell, rules: dict[str, Any]) -> dict[str, Verdict]:
             f"figure and interval within ±{change:g} % of the baseline",
         ),
         "KL bounded in every category": below(cell.by_category, list(cell.by_category), limits["kl_nats"]),
-        "Unauthorized quantization detected": detection_verdict(cell.integrity),
+        "Unauthorized quantization detected": detection_verdict(cell.integrity, floor),
         "Integrity verified": integrity_verdict(cell.integrity),
         "High-stakes categories preserved": below(cell.by_category, stakes, limits["high_stakes_kl_nats"], stakes),
     }
@@ -79,7 +80,7 @@ def below(categories: dict[str, Any], names: list[str], limit: float, listed: li
     Shown is the largest KL among those with that verdict. A category that was not measured leaves it open.
     """
     where = listing(listed) if listed else "every category"
-    rule = f"the KL of {where}, with its interval, below {limit:g} nats"
+    rule = f"the KL of {where}, with its interval, at most {limit:g} nats"
     if missing := [name for name in names if name not in categories] or (["any category"] if not names else []):
         return Verdict("unknown", f"not measured: {listing(missing)}", "–", rule)
     found = []
@@ -101,19 +102,26 @@ def integrity_verdict(record: dict[str, Any] | None) -> Verdict:
     return Verdict(level, words, str(shown), rule)
 
 
-def detection_verdict(record: dict[str, Any] | None) -> Verdict:
-    """integrity.json: `if_dequantized` (the scan of what the cell stands for) and `behaviour` (against the store)."""
+def detection_verdict(record: dict[str, Any] | None, floor: float) -> Verdict:
+    """integrity.json: `if_dequantized` (the scan of what the cell stands for) and `behaviour` (against the store).
+
+    floor: mean KL in nats that an honest checkpoint has on other hardware; behaviour gives away no less.
+    """
     rule = (
-        "dequantized and handed on as the original, it would be noticed: by a scan of its weights or by its divergence "
-        "from the log-prob store"
+        "dequantized and handed on as the original, it would be noticed: by a scan of its weights or by a divergence "
+        f"from the log-prob store beyond the {number(floor, 2)} nats that other hardware explains"
     )
     scan, behaviour = ((record or {}).get(key) for key in ("if_dequantized", "behaviour"))
     if not scan and not behaviour:
         return Verdict("unknown", "not measured", "–", rule)
     noticed = ["by its weights"] if scan and scan.get("verdict") == "dequantized" else []
-    noticed += ["by its behaviour"] if behaviour and behaviour.get("same_as_original") is False else []
+    other = bool(behaviour) and behaviour.get("same_as_original") is False
+    least = (behaviour.get("kl_nats_ci95") or [behaviour["kl_nats_mean"]])[0] if other else 0.0
+    noticed += ["by its behaviour"] if other and least > floor else []
     if noticed:
         return Verdict("pass", "pass", f"noticed {listing(noticed)}", rule)
+    if other:
+        return Verdict("undecided", "undecided: no farther than other hardware", f"{number(least)} nats", rule)
     return Verdict("fail", "fail", "noticed by neither", rule)
 
 

@@ -46,36 +46,75 @@ def spans(low: str, high: str) -> str:
     return f", interval {low} to {high}" if low != high else ""
 
 
-def perplexity_verdict(change: float, ci95: Bounds, limits: Limits) -> Verdict:
-    """change: ΔPPL in percent of the baseline's, ci95 its paired interval."""
+def other_hardware_percent(kl: float, tokens: int) -> float:
+    """ΔPPL in percent that running both cells on another processor explains; kl: nats between two processors.
+
+    The logarithm of the ratio of two models that are this near varies by 2·kl a token (E[(ln p/q)²] ≈ 2·KL), and both
+    cells move: 1.96 · √(4·kl / tokens), but no less than kl itself, since ln(PPL ratio) ≈ KL.
+    """
+    return 100 * max(kl, 1.96 * 2 * (kl / tokens) ** 0.5)
+
+
+def above(bound: float, floor: float, limits: Limits) -> str:
+    """Level of an interval's end: none up to the floor."""
+    return "none" if bound <= floor else level_of(bound, limits)
+
+
+def nothing_measured(words: str, high: str, figure: str, rule: str) -> Verdict:
+    """No measurable effect, unless the upper end of the interval reaches a level of its own: then it is undecided."""
+    if high in ("none", LEVELS[0]):
+        return Verdict("none", words, figure, rule, ("none", "none"))
+    return Verdict("undecided", f"{words}, but the interval reaches {high}", figure, rule, ("none", high))
+
+
+def perplexity_verdict(change: float, ci95: Bounds, limits: Limits, floor: float = 0.0) -> Verdict:
+    """change: ΔPPL in percent of the baseline's, ci95 its paired interval; floor: what other hardware changes."""
     figure = f"{percent(change)} {interval(ci95, percent)}".strip()
     rule = f"{scale(limits, ' %')}; an interval that holds zero: no measurable change"
+    if floor:
+        rule += f"; one that holds no more than ±{number(floor, 2)} %: what other hardware changes"
     if ci95 is None:
         level = level_of(max(change, 0.0), limits)
-        return Verdict(level, f"{level}, without an interval (too few windows)", figure, rule)
-    if ci95[0] <= 0 <= ci95[1]:
-        return Verdict("none", "no measurable change", figure, rule)
-    if ci95[1] < 0:
-        return Verdict("none", "measurably lower than the baseline's", figure, rule)
+        return Verdict("undecided", f"{level}, without an interval (too few windows)", figure, rule)
+    if ci95[1] < -floor:
+        return Verdict("none", "measurably lower than the baseline's", figure, rule, ("none", "none"))
+    low, high = (above(bound, floor, limits) for bound in ci95)
+    if low == "none":
+        held = ci95[0] <= 0 <= ci95[1]
+        words = "no measurable change" if held else "no change beyond what other hardware changes"
+        return nothing_measured(words, high, figure, rule)
     level = level_of(change, limits)
-    span = level_of(ci95[0], limits), level_of(ci95[1], limits)
-    return Verdict(level, level + spans(*span), figure, rule, span)
-
-
-def kl_verdict(mean: float, ci95: Bounds, floor: float, floor_factor: float, limits: Limits) -> Verdict:
-    """mean: nats; floor: the baseline against its own store, which is as small as this measurement can see."""
-    figure = f"{number(mean)} nats {interval(ci95)}".strip()
-    rule = f"{scale(limits, ' nats')}; up to {floor_factor:g} × the noise floor of {number(floor)}: at the noise floor"
-    if mean <= floor_factor * floor:
-        return Verdict("none", "at the noise floor: says nothing about quality", figure, rule)
-    level = level_of(mean, limits)
-    low, high = (level_of(b, limits) for b in ci95) if ci95 else (level, level)
     return Verdict(level, level + spans(low, high), figure, rule, (low, high))
 
 
-def change_verdict(change: float | None, ci95: Bounds, rises: str, falls: str, decimals: int = 1) -> Verdict:
+def kl_verdict(
+    mean: float, ci95: Bounds, floor: float, floor_factor: float, limits: Limits, other_hardware: float = 0.0
+) -> Verdict:
+    """mean: nats; floor: the baseline against its own store on this device; other_hardware: between two processors."""
+    figure = f"{number(mean)} nats {interval(ci95)}".strip()
+    own = floor_factor * floor
+    rule = f"{scale(limits, ' nats')}; up to {floor_factor:g} × the noise floor of {number(floor)}: at the noise floor"
+    if other_hardware > own:
+        rule += f"; up to {number(other_hardware, 2)}: what other hardware changes"
+    least = max(own, other_hardware)
+    if mean <= least:
+        words = "at the noise floor" if mean <= own else "no more than other hardware changes"
+        high = above(ci95[1], least, limits) if ci95 else "none"
+        return nothing_measured(f"{words}: says nothing about quality", high, figure, rule)
+    level = level_of(mean, limits)
+    if ci95 is None:
+        return Verdict("undecided", f"{level}, without an interval (too few prompts)", figure, rule)
+    low, high = (above(bound, least, limits) for bound in ci95)
+    return Verdict(level, level + spans(low, high), figure, rule, (low, high))
+
+
+PAIRED = "the 95 % interval of the change, paired by prompt, excludes zero"
+
+
+def change_verdict(
+    change: float | None, ci95: Bounds, rises: str, falls: str, decimals: int = 1, rule: str = PAIRED
+) -> Verdict:
     """A change in percent that is neither good nor bad by a scale: `rises` or `falls`, or no measurable change."""
-    rule = "the 95 % interval of the paired change excludes zero"
     if change is None:
         return Verdict("unknown", "not measured", MISSING, rule)
     figure = f"{percent(change, decimals)} {interval(ci95, lambda v: percent(v, decimals))}".strip()
@@ -104,24 +143,31 @@ def speed_verdict(change: Verdict, timings: list[dict[str, Any]], limit: float) 
 def harm_verdict(perplexity: Verdict, kl: Verdict, failed: list[str]) -> Verdict:
     """The worse of the two verdicts, at the upper end of the intervals; none for a cell that failed a check."""
     figure = f"perplexity {perplexity.figure}; KL {kl.figure}"
-    rule = "the worse of the two levels, from the lower to the upper ends of the intervals; a failed check: no verdict"
+    rule = (
+        "the worse of the two levels, from the lower to the upper ends of the intervals; undecided where they reach "
+        "from no measurable harm to a moderate one or more; a failed check: no verdict"
+    )
     if failed:
         return Verdict("failed", "not to be believed", f"failed {listing(failed)}", rule)
     if "unknown" in (perplexity.level, kl.level):
         return Verdict("unknown", next(x.words for x in (perplexity, kl) if x.level == "unknown"), figure, rule)
+    if perplexity.span is None or kl.span is None:
+        return Verdict("undecided", "undecided: too few prompts or windows for an interval", figure, rule)
     order = ("none", *LEVELS).index
-    ends = [verdict.span or (verdict.level, verdict.level) for verdict in (perplexity, kl)]
-    low, high = (max((end[i] for end in ends), key=order) for i in (0, 1))
+    low, high = (max((verdict.span[i] for verdict in (perplexity, kl)), key=order) for i in (0, 1))
     words = HARM[low] if low == high else f"{HARM[low]} to {HARM[high]}"
-    return Verdict(high, f"{words} harm", figure, rule, (low, high))
+    open_ended = low == "none" and high in LEVELS[2:]
+    return Verdict("undecided" if open_ended else high, f"{words} harm", figure, rule, (low, high))
 
 
 def within(name: str, value: float | None, bounds: Bounds, low: float, high: float, show, rule: str) -> Verdict:
-    """pass: figure and interval inside [low, high]; fail: both outside; undecided: the interval crosses a limit."""
+    """pass: the interval inside [low, high]; fail: outside; undecided: it crosses a limit, or there is none."""
     if value is None:
         return Verdict("unknown", "not measured", MISSING, rule)
-    a, b = bounds or (value, value)
     figure = f"{name}{show(value)} {interval(bounds, show)}".strip()
+    if bounds is None:
+        return Verdict("undecided", "undecided: too few values for an interval", figure, rule)
+    a, b = bounds
     if low <= a and b <= high:
         return Verdict("pass", "pass", figure, rule)
     if b < low or a > high:
@@ -143,10 +189,9 @@ def risk_verdict(
 ) -> Verdict:
     """Risk of using a method for an application that rests on some prompt categories."""
     rule = f"largest KL of {listing(names)}: below {low:g} nats low, below {medium:g} medium, else high"
-    worst = largest(categories, names)
-    if worst is None:
-        return Verdict("unknown", "not measured", MISSING, rule)
-    category, value, bounds = worst
+    if missing := [name for name in names if name not in categories]:
+        return Verdict("unknown", f"not measured: {listing(missing)}", MISSING, rule)
+    category, value, bounds = largest(categories, names)
     figure = f"{number(value)} nats {interval(bounds)}".strip() + f" in {category}"
     if failed:
         return Verdict("failed", "not assessed: failed checks", figure, rule)
@@ -154,5 +199,9 @@ def risk_verdict(
     def risk(kl: float) -> str:
         return "low" if kl < low else "medium" if kl < medium else "high"
 
-    span = (risk(bounds[0]), risk(bounds[1])) if bounds else (risk(value),) * 2
+    intervals = [categories[name]["ci95"] for name in names]
+    if None in intervals:
+        words = f"undecided: {risk(value)} by the figure, too few prompts for an interval"
+        return Verdict("undecided", words, figure, rule)
+    span = tuple(risk(max(ends)) for ends in zip(*intervals, strict=True))  # of the largest lower and upper end
     return Verdict(f"risk-{risk(value)}", risk(value) + spans(*span), figure, rule, span)

@@ -2,12 +2,11 @@
 
 from typing import Any
 
-from quantharm.reporting.format import MISSING, fixed, number, percent, seconds, share, signed, size, size_unit
+from quantharm.reporting.format import fixed, number, percent, share, signed, size, size_unit
 from quantharm.reporting.results import Cell as MethodCell
 from quantharm.reporting.results import Results
 from quantharm.reporting.tables.quality import METHOD, mark
-from quantharm.reporting.tables.table import Cell, Column, Table, figure_cell, name_cell, text_cell, verdict_cell
-from quantharm.reporting.verdicts import Verdict, change_verdict, speed_verdict
+from quantharm.reporting.tables.table import Cell, Column, Table, figure_cell, name_cell, text_cell
 
 BITS_OF_DTYPE = {"bfloat16": 16, "float16": 16, "float32": 32}
 
@@ -175,74 +174,3 @@ def success_by_category_table(results: Results) -> Table:
     return by_category_table(
         results, "success-by-category", "Success by category", "succeeded", share, difference_points, "", "All prompts"
     )
-
-
-def benchmark_table(results: Results, rules: dict[str, Any]) -> Table:
-    """Prefill and decode by a fixed prompt; the captured decode where the stage measured one."""
-    captured = any("captured" in cell.generation["benchmark"] for cell in results.cells)
-    rows = []
-    for cell in results.cells:
-        speed = cell.generation["benchmark"]
-        prefill, decode = speed["prefill_seconds"], speed["decode_tokens_per_second"]
-        own = cell is results.baseline
-        line = [
-            name_cell(cell.method, cell.failed),
-            figure_cell(cell.generation["model_load_seconds"], seconds),
-            figure_cell(prefill["median"], seconds, prefill["ci95"]),
-            text_cell("reference") if own else verdict_cell(speed_of(cell, results, "prefill_seconds", rules), True),
-            figure_cell(decode["median"], lambda v: fixed(v, 1), decode["ci95"]),
-            text_cell("reference")
-            if own
-            else verdict_cell(speed_of(cell, results, "decode_tokens_per_second", rules), True),
-        ]
-        rows.append(line + ([captured_cell(speed.get("captured"))] if captured else []))
-    columns = [
-        METHOD,
-        Column("model_load_seconds", "Loading"),
-        Column("prefill_seconds_median", "Prefill [95\u00a0%]"),
-        Column("prefill_verdict", "Prefill time against the baseline", "left"),
-        Column("decode_tokens_per_second_median", "Decode, eager, tokens/s [95\u00a0%]"),
-        Column("decode_verdict", "Decode rate against the baseline", "left"),
-        *(
-            [Column("captured_decode_tokens_per_second_median", "Decode, captured, tokens/s [95\u00a0%]")]
-            if captured
-            else []
-        ),
-    ]
-    speed = results.baseline.generation["benchmark"]
-    note = (
-        f"A fixed prompt of {speed['prompt_tokens']} tokens, exactly {speed['new_tokens']} new ones, batch 1, at least "
-        f"{min(c.generation['benchmark']['repetitions'] for c in results.cells)} repetitions after warm-up; medians."
-        + (
-            " Eager decoding is what a Python loop gives; captured is one step as a CUDA graph, replayed: the kernels' "
-            "own time."
-            if captured
-            else " No captured (CUDA graph) decode was measured in this run."
-        )
-    )
-    return Table("benchmark", "Prefill and decode", columns, rows, note)
-
-
-def captured_cell(captured: dict[str, Any] | None) -> Cell:
-    """The captured decode's rate, or why there is none (`reason`)."""
-    if not captured:
-        return text_cell(MISSING)
-    rate = captured.get("decode_tokens_per_second")
-    if not rate:
-        return text_cell(str(captured.get("reason", MISSING)))
-    return figure_cell(rate["median"], lambda v: fixed(v, 1), rate["ci95"])
-
-
-def speed_of(cell: MethodCell, results: Results, key: str, rules: dict[str, Any]) -> Verdict:
-    """Whether a time or a rate of the benchmark changed measurably."""
-    change, bounds = cell.changes[f"{key}_percent"]
-    rises, falls = ("slower", "faster") if key.endswith("seconds") else ("faster", "slower")
-    timings = [c.generation["benchmark"][key] for c in (cell, results.baseline)]
-    return speed_verdict(change_verdict(change, bounds, rises, falls), timings, rules["unsteady_percent"])
-
-
-def time_of(cell: MethodCell, results: Results, rules: dict[str, Any]) -> Verdict:
-    """Whether the time of the prompts changed measurably; as steady as the decode benchmark of the same process."""
-    timings = [c.generation["benchmark"]["decode_tokens_per_second"] for c in (cell, results.baseline)]
-    change = change_verdict(*cell.changes["seconds_percent"], "slower", "faster")
-    return speed_verdict(change, timings, rules["unsteady_percent"])

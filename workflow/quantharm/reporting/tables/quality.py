@@ -6,22 +6,40 @@ from quantharm.reporting.format import count, fixed, number, percent, share
 from quantharm.reporting.results import Cell as MethodCell
 from quantharm.reporting.results import Results
 from quantharm.reporting.tables.table import Cell, Column, Table, figure_cell, name_cell, text_cell, verdict_cell
-from quantharm.reporting.verdicts import Verdict, kl_verdict, largest, not_judged, perplexity_verdict
+from quantharm.reporting.verdicts import (
+    Verdict,
+    kl_verdict,
+    largest,
+    not_judged,
+    other_hardware_percent,
+    perplexity_verdict,
+)
 
 METHOD = Column("method", "Method", "left")
 
 
-def perplexity_of(cell: MethodCell, rules: dict[str, Any]) -> Verdict:
+def perplexity_of(cell: MethodCell, results: Results, rules: dict[str, Any]) -> Verdict:
     row = cell.row
-    limits = rules["perplexity_change_percent"]
-    verdict = perplexity_verdict(row["perplexity_change_percent"], row["perplexity_change_percent_ci95"], limits)
+    floor = other_hardware_percent(results.other_hardware_kl, cell.perplexity["tokens_scored"])
+    verdict = perplexity_verdict(
+        row["perplexity_change_percent"],
+        row["perplexity_change_percent_ci95"],
+        rules["perplexity_change_percent"],
+        floor,
+    )
     return not_judged(verdict) if cell.synthetic else verdict
 
 
 def kl_of(cell: MethodCell, results: Results, rules: dict[str, Any]) -> Verdict:
     """Verdict on the mean KL over the prompts."""
-    floor, factor = results.noise_floor, rules["noise_floor_factor"]
-    verdict = kl_verdict(cell.row["kl_nats_mean"], cell.row["kl_nats_ci95"], floor, factor, rules["kl_nats"])
+    verdict = kl_verdict(
+        cell.row["kl_nats_mean"],
+        cell.row["kl_nats_ci95"],
+        results.noise_floor,
+        rules["noise_floor_factor"],
+        rules["kl_nats"],
+        results.other_hardware_kl,
+    )
     return not_judged(verdict) if cell.synthetic else verdict
 
 
@@ -37,7 +55,7 @@ def perplexity_table(results: Results, rules: dict[str, Any]) -> Table:
                 text_cell("reference")
                 if own
                 else figure_cell(row["perplexity_change_percent"], percent, row["perplexity_change_percent_ci95"]),
-                text_cell("reference") if own else judged(cell, perplexity_of(cell, rules)),
+                text_cell("reference") if own else judged(cell, perplexity_of(cell, results, rules)),
                 figure_cell(row["bits_per_byte"], lambda v: fixed(v, 4)),
             ]
         )

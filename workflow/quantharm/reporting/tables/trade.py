@@ -68,9 +68,15 @@ def trade_off_table(results: Results, rules: dict[str, Any]) -> Table:
 
 
 def is_closer(results: Results, first: str, second: str) -> bool:
-    """Whether the first's KL is measurably smaller than the second's; the baseline is the reference of both."""
-    if results.baseline.method in (first, second):
-        return first == results.baseline.method
+    """Whether the first's KL is measurably smaller than the second's.
+
+    The baseline is the reference: it is closer than a method whose KL, with its interval, is above what says nothing.
+    """
+    if second == results.baseline.method:
+        return False
+    if first == results.baseline.method:
+        row = next(cell.row for cell in results.methods if cell.method == second)
+        return row["kl_nats_ci95"] is not None and row["kl_nats_ci95"][0] > results.least_kl
     difference = results.kl_differences[first, second]
     return difference.measurable and difference.nats < 0
 
@@ -168,6 +174,7 @@ def overall_table(results: Results, best_use: dict[str, str]) -> Table:
     """The overall table: a figure a row, a method a column; changes against the baseline in brackets."""
     lines = []
     reference = results.baseline.row
+    captured = any(cell.row["captured_decode_tokens_per_second_median"] for cell in results.cells)
     for cell in results.cells:
         row = cell.row
         own = cell is results.baseline
@@ -178,7 +185,6 @@ def overall_table(results: Results, best_use: dict[str, str]) -> Table:
 
         tokens = 100 * (row["tokens_per_second"] / reference["tokens_per_second"] - 1)
         weight = 100 * (row["weight_bytes"] / reference["weight_bytes"] - 1)
-        decode = "decode_tokens_per_second"
         lines.append(
             [
                 name_cell(cell.method, cell.failed),
@@ -202,9 +208,22 @@ def overall_table(results: Results, best_use: dict[str, str]) -> Table:
                 figure_cell(row["compression"], lambda v: f"{fixed(v, 2)}×"),
                 figure_cell(row["tokens_per_second"], lambda v: fixed(v, 1), aside=against(tokens)),
                 figure_cell(
-                    row[f"{decode}_median"],
+                    row["decode_tokens_per_second_median"],
                     lambda v: fixed(v, 1),
-                    aside="" if own else against(changes[f"{decode}_percent"][0]),
+                    aside="" if own else against(changes["decode_percent"][0]),
+                ),
+                *(
+                    [
+                        figure_cell(
+                            row["captured_decode_tokens_per_second_median"],
+                            lambda v: fixed(v, 1),
+                            aside=against(changes["captured_decode_percent"][0])
+                            if "captured_decode_percent" in changes
+                            else "",
+                        )
+                    ]
+                    if captured
+                    else []
                 ),
                 text_cell(best_use[cell.method]),
             ]
@@ -219,7 +238,8 @@ def overall_table(results: Results, best_use: dict[str, str]) -> Table:
         "weight_bytes": "Weights loaded",
         "compression": "Compression",
         "tokens_per_second": "Tokens per second, prompts",
-        "decode_tokens_per_second": "Tokens per second, decode benchmark",
+        "decode_tokens_per_second": "Tokens per second, decode benchmark" + (", eager" if captured else ""),
+        **({"captured_decode_tokens_per_second": "Tokens per second, decode benchmark, captured"} if captured else {}),
         "best_use": "Best use",
     }
     columns = [METHOD, *[Column(key, label) for key, label in labels.items()]]
