@@ -87,9 +87,9 @@ def test_reload_allows_what_passes_of_one_load_differ_by(noise, difference, stat
 
 
 def test_consistency_is_not_asked_of_random_weights():
-    text = {"kl_nats_mean": 0.67, "log_perplexity_ratio": 0.0, "log_perplexity_ratio_standard_error": 0.0}
-    assert check_consistency({"text": text, "synthetic": False})["status"] == "fail"
-    check = check_consistency({"text": text, "synthetic": True})
+    wrong = on_text(0.67, 0.0)
+    assert check_consistency(wrong | {"synthetic": False})["status"] == "fail"
+    check = check_consistency(wrong | {"synthetic": True})
     assert (check["status"], "synthetic weights" in check["explanation"]) == ("skipped", True)
 
 
@@ -348,39 +348,64 @@ def test_finite():
 # ---------------------------------------------------------------- consistency
 
 
-def on_text(kl: float, log_ratio: float, standard_error: float = 0.0) -> dict:
+def on_text(kl: float, square: float, standard_error: float = 0.0) -> dict:
     """The part of divergence.json that the check reads."""
-    figures = {"kl_nats_mean": kl, "log_perplexity_ratio": log_ratio}
-    return {"text": figures | {"log_perplexity_ratio_standard_error": standard_error}}
+    figures = {"kl_nats_mean": kl, "log_perplexity_ratio": 0.01, "squared_delta_nll_mean": square}
+    return {"text": figures | {"squared_delta_nll_standard_error": standard_error}}
 
 
 def test_consistency_allows_for_what_few_tokens_cannot_tell():
-    """0.011 against KL 0.093 is a factor of 8, but 0.035 of standard error cannot tell it from a third of KL."""
-    assert check_consistency(on_text(0.093, 0.011))["status"] == "fail"
-    assert check_consistency(on_text(0.093, 0.011, 0.035))["status"] == "pass"
-    assert check_consistency(on_text(0.093, 1.5, 0.035))["status"] == "fail"
+    """KL 0.1 is a factor of 4 from half of 0.05, but a standard error of 0.01 cannot tell it from a factor of 3."""
+    assert check_consistency(on_text(0.1, 0.05))["status"] == "fail"
+    assert check_consistency(on_text(0.1, 0.05, 0.01))["status"] == "pass"
+    assert check_consistency(on_text(0.1, 0.05, 0.005))["status"] == "fail"
+    assert check_consistency(on_text(0.01, 0.7, 0.01))["status"] == "fail"
+    assert check_consistency(on_text(0.01, 0.7, 0.05))["status"] == "pass"
 
 
 @pytest.mark.parametrize(
-    ("kl", "log_ratio", "status"),
+    ("kl", "square", "status"),
     [
-        (0.05, 0.05, "pass"),
-        (0.05, 0.02, "pass"),
-        (0.05, 0.14, "pass"),
-        (0.05, 0.16, "fail"),
-        (0.05, 0.016, "fail"),
-        (0.67, 0.03, "fail"),  # from a hand-made report: KL 0.67 nats while perplexity rose by 3 %
-        (1.45, -0.003, "fail"),  # and KL 1.45 while it fell
-        (0.05, 0.0, "fail"),
-        (0.009, 0.5, "skipped"),
+        (0.05, 0.1, "pass"),
+        (0.05, 0.034, "pass"),
+        (0.05, 0.033, "fail"),
+        (0.05, 2.9, "pass"),
+        (0.05, 3.1, "fail"),
+        (0.67, 0.06, "fail"),  # from a hand-made report: KL 0.67 nats of an INT8 model that hardly moved
+        (1.45, 0.0, "fail"),
+        (9e-4, 1e-3, "skipped"),
+        (9e-4, 3e-3, "pass"),
+        (9e-4, 0.1, "fail"),  # nothing of a KL where the tokens moved
         (math.nan, 0.1, "fail"),
     ],
 )
-def test_consistency(kl, log_ratio, status):
-    check = check_consistency(on_text(kl, log_ratio))
+def test_consistency(kl, square, status):
+    check = check_consistency(on_text(kl, square))
     assert check["status"] == status
-    if status == "fail" and kl > 0 and log_ratio > 0:
-        assert check["value"] > 3
+    if square and status != "skipped" and kl == kl:
+        assert check["value"] == pytest.approx(2 * kl / square)
+
+
+@pytest.mark.parametrize("sharpness", [1.0, 2.0, 4.0])
+@pytest.mark.parametrize("noise", [0.1, 0.5])
+def test_an_innocent_model_need_not_predict_the_text(sharpness, noise):
+    """A model that is overconfident of the text, as chat-tuned ones are, and the same with noise on its logits."""
+    random = torch.Generator().manual_seed(0)
+    logits = 2 * torch.randn(1500, 500, generator=random, dtype=torch.float64)
+    tokens = torch.multinomial(logits.softmax(-1), 1, generator=random)
+    moved = logits + noise * torch.randn(logits.shape, generator=random, dtype=torch.float64)
+    ln_p, ln_q = ((sharpness * x).log_softmax(-1) for x in (logits, moved))
+    kl = (ln_p.exp() * (ln_p - ln_q)).sum(-1)
+    square = (ln_p - ln_q).gather(1, tokens)[:, 0] ** 2
+    figures = (float(square.mean()), float(square.std() / 1500**0.5))
+    assert check_consistency(on_text(float(kl.mean()), *figures))["status"] == "pass"
+    assert check_consistency(on_text(float(40 * kl.mean()), *figures))["status"] == "fail"
+    assert check_consistency(on_text(float(kl.mean()) / 200, *figures))["status"] == "fail"
+
+
+def test_consistency_of_an_earlier_record_is_skipped():
+    text = {"kl_nats_mean": 0.1, "log_perplexity_ratio": 0.1, "log_perplexity_ratio_standard_error": 0.0}
+    assert check_consistency({"text": text})["status"] == "skipped"
 
 
 def test_consistency_is_skipped_without_text_windows():
@@ -502,12 +527,12 @@ def test_limits_are_the_documented_ones():
     assert checks.SELF_DIVERGENCE_LIMIT == 1e-5
     assert checks.BITS_LIMIT == 0.03
     assert checks.KERNEL_LIMIT == 0.02
-    assert (checks.CONSISTENCY_LIMIT, checks.CONSISTENCY_FROM) == (3.0, 0.01)
+    assert (checks.CONSISTENCY_LIMIT, checks.CONSISTENCY_LEAST, checks.CONSISTENCY_FROM) == (3.0, 30.0, 1e-3)
 
 
 def test_values_that_are_not_finite_can_be_written_as_json(tmp_path):
     from quantharm.common.files import write_json
 
-    check = check_consistency(on_text(1.0, -1.0))
+    check = check_consistency(on_text(1.0, 0.0))
     assert check["value"] == "inf"
     write_json(tmp_path / "checks.json", {"checks": [check]})

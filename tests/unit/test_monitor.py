@@ -198,6 +198,17 @@ def test_a_history_of_another_approved_checkpoint_is_refused(run):
         run()
 
 
+def test_draws_of_another_size_or_store_do_not_join_one_chart(run):
+    history = run()
+    with pytest.raises(UserError, match=r"kept with another `monitor\.per_category:`; move it away"):
+        run(per_category=2)
+    history.assign(trace_sha256="other").to_parquet(run.history)
+    with pytest.raises(UserError, match="another log-prob store"):
+        run()
+    history.to_parquet(run.history)
+    assert len(run()) == 2
+
+
 def test_draws_that_cannot_vary_are_refused(run):
     with pytest.raises(UserError, match="no control limits can be learned"):
         run(per_category=4)

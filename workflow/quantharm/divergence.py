@@ -89,6 +89,8 @@ def summarise(rows: pandas.DataFrame) -> dict[str, Any]:
             "kl_nats_mean": float(text["kl_nats"].mean()),
             "log_perplexity_ratio": float(text["delta_nll_nats"].mean()),
             "log_perplexity_ratio_standard_error": finite_or_none(float(text["delta_nll_nats"].sem())),
+            "squared_delta_nll_mean": float((text["delta_nll_nats"] ** 2).mean()),
+            "squared_delta_nll_standard_error": finite_or_none(float((text["delta_nll_nats"] ** 2).sem())),
             "top1_agreement": float(text["top1_agrees"].mean()),
         }
         if len(text)

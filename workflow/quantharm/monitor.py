@@ -27,7 +27,8 @@ from quantharm.logits import TEXT_CATEGORY, store_metadata_of
 from quantharm.models.loading import choose_device, load_cell, offline_environment, quiet, read_quantization
 
 SCORED = (reference_check.STORE, reference_check.TRACE)  # of the store's files; the noise floor is of no use here
-COLUMNS = ["run", "time", "checkpoint", "weights_sha256", "approved_sha256", "prompts", "kl_nats"]
+SAME = ("approved_sha256", "trace_sha256", "per_category")  # of all runs of one history
+COLUMNS = ["run", "time", "checkpoint", "weights_sha256", *SAME, "prompts", "kl_nats"]
 
 
 def prompt_means(rows: pandas.DataFrame) -> pandas.Series:
@@ -107,15 +108,20 @@ def identity(record: dict[str, Any]) -> str:
     return sha256_of_text("".join(file["sha256"] for file in record["weight_files"]))
 
 
-def read_history(path: Path, approved: str) -> pandas.DataFrame:
-    """The runs so far; raises UserError for a history that was kept against another approved checkpoint."""
+def read_history(path: Path, same: dict[str, Any]) -> pandas.DataFrame:
+    """The runs so far; raises UserError for a history of another approved checkpoint, store or `per_category`.
+
+    Means over another number of prompts, or over other prompts, vary otherwise: one chart cannot hold both.
+    """
     if not path.is_file():
         return pandas.DataFrame(columns=COLUMNS)
     history = read_parquet(path)
     if missing := set(COLUMNS) - set(history.columns):
         raise UserError(f"{path} is not a monitor's history (no column `{sorted(missing)[0]}`); move it away")
-    if (history["approved_sha256"] != approved).any():
-        raise UserError(f"{path} was kept against another approved checkpoint; move it away to begin a new one")
+    names = dict(zip(SAME, ("approved checkpoint", "log-prob store", "`monitor.per_category:`"), strict=True))
+    for key, name in names.items():
+        if (history[key] != same[key]).any():
+            raise UserError(f"{path} was kept with another {name}; move it away to begin a new one")
     return history
 
 
@@ -147,11 +153,14 @@ def main() -> None:
 
     approved = read_quantization(arguments.approved / "quantization.json")
     device = choose_device(arguments.device, approved["gpus"])
-    history = read_history(arguments.history, identity(approved))
-    limits = learn_limits(arguments.approved, arguments.settings)
     trace = read_parquet(arguments.baseline / reference_check.TRACE)
     store = arguments.baseline / reference_check.STORE
     expected = store_metadata_of(approved, trace, device, protocol="")
+    same = dict(
+        zip(SAME, (identity(approved), expected["trace_sha256"], arguments.settings["per_category"]), strict=True)
+    )
+    history = read_history(arguments.history, same)
+    limits = learn_limits(arguments.approved, arguments.settings)
     require_same(store, {key: expected[key] for key in ("model", "weights_sha256", "trace_sha256", "dtype")})
     record = deployed_record(approved, arguments.checkpoint)
     run = len(history) + 1
@@ -164,7 +173,7 @@ def main() -> None:
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "checkpoint": record["checkpoint"],
         "weights_sha256": identity(record),
-        "approved_sha256": identity(approved),
+        **same,
         "prompts": prompts,
         "kl_nats": kl,
     }

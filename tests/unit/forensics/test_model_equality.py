@@ -119,13 +119,16 @@ def test_the_command_tells_models_apart_by_its_exit_code(tmp_path, root):
         lines = [{"prompt_id": "p", "text": "".join("xy"[t] for t in s)} for s in answers(random, probabilities, 12)]
         (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, lines)))
 
-    def run(first, second):
-        command = [sys.executable, "-m", "quantharm.forensics.model_equality", tmp_path / first, tmp_path / second]
+    def run(first, second, *flags):
+        module = "quantharm.forensics.model_equality"
+        command = [sys.executable, "-m", module, tmp_path / first, tmp_path / second, *flags]
         environment = os.environ | {"PYTHONPATH": str(root / "workflow")}
         return subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True)
 
     assert run("a.jsonl", "b.jsonl").returncode == 0
     assert run("a.jsonl", "c.jsonl").returncode == 3
+    # One in twenty is the smallest p-value of 19 permutations, and the level itself counts.
+    assert run("a.jsonl", "c.jsonl", "--permutations", "19", "--level", "0.05").returncode == 3
     missing = run("a.jsonl", "none.jsonl")
     assert missing.returncode == 1
     assert missing.stderr.startswith("error: ")

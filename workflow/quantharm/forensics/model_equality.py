@@ -131,14 +131,14 @@ def main() -> None:
     parser = stage_parser(__doc__)
     parser.add_argument("first", type=Path, help="answers of one model, JSON lines")
     parser.add_argument("second", type=Path, help="answers of the other")
-    parser.add_argument("--level", type=float, default=0.05, help="p-value from which on models are not told apart")
+    parser.add_argument("--level", type=float, default=0.05, help="largest p-value that tells models apart")
     parser.add_argument("--permutations", type=int, default=PERMUTATIONS)
     parser.add_argument("--output", type=Path, help="record, JSON")
     arguments = parser.parse_args()
     if not 1 / (arguments.permutations + 1) <= arguments.level < 1:
         raise UserError(f"--level {arguments.level} cannot be reached with {arguments.permutations} permutations")
     result = compare_outputs(*read_answers(arguments.first, arguments.second), arguments.permutations)
-    differs = result["p_value"] < arguments.level
+    differs = result["p_value"] <= arguments.level
     result |= {"level": arguments.level, "differs": differs}
     if arguments.output:
         write_json(arguments.output, result)
