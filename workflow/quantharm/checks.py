@@ -234,8 +234,8 @@ def check_consistency(divergence: dict[str, Any]) -> Check:
     KL = E_p[(ln p/q)²] / 2 to second order, as for every f-divergence. The tokens need not be drawn from p: an
     overconfident model, as chat tuning makes them, meets improbable tokens more often than it expects, which makes the
     square greater, so KL may be a thirtieth of it and no more than three times it. (ln(perplexity ratio) itself would
-    have to agree with KL only for text drawn from p: the built-in model sharpened threefold, in 6 bits, gives -0.038 and
-    KL 0.017.)
+    have to agree with KL only for text drawn from p: the built-in model sharpened threefold, in 6 bits, gives -0.038
+    and KL 0.017.)
     """
     text = divergence["text"]
     if divergence.get("synthetic"):
