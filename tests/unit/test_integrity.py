@@ -180,10 +180,10 @@ def test_behaviour_is_judged_by_the_intervals_lower_end(mean, ci95, floor, same)
     assert record["same_as_original"] is same
 
 
-def test_packed_checkpoints_are_named_and_not_scanned(nf4_cell):
+def test_packed_checkpoints_are_named_and_what_is_left_in_floats_is_scanned(nf4_cell):
     scan = checkpoints.scan_folder(nf4_cell.checkpoint)
-    assert (scan["verdict"], scan["matrices"]) == ("packed", [])
-    assert "bitsandbytes" in scan["explanation"]
+    assert (scan["verdict"], scan["matrices_packed"], scan["matrices_scanned"]) == ("packed", 56, 2)
+    assert "56 of 58 matrices are openly stored as quantized (bitsandbytes)" in scan["explanation"]
 
 
 @pytest.mark.parametrize(

@@ -66,11 +66,16 @@ def findings_of(record: dict[str, Any]) -> list[str]:
     found = []
     if record["manifest"] and not record["manifest"]["verified"]:
         found.append(f"files: {record['manifest']['explanation']}")
-    if record["scan"]["verdict"] == "dequantized":
-        found.append(f"weights: {record['scan']['explanation']}")
+    found += weight_findings(record["scan"])
     if record["behaviour"] and not record["behaviour"]["same_as_original"]:
         found.append(f"behaviour: {record['behaviour']['explanation']}")
     return found
+
+
+def weight_findings(scan: dict[str, Any]) -> list[str]:
+    """Traces of quantization, or a config.json that says otherwise than the weights are stored."""
+    against = scan["verdict"] == "dequantized" or scan["findings"]
+    return [f"weights: {scan['explanation']}"] if against else []
 
 
 def judge_cell(arguments) -> dict[str, Any]:
@@ -83,7 +88,7 @@ def judge_cell(arguments) -> dict[str, Any]:
     floor = read_json(arguments.floor)["kl_nats"]["mean"]
     record["behaviour"] = reference_check.judge(read_json(arguments.cell / "divergence.json"), floor)
     record["scan"] = scan_folder(folder)
-    packed = record["scan"]["verdict"] == "packed"
+    packed = record["scan"]["verdict"] in ("packed", "partly packed")
     record["if_dequantized"] = None
     findings = []
     if arguments.baseline is None:
@@ -97,8 +102,7 @@ def judge_cell(arguments) -> dict[str, Any]:
         findings += [] if model["verified"] else [f"its model: {model['explanation']}"]
         if packed:
             record["if_dequantized"] = scan_dequantized(cell, choose_device(arguments.device, cell["gpus"]))
-    if record["scan"]["verdict"] == "dequantized":
-        findings.append(f"weights: {record['scan']['explanation']}")
+    findings += weight_findings(record["scan"])
     for checked in (record["manifest"], record["signed_manifest"]):
         if checked and not checked["verified"]:
             findings.append(f"files: {checked['explanation']}")

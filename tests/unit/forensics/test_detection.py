@@ -10,9 +10,9 @@ from quantharm.common.errors import UserError
 from quantharm.forensics.detection import checkpoints
 from quantharm.forensics.detection.checkpoints import scan_matrices
 from quantharm.forensics.detection.lattice_fit import CODEBOOKS, Format, fit, without_grid
-from quantharm.forensics.detection.scan import distinct_share, p_value, scan_matrix, scan_model
+from quantharm.forensics.detection.scan import chance_of, distinct_share, p_value, scan_matrix, scan_model
 from quantharm.forensics.detection.trials import Trial
-from quantharm.forensics.detection.weights import narrowest, packed_tensors, read_matrices, sample_matrix
+from quantharm.forensics.detection.weights import narrowest, read_matrices, sample_matrix
 
 BF16, F16, F32 = torch.bfloat16, torch.float16, torch.float32
 
@@ -197,7 +197,7 @@ def test_reading_from_disk_gives_the_same_as_from_memory(tmp_path):
     folder = write(
         tmp_path / "m", w=weight, bias=torch.zeros(700), narrow=torch.zeros(700, 4), stack=normal().unsqueeze(0)
     )
-    records = {m.name: scan_matrix(m) for m in read_matrices(folder)}
+    records = {m.name: scan_matrix(m) for m in read_matrices(folder, ["w", "stack"])}
     assert set(records) == {"w", "stack[0]"}
     assert records["w"] == scan_matrix(sample_matrix("w", weight, 700, 384, BF16))
     assert records["stack[0]"]["verdict"] == "no trace"
@@ -244,17 +244,12 @@ def test_samples_lie_where_they_should():
     assert len({int(s[0, 0]) for s in matrix.row_slabs}) == 4
 
 
-def test_packed_checkpoints_are_recognised(tmp_path):
-    folder = write(tmp_path / "m", w=torch.zeros(64, 64, dtype=torch.uint8), v=normal(64, 64))
-    assert packed_tensors(folder) == ["w"]
-
-
 def test_a_damaged_file_is_one_sentence(tmp_path):
     folder = write(tmp_path / "m", w=normal(64, 64))
     data = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(data[: len(data) // 2])
     with pytest.raises(UserError, match="not a whole safetensors file"):
-        list(read_matrices(folder))
+        list(read_matrices(folder, ["w"]))
 
 
 def test_model_verdict_names_what_most_weights_were_stored_as():
@@ -268,6 +263,36 @@ def test_model_verdict_names_what_most_weights_were_stored_as():
     assert verdict["matrices_with_trace"] == 2
     total = 512 * 512
     assert verdict["share_of_weights"] == pytest.approx((total + 128 * 128) / (2 * total + 128 * 128))
-    assert verdict["confidence"] == pytest.approx(total / (total + 128 * 128), abs=1e-6)
+    assert verdict["share_agreeing"] == pytest.approx(total / (total + 128 * 128), abs=1e-6)
     assert scan_model(records[2:])["verdict"] == "no trace"
     assert scan_model([])["verdict"] == "not scanned"
+
+
+def test_chance_of_traces_by_hand():
+    """Of 3 matrices with a false alarm in 100 each: 1 - 0.99³, 3 × 0.01² × 0.99 + 0.01³, 0.01³."""
+    assert [chance_of(k, 3) for k in range(4)] == pytest.approx([1.0, 1 - 0.99**3, 3e-4 * 0.99 + 1e-6, 1e-6])
+    seen = numpy.random.default_rng(0).binomial(226, 0.01, 200_000)
+    assert chance_of(6, 226) == pytest.approx((seen >= 6).mean(), rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("traced", "scanned", "verdict"),
+    [
+        (0, 226, "no trace"),
+        (1, 226, "few traces"),
+        (8, 226, "few traces"),
+        (9, 226, "dequantized"),
+        (1, 1, "few traces"),  # one matrix alone is no model
+        (2, 7, "few traces"),
+        (3, 16, "dequantized"),
+    ],
+)
+def test_a_few_traced_matrices_make_no_dequantized_model(traced, scanned, verdict):
+    record = {"shape": [64, 64], "sampled_weights": 4096, "effective_dtype": "bfloat16", "ratio": 0.9, "method": None}
+    trace = record | {"verdict": "dequantized", "method": "NF4", "bits": 4, "group_size": 64, "axis": "input"}
+    matrices = [(trace if i < traced else record | {"verdict": "no trace"}) | {"name": f"w{i}"} for i in range(scanned)]
+    found = scan_model(matrices)
+    assert (found["verdict"], found["matrices_with_trace"]) == (verdict, traced)
+    if verdict == "few traces":
+        assert "too few" in found["explanation"]
+        assert "w0" in found["explanation"]

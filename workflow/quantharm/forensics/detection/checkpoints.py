@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from quantharm.common.checkpoint_files import read_checkpoint_config, weight_files
+from quantharm.common.checkpoint_files import listed, weight_files
 from quantharm.forensics.detection.scan import scan_matrix, scan_model
-from quantharm.forensics.detection.weights import Matrix, packed_tensors, read_matrices, sample_matrix, spread
+from quantharm.forensics.detection.storage import read_storage
+from quantharm.forensics.detection.weights import Matrix, read_matrices, sample_matrix, spread
 from quantharm.models.loading import torch_dtype
 
 SCAN_THREADS = 4  # more only wait for one another: a matrix is some thousand short calls, each of which takes the GIL
@@ -40,21 +41,37 @@ def scan_matrices(matrices: Iterable[Matrix]) -> list[dict[str, Any]]:
 
 
 def scan_folder(folder: Path) -> dict[str, Any]:
-    """The scan of a checkpoint in safetensors; its verdict is `packed` where it is openly stored as quantized."""
+    """The scan of a checkpoint in safetensors: every matrix stored as plain floats, whatever the others are stored as.
+
+    The verdict is `packed` where most matrices are openly stored as quantized, `partly packed` where some are, unless
+    those in plain floats show that they were quantized. `findings` hold what config.json says otherwise.
+    """
     if not weight_files(folder):
-        return {"verdict": "not scanned", "explanation": f"{folder} has no safetensors to scan", "matrices": []}
-    stated = read_checkpoint_config(folder).get("quantization_config") or {}
-    packed = packed_tensors(folder)
-    if stated or packed:
-        kind = stated.get("quant_method") or f"{len(packed)} tensors of integers or 8-bit floats"
-        return {
-            "verdict": "packed",
-            "method": str(kind),
-            "explanation": f"openly stored as quantized ({kind})",
-            "matrices": [],
+        explanation = f"{folder} has no safetensors to scan"
+        return {"verdict": "not scanned", "explanation": explanation, "matrices": [], "findings": []}
+    storage = read_storage(folder)
+    matrices = scan_matrices(read_matrices(folder, storage.floats))
+    result = scan_model(matrices)
+    counts = {
+        "matrices_packed": len(storage.packed),
+        "foreign_matrices": len(storage.foreign),
+        "findings": storage.findings,
+    }
+    if storage.packed and result["verdict"] != "dequantized":
+        how = storage.claim or "integers or 8-bit floats with scales"
+        most = len(storage.packed) >= len(storage.floats)
+        of = len(storage.packed) + len(storage.floats)
+        result |= {
+            "verdict": "packed" if most else "partly packed",
+            "method": how,
+            "explanation": f"{len(storage.packed)} of {of} matrices are openly stored as quantized ({how})"
+            + (f"; of those in plain floats: {result['explanation']}" if matrices else ""),
         }
-    matrices = scan_matrices(read_matrices(folder))
-    return scan_model(matrices) | {"matrices": matrices}
+    if storage.findings:
+        result["explanation"] += f"; {'; '.join(storage.findings)}"
+    if storage.foreign:
+        result["explanation"] += f"; left out, as the architecture lacks them: {listed(storage.foreign)}"
+    return result | counts | {"matrices": matrices}
 
 
 def scan_dequantized(record: dict[str, Any], device: str) -> dict[str, Any]:

@@ -1,19 +1,25 @@
 """Was a matrix, was a model, quantized and dequantized? The verdict, and the figures that it rests on.
 
 A matrix is called dequantized where some format fits far better than chance (trials.py). Where no grid fits, few
-distinct values (as of groups that are not neighbours, or of one scale a matrix) are a trace as well.
+distinct values (as of groups that are not neighbours, or of one scale a matrix) are a trace as well. A model is called
+dequantized where more of its matrices are than false alarms explain: one of two hundred is no dequantized model.
 """
 
 import math
 from typing import Any
 
 import torch
+from scipy import stats
 
 from quantharm.forensics.detection.trials import AXES, SEED, Trial, all_trials, best_trial
 from quantharm.forensics.detection.weights import Matrix
 
 DISTINCT_LIMIT = 0.7  # of what weights of the same spread and dtype have
 DISTINCT_JITTER = 0.02  # relative: some steps of bfloat16
+# Of matrices never quantized, the share that is called dequantized: more than was ever seen (integrity_detection.md).
+FALSE_ALARM_A_MATRIX = 0.01
+FALSE_ALARM_A_CHECKPOINT = 0.001  # accepted
+SHOWN_TRACES = 3
 
 
 def distinct_share(lines: torch.Tensor) -> float:
@@ -83,8 +89,22 @@ def p_value(found: Trial | None, trials: int) -> float | None:
     return min(1.0, trials * tail)
 
 
+def chance_of(traced: int, scanned: int) -> float:
+    """P(so many traces or more) in a checkpoint never quantized: binomial, FALSE_ALARM_A_MATRIX a matrix."""
+    return float(stats.binom.sf(traced - 1, scanned, FALSE_ALARM_A_MATRIX))
+
+
+def is_dequantized(traced: int, scanned: int) -> bool:
+    """Whether so many traces are too many for a checkpoint that was never quantized."""
+    return traced > 0 and chance_of(traced, scanned) <= FALSE_ALARM_A_CHECKPOINT
+
+
 def scan_model(matrices: list[dict[str, Any]]) -> dict[str, Any]:
-    """The model's verdict: what most weights with a trace were stored as. matrices: of scan_matrix."""
+    """The model's verdict: what most weights with a trace were stored as. matrices: of scan_matrix.
+
+    `dequantized` where more matrices show a trace than a checkpoint never quantized would have, `few traces` where
+    some do, but no more than that.
+    """
     if not matrices:
         return {"verdict": "not scanned", "explanation": "no linear matrix in floating point was found"}
     sizes = {m["name"]: m["shape"][0] * m["shape"][1] for m in matrices}
@@ -95,38 +115,35 @@ def scan_model(matrices: list[dict[str, Any]]) -> dict[str, Any]:
         weights[key] = weights.get(key, 0) + sizes[m["name"]]
     total, traced = sum(sizes.values()), sum(sizes[m["name"]] for m in traces)
     method, bits, group_size, axis = max(weights, key=weights.get, default=(None,) * 4)
-    p_values = [m["p_value"] for m in traces if m["p_value"] is not None]
-    coverage = sum(m["sampled_weights"] for m in matrices) / total
+    found = is_dequantized(len(traces), len(matrices))
+    chance = chance_of(len(traces), len(matrices))
     shared = {
-        "matrices_scanned": len(matrices),
-        "matrices_with_trace": len(traces),
-        "share_of_weights": traced / total,
-        "coverage": coverage,
-        "effective_dtypes": sorted({m["effective_dtype"] for m in matrices}),
-    }
-    if not traces:
-        closest = min(matrices, key=lambda m: m["ratio"] if m["ratio"] is not None else math.inf)
-        return {
-            "verdict": "no trace",
-            "method": None,
-            "bits": None,
-            "group_size": None,
-            "axis": None,
-            "confidence": None,
-            **shared,
-            "explanation": f"no trace of quantization in {len(matrices)} matrices (closest: ratio "
-            f"{closest['ratio'] or 1:.2f} in {closest['name']}), which is no proof",
-        }
-    agreement = weights[(method, bits, group_size, axis)] / traced
-    where = "by row or column" if group_size == "whole" else f"in groups of {group_size}" if group_size else ""
-    return {
-        "verdict": "dequantized",
+        "verdict": "dequantized" if found else "few traces" if traces else "no trace",
         "method": method,
         "bits": bits,
         "group_size": group_size,
         "axis": axis,
-        "confidence": agreement * (1 - min(1.0, len(matrices) * min(p_values))) if p_values else None,
-        **shared,
-        "explanation": f"{len(traces)} of {len(matrices)} matrices ({traced / total:.0%} of their weights) lie on the "
-        f"levels of {' '.join(filter(None, [method, where, axis and f'along the {axis} dimension']))}",
+        "share_agreeing": weights[(method, bits, group_size, axis)] / traced if traces else None,
+        "chance_if_never_quantized": chance,
+        "matrices_scanned": len(matrices),
+        "matrices_with_trace": len(traces),
+        "share_of_weights": traced / total,
+        "coverage": sum(m["sampled_weights"] for m in matrices) / total,
+        "effective_dtypes": sorted({m["effective_dtype"] for m in matrices}),
+    }
+    if not traces:
+        closest = min(matrices, key=lambda m: m["ratio"] if m["ratio"] is not None else math.inf)
+        return shared | {
+            "explanation": f"no trace of quantization in {len(matrices)} matrices (closest: ratio "
+            f"{closest['ratio'] or 1:.2f} in {closest['name']}), which is no proof",
+        }
+    where = "by row or column" if group_size == "whole" else f"in groups of {group_size}" if group_size else ""
+    levels = " ".join(filter(None, [method, where, axis and f"along the {axis} dimension"]))
+    share = f"{len(traces)} of {len(matrices)} matrices ({traced / total:.0%} of their weights)"
+    lie = f"{share} lie on the levels of {levels}"
+    if found:
+        return shared | {"explanation": lie}
+    return shared | {
+        "explanation": f"{lie}: too few to call the model dequantized (chance of so many in a model never quantized: "
+        f"{chance:.2g}), look at {', '.join(m['name'] for m in traces[:SHOWN_TRACES])}",
     }

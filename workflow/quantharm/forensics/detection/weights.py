@@ -1,6 +1,6 @@
 """Samples of the linear matrices in a checkpoint's safetensors files, slice by slice: memory does not grow with it."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,7 @@ WEIGHTS_A_SAMPLE = 65_536  # of each matrix, and along each axis
 SLABS = 4  # places in a matrix that a sample is taken from
 ALIGNMENT = 256  # rows; the largest block of a codebook, so that blocks over the end of a row stay whole
 SMALLEST = 32  # rows and columns; anything narrower is no linear matrix
-FLOATS = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
+FLOATS = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
 PACKED = ("U8", "I8", "I32", "U32", "I16", "F8_E4M3", "F8_E5M2", "F4")  # how quantized matrices are stored openly
 
 
@@ -87,24 +87,13 @@ def linear_shape(shape: list[int]) -> tuple[int, int] | None:
     return (shape[0], shape[1]) if len(shape) == 2 and min(shape) >= SMALLEST else None
 
 
-def packed_tensors(folder: Path) -> list[str]:
-    """Names of the tensors that hold integers or 8-bit floats where weights are expected: openly quantized."""
-    found = []
+def read_matrices(folder: Path, names: Collection[str]) -> Iterator[Matrix]:
+    """A sample of each of these matrices in the folder's safetensors files, one at a time, experts of a stack apart."""
     for path in weight_files(folder):
         with open_weights(path) as file:
-            found += [n for n in file.keys() if file.get_slice(n).get_dtype() in PACKED]  # noqa: SIM118 (not a dict)
-    return sorted(found)
-
-
-def read_matrices(folder: Path) -> Iterator[Matrix]:
-    """A sample of every linear matrix in the folder's safetensors files, one at a time, experts of a stack apart."""
-    for path in weight_files(folder):
-        with open_weights(path) as file:
-            for name in sorted(file.keys()):
+            for name in sorted(set(file.keys()) & set(names)):
                 part = file.get_slice(name)
-                dtype, shape = FLOATS.get(part.get_dtype()), part.get_shape()
-                if dtype is None:
-                    continue
+                dtype, shape = FLOATS[part.get_dtype()], part.get_shape()
                 if len(shape) == 3 and linear_shape(shape[1:]):  # [experts, rows, columns]
                     for expert in spread(list(range(shape[0])), min(SLABS, shape[0])):
                         yield sample_matrix(f"{name}[{expert}]", file.get_slice(name)[expert], *shape[1:], dtype)

@@ -8,8 +8,15 @@ from quantharm.reporting.results import Results
 from quantharm.reporting.tables.quality import METHOD
 from quantharm.reporting.tables.table import Cell, Column, Table, name_cell, text_cell
 
-VERDICTS = {"no trace": "pass", "packed": "none", "dequantized": "fail", "not scanned": "unknown"}
-WORDS = {"packed": "openly quantized"}
+VERDICTS = {
+    "no trace": "pass",
+    "few traces": "pass",
+    "packed": "none",
+    "partly packed": "undecided",
+    "dequantized": "fail",
+    "not scanned": "unknown",
+}
+WORDS = {"packed": "openly quantized", "partly packed": "partly quantized, openly"}
 
 
 def integrity_table(results: Results) -> Table:
@@ -62,17 +69,19 @@ def integrity_row(cell: MethodCell) -> list[Cell]:
 
 def scan_words(scan: dict[str, Any]) -> str:
     """What a scan rests on, short."""
-    if scan["verdict"] == "packed":
-        return str(scan["method"])
+    if scan["verdict"] in ("packed", "partly packed"):
+        counted = "matrices_packed" in scan and "matrices_scanned" in scan
+        of = f": {scan['matrices_packed']} of {scan['matrices_packed'] + scan['matrices_scanned']}" if counted else ""
+        return f"{scan['method']}{of}"
     if "matrices_scanned" not in scan:
         return ""
     of = f"{scan['matrices_with_trace']} of {count(scan['matrices_scanned'], 'matrix', 'matrices')}"
     if scan["verdict"] != "dequantized":
         return of
     group = {"whole": "by row or column", None: ""}.get(scan["group_size"], f"groups of {scan['group_size']}")
-    confidence = scan.get("confidence")
-    sure = "" if confidence is None else f"confidence {share(confidence)}"
-    return f"{of}: {', '.join(filter(None, [scan['method'], group, sure]))}"
+    agreeing = scan.get("share_agreeing")
+    alike = "" if agreeing is None else f"{share(agreeing)} of their weights alike"
+    return f"{of}: {', '.join(filter(None, [scan['method'], group, alike]))}"
 
 
 def integrity_findings(results: Results) -> list[tuple[str, str]]:

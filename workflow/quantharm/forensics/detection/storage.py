@@ -1,0 +1,165 @@
+"""How each weight matrix of a checkpoint is stored: as plain floats, or packed as integers with scales beside them.
+
+Read from the files' headers alone, one matrix at a time: an added tensor of integers, a mask or a line in config.json
+says nothing about the others. The architecture that config.json names tells which tensors are weights of the model.
+"""
+
+import functools
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from quantharm.common.checkpoint_files import read_checkpoint_config, weight_files
+from quantharm.forensics.detection.weights import FLOATS, PACKED, linear_shape
+from quantharm.models.completeness import open_weights
+from quantharm.models.loading import is_known_architecture, quiet
+
+SCALES = re.compile(r"scale|absmax|scb$|codebook|centroid", re.IGNORECASE)  # beside packed numbers, whoever packed them
+BESIDE = re.compile(r"scale|absmax|scb$|codebook|centroid|zero|g_idx|quant_|shape|perm|format|bias", re.IGNORECASE)
+RECOGNISED = 0.9  # share of the architecture's matrices that must be found by name for the rest to be none of its own
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor as a file's header describes it."""
+
+    name: str
+    dtype: str  # of safetensors: BF16, U8, …
+    shape: tuple[int, ...]
+
+    @property
+    def module(self) -> str:
+        return self.name.rpartition(".")[0]
+
+    @property
+    def own_name(self) -> str:
+        return self.name.rpartition(".")[2]
+
+
+@dataclass(frozen=True)
+class Storage:
+    """The matrices of a checkpoint by how they are stored, what it claims, and what does not fit the claim."""
+
+    floats: list[str]  # matrices of floating point, 3-D stacks of experts counted once
+    packed: list[str]
+    foreign: list[str]  # tensors of matrix shape that the architecture does not have
+    claim: str | None  # config.json's quantization_config
+
+    @property
+    def findings(self) -> list[str]:
+        """A claim without packed matrices, and packed matrices without a claim."""
+        if self.claim and not self.packed and self.floats:
+            return [f"config.json claims {self.claim}, but all {len(self.floats)} matrices are plain floats"]
+        if self.packed and not self.claim:
+            of = len(self.packed) + len(self.floats)
+            return [f"{len(self.packed)} of {of} matrices are stored packed, but config.json declares no quantization"]
+        return []
+
+
+def stored_tensors(folder: Path) -> list[Stored]:
+    found = []
+    for path in weight_files(folder):
+        with open_weights(path) as file:
+            for name in file.keys():  # noqa: SIM118 (not a dict)
+                part = file.get_slice(name)
+                found.append(Stored(name, part.get_dtype(), tuple(part.get_shape())))
+    return sorted(found, key=lambda t: t.name)
+
+
+def is_float_matrix(tensor: Stored) -> bool:
+    """[rows, columns], or [experts, rows, columns]: what read_matrices samples."""
+    return tensor.dtype in FLOATS and bool(
+        linear_shape(list(tensor.shape[1:] if len(tensor.shape) == 3 else tensor.shape))
+    )
+
+
+def packed_matrices(tensors: Iterable[Stored]) -> list[Stored]:
+    """Tensors of integers or 8-bit floats, of two dimensions or more, whose module holds scales as well.
+
+    Masks and position ids have no scales; scales, zero points and tables are no matrices themselves.
+    """
+    tensors = list(tensors)
+    scaled = {t.module for t in tensors if SCALES.search(t.own_name)}
+    return [
+        t
+        for t in tensors
+        if t.dtype in PACKED
+        and len(t.shape) >= 2
+        and not BESIDE.search(t.own_name)
+        and (t.module in scaled or t.name in scaled)
+    ]
+
+
+def model_class(settings: dict[str, Any]):
+    """transformers' own class of the name in config.json, else its causal language model of that type."""
+    import transformers
+
+    for name in settings.get("architectures") or []:
+        found = getattr(transformers, str(name), None)
+        if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel):
+            return found
+    configuration = type(transformers.AutoConfig.for_model(settings["model_type"]))
+    return transformers.AutoModelForCausalLM._model_mapping[configuration]
+
+
+@functools.lru_cache(maxsize=4)
+def expected_matrices(config: str) -> tuple[dict[str, tuple[int, ...]], str] | None:
+    """({name: shape} of the architecture's matrices, its base model's prefix), None where config.json builds none.
+
+    config: its text. Nothing of the checkpoint's own code runs and no weight is read.
+    """
+    import torch
+    import transformers
+
+    quiet()
+    settings = json.loads(config)
+    if not is_known_architecture(settings.get("model_type")):
+        return None
+    settings.pop("quantization_config", None)
+    try:
+        built = transformers.AutoConfig.for_model(**settings)
+        with torch.device("meta"):
+            model = model_class(settings)._from_config(built)
+    except Exception:  # configurations are anybody's, and every failure means the same: names are unknown
+        return None
+    matrices = {n: tuple(p.shape) for n, p in model.named_parameters(remove_duplicate=False) if p.ndim >= 2}
+    return matrices, model.base_model_prefix
+
+
+def foreign_names(tensors: list[Stored], config: dict[str, Any]) -> set[str]:
+    """Names of matrices that the architecture does not have; none where most of its own are stored under others."""
+    known = expected_matrices(json.dumps(config, sort_keys=True))
+    if known is None:
+        return set()
+    expected, prefix = known
+    modules = {name.rpartition(".")[0] for name in expected}
+
+    def spelled(name: str) -> set[str]:
+        return {name, f"{prefix}.{name}", name.removeprefix(f"{prefix}.")}
+
+    covered = set().union(*(spelled(t.name) | spelled(f"{t.module}.weight") for t in tensors)) & set(expected)
+    # Experts that the loader stacks, fused projections: names then differ without being foreign.
+    if len(covered) < RECOGNISED * len(expected):
+        return set()
+    vacant = {shape for name, shape in expected.items() if name not in covered}  # a head that the loader renames
+    unknown = [t for t in tensors if not (spelled(t.name) & set(expected) or spelled(t.module) & modules)]
+    return {t.name for t in unknown if t.shape not in vacant}
+
+
+def read_storage(folder: Path) -> Storage:
+    """How the checkpoint's matrices are stored; raises UserError for a damaged file."""
+    config, tensors = read_checkpoint_config(folder), stored_tensors(folder)
+    stated = config.get("quantization_config") or config.get("compression_config")
+    claim = str((stated.get("quant_method") if isinstance(stated, dict) else None) or "quantized") if stated else None
+    floats = [t for t in tensors if is_float_matrix(t) and not BESIDE.search(t.own_name)]
+    packed = packed_matrices(tensors)
+    foreign = foreign_names([*floats, *packed], config)
+    return Storage(
+        [t.name for t in floats if t.name not in foreign],
+        [t.name for t in packed if t.name not in foreign],
+        sorted(foreign),
+        claim,
+    )
