@@ -71,26 +71,27 @@ def tiny():
     return make_tiny
 
 
-@pytest.fixture(scope="session")
-def byte_tokenizer():
-    """byte_tokenizer(bos, template): one token a byte; ids 0 and 1 are <s> and </s>."""
+def byte_level_tokenizer(bos: bool = False, template: str | None = None):
+    """One token a byte; ids 0 and 1 are <s> and </s>."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
-    def build(bos: bool = False, template: str | None = None):
-        letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-        vocabulary = {"<s>": 0, "</s>": 1} | {letter: i for i, letter in enumerate(letters, 2)}
-        tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-        tokenizer.decoder = decoders.ByteLevel()
-        if bos:
-            tokenizer.post_processor = processors.TemplateProcessing(
-                single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", 0)]
-            )
-        fast = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
-        fast.chat_template = template
-        return fast
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {"<s>": 0, "</s>": 1} | {letter: i for i, letter in enumerate(letters, 2)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    if bos:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", 0)]
+        )
+    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
+    fast.chat_template = template
+    return fast
 
-    return build
+
+@pytest.fixture(scope="session")
+def byte_tokenizer():
+    return byte_level_tokenizer
 
 
 @pytest.fixture(scope="session")

@@ -19,8 +19,17 @@ TEXT = "The quick brown fox jumps over the lazy dog. " * 20
 SETTINGS = {
     "unquantized": {},
     "bitsandbytes_4bit": {"quant_type": "nf4", "double_quantization": False},
+    "bitsandbytes_int8": {"threshold": 6.0},
+    "awq": {
+        "bits": 4,
+        "group_size": 32,
+        "zero_point": True,
+        "calibration_samples": 4,
+        "calibration_tokens": 64,
+        "backend": None,
+    },
 }
-QUANTIZERS = {"baseline": "unquantized", "nf4": "bitsandbytes_4bit"}
+QUANTIZERS = {"baseline": "unquantized", "nf4": "bitsandbytes_4bit", "int8": "bitsandbytes_int8", "awq": "awq"}
 
 
 class Chain:
@@ -105,9 +114,12 @@ class Chain:
         return [word for key, value in flags.items() for word in (f"--{key.replace('_', '-')}", str(value))]
 
     def call(self, stage: str, method: str = "baseline", **changed) -> None:
-        module = importlib.import_module(f"quantharm.{stage}")
-        self.monkeypatch.setattr(sys, "argv", [stage, *self.arguments(stage, method, **changed)])
-        run_stage(module.main)
+        self.run(stage, self.arguments(stage, method, **changed))
+
+    def run(self, stage: str, words: list[str]) -> None:
+        """A stage with a command line of its own."""
+        self.monkeypatch.setattr(sys, "argv", [stage, *words])
+        run_stage(importlib.import_module(f"quantharm.{stage}").main)
 
     def fails(self, stage: str, method: str = "baseline", **changed) -> str:
         """The one sentence in which a stage ends; nothing new is left behind."""

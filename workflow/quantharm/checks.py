@@ -181,7 +181,9 @@ def check_kernel(model, matrices: list, tokens: list[int]) -> Check:
         return outcome("kernel", None, None, KERNEL_LIMIT, "nothing is quantized in this cell")
     if any(matrix.dequantize is None for matrix in matrices):
         return outcome("kernel", None, None, KERNEL_LIMIT, "what is quantized in this cell is not its quantizer's")
-    chosen = choose_matrices(matrices)
+    chosen = choose_matrices(reached_by_text(model, matrices, tokens))
+    if not chosen:
+        return outcome("kernel", None, None, KERNEL_LIMIT, "text reaches no quantized matrix of this cell")
     inputs: dict[str, torch.Tensor] = {}
 
     def keep(name: str):
@@ -204,6 +206,19 @@ def check_kernel(model, matrices: list, tokens: list[int]) -> Check:
         KERNEL_LIMIT,
         f"largest relative difference of {kernel} from its dequantized weights on {len(chosen)} matrices, in {worst}",
     )
+
+
+def reached_by_text(model, matrices: list, tokens: list[int]) -> list:
+    """Those that tokens pass through: the eyes of a model for pictures, or an expert, may see none of them."""
+    reached: set[str] = set()
+    hooks = [
+        model.get_submodule(m.name).register_forward_pre_hook(lambda *_, name=m.name: reached.add(name))
+        for m in matrices
+    ]
+    last_hidden_states(model, tokens)
+    for hook in hooks:
+        hook.remove()
+    return [matrix for matrix in matrices if matrix.name in reached]
 
 
 def choose_matrices(matrices: list) -> list:

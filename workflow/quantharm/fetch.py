@@ -17,6 +17,7 @@ from quantharm.common.sanitize import visible
 from quantharm.common.stage import run_stage, sentence_for, stage_parser
 from quantharm.models.completeness import check_whole
 from quantharm.models.hub import ask_hub
+from quantharm.models.language_models import refuse_unless_causal, shape_of
 from quantharm.models.loading import SYNTHETIC_MARK, hash_weights, quiet, refuse_unsafe
 
 WANTED_FILES = ["*.json", "tokenizer*", "*.model", "*.txt", "*.jinja"]
@@ -74,10 +75,10 @@ def describe(name: str, source: str, folder: Path, commit: str | None, allow_pic
     """The source record of a checkpoint folder; of random weights, `source` says of which shape they are."""
     quiet()
     refuse_unsafe(folder, allow_pickle, trust_remote_code)
-    check_whole(folder, trust_remote_code)
     settings = read_checkpoint_config(folder)
+    refuse_unless_causal(settings, str(folder), trust_remote_code)
+    check_whole(folder, trust_remote_code)
     files = hash_weights(folder, allow_pickle)
-    text_settings = settings.get("text_config", settings)
     mark = folder / SYNTHETIC_MARK
     if mark.is_file():
         made = read_json(mark)
@@ -90,10 +91,7 @@ def describe(name: str, source: str, folder: Path, commit: str | None, allow_pic
         "allow_pickle": allow_pickle,
         "trust_remote_code": trust_remote_code,
         "architecture": (settings.get("architectures") or ["?"])[0],
-        "hidden_size": text_settings.get("hidden_size"),
-        "layers": text_settings.get("num_hidden_layers"),
-        "vocabulary": text_settings.get("vocab_size"),
-        "context": text_settings.get("max_position_embeddings"),
+        **shape_of(folder, trust_remote_code),
         "checkpoint_bytes": sum(f["bytes"] for f in files),
         "weight_files": files,
         "weights_sha256": sha256_of_text("".join(f["sha256"] for f in files)),

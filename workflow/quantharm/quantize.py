@@ -27,6 +27,7 @@ from quantharm.models.loading import (
     verify_weights,
 )
 from quantharm.quantizers import noise, quantized_layers
+from quantharm.speed.trial import try_model
 
 POINTER = "pointer.json"
 
@@ -70,6 +71,7 @@ def inspect_checkpoint(record: dict[str, Any], device: str) -> dict[str, Any]:
     model = load_cell(record, device)
     load_seconds = time.perf_counter() - begin
     matrices = quantized_layers.quantized_matrices(model, folder, record["quantizer"])
+    try_model(model, matrices)
     measured, formula = quantized_layers.bits_per_weight(matrices)
     quantized = {m.name for m in matrices}
     kept = quantized_layers.kept_weights(model, quantized)

@@ -66,7 +66,7 @@ def test_bytes_of_a_token_by_hand(tiny):
     everything = 4 * sum(p.numel() for p in tied.parameters()) + 4 * sum(b.numel() for b in tied.buffers())
     assert weights_read(tied) == everything  # the table is the output head
     _, cache = prefill(model, torch.tensor([[1, 2, 3]]))
-    assert cache_bytes(cache) == 3 * 2 * 2 * 2 * 16 * 4  # tokens, layers, keys and values, heads, width, bytes
+    assert cache_bytes(cache) == (3 * 2 * 2 * 2 * 16 * 4, 0)  # tokens, layers, keys and values, heads, width, bytes
 
 
 def test_roofline_by_hand(tiny, monkeypatch):

@@ -11,6 +11,8 @@ from pathlib import Path
 from quantharm.common.errors import UserError
 from quantharm.common.files import LARGEST_INPUT_BYTES
 
+CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "context_length")  # the last is RWKV's
+
 
 def read_text(path: Path) -> str:
     """A UTF-8 text; raises UserError when it is missing, empty, too large or something else."""
@@ -28,9 +30,15 @@ def read_text(path: Path) -> str:
     return text
 
 
+def language_config(model_config):
+    """The language model's part of a configuration: of a model that also takes pictures, its text_config."""
+    return model_config.get_text_config() if hasattr(model_config, "get_text_config") else model_config
+
+
 def context_length(model_config) -> int | None:
-    """The longest sequence the model was made for, where its config says."""
-    return getattr(model_config, "max_position_embeddings", None) or getattr(model_config, "n_positions", None)
+    """The longest sequence the model was made for, where its config says; a recurrent one may have none."""
+    config = language_config(model_config)
+    return next((length for key in CONTEXT_KEYS if (length := getattr(config, key, None))), None)
 
 
 def token_windows(tokenizer, text: str, length: int) -> list[list[int]]:

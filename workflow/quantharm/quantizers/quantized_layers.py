@@ -1,5 +1,6 @@
 """Quantized matrices as they lie in a loaded model: what they are, what they should weigh, and what they stand for."""
 
+import dataclasses
 import importlib
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -71,8 +72,21 @@ def model_bytes(model) -> int:
 def quantized_matrices(model, checkpoint: Path, quantizer: str) -> list[QuantizedMatrix]:
     """Every linear layer of the model that the quantizer's module recognises as its own."""
     inspect = importlib.import_module(f"quantharm.quantizers.{quantizer}").inspect
-    found = (inspect(name, module, checkpoint) for name, module in model.named_modules())
-    return [matrix for matrix in found if matrix is not None]
+    found = []
+    for name, module in model.named_modules():
+        if inspect(name, module, checkpoint) is not None:  # what it stands for is read by the name in the file
+            found.append(dataclasses.replace(inspect(stored_name(model, name), module, checkpoint), name=name))
+    return found
+
+
+def stored_name(model, module: str) -> str:
+    """The name under which a module's tensors lie in a checkpoint; transformers renames those of some architectures."""
+    from transformers.core_model_loading import WeightRenaming, rename_source_key
+
+    conversions = getattr(model, "_weight_conversions", None) or []
+    renamings = [c.reverse_transform() for c in reversed(conversions) if isinstance(c, WeightRenaming)]
+    key, _ = rename_source_key(f"{module}.weight", renamings, [], reverse=True)
+    return key.removesuffix(".weight")
 
 
 def plain_linears(model) -> list[str]:

@@ -3,19 +3,20 @@
 import collections
 import concurrent.futures
 import contextlib
+import math
 from collections.abc import Callable, Iterator
 
 import torch
 
 from quantharm.common.errors import UserError
+from quantharm.common.text import context_length, language_config
 
+LARGEST_ROUNDING = 0.02  # relative, of two ways to compute the same
 SLICE_ELEMENTS = 2**24  # logits held at once: 64 MB of float32
 
 
 def check_ids(model, ids: list[int]) -> None:
     """Raises UserError for a sequence that is empty or longer than the model's context, or an id it does not know."""
-    from quantharm.common.text import context_length
-
     context = context_length(model.config)
     if not ids:
         raise UserError("a prompt has no tokens; every prompt needs at least one")
@@ -73,27 +74,61 @@ def output_head(model) -> Callable[[torch.Tensor], torch.Tensor]:
 
     bias = head.bias.float() if head.bias is not None else None
 
-    scale = getattr(model.config, "logit_scale", None) or 1 / (getattr(model.config, "logits_scaling", None) or 1)
-    cap = getattr(model.config, "final_logit_softcapping", None)
+    config = language_config(model.config)
+    scale = getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1)
+    cap = getattr(config, "final_logit_softcapping", None)
 
     def finished(hidden: torch.Tensor) -> torch.Tensor:
         logits = apply(hidden) if bias is None else apply(hidden) + bias
         logits = logits if scale == 1 else logits * scale
         return cap * torch.tanh(logits / cap) if cap else logits
 
-    probe = [model.config.bos_token_id or 0, *range(5, 12)]
-    tokens = torch.tensor([probe], device=model.get_input_embeddings().weight.device)
-    states = []  # of the same pass as the logits: kernels that add in varying order make two passes differ
-    hook = model.base_model.register_forward_hook(lambda *call: states.append(call[-1].last_hidden_state[0]))
-    own = model(input_ids=tokens, use_cache=False).logits[0].float()
-    hook.remove()
-    difference = (own - finished(states[0]).to(own.device)).norm() / own.norm()
-    if difference < 0.02 or not torch.isfinite(difference):  # what is not finite is told where it is measured
+    states, own = probe(model, head)
+    if is_near(finished(states), own):
         return finished
     raise UserError(
-        f"{type(model).__name__} changes its logits after the output head (they differ by {difference:.1%}); "
-        "such models are not supported yet"
+        f"{type(model).__name__} changes its logits after the output head (they differ by "
+        f"{relative_difference(finished(states), own):.1%}); such models are not supported yet"
     )
+
+
+def probe(model, head) -> tuple[torch.Tensor, torch.Tensor]:
+    """(what last_hidden_states gives, the model's own logits in float32) on a few tokens.
+
+    Of one pass, where the model calls its base model as it is: kernels that add in varying order make two passes
+    differ. OPT and others call a part of it; theirs take two.
+
+    Raises UserError where the head is given something else than last_hidden_states (BERT transforms it once more).
+    """
+    ids = [language_config(model.config).bos_token_id or 0, *range(5, 12)]
+    tokens = torch.tensor([ids], device=model.get_input_embeddings().weight.device)
+    states, inputs = [], []
+    hooks = [
+        model.base_model.register_forward_hook(lambda *call: states.append(call[-1].last_hidden_state[0])),
+        head.register_forward_pre_hook(lambda _, arguments: inputs.append(arguments[0].reshape(len(ids), -1))),
+    ]
+    try:
+        own = model(input_ids=tokens, use_cache=False).logits[0].float()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    hidden = states[0] if states else last_hidden_states(model, ids)
+    if not inputs or inputs[0].shape != hidden.shape or not is_near(inputs[0], hidden):
+        raise UserError(
+            f"{type(model).__name__} does not give its last hidden states to its output head as they are; such models "
+            "are not supported"
+        )
+    return hidden, own
+
+
+def relative_difference(first: torch.Tensor, second: torch.Tensor) -> float:
+    return float((first.float().to(second.device) - second.float()).norm() / second.float().norm())
+
+
+def is_near(first: torch.Tensor, second: torch.Tensor) -> bool:
+    """Whether two tensors differ by no more than rounding; what is not finite is told where it is measured."""
+    difference = relative_difference(first, second)
+    return difference < LARGEST_ROUNDING or not math.isfinite(difference)
 
 
 def positions_at_once(vocabulary: int) -> int:

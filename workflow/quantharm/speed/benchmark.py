@@ -4,7 +4,8 @@ Prefill is the time from a prompt on the device to its first token there: the ti
 Decode is timed twice: eagerly, as a Python loop runs it, and captured as a CUDA graph (`captured`), which leaves the
 kernels' own time; with `compile_too` also after torch.compile has fused its small kernels. Of each:
 
-    bytes per second = (bytes of all weights that a token reads + KV cache so far, on average) / seconds per token
+    bytes per second = bytes moved / seconds per token; moved are all weights that a token reads, the KV cache so far,
+        on average, and a recurrent model's states, which are read and written
     share of copy bandwidth = that / what a copy within the device's memory moves per second, read and written
     host_wait_share = 1 - kernels' seconds per token (by profiler) / eager seconds per token
 
@@ -16,12 +17,13 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from transformers.cache_utils import CacheLayerMixin, LinearAttentionCacheLayerMixin
 
 from quantharm.common.statistics import describe
 from quantharm.common.text import context_length
 from quantharm.quantizers.quantized_layers import model_bytes, tensor_bytes
 from quantharm.speed.cuda_graph import captured_decoder
-from quantharm.speed.decoding import decode_one_token, prefill
+from quantharm.speed.decoding import Cache, decode_one_token, prefill
 from quantharm.speed.device_meters import EnergyMeter, copy_bandwidth, kernel_seconds, synchronise
 
 PROFILED_TOKENS = 8
@@ -56,8 +58,18 @@ def weights_read(model) -> int:
     return model_bytes(model) - (0 if tied else tensor_bytes(table) - tensor_bytes(table[0]))
 
 
-def cache_bytes(cache) -> int:
-    return sum(tensor_bytes(layer.keys, layer.values) for layer in cache.layers)
+def cache_bytes(cache: Cache) -> tuple[int, int]:
+    """(bytes of keys and values, which grow with each token; bytes of recurrent states, which do not)."""
+    grows = fixed = 0
+    for kept in cache.values():
+        for layer in getattr(kept, "layers", [kept]):
+            if isinstance(layer, CacheLayerMixin) and layer.is_initialized:
+                grows += tensor_bytes(layer.keys, layer.values)
+            if isinstance(layer, LinearAttentionCacheLayerMixin):
+                fixed += tensor_bytes(*layer.conv_states.values(), *layer.recurrent_states.values())
+            elif isinstance(layer, list | tuple):  # RWKV's states
+                fixed += tensor_bytes(*(t for t in layer if isinstance(t, torch.Tensor)))
+    return grows, fixed
 
 
 def eager_benchmark(model, prompt: torch.Tensor, new_tokens: int, repetitions: int, seconds: float, meter) -> dict:
@@ -162,8 +174,9 @@ def host_wait_share(model, prompt: torch.Tensor, eager_tokens_per_second: float)
 def roofline(model, prompt: torch.Tensor, new_tokens: int, rates: dict[str, float | None]) -> dict[str, Any]:
     """What decoding moves against what the device's memory can; rates: tokens a second by name, None where unknown."""
     _, cache = prefill(model, prompt)
-    per_token = cache_bytes(cache) / prompt.shape[1]
-    moved = weights_read(model) + per_token * (prompt.shape[1] + new_tokens / 2)
+    grows, fixed = cache_bytes(cache)
+    tokens = prompt.shape[1]
+    moved = weights_read(model) + grows / tokens * (tokens + new_tokens / 2) + 2 * fixed
     record: dict[str, Any] = copy_bandwidth(prompt.device)
     record |= {"weight_bytes_per_token": weights_read(model), "bytes_per_token": round(moved)}
     for name, rate in rates.items():

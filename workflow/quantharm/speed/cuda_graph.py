@@ -6,15 +6,18 @@ same step uncaptured, and the logits of ordinary eager decoding over a growing c
 """
 
 import contextlib
+import inspect
 
 import torch
-from transformers.cache_utils import Cache, StaticLayer
+from transformers.cache_utils import Cache, DynamicCache, StaticLayer
 
 from quantharm.common.errors import UserError, first_line
+from quantharm.common.text import language_config
 
 KL_LIMIT = 1e-2  # nats, at any step
 TIE = 2**-6  # of the largest logit: two roundings to bfloat16
 WARM_UP_STEPS = 3
+GROWING_LAYERS = ("DynamicLayer", "DynamicSlidingWindowLayer")  # of keys and values; a fixed size can replace them
 
 
 def why_not(model, tokens: int) -> str | None:
@@ -27,9 +30,27 @@ def why_not(model, tokens: int) -> str | None:
     for module in model.modules():
         if type(module).__name__ == "Linear8bitLt" and module.state.threshold > 0:
             return "LLM.int8 with a threshold looks for outliers on the host at every layer, which no graph can hold"
-    window = getattr(model.config, "sliding_window", None)
+    reason = why_no_fixed_cache(model)
+    if reason:
+        return reason
+    window = getattr(language_config(model.config), "sliding_window", None)
     if window and tokens > window:
         return f"{tokens} tokens are more than the model's sliding window of {window}"
+    return None
+
+
+def cache_layers(model) -> list:
+    """The layers of the cache that the model decodes with, empty."""
+    return DynamicCache(config=model.config).layers
+
+
+def why_no_fixed_cache(model) -> str | None:
+    """The reason why a model cannot decode over keys and values of a fixed size, None where it can."""
+    if "past_key_values" not in inspect.signature(model.forward).parameters:
+        return f"{type(model).__name__} keeps recurrent states instead of keys and values"
+    others = {type(layer).__name__ for layer in cache_layers(model)} - set(GROWING_LAYERS)
+    if others:
+        return f"{type(model).__name__} keeps more than keys and values ({', '.join(sorted(others))})"
     return None
 
 
@@ -43,8 +64,7 @@ class StaticDecoder:
         self.model = model
         device = model.get_input_embeddings().weight.device
         dtype = model.get_input_embeddings().weight.dtype
-        layers = [StaticLayer(max_cache_len=length) for _ in range(model.config.num_hidden_layers)]
-        self.cache = Cache(layers=layers)
+        self.cache = Cache(layers=[StaticLayer(max_cache_len=length) for _ in cache_layers(model)])
         self.token = torch.zeros((1, 1), dtype=torch.long, device=device)
         self.position = torch.zeros((1, 1), dtype=torch.long, device=device)
         self.columns = torch.arange(length, device=device)
@@ -188,7 +208,7 @@ def verify(decoder: StaticDecoder, prompt: torch.Tensor, steps: int) -> dict[str
 
 def recompiling(model):
     """torch.compile may specialise a function for each layer, where it cannot trace the model as a whole."""
-    return torch._dynamo.config.patch(recompile_limit=4 * model.config.num_hidden_layers)
+    return torch._dynamo.config.patch(recompile_limit=4 * len(cache_layers(model)))
 
 
 def captured_decoder(model, prompt: torch.Tensor, steps: int, compiled: bool = False):

@@ -1,11 +1,16 @@
-"""Greedy decoding with a KV cache."""
+"""Greedy decoding with a cache: keys and values, or a recurrent model's states."""
 
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from transformers.generation.utils import ALL_CACHE_NAMES
 
+from quantharm.common.errors import UserError
 from quantharm.speed.device_meters import synchronise
+
+Cache = dict[str, Any]  # {argument of the model's forward: its cache}
 
 DEGENERATE_TAIL = 24  # a response whose last 24 tokens repeat a cycle of at most 4 is degenerate
 LONGEST_CYCLE = 4
@@ -29,16 +34,24 @@ def end_tokens(model, tokenizer) -> set[int]:
     return {i for i in [*ids, tokenizer.eos_token_id] if i is not None}
 
 
-def prefill(model, prompt: torch.Tensor) -> tuple[torch.Tensor, object]:
-    """(logits of the last position [1, vocabulary], KV cache); prompt: [1, T]."""
+def cache_of(output) -> Cache:
+    """What a forward pass keeps for the next token, by the name under which the model takes it back."""
+    for name in ALL_CACHE_NAMES:
+        if output.get(name) is not None:
+            return {name: output[name]}
+    raise UserError(f"{type(output).__name__} holds no cache, so its model cannot decode token by token")
+
+
+def prefill(model, prompt: torch.Tensor) -> tuple[torch.Tensor, Cache]:
+    """(logits of the last position [1, vocabulary], cache); prompt: [1, T]."""
     output = model(input_ids=prompt, use_cache=True, logits_to_keep=1)
-    return output.logits[:, -1], output.past_key_values
+    return output.logits[:, -1], cache_of(output)
 
 
-def decode_one_token(model, token: torch.Tensor, cache) -> tuple[torch.Tensor, object]:
-    """(logits [1, vocabulary], KV cache) after one more token; token: [1, 1]."""
-    output = model(input_ids=token, past_key_values=cache, use_cache=True)
-    return output.logits[:, -1], output.past_key_values
+def decode_one_token(model, token: torch.Tensor, cache: Cache) -> tuple[torch.Tensor, Cache]:
+    """(logits [1, vocabulary], cache) after one more token; token: [1, 1]."""
+    output = model(input_ids=token, use_cache=True, **cache)
+    return output.logits[:, -1], cache_of(output)
 
 
 def continue_greedily(model, ids: list[int], new_tokens: int, ends: set[int], context: int | None) -> Continuation:

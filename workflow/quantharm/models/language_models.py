@@ -1,0 +1,71 @@
+"""Which checkpoints are causal language models: they predict the next token from those before it, and nothing else.
+
+An encoder (BERT), an encoder-decoder (T5), a classifier or a vision model has no perplexity and no greedy answer.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from quantharm.common.errors import UserError, first_line
+from quantharm.common.text import context_length, language_config
+
+REFUSAL = "only causal language models (such as Llama, Qwen or GPT-2) can be evaluated; name another `source:`"
+
+
+def causal_classes(model_type: str) -> tuple[str, ...]:
+    """The classes that transformers takes for causal language models of a type; none of a type that it has none for."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    names = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(model_type, ())
+    return (names,) if isinstance(names, str) else tuple(names)
+
+
+def shape_of(folder: Path, trust_remote_code: bool) -> dict[str, int | None]:
+    """hidden_size, layers, vocabulary and context of a model, whatever its own configuration calls them."""
+    from transformers import AutoConfig
+
+    try:
+        config = language_config(
+            AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
+        )
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(f"{folder}/config.json cannot be read: {first_line(error)}; fetch the model again") from None
+    return {
+        "hidden_size": getattr(config, "hidden_size", None),
+        "layers": getattr(config, "num_hidden_layers", None),
+        "vocabulary": getattr(config, "vocab_size", None),
+        "context": context_length(config),
+    }
+
+
+def refuse_unless_causal(settings: dict[str, Any], where: str, trust_remote_code: bool = False) -> None:
+    """Raises UserError unless a config.json is that of a causal language model; settings: its content.
+
+    A checkpoint says by its `architectures` what it was saved as. BERT and T5 have heads for next tokens as well, which
+    such a checkpoint does not hold.
+    """
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    kind = settings.get("model_type")
+    if trust_remote_code and settings.get("auto_map"):
+        return
+    if kind not in CONFIG_MAPPING_NAMES:
+        from transformers import __version__
+
+        raise UserError(
+            f"{where} is a model of type {kind!r}, which transformers {__version__} does not know; choose a model that "
+            "it knows"
+        )
+    saved = (settings.get("architectures") or ["no stated architecture"])[0]
+    classes = causal_classes(kind)
+    if not classes:
+        raise UserError(f"{where} is a model of type {kind!r} ({saved}), which predicts no next token; {REFUSAL}")
+    if settings.get("is_encoder_decoder") or (saved not in classes and names_another_head(saved)):
+        raise UserError(f"{where} was saved as {saved}, which is no causal language model; {REFUSAL}")
+
+
+def names_another_head(architecture: str) -> bool:
+    """Whether a class of transformers is made for another task; a class that it does not know may be anything."""
+    import transformers
+
+    return hasattr(transformers, architecture) and not architecture.endswith(("ForCausalLM", "LMHeadModel"))
