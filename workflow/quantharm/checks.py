@@ -310,7 +310,7 @@ def calibration_evidence(
         return None
     text = read_text(Path(reached["file"]))
     samples = importlib.import_module(f"quantharm.quantizers.{record['quantizer']}").calibration_samples(
-        tokenizer, text, record["settings"]
+        tokenizer, text, record["settings"], model.config.model_type
     )
     if sha256_of_windows(samples) != reached["tokens_sha256"]:
         raise UserError(f"{reached['file']} is not what {record['method']} was calibrated on; quantize it again")

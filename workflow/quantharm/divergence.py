@@ -16,7 +16,7 @@ from quantharm.common.files import finite_or_none, read_parquet, write_json, wri
 from quantharm.common.provenance import memory_bytes, provenance
 from quantharm.common.stage import Timing, run_stage, stage_parser
 from quantharm.common.statistics import category_intervals, mean_of_means, stratified_mean
-from quantharm.common.text import context_length, protocol_name
+from quantharm.common.text import bos_in_front, context_length, protocol_name
 from quantharm.logits import TEXT_CATEGORY, store_metadata_of
 from quantharm.models.loading import (
     choose_device,
@@ -104,6 +104,7 @@ def main() -> None:
     parser.add_argument("--trace", type=Path, required=True, help="trace.parquet of the baseline")
     parser.add_argument("--logits", type=Path, required=True, help="logits.parquet of the baseline")
     parser.add_argument("--window-tokens", type=int, default=2048, help="of the store's protocol")
+    parser.add_argument("--bos-every-window", default="auto", choices=["auto", "true", "false"])
     parser.add_argument("--text-windows", type=int, default=2, help="of the store's protocol")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
     parser.add_argument("--rows", type=Path, required=True, help="divergence.parquet")
@@ -116,9 +117,11 @@ def main() -> None:
     device = choose_device(arguments.device, record["gpus"])
     trace = read_parquet(arguments.trace)
     with timing.part("load"):
+        tokenizer = load_tokenizer(record["source"])
         model = load_cell(record, device)
     length = min(arguments.window_tokens, context_length(model.config) or arguments.window_tokens)
-    expected = store_metadata_of(record, trace, device, protocol_name(length, arguments.text_windows))
+    bos = bos_in_front(arguments.bos_every_window, tokenizer, model.config.model_type)
+    expected = store_metadata_of(record, trace, device, protocol_name(length, arguments.text_windows, bos))
     del expected["versions"]
     metadata = require_same(arguments.logits, expected)
     with timing.part("model"):
@@ -135,7 +138,7 @@ def main() -> None:
             "method": record["method"],
             "synthetic": record["source"]["synthetic"],
             **result,
-            "worst_positions": with_texts(worst.records(rows, sequences), load_tokenizer(record["source"]), sequences),
+            "worst_positions": with_texts(worst.records(rows, sequences), tokenizer, sequences),
             "trace_sha256": metadata["trace_sha256"],
             "store": {key: metadata[key] for key in ("protocol", "device", "dtype", "versions")},
             "peak_memory_bytes": memory_bytes(device)["peak_bytes"],

@@ -17,7 +17,14 @@ from quantharm.common.errors import UserError
 from quantharm.common.files import read_parquet, replacing, write_json, write_parquet
 from quantharm.common.provenance import device_name, provenance, versions
 from quantharm.common.stage import Timing, run_stage, stage_parser
-from quantharm.common.text import context_length, protocol_name, read_text, sha256_of_windows, token_windows
+from quantharm.common.text import (
+    bos_in_front,
+    context_length,
+    protocol_name,
+    read_text,
+    sha256_of_windows,
+    token_windows,
+)
 from quantharm.models.loading import (
     choose_device,
     dtype_of,
@@ -111,6 +118,7 @@ def main() -> None:
     parser.add_argument("--generation", type=Path, required=True, help="generation.parquet of the baseline")
     parser.add_argument("--text", type=Path, required=True, help="evaluation text")
     parser.add_argument("--window-tokens", type=int, default=2048, help="shortened to the model's context")
+    parser.add_argument("--bos-every-window", default="auto", choices=["auto", "true", "false"])
     parser.add_argument("--text-windows", type=int, default=2, help="windows of the text to store")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
     parser.add_argument("--trace", type=Path, required=True, help="trace.parquet")
@@ -126,10 +134,11 @@ def main() -> None:
         tokenizer = load_tokenizer(record["source"])
         model = load_cell(record, device)
     length = min(arguments.window_tokens, context_length(model.config) or arguments.window_tokens)
-    windows = token_windows(tokenizer, read_text(arguments.text), length)[: arguments.text_windows]
+    bos = bos_in_front(arguments.bos_every_window, tokenizer, model.config.model_type)
+    windows = token_windows(tokenizer, read_text(arguments.text), length, bos)[: arguments.text_windows]
     trace = make_trace(read_parquet(arguments.generation), windows)
     vocabulary = model.get_output_embeddings().weight.shape[0]
-    metadata = store_metadata_of(record, trace, device, protocol_name(length, arguments.text_windows))
+    metadata = store_metadata_of(record, trace, device, protocol_name(length, arguments.text_windows, bos))
 
     with timing.part("model"), replacing(arguments.output) as path:
         write_store(model, trace, path, metadata)

@@ -17,7 +17,15 @@ from quantharm.common.files import sha256_of_text, write_json, write_parquet
 from quantharm.common.provenance import memory_bytes, provenance
 from quantharm.common.stage import Timing, run_stage, stage_parser
 from quantharm.common.statistics import weighted_mean_interval
-from quantharm.common.text import context_length, protocol_name, read_text, sha256_of_windows, token_windows
+from quantharm.common.text import (
+    bos_in_front,
+    context_length,
+    protocol_name,
+    read_text,
+    scored_bytes,
+    sha256_of_windows,
+    token_windows,
+)
 from quantharm.models.loading import (
     choose_device,
     dtype_of,
@@ -58,6 +66,7 @@ def main() -> None:
     parser.add_argument("--quantization", type=Path, required=True, help="quantization.json of the cell")
     parser.add_argument("--text", type=Path, required=True, help="evaluation text")
     parser.add_argument("--window-tokens", type=int, default=2048, help="shortened to the model's context")
+    parser.add_argument("--bos-every-window", default="auto", choices=["auto", "true", "false"])
     parser.add_argument("--windows", type=int, help="score only the first so many (another protocol name)")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
     parser.add_argument("--rows", type=Path, required=True, help="perplexity.parquet")
@@ -73,7 +82,8 @@ def main() -> None:
         tokenizer = load_tokenizer(record["source"])
         model = load_cell(record, device)
     length = min(arguments.window_tokens, context_length(model.config) or arguments.window_tokens)
-    windows = token_windows(tokenizer, text, length)[: arguments.windows]
+    bos = bos_in_front(arguments.bos_every_window, tokenizer, model.config.model_type)
+    windows = token_windows(tokenizer, text, length, bos)[: arguments.windows]
 
     with timing.part("model"):
         losses = score_windows(model, windows)  # [windows, N - 1]
@@ -90,7 +100,7 @@ def main() -> None:
     scored = sum(targets)
     mean = float(sums.sum() / scored)
     # The same tokens as bytes: the bits of a token are comparable between tokenizers only by the byte.
-    scored_bytes = sum(len(tokenizer.decode(window[1:]).encode("utf-8")) for window in windows)
+    scored_text_bytes = scored_bytes(tokenizer, text, windows, bos)
     write_parquet(
         arguments.rows,
         pandas.DataFrame({"window": range(len(windows)), "nll_sum_nats": sums, "targets": targets}),
@@ -101,16 +111,17 @@ def main() -> None:
             "model": record["model"],
             "method": record["method"],
             "synthetic": record["source"]["synthetic"],
-            "protocol": protocol_name(length, arguments.windows),
+            "protocol": protocol_name(length, arguments.windows, bos),
             "dataset": str(arguments.text),
             "dataset_sha256": sha256_of_text(text),
             "tokens_sha256": sha256_of_windows(windows),
             "tokens_scored": scored,
+            "bytes_scored": scored_text_bytes,
             "windows": len(windows),
             "nll_mean_nats": mean,
             "perplexity": math.exp(mean),
             "perplexity_ci95": weighted_mean_interval(sums, targets, numpy.exp),
-            "bits_per_byte": mean * scored / math.log(2) / scored_bytes,
+            "bits_per_byte": mean * scored / math.log(2) / scored_text_bytes,
             "seconds": seconds,
             "tokens_per_second": len(windows) * length / seconds,
             "peak_memory_bytes": memory_bytes(device)["peak_bytes"],

@@ -71,6 +71,11 @@ def protocol(key):
     return value
 
 
+def protocol_switch(key):
+    """Parameter function: a protocol's true, false or word, as a flag takes it."""
+    return lambda wildcards: str(protocol(key)(wildcards)).lower()
+
+
 def protocol_flag(flag, key):
     """Parameter function: `--flag value`, or nothing where the protocol says null."""
 

@@ -28,6 +28,7 @@ rule divergence:
     params:
         python=PYTHON,
         window_tokens=protocol("window_tokens"),
+        bos=protocol_switch("bos_every_window"),
         text_windows=protocol("text_windows"),
         device=config["device"],
     message:
@@ -40,6 +41,7 @@ rule divergence:
         " --trace {input.trace:q}"
         " --logits {input.store:q}"
         " --window-tokens {params.window_tokens}"
+        " --bos-every-window {params.bos}"
         " --text-windows {params.text_windows}"
         " --device {params.device:q}"
         " --rows {output.rows:q}"

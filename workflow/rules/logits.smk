@@ -29,6 +29,7 @@ rule logits:
     params:
         python=PYTHON,
         window_tokens=protocol("window_tokens"),
+        bos=protocol_switch("bos_every_window"),
         text_windows=protocol("text_windows"),
         device=config["device"],
     message:
@@ -39,6 +40,7 @@ rule logits:
         " --generation {input.generation:q}"
         " --text {input.text:q}"
         " --window-tokens {params.window_tokens}"
+        " --bos-every-window {params.bos}"
         " --text-windows {params.text_windows}"
         " --device {params.device:q}"
         " --trace {output.trace:q}"

@@ -27,6 +27,7 @@ rule perplexity:
     params:
         python=PYTHON,
         window_tokens=protocol("window_tokens"),
+        bos=protocol_switch("bos_every_window"),
         windows=protocol_flag("--windows", "windows"),
         device=config["device"],
     message:
@@ -36,6 +37,7 @@ rule perplexity:
         " --quantization {input.quantization:q}"
         " --text {input.text:q}"
         " --window-tokens {params.window_tokens}"
+        " --bos-every-window {params.bos}"
         " {params.windows}"
         " --device {params.device:q}"
         " --rows {output.rows:q}"

@@ -204,6 +204,12 @@ def test_blank_lines_and_unicode_are_accepted(tmp_path):
     assert [p["prompt"] for p in read_prompts(path)] == ["Say hello.", "日本語 ü"]
 
 
+def test_a_byte_order_mark_and_windows_line_ends_are_accepted(tmp_path):
+    path = tmp_path / "prompts.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + GOOD.encode() + b"\r\n\r\n")
+    assert [p["prompt"] for p in read_prompts(path)] == ["Say hello."]
+
+
 def test_per_category_takes_the_first_of_each_in_file_order(tmp_path, root, suite):
     lines = [f'{{"id": "{c}-{i}", "category": "{c}", "prompt": "x"}}' for i in (1, 2, 3) for c in "AB"]
     assert [p["id"] for p in read_prompts(write(tmp_path, *lines), 2)] == ["A-1", "B-1", "A-2", "B-2"]

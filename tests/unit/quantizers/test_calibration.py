@@ -189,3 +189,14 @@ def test_the_chart_says_what_was_noticed():
     chart = calibration_chart(rows, {"awq": 0.05}).chart.to_json(ensure_ascii=False)
     assert "noticed by the checks" in chart
     assert "awq: random tokens" in chart
+
+
+def test_samples_begin_with_bos_for_a_model_that_is_lost_without(byte_tokenizer):
+    tokenizer, text = byte_tokenizer(bos=True), "abcdefghijkl" * 200
+    for seed in (None, 1):
+        settings = SETTINGS | {"calibration_seed": seed}
+        with_bos = awq.calibration_samples(tokenizer, text, settings, "gemma2")
+        assert all(sample[0] == 0 and sample.count(0) == 1 and len(sample) == 128 for sample in with_bos)
+        assert all(0 not in sample for sample in awq.calibration_samples(tokenizer, text, settings, "llama"))
+        forced = awq.calibration_samples(tokenizer, text, settings | {"calibration_bos": "true"}, "llama")
+        assert forced == with_bos

@@ -20,7 +20,7 @@ def read_prompts(path: Path, per_category: int | None = None) -> list[dict[str, 
     if path.stat().st_size > LARGEST_INPUT_BYTES:
         raise UserError(f"the prompt file {path} is larger than {LARGEST_INPUT_BYTES >> 20} MB; split it into suites")
     prompts, seen, taken = [], set(), {}
-    with open(path, encoding="utf-8", errors="strict") as lines:
+    with open(path, encoding="utf-8-sig") as lines:
         try:
             for number, line in enumerate(lines, 1):
                 if line.strip():

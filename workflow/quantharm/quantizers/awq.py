@@ -43,6 +43,11 @@ SETTINGS: dict[str, Any] = {
         "default": None,
         "description": "Draws the samples from all of the text; null takes the first ones in order.",
     },
+    "calibration_bos": {
+        "enum": ["auto", "true", "false"],
+        "default": "auto",
+        "description": "Whether each sample begins with BOS; auto, for models that are lost without it (Gemma).",
+    },
     "calibration_corruption": {
         "enum": [None, "random_tokens", "repeated_token"],
         "default": None,
@@ -84,16 +89,26 @@ def conflict(settings: dict[str, Any], checkpoint_config: dict[str, Any]) -> str
     return conflict_of_experts(checkpoint_config, "autoawq")
 
 
-def pack_calibration(tokenizer, text: str, samples: int, tokens: int) -> list[list[int]]:
-    """The text's tokens in consecutive samples of exactly `tokens`, as many as there are up to `samples`."""
+def pack_calibration(tokenizer, text: str, samples: int, tokens: int, bos: int | None = None) -> list[list[int]]:
+    """The text's tokens in consecutive samples of exactly `tokens`, as many as there are up to `samples`.
+
+    bos: put in front of each, as one of its tokens.
+    """
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return [ids[i : i + tokens] for i in range(0, len(ids) - tokens + 1, tokens)][:samples]
+    front = [] if bos is None else [bos]
+    step = tokens - len(front)
+    return [front + ids[i : i + step] for i in range(0, len(ids) - step + 1, step)][:samples]
 
 
-def calibration_samples(tokenizer, text: str, settings: dict[str, Any]) -> list[list[int]]:
+def calibration_samples(
+    tokenizer, text: str, settings: dict[str, Any], model_type: str | None = None
+) -> list[list[int]]:
     """The samples that a method's settings ask for; the same ones whenever they are asked for."""
     import random
 
+    from quantharm.common.text import bos_in_front
+
+    bos = bos_in_front(settings.get("calibration_bos", "auto"), tokenizer, model_type)
     samples, tokens = settings["calibration_samples"], settings["calibration_tokens"]
     seed, corruption = settings.get("calibration_seed"), settings.get("calibration_corruption")
     draw = random.Random(seed or 0)
@@ -102,8 +117,8 @@ def calibration_samples(tokenizer, text: str, settings: dict[str, Any]) -> list[
     if corruption == "repeated_token":
         return [[draw.randrange(len(tokenizer))] * tokens] * samples
     if seed is None:
-        return pack_calibration(tokenizer, text, samples, tokens)
-    packed = pack_calibration(tokenizer, text, len(text), tokens)
+        return pack_calibration(tokenizer, text, samples, tokens, bos)
+    packed = pack_calibration(tokenizer, text, len(text), tokens, bos)
     return draw.sample(packed, min(samples, len(packed)))
 
 
@@ -120,6 +135,7 @@ def quantize(source, settings, dtype, device, gpus, output: Path, calibration) -
         LARGEST_FILE,
         device_map,
         load_tokenizer,
+        read_checkpoint_config,
         refuse_unsafe,
         torch_dtype,
     )
@@ -127,7 +143,9 @@ def quantize(source, settings, dtype, device, gpus, output: Path, calibration) -
     from quantharm.quantizers.calibration import sample_statistics
 
     tokenizer = load_tokenizer(source)
-    packed = calibration_samples(tokenizer, read_text(calibration), settings)
+    packed = calibration_samples(
+        tokenizer, read_text(calibration), settings, read_checkpoint_config(source["path"]).get("model_type")
+    )
     if not packed:
         raise UserError(f"{calibration} is shorter than one sample of {settings['calibration_tokens']} tokens")
     refuse_unsafe(source["path"], source["allow_pickle"], source["trust_remote_code"])
