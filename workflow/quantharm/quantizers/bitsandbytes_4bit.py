@@ -53,7 +53,21 @@ def load(folder: Path, settings, source, dtype: str, device: str, gpus: int):
 
     model = load_checkpoint(folder, source, dtype, device, gpus)
     refuse_damaged(model, folder)
+    compute_4bit_in(model, dtype)
     return model
+
+
+def compute_4bit_in(model, dtype: str) -> None:
+    """Have the 4-bit layers compute in a dtype: the products, the dequantized weights, and no kernel of another dtype.
+
+    On a processor with bfloat16 instructions bitsandbytes computes in it whatever it is given (0.3 % off float32).
+    """
+    from quantharm.models.loading import torch_dtype
+
+    for module in model.modules():
+        if type(module).__name__ == "Linear4bit":
+            module.compute_dtype = module.weight.quant_state.dtype = torch_dtype(dtype)
+            module.support_avx512bf16_for_cpu = dtype == "bfloat16" and module.support_avx512bf16_for_cpu
 
 
 def inspect(name: str, module, checkpoint: Path):

@@ -47,7 +47,28 @@ def load(folder: Path, settings, source, dtype: str, device: str, gpus: int):
     with kernels:
         model = load_checkpoint(folder, source | trusted, dtype, device, gpus, **extra)
     refuse_damaged(model, folder)
+    compute_in(model, dtype)
     return model
+
+
+def compute_in(model, dtype: str) -> None:
+    """Have all that is not quantized compute in the dtype of all cells of a model, and the kernels of 4-bit layers too.
+
+    transformers leaves a bitsandbytes checkpoint in the dtype that it was saved in, whatever is asked for.
+    """
+    import torch
+
+    from quantharm.models.loading import torch_dtype
+    from quantharm.quantizers.bitsandbytes_4bit import compute_4bit_in
+
+    saved, wanted = model.dtype, torch_dtype(dtype)
+    for module in model.modules():
+        for tensor in [*module.parameters(recurse=False), *module.buffers(recurse=False)]:
+            # Of its own class is what a quantizer holds; of another dtype what the architecture wants in that one.
+            if type(tensor) in (torch.nn.Parameter, torch.Tensor) and tensor.dtype == saved != wanted:
+                tensor.data = tensor.data.to(wanted)
+    compute_4bit_in(model, dtype)
+    model.config.dtype = wanted
 
 
 def inspect(name: str, module, checkpoint: Path):
