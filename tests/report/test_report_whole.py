@@ -158,6 +158,14 @@ def test_words_follow_the_figures(reports):
     assert integrity["behaviour"].tolist() == ["no", "yes", "yes", "yes", "yes"]
     benchmark = pandas.read_csv(folder / "tables" / "benchmark.csv").set_index("method")
     assert benchmark.loc["awq", "decode_verdict"] == "faster"
+    assert benchmark.loc["nf4", "decode_verdict"] == "faster"  # captured, though slower eager
+    assert benchmark.loc["int8", "decode_verdict"] == "slower"
+    limits = pandas.read_csv(folder / "tables" / "decode-limits.csv").set_index("method")
+    assert limits.loc["nf4", ["host_wait_share", "joules_per_new_token", "captured_joules_per_new_token"]].tolist() == [
+        0.6,
+        9.5,
+        3.25,
+    ]
     assert benchmark.loc["int8", "captured_decode_tokens_per_second_median"].startswith("LLM.int8")
 
 
