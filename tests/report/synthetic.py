@@ -180,6 +180,7 @@ def write_integrity(folder: Path, identity: dict, kl: float, baseline: bool) -> 
             "kl_nats_mean": kl,
             "kl_nats_ci95": [0.9 * kl, 1.1 * kl],
             "limit_kl_nats": 1e-5,
+            "verdict": "same" if baseline else "different",
             "same_as_original": baseline,
         },
         "verified": not forged,

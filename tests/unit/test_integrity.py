@@ -1,5 +1,6 @@
 """The command and the stage `integrity`: each thing that is wrong with a checkpoint is found, and nothing else."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -8,6 +9,7 @@ import sys
 from types import SimpleNamespace
 
 import pandas
+import pyarrow.parquet
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -19,7 +21,9 @@ from quantharm.forensics import manifest, reference_check
 from quantharm.forensics.detection import checkpoints
 from quantharm.forensics.detection.lattice_fit import CODEBOOKS
 from quantharm.logits import store_metadata_of
+from quantharm.models import loading
 from quantharm.models.loading import load_checkpoint
+from quantharm.scoring import hardware_floor
 from quantharm.scoring.forward import last_hidden_states, output_head
 from quantharm.scoring.stored_logits import StoreWriter
 
@@ -122,7 +126,7 @@ def test_behaviour_against_a_store(handed, stored):
     assert record["scan"]["verdict"] == "no trace"
     assert record["behaviour"]["kl_nats_mean"] > 1e-4
     assert [f.split(":")[0] for f in integrity.findings_of(record)] == ["behaviour"]
-    (stored / "divergence.json").unlink()  # without a floor the limit is the check's own
+    (stored / "divergence.json").unlink()
     assert integrity.judge_folder(given)["behaviour"]["noise_floor_kl_nats"] is None
 
 
@@ -164,20 +168,75 @@ def test_a_signature_of_other_files_does_not_vouch_for_a_store(handed, stored, t
         integrity.judge_folder(given)
 
 
+MEASURED = {"dtype": "bfloat16", "hardware_floor": {"rounding_kl_nats": 2.5e-4, "eight_bit_kl_nats": 8.6e-4}}
+UNMEASURED = {"dtype": "bfloat16"}
+NARROW = {"dtype": "bfloat16", "hardware_floor": {"rounding_kl_nats": 2.5e-4, "eight_bit_kl_nats": 3e-4}}
+
+
 @pytest.mark.parametrize(
-    ("mean", "ci95", "floor", "same"),
+    ("store", "mean", "ci95", "same_machine", "same"),
     [
-        (3e-7, [2e-7, 4e-7], 3e-7, True),
-        (5e-3, [4e-3, 6e-3], 3e-7, False),
-        (5e-5, [-1e-5, 1e-4], 3e-7, True),  # the interval reaches down to nothing
-        (5e-5, [4e-5, 6e-5], 3e-7, False),
-        (5e-5, [4e-5, 6e-5], 1e-5, True),  # within ten times a noisier floor
-        (5e-3, None, None, False),
+        (MEASURED, 3e-7, [2e-7, 4e-7], True, True),
+        (MEASURED, 2.3e-4, [2e-4, 2.6e-4], False, True),  # as other kernels gave for the built-in model
+        (MEASURED, 3.4e-4, [3e-4, 3.9e-4], False, True),
+        (MEASURED, 2.3e-4, [2e-4, 2.6e-4], True, None),  # this machine gave 0 when it filled the store
+        (MEASURED, 8.6e-4, [8e-4, 9e-4], False, None),  # weights of 8 bits; four times the rounding explains it
+        (MEASURED, 1.2e-3, [9e-4, 1.5e-3], False, None),  # the interval reaches down to what hardware may change
+        (MEASURED, 1.2e-3, [1.1e-3, 1.5e-3], False, False),
+        (MEASURED, 0.1, None, True, False),
+        (NARROW, 2.3e-4, [2e-4, 2.6e-4], False, None),  # 8 bits cost no more
+        (UNMEASURED, 2.3e-4, [2e-4, 2.6e-4], False, None),
+        (UNMEASURED, 5e-6, None, False, True),
+        (UNMEASURED, 0.1, None, False, False),
     ],
 )
-def test_behaviour_is_judged_by_the_intervals_lower_end(mean, ci95, floor, same):
-    record = reference_check.judge({"kl_nats": {"mean": mean, "ci95": ci95}, "top1_agreement": 1.0}, floor)
+def test_a_model_is_the_same_or_another_or_cannot_be_told(store, mean, ci95, same_machine, same):
+    divergence = {"kl_nats": {"mean": mean, "ci95": ci95}, "top1_agreement": 1.0}
+    record = reference_check.judge(divergence, 3e-7, store, same_machine)
     assert record["same_as_original"] is same
+    assert record["verdict"] == {True: "same", False: "different", None: "cannot be told"}[same]
+    assert f"{record['limit_kl_nats']:.2g}" in record["explanation"]
+
+
+def test_limits_by_hand():
+    """Twice and four times the rounding; half of what 8 bits cost; ten times the store's own noise at least."""
+    assert reference_check.limits_of(MEASURED, 3e-7, False) == (pytest.approx(4.3e-4), pytest.approx(1e-3))
+    assert reference_check.limits_of(MEASURED, 3e-7, True) == (1e-5, pytest.approx(1e-3))
+    assert reference_check.limits_of(MEASURED, 2e-4, True) == (pytest.approx(2e-3), pytest.approx(2e-3))
+    exact = {"dtype": "float32", "hardware_floor": {"rounding_kl_nats": 0.0, "eight_bit_kl_nats": 4e-4}}
+    assert reference_check.limits_of(exact, 3e-7, False) == (1e-5, 1e-5)
+
+
+def test_the_untouched_original_is_not_accused_by_other_kernels(handed, stored, monkeypatch):
+    """Another attention implementation adds in another order, as another processor does."""
+    folder, source = handed
+    model = load_checkpoint(folder, source, "bfloat16", "cpu", 1)
+    trace = pandas.read_parquet(stored / "trace.parquet")
+    floor = hardware_floor.measure_floor(model, trace, "text")
+    metadata = json.loads(pyarrow.parquet.read_schema(stored / "logits.parquet").metadata[b"quantharm"])
+    other = metadata | {"hardware_floor": floor, "device": "CPU: another"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("quantharm.scoring.stored_logits.store_metadata", lambda path: other)
+        patch.setattr(loading, "load_checkpoint", lambda *given: load_checkpoint(*given, attn_implementation="eager"))
+        found = reference_check.score_folder(folder, stored, "cpu", 1)
+    assert found["kl_nats_mean"] > reference_check.KL_LIMIT  # or nothing is shown
+    assert found["verdict"] == "same", found
+    assert "CPU: another" in found["explanation"]
+
+
+@pytest.mark.parametrize(("mean", "code"), [(2e-4, 0), (8e-4, 1), (2e-3, 3)])
+def test_exit_code_by_behaviour(handed, stored, monkeypatch, capsys, mean, code):
+    divergence = {"kl_nats": {"mean": mean, "ci95": None}, "top1_agreement": 1.0}
+    judged = reference_check.judge(divergence, 3e-7, MEASURED, False)
+    monkeypatch.setattr(reference_check, "score_folder", lambda *_: judged)
+    monkeypatch.setattr(integrity, "scan_folder", lambda _: {"verdict": "no trace", "findings": [], "matrices": []} | {
+        "explanation": "no trace of quantization"})  # fmt: skip
+    monkeypatch.setattr(sys, "argv", ["integrity", str(handed[0]), "--store", str(stored), "--device", "cpu"])
+    with contextlib.ExitStack() as stack:
+        ended = stack.enter_context(pytest.raises(SystemExit)) if code else None
+        integrity.main()
+    assert (ended.value.code if code else 0) == code
+    assert ("cannot be told" in capsys.readouterr().out) == (code == 1)
 
 
 def test_packed_checkpoints_are_named_and_what_is_left_in_floats_is_scanned(nf4_cell):
@@ -209,7 +268,7 @@ def cell_of(tmp_path):
     def make(record, **given):
         folder = tmp_path / f"{record['method']}-cell"
         folder.mkdir(exist_ok=True)
-        divergence = {"kl_nats": {"mean": 1e-7, "ci95": [0.0, 2e-7]}, "top1_agreement": 1.0}
+        divergence = {"kl_nats": {"mean": 1e-7, "ci95": [0.0, 2e-7]}, "top1_agreement": 1.0, "store": MEASURED}
         write_json(folder / "quantization.json", record)
         write_json(folder / "divergence.json", divergence)
         return arguments(cell=folder, floor=folder / "divergence.json", **given)

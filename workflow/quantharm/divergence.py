@@ -140,7 +140,7 @@ def main() -> None:
             **result,
             "worst_positions": with_texts(worst.records(rows, sequences), tokenizer, sequences),
             "trace_sha256": metadata["trace_sha256"],
-            "store": {key: metadata[key] for key in ("protocol", "device", "dtype", "versions")},
+            "store": {key: metadata.get(key) for key in ("protocol", "device", "dtype", "versions", "hardware_floor")},
             "peak_memory_bytes": memory_bytes(device)["peak_bytes"],
             "timing": timing.record(),
             "provenance": provenance(device, dtype_of(model)),

@@ -6,8 +6,9 @@
 2. weights: traces of having been quantized and dequantized (forensics.detection): method, bits and groups by matrix.
 3. behaviour: the KL divergence from the original's log-prob store, beside its noise floor (forensics.reference_check).
 
-Exit code of the command: 0 nothing was found against it, 3 something was, 1 it could not be judged. No trace is no
-proof: noise, further training or rescaling can hide one, and native low-bit training looks like quantization.
+Exit code of the command: 0 nothing was found against it, 3 something was, 1 it could not be judged: also where it
+diverges from the store by what other hardware, or the mildest quantization, changes, and nothing else vouches. No
+trace is no proof: noise, further training or rescaling can hide one, and native low-bit training looks like it.
 
 As a stage (--cell) it writes integrity.json for a cell of the workflow: the model's files and weights, the cell's own
 files, and whether the scan would notice if the cell's checkpoint were dequantized and handed on as the original.
@@ -32,6 +33,8 @@ from quantharm.models.loading import (
 )
 
 SHOWN_MATRICES = 8
+OUTCOMES = {True: "ok", False: "DIFFERS", None: "cannot be told"}
+NOT_JUDGED = 1  # exit code
 
 
 def judge_folder(arguments) -> dict[str, Any]:
@@ -51,12 +54,12 @@ def judge_folder(arguments) -> dict[str, Any]:
         device = choose_device(arguments.device, arguments.gpus)
         record["behaviour"] = reference_check.score_folder(folder, arguments.store, device, arguments.gpus)
     findings = findings_of(record)
-    positive = record["manifest"] or record["behaviour"]
+    untold = record["behaviour"] and record["behaviour"]["same_as_original"] is None
+    positive = record["manifest"] or (record["behaviour"] and not untold)
     record["verified"] = False if findings else True if positive else None
+    why = f"behaviour: {record['behaviour']['explanation']}" if untold else "no signature was given"
     record["explanation"] = "; ".join(findings) or (
-        "nothing was found against it"
-        if positive
-        else f"not verified: no signature was given; {record['scan']['explanation']}"
+        "nothing was found against it" if positive else f"not verified: {why}; {record['scan']['explanation']}"
     )
     return record
 
@@ -67,7 +70,7 @@ def findings_of(record: dict[str, Any]) -> list[str]:
     if record["manifest"] and not record["manifest"]["verified"]:
         found.append(f"files: {record['manifest']['explanation']}")
     found += weight_findings(record["scan"])
-    if record["behaviour"] and not record["behaviour"]["same_as_original"]:
+    if record["behaviour"] and record["behaviour"]["same_as_original"] is False:
         found.append(f"behaviour: {record['behaviour']['explanation']}")
     return found
 
@@ -123,10 +126,10 @@ def print_table(record: dict[str, Any]) -> None:
     ]
     for name, part, key, missing in rows:
         if part is None:
-            print_line(f"{name:10} {'not checked':12} {missing}")
+            print_line(f"{name:10} {'not checked':14} {missing}")
         else:
-            outcome = scan["verdict"] if key is None else "ok" if part[key] else "DIFFERS"
-            print_line(f"{name:10} {outcome:12} {part['explanation']}")
+            outcome = scan["verdict"] if key is None else OUTCOMES[part[key]]
+            print_line(f"{name:10} {outcome:14} {part['explanation']}")
     if scan["matrices"]:
         print_matrices(scan)
 
@@ -186,6 +189,8 @@ def main() -> None:
     print_line(f"{record['checkpoint']}: {against if findings else record['explanation'].split(';')[0]}")
     if findings:
         sys.exit(manifest.FOUND_SOMETHING)
+    if record["behaviour"] and record["verified"] is None:
+        sys.exit(NOT_JUDGED)
 
 
 if __name__ == "__main__":

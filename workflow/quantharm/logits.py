@@ -2,7 +2,9 @@
 
 The trace is the baseline's own greedy continuation of each prompt, as the generation stage recorded it. One
 teacher-forced forward pass over prompt + continuation, batch 1, no padding; only the positions that predict
-continuation tokens are stored. Writes trace.parquet (the token ids), logits.parquet (the store) and logits.json.
+continuation tokens are stored. The store's metadata also say what other hardware and weights of 8 bits would change
+(`hardware_floor`), by which a comparison with the store is judged elsewhere. Writes trace.parquet (the token ids),
+logits.parquet (the store) and logits.json.
 """
 
 from collections.abc import Iterator
@@ -34,6 +36,7 @@ from quantharm.models.loading import (
     read_quantization,
 )
 from quantharm.scoring.forward import check_ids, last_hidden_states, one_thread_beside, output_head, slices_of
+from quantharm.scoring.hardware_floor import measure_floor
 from quantharm.scoring.stored_logits import StoreWriter
 
 TEXT_CATEGORY = "text"
@@ -141,6 +144,7 @@ def main() -> None:
     metadata = store_metadata_of(record, trace, device, protocol_name(length, arguments.text_windows, bos))
 
     with timing.part("model"), replacing(arguments.output) as path:
+        metadata |= {"hardware_floor": measure_floor(model, trace, TEXT_CATEGORY)}
         write_store(model, trace, path, metadata)
     write_parquet(arguments.trace, trace)
     size = arguments.output.stat().st_size

@@ -15,6 +15,9 @@ from quantharm.forensics import manifest
 STORE, TRACE, FLOOR = "logits.parquet", "trace.parquet", "divergence.json"
 KL_LIMIT = 1e-5  # nats; as the check self_divergence: what two runs of one model may differ by
 NOISE_FACTOR = 10.0  # times the baseline's own divergence
+SAME, CANNOT_BE_TOLD, DIFFERENT = "same", "cannot be told", "different"
+# Of a store that does not say what hardware changes: ten times the most seen (tests/benchmark/hardware_floor.py).
+UNMEASURED_LIMITS = {"bfloat16": 1e-2, "float16": 1e-4, "float32": KL_LIMIT}
 
 
 def verify_store(
@@ -27,32 +30,66 @@ def verify_store(
     return found
 
 
-def judge(divergence: dict[str, Any], floor: float | None, remark: str = "") -> dict[str, Any]:
-    """From a divergence record's figures: whether the model can be told from the one that filled the store.
+def limits_of(store: dict[str, Any], floor: float | None, same_machine: bool) -> tuple[float, float]:
+    """(KL up to which a model is the one that filled the store, KL above which no hardware makes it that), in nats.
 
-    It differs where the interval's lower end (the mean, where there is no interval) is above NOISE_FACTOR times the
-    noise floor and above KL_LIMIT.
+    store: its metadata (dtype, hardware_floor). Rounding of two machines adds up to twice that of one, and to four
+    times at the very most (the root of a KL is a distance). Below half of what weights of 8 bits cost, no quantization
+    explains the divergence either.
     """
-    kl = divergence["kl_nats"]
-    limit = max(KL_LIMIT, NOISE_FACTOR * (floor or 0.0))
-    differs = (kl["ci95"][0] if kl["ci95"] else kl["mean"]) > limit
+    own = max(KL_LIMIT, NOISE_FACTOR * (floor or 0.0))
+    measured = store.get("hardware_floor") or {}
+    rounding, mildest = measured.get("rounding_kl_nats"), measured.get("eight_bit_kl_nats")
+    if rounding is None:
+        return own, max(own, UNMEASURED_LIMITS.get(store["dtype"], KL_LIMIT))
+    explained = 2 * rounding if mildest is None else min(2 * rounding, mildest / 2)
+    return own if same_machine else max(own, explained), max(own, 4 * rounding)
+
+
+def judge(
+    divergence: dict[str, Any],
+    floor: float | None,
+    store: dict[str, Any] | None = None,
+    same_machine: bool = True,
+    remark: str = "",
+) -> dict[str, Any]:
+    """From a divergence record's figures: whether the model is the one that filled the store.
+
+    `verdict` is `different` where the interval's lower end (the mean, where there is none) is above what any hardware
+    changes, `same` where the mean is no more than hardware changes and less than the mildest quantization would, and
+    `cannot be told` between; `same_as_original` is False, True or None. floor: of the baseline against its own store;
+    store: the store's metadata; same_machine: whether device and versions are those that it was filled with.
+    """
+    kl, store = divergence["kl_nats"], store or divergence["store"]
+    low, high = limits_of(store, floor, same_machine)
+    lowest = kl["ci95"][0] if kl["ci95"] else kl["mean"]
+    verdict = SAME if kl["mean"] <= low else DIFFERENT if lowest > high else CANNOT_BE_TOLD
     between = " [{:.2g}, {:.2g}]".format(*kl["ci95"]) if kl["ci95"] else ""
-    known = "" if floor is None else f", noise floor {floor:.2g}"
+    mildest = (store.get("hardware_floor") or {}).get("eight_bit_kl_nats")
+    eight = "" if mildest is None else f", weights of 8 bits about {mildest:.2g}"
+    words = {
+        SAME: "as the model that filled it",
+        CANNOT_BE_TOLD: "cannot be told from the model that filled it, nor taken for it",
+        DIFFERENT: "not the model that filled it",
+    }[verdict]
     return {
         "kl_nats_mean": kl["mean"],
         "kl_nats_ci95": kl["ci95"],
         "noise_floor_kl_nats": floor,
-        "limit_kl_nats": limit,
+        "limit_kl_nats": high,
+        "same_limit_kl_nats": low,
+        "eight_bit_kl_nats": mildest,
         "top1_agreement": divergence["top1_agreement"],
-        "same_as_original": not differs,
-        "explanation": f"KL divergence {kl['mean']:.2g}{between} nats from the store{known}, limit {limit:.2g}: "
-        f"{'not the' if differs else 'as the'} model that filled it{remark}",
+        "verdict": verdict,
+        "same_as_original": {SAME: True, DIFFERENT: False, CANNOT_BE_TOLD: None}[verdict],
+        "explanation": f"KL divergence {kl['mean']:.2g}{between} nats from the store: {words} (the same up to "
+        f"{low:.2g}, hardware changes at most {high:.2g}{eight}){remark}",
     }
 
 
 def score_folder(checkpoint: Path, store: Path, device: str, gpus: int) -> dict[str, Any]:
     """Behaviour of a checkpoint against a store: one forward pass a prompt; raises UserError for another tokenizer."""
-    from quantharm.common.provenance import device_name
+    from quantharm.common.provenance import device_name, versions
     from quantharm.common.text import sha256_of_windows
     from quantharm.divergence import check_values, summarise
     from quantharm.fetch import tokenizer_hashes
@@ -76,4 +113,5 @@ def score_folder(checkpoint: Path, store: Path, device: str, gpus: int) -> dict[
     rows = score_store(model, store / STORE, trace, WorstPositions())
     check_values(rows, str(checkpoint))
     floor = read_json(store / FLOOR)["kl_nats"]["mean"] if (store / FLOOR).is_file() else None
-    return judge(summarise(rows), floor, remark) | {"store_model": metadata["model"]}
+    same_machine = metadata["device"] == here and metadata["versions"] == versions()
+    return judge(summarise(rows), floor, metadata, same_machine, remark) | {"store_model": metadata["model"]}

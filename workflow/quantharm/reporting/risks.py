@@ -122,6 +122,9 @@ def detection_verdict(record: dict[str, Any] | None, floor: float) -> Verdict:
         return Verdict("pass", "pass", f"noticed {listing(noticed)}", rule)
     if other:
         return Verdict("undecided", "undecided: no farther than other hardware", f"{number(least)} nats", rule)
+    if behaviour and behaviour.get("same_as_original", False) is None:
+        shown = f"{number(behaviour['kl_nats_mean'])} nats"
+        return Verdict("undecided", "undecided: its behaviour cannot be told from the original's", shown, rule)
     return Verdict("fail", "fail", "noticed by neither", rule)
 
 

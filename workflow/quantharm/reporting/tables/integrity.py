@@ -33,7 +33,7 @@ def integrity_table(results: Results) -> Table:
     note = (
         "Files: against a signed manifest where the model has one, else as recorded when it was fetched. Weights: "
         "traces of having been quantized and dequantized. Behaviour: told from the original where the whole interval "
-        "lies above the larger of 10⁻⁵ nats and ten times the noise floor."
+        "lies above the limit, four times what rounding changes on the store's machine: no hardware changes more."
     )
     return Table("integrity", "Integrity", columns, [integrity_row(cell) for cell in results.cells], note)
 
@@ -63,7 +63,7 @@ def integrity_row(cell: MethodCell) -> list[Cell]:
             behaviour["kl_nats_ci95"],
             f"{interval(behaviour['kl_nats_ci95'])} limit {number(behaviour['limit_kl_nats'])}".strip(),
         ),
-        text_cell("no" if behaviour["same_as_original"] else "yes"),
+        text_cell({True: "no", False: "yes", None: "cannot be told"}[behaviour["same_as_original"]]),
     ]
 
 
