@@ -3,6 +3,8 @@
 import json
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from quantharm.common.checkpoint_files import (
     pickled_weight_files,
@@ -160,3 +162,37 @@ def test_names_of_gguf_are_refused():
     for source in ("models/m.Q8_0.gguf", "./m.GGUF", "owner/Model-7B-GGUF"):
         assert "safetensors" in refused(refuse_gguf_name, source)
     refuse_gguf_name("owner/Model-7B")
+
+
+# ---------------------------------------------------------------- files beside the weights
+
+
+def test_files_beside_the_weights_decide_no_figure(copy_of_reference, reference_source):
+    """Neither size, hash, scan nor the memory that jobs ask for, and no dequantized matrix."""
+    import shutil
+
+    from quantharm.config.resources import billion_parameters
+    from quantharm.fetch import describe
+    from quantharm.forensics.detection import storage, weights
+    from quantharm.quantizers.quantized_layers import stored_tensors
+
+    def figures():
+        record = describe("m", "m", copy_of_reference, None, False, False)
+        stored = stored_tensors(copy_of_reference, "model.layers.0.self_attn.q_proj")["weight"]
+        return {
+            "bytes": record["checkpoint_bytes"],
+            "sha256": record["weights_sha256"],
+            "billions": billion_parameters({"billion_parameters": None, "source": str(copy_of_reference)}),
+            "scanned": [m.name for m in weights.read_matrices(copy_of_reference, ["lm_head.weight"])],
+            "tensors": storage.stored_tensors(copy_of_reference),
+            "stored": stored.double().sum().item(),
+        }
+
+    alone = figures()
+    assert alone["bytes"] == reference_source["checkpoint_bytes"]
+    shutil.copyfile(
+        copy_of_reference / "model-00001-of-00002.safetensors", copy_of_reference / "consolidated.safetensors"
+    )
+    save_file({"model.layers.0.self_attn.q_proj.weight": torch.zeros(256, 256)}, copy_of_reference / "z.safetensors")
+    save_file({"codes": torch.zeros(64, 64, dtype=torch.uint8)}, copy_of_reference / "other.safetensors")
+    assert figures() == alone

@@ -1,6 +1,7 @@
 """What counts as a weight that could have been quantized: experts too, and not what a foreign config leaves out."""
 
 import json
+import shutil
 import sys
 
 import pytest
@@ -13,6 +14,7 @@ from quantharm.checks import QUANTIZED_SHARE_LIMIT, check_method_is_real
 from quantharm.common.errors import UserError
 from quantharm.common.files import write_json
 from quantharm.config.methods import check_method
+from quantharm.forensics.detection.storage import read_storage
 from quantharm.forensics.detection.weights import read_matrices
 from quantharm.models.loading import load_checkpoint
 from quantharm.quantizers import pretrained, quantized_layers
@@ -123,16 +125,17 @@ def test_method_is_real_fails_where_experts_were_left_alone(make_cell, mixtral, 
 
 @pytest.mark.parametrize("stacked", [False, True])
 def test_the_scan_sees_experts_as_matrices(mixtral, tmp_path, stacked):
-    """Stored one by one, as Mixtral's are, or as one tensor of three dimensions."""
-    name = "model.layers.0.block_sparse_moe.experts.{}.w1.weight"
-    tensors = load_file(f"{mixtral['path']}/model.safetensors")
-    kept = [tensors[name.format(i)] for i in range(8)]
-    stack = {"experts": torch.stack(kept)} if stacked else {name.format(i): kept[i] for i in range(8)}
-    save_file(stack, tmp_path / "model.safetensors")
-    found = list(read_matrices(tmp_path))
-    assert len(found) == (4 if stacked else 8)  # of a stack, some
-    assert {(m.rows, m.columns) for m in found} == {(128, 64)}
-    assert {m.name for m in found} == {f"experts[{i}]" for i in (0, 2, 4, 6)} if stacked else set(stack)
+    """Stored one by one, as Mixtral's are, or as transformers holds them: one tensor of three dimensions."""
+    folder = tmp_path / "m"
+    shutil.copytree(mixtral["path"], folder)
+    if stacked:
+        state = {name: t.to(torch.bfloat16).contiguous() for name, t in mixture().state_dict().items()}
+        save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    floats = [name for name in read_storage(folder).floats if "experts" in name]
+    assert len(floats) == 2 * (2 if stacked else 3 * 8)
+    found = list(read_matrices(folder, floats))
+    assert len(found) == 2 * (2 * 4 if stacked else 3 * 8)  # of a stack, some
+    assert {(m.rows, m.columns) for m in found} == {(256, 64) if stacked else (128, 64), (64, 128)}
 
 
 # ---------------------------------------------------------------- what a foreign config leaves out

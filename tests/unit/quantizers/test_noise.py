@@ -181,6 +181,20 @@ def test_a_checkpoint_that_lacks_a_matrix_is_refused(tiny_source, tmp_path):
         noise.write_noisy(tiny_source | {"path": str(folder)}, SETTINGS, "nf4", output)
 
 
+def test_files_that_are_not_loaded_are_not_copied(tiny_source, tmp_path):
+    """They would carry the original weights into the noisy checkpoint."""
+    folder, output = tmp_path / "m", tmp_path / "noisy"
+    shutil.copytree(tiny_source["path"], folder)
+    output.mkdir()
+    for name in ("consolidated.safetensors", "pytorch_model.bin"):
+        (folder / name).write_bytes(b"weights")
+    noise.write_noisy(tiny_source | {"path": str(folder)}, SETTINGS, "nf4", output)
+    assert {p.name for p in output.iterdir()} == {p.name for p in folder.iterdir()} - {
+        "consolidated.safetensors",
+        "pytorch_model.bin",
+    }
+
+
 @pytest.mark.parametrize("stacked", [False, True])
 def test_experts_get_noise_however_they_are_stored(save_checkpoint, tmp_path, stacked):
     """Mixtral stores them one by one; transformers would also load one tensor a layer."""

@@ -121,8 +121,8 @@ def refuse_gguf(found: list[str], where: Path | str, names: set[str]) -> None:
     if found and ("config.json" not in names or not any(name.endswith(".safetensors") for name in names)):
         raise UserError(
             f"{where} is in the GGUF format ({listed(found)}), which is not loaded here; name the original model "
-            "in safetensors, or unpack the file with transformers (`from_pretrained(folder, gguf_file=name)`, which "
-            "needs the package gguf, then `save_pretrained`) and name that folder"
+            "in safetensors, or unpack the file with transformers and the package gguf (`from_pretrained(folder, "
+            "gguf_file=name, quantization_config=GgufConfig(dequantize=True))`, then `save_pretrained`)"
         )
 
 
