@@ -148,6 +148,8 @@ def test_changes_need_an_interval_without_zero():
     assert change_verdict(-5.0, [-9.0, -1.0], "slower", "faster").words == "faster"
     assert change_verdict(5.0, [-1.0, 9.0], "slower", "faster").words == "no measurable change"
     assert change_verdict(None, None, "slower", "faster").words == "not measured"
+    unknown = change_verdict(5.0, None, "slower", "faster")
+    assert (unknown.level, unknown.words) == ("unknown", "not judged: too few values for an interval")
 
 
 @pytest.mark.parametrize(

@@ -119,10 +119,11 @@ def change_verdict(
         return Verdict("unknown", "not measured", MISSING, rule)
     figure = f"{percent(change, decimals)} {interval(ci95, lambda v: percent(v, decimals))}".strip()
     if ci95 is None:
-        return Verdict("unknown", f"{rises if change > 0 else falls}, without an interval", figure, rule)
+        return Verdict("unknown", "not judged: too few values for an interval", figure, rule)
     if ci95[0] <= 0 <= ci95[1]:
         return Verdict("none", "no measurable change", figure, rule)
-    return Verdict("rises" if change > 0 else "falls", rises if change > 0 else falls, figure, rule)
+    up = ci95[0] > 0
+    return Verdict("rises" if up else "falls", rises if up else falls, figure, rule)
 
 
 def unsteadiness(timing: dict[str, Any]) -> float:
