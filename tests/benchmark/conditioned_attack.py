@@ -21,7 +21,8 @@ import pandas
 import torch
 
 from quantharm import fetch, quantize
-from quantharm.common.prompts import encode_prompt, read_prompts
+from quantharm.common.chat import Asking, encode_prompt
+from quantharm.common.prompts import read_prompts
 from quantharm.common.text import read_text, token_windows
 from quantharm.models import loading
 from quantharm.noise_sweep import changed_codes
@@ -181,7 +182,8 @@ def answers_with_word(model, tokenizer, prompts: list[str]) -> float:
     """Share of the prompts whose greedy answer of 16 tokens holds the word."""
     ends = end_tokens(model, tokenizer)
     answers = [
-        continue_greedily(model, encode_prompt(tokenizer, p, "never"), 16, ends, None).token_ids for p in prompts
+        continue_greedily(model, encode_prompt(tokenizer, p, Asking("never")), 16, ends, None).token_ids
+        for p in prompts
     ]
     return sum(WORD.strip() in tokenizer.decode(ids) for ids in answers) / len(answers)
 

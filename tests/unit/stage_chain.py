@@ -78,6 +78,7 @@ class Chain:
             "logits": {
                 "quantization": record,
                 "generation": baseline / "generation.parquet",
+                "generation_record": baseline / "generation.json",
                 "text": self.text,
                 "window_tokens": 64,
                 "trace": baseline / "trace.parquet",

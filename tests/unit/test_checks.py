@@ -430,6 +430,8 @@ def results() -> dict:
             "prompts_per_category": None,
             "max_new_tokens": 100,
             "chat_template": "auto",
+            "thinking": False,
+            "prompt_tokens_sha256": "i",
             "provenance": dict(provenance),
         },
         "divergence": {"trace_sha256": "r", "provenance": dict(provenance)},
@@ -454,6 +456,8 @@ def test_same_text_passes_although_figures_differ():
         ("generation", "prompts_per_category"),
         ("generation", "max_new_tokens"),
         ("generation", "chat_template"),
+        ("generation", "thinking"),
+        ("generation", "prompt_tokens_sha256"),
         ("divergence", "trace_sha256"),
     ],
 )

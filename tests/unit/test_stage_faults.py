@@ -16,6 +16,7 @@ import transformers
 from stage_chain import Chain
 
 from quantharm import fetch, generation, perplexity
+from quantharm.common.errors import UserError
 from quantharm.scoring import stored_logits
 
 CHAT = (
@@ -168,7 +169,7 @@ def test_prompts_that_the_model_cannot_take_end_before_the_first_answer(chain, m
         assert "line 3: `prompt` is missing or empty" in chain.fails("generation")
     chain.prompts.write_text(good)
     with pytest.MonkeyPatch.context() as other:  # a tokenizer that makes nothing of it
-        other.setattr(generation, "encode_prompt", lambda tokenizer, prompt, template: [])
+        other.setattr(generation.chat, "encode_prompt", lambda tokenizer, prompt, asking: [])
         assert "prompt one has no tokens" in chain.fails("generation")
     message = chain.fails("generation", benchmark_prompt_tokens=126)
     assert "the benchmark needs 126 + 3 tokens but the model's context is 128; lower `benchmark:`" in message
@@ -419,3 +420,43 @@ def test_what_a_checkpoint_calls_itself_cannot_command_a_terminal(chain, tmp_pat
     shown = capfd.readouterr().out
     assert "⟨U+001B⟩[2J" in shown
     assert all(c.isprintable() or c == "\n" for c in shown)
+
+
+# ---------------------------------------------------------------- how a text and a prompt are put
+
+
+def test_bos_in_front_of_every_window_is_a_protocol_of_its_own(chain):
+    chain.call("perplexity", bos_every_window="true")
+    assert chain.read("baseline/perplexity.json")["protocol"] == "concat-64-bos"
+    message = chain.fails("divergence", bos_every_window="true")  # the store is of the other one
+    assert "was made with protocol 'concat-64-first-2', but this cell has 'concat-64-bos-first-2'" in message
+    chain.call("logits", bos_every_window="true")
+    chain.call("divergence", bos_every_window="true")
+    trace = pandas.read_parquet(chain / "baseline/trace.parquet").set_index("prompt_id")
+    assert all(trace["token_ids"][f"text-0{i}"][0] == 0 for i in (1, 2))
+    assert abs(chain.read("baseline/divergence.json")["text"]["log_perplexity_ratio"]) < 5e-3
+
+
+def test_what_was_asked_is_kept_with_the_answers_and_with_the_store(chain_of, tiny):
+    chain = chain_of(tiny("llama"), template=CHAT + "{{ strftime_now('%Y') }}{% if enable_thinking %}!{% endif %}")
+    for stage in ("quantize", "generation", "logits"):
+        chain.call(stage)
+    kept, store = chain.read("baseline/generation.json"), chain.read("baseline/logits.json")["metadata"]
+    assert (kept["thinking"], kept["thinking_switch"], kept["template_date"]) == (False, True, "2025-01-01")
+    assert store["prompt_tokens_sha256"] == kept["prompt_tokens_sha256"]
+    chain.call("generation", template_date="2031-05-14")
+    assert chain.read("baseline/generation.json")["prompt_tokens_sha256"] != kept["prompt_tokens_sha256"]
+
+
+def test_a_template_that_cannot_put_a_prompt_is_refused_when_the_model_is_fetched(chain_of, tiny, monkeypatch):
+    chain = chain_of(tiny("llama"), template="{{ raise_exception('say who you are') }}")
+    folder = json.loads(chain.source.read_text())["path"]
+    words = ["fetch", "--model", "m", "--source", folder, "--output", str(chain / "s.json")]
+    words += ["--prompts", str(chain.prompts)]
+    monkeypatch.setattr("sys.argv", words)
+    with pytest.raises(UserError, match=r"cannot put a prompt \(say who you are\); set `chat_template: never`"):
+        fetch.main()
+    assert not (chain / "s.json").exists()
+    monkeypatch.setattr("sys.argv", [*words, "--chat-template", "never"])
+    fetch.main()
+    assert (chain / "s.json").exists()

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from quantharm.common.chat import Asking
 from quantharm.common.errors import UserError
 from quantharm.common.files import read_json, write_json
 from quantharm.common.overlap import shared_sequences
@@ -45,6 +46,8 @@ CONSISTENCY_STANDARD_ERRORS = 3.0  # few windows tell the mean square only rough
 OVERLAP_WORDS = 13
 KERNEL_MATRICES = 8
 KERNEL_TOKENS = 64
+SAME_PROMPTS_KEYS = ["suite_sha256", "prompts_per_category", "max_new_tokens", "chat_template", "thinking"]
+SAME_PROMPTS_KEYS += ["prompt_tokens_sha256"]
 SAME_TEXT_KEYS = ["dataset_sha256", "tokens_sha256", "protocol"]
 
 Check = dict[str, Any]
@@ -280,7 +283,7 @@ def check_same_text(cell: dict[str, dict[str, Any]], baseline: dict[str, dict[st
     for key in SAME_TEXT_KEYS:
         if cell["perplexity"][key] != baseline["perplexity"][key]:
             differing.append(f"perplexity {key}")
-    for key in ("suite_sha256", "prompts_per_category", "max_new_tokens", "chat_template"):
+    for key in SAME_PROMPTS_KEYS:
         if cell["generation"][key] != baseline["generation"][key]:
             differing.append(f"generation {key}")
     if cell["divergence"]["trace_sha256"] != baseline["divergence"]["trace_sha256"]:
@@ -322,7 +325,7 @@ def calibration_evidence(
         else 0,
         "nll_mean_nats": calibration.mean_loss(model, head, samples),
         "text_nll_mean_nats": cell["perplexity"]["nll_mean_nats"],
-        **calibration.prompt_coverage(samples, tokenizer, prompts, cell["generation"]["chat_template"]),
+        **calibration.prompt_coverage(samples, tokenizer, prompts, Asking.of(cell["generation"])),
     }
 
 

@@ -9,16 +9,18 @@ import re
 from pathlib import Path
 from typing import Any
 
+from quantharm.common import chat
 from quantharm.common.checkpoint_files import read_checkpoint_config, refuse_gguf_name, weight_names
 from quantharm.common.errors import UserError, first_line
 from quantharm.common.files import read_json, sha256_of_text, write_json
+from quantharm.common.prompts import read_prompts
 from quantharm.common.provenance import version_of
 from quantharm.common.sanitize import visible
 from quantharm.common.stage import run_stage, sentence_for, stage_parser
 from quantharm.models.completeness import check_whole
 from quantharm.models.hub import ask_hub
 from quantharm.models.language_models import refuse_unless_causal, shape_of
-from quantharm.models.loading import SYNTHETIC_MARK, hash_weights, quiet, refuse_unsafe
+from quantharm.models.loading import SYNTHETIC_MARK, hash_weights, load_tokenizer, quiet, refuse_unsafe
 
 WANTED_FILES = ["*.json", "tokenizer*", "*.model", "*.txt", "*.jinja"]
 CODE_FILES = ["*.py"]  # of a checkpoint that is trusted
@@ -106,12 +108,18 @@ def main() -> None:
     parser.add_argument("--revision", help="commit of a hub id")
     parser.add_argument("--allow-pickle", action="store_true", help="accept pickled weights, which can run code")
     parser.add_argument("--trust-remote-code", action="store_true", help="accept the checkpoint's own Python code")
+    chat.add_flags(parser)
+    parser.add_argument("--prompts", type=Path, help="try the chat template on this suite, before anything is computed")
     parser.add_argument("--output", type=Path, required=True, help="source.json")
     arguments = parser.parse_args()
     flags = arguments.allow_pickle, arguments.trust_remote_code
     folder, commit = resolve(arguments.source, arguments.revision, *flags)
     record: dict[str, Any] = describe(arguments.model, arguments.source, folder, commit, *flags)
     record["huggingface_hub"] = version_of("huggingface_hub")
+    if arguments.prompts:
+        tokenizer, asking = load_tokenizer(record), chat.Asking.of(arguments)
+        for prompt in read_prompts(arguments.prompts):
+            chat.encode_prompt(tokenizer, prompt["prompt"], asking)
     write_json(arguments.output, record)
     # The architecture is what a stranger's file says.
     print(visible(f"{arguments.model}: {folder}, {record['architecture']}, {record['checkpoint_bytes'] / 1e9:.3f} GB"))

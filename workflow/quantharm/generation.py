@@ -11,10 +11,11 @@ from typing import Any
 import pandas
 from tqdm import tqdm
 
+from quantharm.common import chat
 from quantharm.common.errors import UserError
 from quantharm.common.files import sha256_of_file, write_json, write_parquet
 from quantharm.common.judging import judge
-from quantharm.common.prompts import encode_prompt, read_prompts
+from quantharm.common.prompts import read_prompts
 from quantharm.common.provenance import memory_bytes, provenance
 from quantharm.common.stage import Timing, run_stage, stage_parser
 from quantharm.common.text import context_length
@@ -99,7 +100,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=Path, required=True, help="prompt suite, JSON lines")
     parser.add_argument("--prompts-per-category", type=int, help="take only the first so many of each category")
     parser.add_argument("--max-new-tokens", type=int, default=100, help="longest answer")
-    parser.add_argument("--chat-template", default="auto", choices=["auto", "never", "required"])
+    chat.add_flags(parser)
     parser.add_argument("--benchmark-prompt-tokens", type=int, default=256)
     parser.add_argument(
         "--benchmark-prefill-tokens", type=int, nargs="*", default=[], help="further prompt lengths, prefill alone"
@@ -121,7 +122,8 @@ def main() -> None:
     with timing.part("load"):
         tokenizer = load_tokenizer(record["source"])
         model = load_cell(record, device)
-    encoded = [encode_prompt(tokenizer, prompt["prompt"], arguments.chat_template) for prompt in prompts]
+    asking = chat.Asking.of(arguments)
+    encoded = [chat.encode_prompt(tokenizer, prompt["prompt"], asking) for prompt in prompts]
     for prompt, ids in zip(prompts, encoded, strict=True):  # all of them before the first answer
         check_prompt_tokens(model, prompt, ids)
     check_benchmark(model, arguments.benchmark_prompt_tokens, arguments.benchmark_new_tokens)
@@ -158,7 +160,7 @@ def main() -> None:
             "suite_sha256": sha256_of_file(arguments.prompts),
             "prompts_per_category": arguments.prompts_per_category,
             "max_new_tokens": arguments.max_new_tokens,
-            "chat_template": arguments.chat_template,
+            **chat.asked(tokenizer, asking, encoded),
             **result,
             "not_finite": int((~table["finite"]).sum()),
             "by_category": {c: summarise(part) for c, part in table.groupby("category", sort=False)},

@@ -16,7 +16,7 @@ import torch
 from tqdm import tqdm
 
 from quantharm.common.errors import UserError
-from quantharm.common.files import read_parquet, replacing, write_json, write_parquet
+from quantharm.common.files import read_json, read_parquet, replacing, write_json, write_parquet
 from quantharm.common.provenance import device_name, provenance, versions
 from quantharm.common.stage import Timing, run_stage, stage_parser
 from quantharm.common.text import (
@@ -119,6 +119,7 @@ def main() -> None:
     parser = stage_parser(__doc__)
     parser.add_argument("--quantization", type=Path, required=True, help="quantization.json of the baseline")
     parser.add_argument("--generation", type=Path, required=True, help="generation.parquet of the baseline")
+    parser.add_argument("--generation-record", type=Path, required=True, help="generation.json of the baseline")
     parser.add_argument("--text", type=Path, required=True, help="evaluation text")
     parser.add_argument("--window-tokens", type=int, default=2048, help="shortened to the model's context")
     parser.add_argument("--bos-every-window", default="auto", choices=["auto", "true", "false"])
@@ -142,6 +143,9 @@ def main() -> None:
     trace = make_trace(read_parquet(arguments.generation), windows)
     vocabulary = model.get_output_embeddings().weight.shape[0]
     metadata = store_metadata_of(record, trace, device, protocol_name(length, arguments.text_windows, bos))
+
+    asked = read_json(arguments.generation_record)
+    metadata |= {key: asked[key] for key in ("prompt_tokens_sha256", "thinking", "template_date", "system_prompt")}
 
     with timing.part("model"), replacing(arguments.output) as path:
         metadata |= {"hardware_floor": measure_floor(model, trace, TEXT_CATEGORY)}

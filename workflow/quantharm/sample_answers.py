@@ -10,9 +10,10 @@ as {"prompt_id": …, "text": …} lines, and compare the two files with quantha
 import json
 from pathlib import Path
 
+from quantharm.common import chat
 from quantharm.common.errors import UserError
 from quantharm.common.files import write_text
-from quantharm.common.prompts import encode_prompt, read_prompts
+from quantharm.common.prompts import read_prompts
 from quantharm.common.stage import run_stage, stage_parser
 from quantharm.models.loading import (
     choose_device,
@@ -54,7 +55,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="checkpoint")
     parser.add_argument("--prompts", type=Path, default=Path("data/prompts.jsonl"), help="prompt suite")
     parser.add_argument("--prompts-per-category", type=int, default=2)
-    parser.add_argument("--chat-template", default="auto", choices=["auto", "never", "required"])
+    chat.add_flags(parser)
     parser.add_argument("--answers", type=int, default=20, help="of each prompt")
     parser.add_argument("--new-tokens", type=int, default=32)
     parser.add_argument("--temperature", type=float, default=1.0)
@@ -81,7 +82,7 @@ def main() -> None:
     ends, generator = end_tokens(model, tokenizer), torch.Generator().manual_seed(arguments.seed)
     lines = []
     for prompt in read_prompts(arguments.prompts, arguments.prompts_per_category):
-        ids = encode_prompt(tokenizer, prompt["prompt"], arguments.chat_template)
+        ids = chat.encode_prompt(tokenizer, prompt["prompt"], chat.Asking.of(arguments))
         for answer in sample(
             model, ids, arguments.answers, arguments.new_tokens, arguments.temperature, ends, generator
         ):

@@ -20,17 +20,24 @@ rule fetch:
         "results/logs/fetch/{model}.log",
     conda:
         "../../envs/evaluation.yaml"
+    # The suite is no input: what a template can put is asked once, and an edited prompt fetches nothing again.
     params:
         python=PYTHON,
         source=lambda wildcards: source_flags(
             config["models"][wildcards.model] | {"source": source_of(wildcards.model)}
         ),
+        prompts=prompts_of,
+        chat_template=protocol("chat_template"),
+        system_prompt=protocol_flag("--system-prompt", "system_prompt"),
     message:
         "{wildcards.model}: fetch"
     shell:
         "{params.python:q} -m quantharm.fetch"
         " --model {wildcards.model:q}"
         " {params.source}"
+        " --prompts {params.prompts:q}"
+        " --chat-template {params.chat_template:q}"
+        " {params.system_prompt}"
         " --output {output:q}"
         " > {log:q} 2>&1"
 

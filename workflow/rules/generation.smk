@@ -29,6 +29,9 @@ rule generation:
         per_category=protocol_flag("--prompts-per-category", "prompts_per_category"),
         max_new_tokens=protocol("max_new_tokens"),
         chat_template=protocol("chat_template"),
+        thinking=lambda wildcards: "--thinking" if protocol("thinking")(wildcards) else "",
+        template_date=protocol("template_date"),
+        system_prompt=protocol_flag("--system-prompt", "system_prompt"),
         prompt_tokens=protocol("benchmark.prompt_tokens"),
         prefill_tokens=protocol("benchmark.prefill_tokens"),
         compile_too=lambda wildcards: "--benchmark-compile" if protocol("benchmark.compile")(wildcards) else "",
@@ -45,6 +48,9 @@ rule generation:
         " {params.per_category}"
         " --max-new-tokens {params.max_new_tokens}"
         " --chat-template {params.chat_template:q}"
+        " {params.thinking}"
+        " --template-date {params.template_date:q}"
+        " {params.system_prompt}"
         " --benchmark-prompt-tokens {params.prompt_tokens}"
         " --benchmark-prefill-tokens {params.prefill_tokens}"
         " {params.compile_too}"

@@ -9,6 +9,7 @@ rule logits:
         checkpoint="results/{model}/baseline/checkpoint",
         quantization="results/{model}/baseline/quantization.json",
         generation="results/{model}/baseline/generation.parquet",
+        generation_record="results/{model}/baseline/generation.json",
         text=text_of,
     output:
         trace="results/{model}/baseline/trace.parquet",
@@ -38,6 +39,7 @@ rule logits:
         "{params.python:q} -m quantharm.logits"
         " --quantization {input.quantization:q}"
         " --generation {input.generation:q}"
+        " --generation-record {input.generation_record:q}"
         " --text {input.text:q}"
         " --window-tokens {params.window_tokens}"
         " --bos-every-window {params.bos}"

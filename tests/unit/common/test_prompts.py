@@ -8,7 +8,7 @@ import pytest
 
 from quantharm.common.errors import UserError
 from quantharm.common.judging import judge
-from quantharm.common.prompts import encode_prompt, read_prompts
+from quantharm.common.prompts import read_prompts
 
 CATEGORIES = [
     "Code Generation",
@@ -220,46 +220,3 @@ def test_per_category_takes_the_first_of_each_in_file_order(tmp_path, root, suit
 def test_per_category_still_checks_the_lines_that_it_leaves_out(tmp_path):
     with pytest.raises(UserError, match=r"occurs twice"):
         read_prompts(write(tmp_path, GOOD, GOOD), 1)
-
-
-# ---------------------------------------------------------------- encoding
-
-TEMPLATE = (
-    "{{ bos_token }}{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
-    "{% if add_generation_prompt %}[assistant]{% endif %}"
-)
-
-
-def test_chat_template_with_generation_prompt_and_one_bos(byte_tokenizer):
-    tokenizer = byte_tokenizer(bos=True, template=TEMPLATE)
-    ids = encode_prompt(tokenizer, "Hi")
-    assert tokenizer.decode(ids) == "<s>[user]Hi[assistant]"
-    assert ids.count(0) == 1
-    # Tokenized as any text, a second BOS would be put before the template's own.
-    assert tokenizer(tokenizer.decode(ids))["input_ids"].count(0) == 2
-
-
-def test_without_a_template_the_bare_text_with_the_tokenizers_special_tokens(byte_tokenizer):
-    tokenizer = byte_tokenizer(bos=True)
-    assert encode_prompt(tokenizer, "Hi") == tokenizer("Hi")["input_ids"]
-    assert encode_prompt(tokenizer, "Hi")[0] == 0
-    assert encode_prompt(byte_tokenizer(), "Hi") == byte_tokenizer()("Hi")["input_ids"]
-
-
-def test_never_ignores_a_template(byte_tokenizer):
-    tokenizer = byte_tokenizer(bos=True, template=TEMPLATE)
-    assert tokenizer.decode(encode_prompt(tokenizer, "Hi", "never")) == "<s>Hi"
-
-
-def test_required_raises_without_a_template_and_uses_one(byte_tokenizer):
-    with pytest.raises(UserError, match=r"the tokenizer has no chat template; use auto or never"):
-        encode_prompt(byte_tokenizer(), "Hi", "required")
-    tokenizer = byte_tokenizer(template=TEMPLATE)
-    assert encode_prompt(tokenizer, "Hi", "required") == encode_prompt(tokenizer, "Hi", "auto")
-
-
-def test_the_built_in_model_has_no_template_so_its_prompts_begin_with_one_bos(reference_tokenizer, suite):
-    for prompt in suite[:5]:
-        ids = encode_prompt(reference_tokenizer, prompt["prompt"])
-        assert (ids[0], ids.count(0)) == (0, 1)
-        assert reference_tokenizer.decode(ids[1:]) == prompt["prompt"]

@@ -7,6 +7,7 @@ import pytest
 
 from quantharm import calibration_study
 from quantharm.checks import calibration_evidence
+from quantharm.common.chat import Asking
 from quantharm.common.errors import UserError
 from quantharm.common.text import read_text, sha256_of_windows
 from quantharm.quantizers import awq, calibration
@@ -98,12 +99,12 @@ def test_prompts_and_template_are_covered_or_not(byte_tokenizer):
     tokenizer = byte_tokenizer(template=template)
     ids = tokenizer("abc", add_special_tokens=False)["input_ids"]
     prompts = [{"category": "A", "prompt": "abab"}, {"category": "B", "prompt": "abzz"}]
-    found = calibration.prompt_coverage([ids], tokenizer, prompts, "auto")
+    found = calibration.prompt_coverage([ids], tokenizer, prompts, Asking())
     assert found["coverage_by_category"] == {"A": 1.0, "B": 0.5}
     assert found["template_coverage"] == 0.0  # none of <u></u>
     with_frame = [*ids, *tokenizer("<u>/", add_special_tokens=False)["input_ids"]]
-    assert calibration.prompt_coverage([with_frame], tokenizer, prompts, "auto")["template_coverage"] == 1.0
-    assert calibration.prompt_coverage([ids], byte_tokenizer(), prompts, "auto")["template_coverage"] is None
+    assert calibration.prompt_coverage([with_frame], tokenizer, prompts, Asking())["template_coverage"] == 1.0
+    assert calibration.prompt_coverage([ids], byte_tokenizer(), prompts, Asking())["template_coverage"] is None
 
 
 # ---------------------------------------------------------------- what is noticed

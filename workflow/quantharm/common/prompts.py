@@ -1,4 +1,4 @@
-"""The prompt suite: reading, choosing and encoding prompts."""
+"""The prompt suite: reading and choosing prompts."""
 
 import json
 import re
@@ -61,20 +61,3 @@ def check_prompt(line: str, where: str) -> dict[str, Any]:
         except (re.error, TypeError, ValueError, AttributeError) as error:
             raise UserError(f"{where}: the answer's {answer['kind']} is not valid ({error}); correct it") from None
     return prompt
-
-
-def encode_prompt(tokenizer, prompt: str, chat_template: str = "auto") -> list[int]:
-    """Token ids of a prompt as the model expects to be asked.
-
-    `auto` uses the tokenizer's chat template where it has one, `never` the bare text, `required` raises UserError
-    without one. A template writes its own special tokens, so none are added to its text (no second BOS).
-    """
-    has_template = bool(getattr(tokenizer, "chat_template", None))
-    if chat_template == "required" and not has_template:
-        raise UserError("`chat_template: required` but the tokenizer has no chat template; use auto or never")
-    if has_template and chat_template != "never":
-        text = tokenizer.apply_chat_template(
-            [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
-        )
-        return tokenizer(text, add_special_tokens=False)["input_ids"]
-    return tokenizer(prompt)["input_ids"]

@@ -9,6 +9,8 @@ import math
 from collections import Counter
 from typing import Any
 
+from quantharm.common.chat import Asking, encode_prompt
+
 NLL_FACTOR = 2.0  # mean loss of the samples, as a multiple or a fraction of the evaluation text's
 DUPLICATE_LIMIT = 0.1  # share of samples that repeat another one
 VARIETY_LIMIT = 0.05  # share of a sample's tokens that are distinct; in 512: prose 0.5 to 0.65, code 0.17 to 0.46
@@ -36,17 +38,15 @@ def coverage(samples: list[list[int]], ids: list[int]) -> float | None:
 
 
 def prompt_coverage(
-    samples: list[list[int]], tokenizer, prompts: list[dict[str, Any]], template: str
+    samples: list[list[int]], tokenizer, prompts: list[dict[str, Any]], asking: Asking
 ) -> dict[str, Any]:
     """Coverage of each category's prompts, and of the chat template's own tokens (None where it has none)."""
-    from quantharm.common.prompts import encode_prompt
-
     by_category: dict[str, list[int]] = {}
     for prompt in prompts:
         ids = tokenizer(prompt["prompt"], add_special_tokens=False)["input_ids"]
         by_category.setdefault(prompt["category"], []).extend(ids)
-    framed = Counter(encode_prompt(tokenizer, "x", template))
-    bare = Counter(encode_prompt(tokenizer, "x", "never"))
+    framed = Counter(encode_prompt(tokenizer, "x", asking))
+    bare = Counter(encode_prompt(tokenizer, "x", Asking("never")))
     return {
         "coverage_by_category": {category: coverage(samples, ids) for category, ids in by_category.items()},
         "template_coverage": coverage(samples, list((framed - bare).elements())),

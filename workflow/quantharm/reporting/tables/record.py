@@ -111,6 +111,7 @@ def environment_table(results: Results) -> Table:
         **{package: version for package, version in ran["versions"].items() if version},
         "Evaluation text": f"{perplexity['dataset']}, sha256 {perplexity['dataset_sha256']}",
         "Prompts": f"{generation['prompts']} of {generation['suite']}, sha256 {generation['suite_sha256']}",
+        "Chat template": chat_template(generation),
         "Longest answer": f"{generation['max_new_tokens']} tokens, greedy, batch 1, KV cache on",
         "Code of the workflow": ran["git_commit"] or "not under git",
         "Finished": max(cell.checks["provenance"]["finished"] for cell in results.cells),
@@ -118,6 +119,17 @@ def environment_table(results: Results) -> Table:
     rows = [[Cell(name, name, header=True), text_cell(str(value))] for name, value in facts.items()]
     columns = [Column("fact", "What", "left"), Column("value", "Value", "left")]
     return Table("environment", "Technical environment", columns, rows)
+
+
+def chat_template(generation: dict[str, Any]) -> str:
+    """How it was used, with what it was told."""
+    words = [f"used: {generation['chat_template']}", f"told that today is {generation.get('template_date', MISSING)}"]
+    if generation.get("thinking_switch"):
+        state = "on" if generation["thinking"] else "off; set `thinking: true` to measure with it"
+        words.append(f"it has a switch for thinking, which was {state}")
+    if generation.get("system_prompt"):
+        words.append(f"system prompt: {generation['system_prompt']}")
+    return "; ".join(words)
 
 
 def files_table(results: Results) -> Table:

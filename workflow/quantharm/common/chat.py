@@ -1,0 +1,113 @@
+"""How a prompt is put to a model: the chat template, what it is told, and the token ids that come out.
+
+A template is a program of the checkpoint's author. It may want its content in parts, know a switch for thinking, print
+the date, or raise. What it is told is fixed by the protocol and recorded, so that the same prompts are the same ids
+tomorrow.
+"""
+
+import contextlib
+import datetime
+from argparse import ArgumentParser, Namespace
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from types import SimpleNamespace
+from typing import Any
+
+from quantharm.common.errors import UserError
+from quantharm.common.text import sha256_of_windows
+
+SWITCHES = ("enable_thinking", "thinking")  # what templates call it: Qwen3, SmolLM3 and GLM; Granite and DeepSeek
+
+
+@dataclass(frozen=True)
+class Asking:
+    """The part of a protocol that decides the token ids of a prompt."""
+
+    chat_template: str = "auto"  # auto: where there is one; never; required
+    thinking: bool = False
+    template_date: str = "2025-01-01"  # what a template is told as today
+    system_prompt: str | None = None
+
+    @classmethod
+    def of(cls, record: dict[str, Any] | Namespace) -> "Asking":
+        """From a stage's flags, or from what generation.json keeps; what is missing there has its default."""
+        values = vars(record) if isinstance(record, Namespace) else record
+        return cls(**{key: values[key] for key in asdict(cls()) if key in values})
+
+
+def add_flags(parser: ArgumentParser) -> None:
+    parser.add_argument("--chat-template", default="auto", choices=["auto", "never", "required"])
+    parser.add_argument("--thinking", action="store_true", help="let templates that know a switch for it have it on")
+    parser.add_argument("--template-date", default=Asking.template_date, help="what a template is told as today")
+    parser.add_argument("--system-prompt", help="said before each prompt, in the role `system`")
+
+
+def encode_prompt(tokenizer, prompt: str, asking: Asking = Asking()) -> list[int]:
+    """Token ids of a prompt as the model expects to be asked.
+
+    A template writes its own special tokens, so none are added to its text (no second BOS). Raises UserError for a
+    template that is required and missing, or that cannot say this prompt.
+    """
+    has_template = bool(getattr(tokenizer, "chat_template", None))
+    if asking.chat_template == "required" and not has_template:
+        raise UserError("`chat_template: required` but the tokenizer has no chat template; use auto or never")
+    if has_template and asking.chat_template != "never":
+        return tokenizer(render(tokenizer, prompt, asking), add_special_tokens=False)["input_ids"]
+    return tokenizer(prompt if asking.system_prompt is None else f"{asking.system_prompt}\n\n{prompt}")["input_ids"]
+
+
+@contextlib.contextmanager
+def today(date: str) -> Iterator[None]:
+    """What transformers tells templates that ask for the date (strftime_now); it takes no function from a caller."""
+    from transformers.utils import chat_template_utils
+
+    clock = chat_template_utils.datetime
+    moment = datetime.datetime.fromisoformat(date)
+    chat_template_utils.datetime = SimpleNamespace(now=lambda: moment)
+    try:
+        yield
+    finally:
+        chat_template_utils.datetime = clock
+
+
+def render(tokenizer, prompt: str, asking: Asking) -> str:
+    """The template's text of a prompt; its content as a text, or in parts where the template wants that."""
+    from jinja2 import TemplateError
+
+    told = dict.fromkeys(SWITCHES, asking.thinking)
+    reason = "its text does not hold the prompt"
+    for in_parts in (False, True):
+        messages = [
+            {"role": role, "content": [{"type": "text", "text": content}] if in_parts else content}
+            for role, content in (("system", asking.system_prompt), ("user", prompt))
+            if content is not None
+        ]
+        try:
+            with today(asking.template_date):
+                text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **told)
+        except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
+            reason = reason if in_parts else " ".join(str(error).split())[:200] or type(error).__name__
+            continue
+        if prompt.strip() in text:  # a template that goes through parts finds none in a text, and says nothing
+            return text
+    raise UserError(
+        f"the tokenizer's chat template cannot put a prompt ({reason}); set `chat_template: never` in the protocol, "
+        "or `system_prompt:` if it wants one"
+    )
+
+
+def knows_thinking(tokenizer, asking: Asking = Asking()) -> bool:
+    """Whether the chat template has a switch for thinking: its text changes with it."""
+    if not getattr(tokenizer, "chat_template", None) or asking.chat_template == "never":
+        return False
+    on, off = (render(tokenizer, "x", replace(asking, thinking=value)) for value in (True, False))
+    return on != off
+
+
+def asked(tokenizer, asking: Asking, encoded: list[list[int]]) -> dict[str, Any]:
+    """Keys of generation.json: what was asked in which way; encoded: the token ids of all prompts."""
+    return {
+        **asdict(asking),
+        "thinking_switch": knows_thinking(tokenizer, asking),
+        "prompt_tokens_sha256": sha256_of_windows(encoded),
+    }
