@@ -13,7 +13,7 @@ import pandas
 
 from quantharm.common.errors import UserError
 from quantharm.common.files import finite_or_none, read_parquet, write_json, write_parquet
-from quantharm.common.provenance import memory_bytes, provenance
+from quantharm.common.provenance import forget_device_peaks, memory_bytes, provenance
 from quantharm.common.stage import Timing, run_stage, stage_parser
 from quantharm.common.statistics import category_intervals, mean_of_means, stratified_mean
 from quantharm.common.text import bos_in_front, context_length, protocol_name
@@ -119,6 +119,7 @@ def main() -> None:
     with timing.part("load"):
         tokenizer = load_tokenizer(record["source"])
         model = load_cell(record, device)
+    forget_device_peaks(device)
     length = min(arguments.window_tokens, context_length(model.config) or arguments.window_tokens)
     bos = bos_in_front(arguments.bos_every_window, tokenizer, model.config.model_type)
     expected = store_metadata_of(record, trace, device, protocol_name(length, arguments.text_windows, bos))

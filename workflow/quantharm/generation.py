@@ -16,7 +16,7 @@ from quantharm.common.errors import UserError
 from quantharm.common.files import sha256_of_file, write_json, write_parquet
 from quantharm.common.judging import judge
 from quantharm.common.prompts import read_prompts
-from quantharm.common.provenance import memory_bytes, provenance
+from quantharm.common.provenance import forget_device_peaks, memory_bytes, provenance
 from quantharm.common.stage import Timing, run_stage, stage_parser
 from quantharm.common.text import context_length
 from quantharm.models.loading import (
@@ -122,6 +122,7 @@ def main() -> None:
     with timing.part("load"):
         tokenizer = load_tokenizer(record["source"])
         model = load_cell(record, device)
+    forget_device_peaks(device)
     asking = chat.Asking.of(arguments)
     encoded = [chat.encode_prompt(tokenizer, prompt["prompt"], asking) for prompt in prompts]
     for prompt, ids in zip(prompts, encoded, strict=True):  # all of them before the first answer

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from quantharm.common.errors import UserError
 from quantharm.common.files import sha256_of_text, write_json, write_parquet
-from quantharm.common.provenance import memory_bytes, provenance
+from quantharm.common.provenance import forget_device_peaks, memory_bytes, provenance
 from quantharm.common.stage import Timing, run_stage, stage_parser
 from quantharm.common.statistics import weighted_mean_interval
 from quantharm.common.text import (
@@ -81,6 +81,7 @@ def main() -> None:
     with timing.part("load"):
         tokenizer = load_tokenizer(record["source"])
         model = load_cell(record, device)
+    forget_device_peaks(device)
     length = min(arguments.window_tokens, context_length(model.config) or arguments.window_tokens)
     bos = bos_in_front(arguments.bos_every_window, tokenizer, model.config.model_type)
     windows = token_windows(tokenizer, text, length, bos)[: arguments.windows]

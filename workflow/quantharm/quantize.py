@@ -24,6 +24,7 @@ from quantharm.models.loading import (
     load_cell,
     offline_environment,
     quiet,
+    torch_dtype,
     verify_weights,
 )
 from quantharm.quantizers import noise, quantized_layers
@@ -148,7 +149,7 @@ def main() -> None:
     print(
         f"{record['model']} × {arguments.method}: {record['checkpoint_bytes'] / 1e6:.2f} MB on disk, "
         f"{record['weight_bytes'] / 1e6:.2f} MB loaded, {len(record['quantized_modules'])} matrices at "
-        f"{f'{bits:.3f}' if bits else '16'} bits a weight"
+        f"{f'{bits:.3f}' if bits else str(torch_dtype(record['loaded_dtype']).itemsize * 8)} bits a weight"
     )
 
 

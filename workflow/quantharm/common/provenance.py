@@ -85,10 +85,21 @@ def provenance(device: str, dtype: str | None = None) -> dict[str, Any]:
     return record
 
 
+def forget_device_peaks(device: str) -> None:
+    """Peaks of a GPU's memory count from here on; after loading, so that they are of what is measured."""
+    if device.startswith("cuda"):
+        import torch
+
+        torch.cuda.empty_cache()
+        for i in range(torch.cuda.device_count()):
+            torch.cuda.reset_peak_memory_stats(i)
+
+
 def memory_bytes(device: str) -> dict[str, int]:
     """Memory of this process: now allocated, peak allocated and peak reserved on the device; peak resident on the host.
 
-    On a CPU the process's peak resident set stands for all three device figures that exist there.
+    Peaks of a device count from the last `forget_device_peaks`. On a CPU the peak resident set of the process stands
+    for them, with loading.
     """
     host_peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     if not device.startswith("cuda"):

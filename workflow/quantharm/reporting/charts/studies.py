@@ -9,7 +9,7 @@ from quantharm.reporting.charts.base import COLOURS, INK, MUTED, Figure, log_tic
 
 
 def noise_chart(rows: list[dict[str, Any]]) -> Figure:
-    """Three panels over σ, a colour a method: what it costs in 16 bits and quantized, and what it changes."""
+    """Three panels over σ, a colour a method: what it costs alone and quantized, and what it changes."""
     scales = method_scales(list(dict.fromkeys(row["method"] for row in rows)))
     panels = []
     for title, keys in {
@@ -25,7 +25,7 @@ def noise_chart(rows: list[dict[str, Any]]) -> Figure:
                 "weights": name,
             }
             for row in rows
-            for name, key in zip(("noise alone, 16 bits", "noise, then quantized"), keys, strict=True)
+            for name, key in zip(("noise alone, not quantized", "noise, then quantized"), keys, strict=True)
             if key and row[key] is not None
         ]
         base = altair.Chart(pandas.DataFrame(points)).encode(
@@ -36,7 +36,7 @@ def noise_chart(rows: list[dict[str, Any]]) -> Figure:
         weights = altair.StrokeDash(
             "weights:N",
             legend=altair.Legend(symbolType="stroke", symbolStrokeColor=INK, symbolStrokeWidth=2, symbolSize=250),
-            scale=altair.Scale(domain=["noise, then quantized", "noise alone, 16 bits"], range=[[1, 0], [4, 4]]),
+            scale=altair.Scale(domain=["noise, then quantized", "noise alone, not quantized"], range=[[1, 0], [4, 4]]),
         )
         lines = base.mark_line().encode(strokeDash=weights)
         marks = base.mark_point(filled=True, size=50, opacity=1).encode(

@@ -11,14 +11,18 @@ from quantharm.reporting.tables.table import Cell, Column, Table, figure_cell, n
 BITS_OF_DTYPE = {"bfloat16": 16, "float16": 16, "float32": 32}
 
 
+def bits_of(record: dict[str, Any]) -> int:
+    """Bits of a weight that is not quantized, as the cell was loaded, whatever was asked for."""
+    return BITS_OF_DTYPE[record.get("loaded_dtype", record["dtype"])]
+
+
 def formula_bytes(cell: MethodCell, results: Results) -> float:
     """Loaded bytes by the format's formula: its bits for the quantized weights, the baseline's dtype for the rest."""
-    record = cell.quantization
-    whole = results.baseline.quantization["weight_bytes"]
+    record, baseline = cell.quantization, results.baseline.quantization
     if record["bits_per_weight_formula"] is None:
-        return results.baseline.quantization["parameters"] * BITS_OF_DTYPE[record["dtype"]] / 8
+        return baseline["parameters"] * bits_of(record) / 8
     quantized = record["quantized_weights"]
-    return whole - quantized * BITS_OF_DTYPE[record["dtype"]] / 8 + quantized * record["bits_per_weight_formula"] / 8
+    return baseline["weight_bytes"] + quantized * (record["bits_per_weight_formula"] - bits_of(baseline)) / 8
 
 
 def sizes_table(results: Results) -> Table:
@@ -41,9 +45,12 @@ def sizes_table(results: Results) -> Table:
                 text_cell("–")
                 if own
                 else figure_cell(row["saved_bytes"], in_unit, aside=percent_saved(row, results.baseline.row)),
-                Cell("16, not quantized" if own else number(row["bits_per_weight"], 4), row["bits_per_weight"])
-                if own or row["bits_per_weight"]
-                else text_cell("not quantized"),
+                Cell(
+                    number(row["bits_per_weight"], 4)
+                    if row["bits_per_weight"]
+                    else f"{bits_of(record)}, not quantized",
+                    row["bits_per_weight"],
+                ),
                 figure_cell(row["bits_per_weight_formula"], lambda v: number(v, 4)),
                 Cell(f"{len(record['quantized_modules'])} of {linear_count(record)}", len(record["quantized_modules"])),
             ]
@@ -78,6 +85,7 @@ def linear_count(record: dict[str, Any]) -> int:
 
 
 def memory_table(results: Results) -> Table:
+    on_gpu = results.baseline.generation["provenance"]["device_type"] == "cuda"
     rows = []
     for cell in results.cells:
         memory = cell.generation["memory"]
@@ -99,10 +107,9 @@ def memory_table(results: Results) -> Table:
         Column("weight_change_percent", "Against the baseline"),
         Column("allocated_bytes", "GPU allocated"),
         Column("reserved_bytes", "GPU reserved, peak"),
-        Column("peak_bytes", "Peak when generating"),
-        Column("host_peak_bytes", "Host process, peak"),
+        Column("peak_bytes", "GPU peak when generating" if on_gpu else "Peak of the process"),
+        Column("host_peak_bytes", "Host process, peak with loading"),
     ]
-    on_gpu = results.baseline.generation["provenance"]["device_type"] == "cuda"
     note = "" if on_gpu else "This run had no GPU: the peak is the whole process, with libraries and loading."
     return Table("memory", "Memory when generating", columns, rows, note)
 

@@ -78,8 +78,8 @@ def noise_table(rows: list[dict[str, Any]]) -> Table:
     ]
     note = (
         "Gaussian noise on the matrices before they are quantized, in half-widths of the method's own grid. The price: "
-        "what the noise alone does in 16 bits, and what the method does after the same noise. The effect: the share of "
-        "weights that round to another code than without noise."
+        "what the noise alone does, and what the method does after the same noise. The effect: the share of weights "
+        "that round to another code than without noise."
     )
     return Table("noise", "Weight noise", columns, lines, note)
 

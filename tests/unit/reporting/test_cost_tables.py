@@ -1,0 +1,66 @@
+"""Sizes and memory as the report labels them: in the dtype that was loaded, with loading told from generating."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from quantharm.reporting.tables.cost import memory_table, sizes_table
+
+
+def cell(method: str, dtype: str, bits: float | None, device: str = "cpu"):
+    """1,000 parameters, 800 of them in matrices that a method quantizes."""
+    width = {"bfloat16": 2, "float32": 4}[dtype]
+    weight_bytes = 1000 * width if bits is None else 200 * width + 800 * bits / 8
+    record = {
+        "dtype": "bfloat16",  # what was asked for
+        "loaded_dtype": dtype,
+        "parameters": 1000,
+        "weight_bytes": weight_bytes,
+        "bits_per_weight": bits,
+        "bits_per_weight_formula": bits,
+        "quantized_weights": 0 if bits is None else 800,
+        "quantized_modules": [] if bits is None else ["a"],
+        "kept_modules": ["a"] if bits is None else [],
+    }
+    row = record | {"checkpoint_bytes": weight_bytes, "compression": 1.0, "saved_bytes": 0}
+    generation = {
+        "memory": {"peak_bytes": 10**9, "host_peak_bytes": 2 * 10**9},
+        "provenance": {"device_type": device},
+    }
+    return SimpleNamespace(method=method, quantization=record, row=row, generation=generation, failed=[], checks={})
+
+
+def results(dtype: str, device: str = "cpu"):
+    cells = [
+        cell("baseline", dtype, None, device),
+        cell("nf4", dtype, 4.5, device),
+        cell("noise-0.3", dtype, None, device),
+    ]
+    return SimpleNamespace(baseline=cells[0], cells=cells, methods=cells[1:])
+
+
+def column(table, key: str) -> list:
+    place = [c.key for c in table.columns].index(key)
+    return [row[place] for row in table.rows]
+
+
+@pytest.mark.parametrize(("dtype", "bits"), [("bfloat16", 16), ("float32", 32)])
+def test_what_is_not_quantized_has_the_bits_of_its_dtype(dtype, bits):
+    shown = [c.text for c in column(sizes_table(results(dtype)), "bits_per_weight")]
+    assert shown == [f"{bits}, not quantized", "4.500", f"{bits}, not quantized"]
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_bytes_by_the_formula_are_those_of_the_loaded_dtype(dtype):
+    found = results(dtype)
+    by_formula = [c.value for c in column(sizes_table(found), "formula_bytes")]
+    assert by_formula == pytest.approx([c.quantization["weight_bytes"] for c in found.cells])
+
+
+def test_a_peak_that_includes_loading_is_not_called_one_of_generating():
+    titles = {
+        device: [c.label for c in memory_table(results("bfloat16", device)).columns] for device in ("cpu", "cuda")
+    }
+    assert "Peak of the process" in titles["cpu"]
+    assert not any("when generating" in title for title in titles["cpu"])
+    assert "GPU peak when generating" in titles["cuda"]
