@@ -3,12 +3,14 @@
 import base64
 import json
 import os
+import select
 import shutil
 import subprocess
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
+
+from limits import HUNG_SECONDS
 
 FLAGS = [
     "--headless",
@@ -22,16 +24,11 @@ FLAGS = [
     "--disable-dev-shm-usage",
     "--remote-debugging-pipe",
 ]
-SECONDS = 60
 
 
 def chromium() -> str | None:
-    """The browser's path; where there is none and we are root on Debian, apt is asked for it once."""
-    found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if found is None and os.geteuid() == 0 and shutil.which("apt-get"):
-        subprocess.run(["apt-get", "install", "-y", "chromium"], capture_output=True, timeout=600, check=False)
-        found = shutil.which("chromium")
-    return found
+    """The browser's path."""
+    return shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
 class Browser:
@@ -61,6 +58,7 @@ class Browser:
         self.session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Network", "Log"):
             self.call(f"{domain}.enable")
+        self.call("Page.setLifecycleEventsEnabled", enabled=True)
 
     def __enter__(self):
         return self
@@ -68,7 +66,7 @@ class Browser:
     def __exit__(self, *_):
         self.process.terminate()
         try:
-            self.process.wait(10)
+            self.process.wait(HUNG_SECONDS)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
@@ -78,6 +76,8 @@ class Browser:
 
     def receive(self) -> dict[str, Any]:
         while b"\0" not in self.waiting:
+            if not select.select([self.from_read], [], [], HUNG_SECONDS)[0]:
+                raise TimeoutError("Chromium says nothing")
             part = os.read(self.from_read, 1 << 20)
             if not part:
                 raise RuntimeError("Chromium ended")
@@ -92,27 +92,26 @@ class Browser:
         if self.session:
             message["sessionId"] = self.session
         os.write(self.to_write, json.dumps(message).encode() + b"\0")
-        end = time.monotonic() + SECONDS
-        while time.monotonic() < end:
-            answer = self.receive()
-            if answer.get("id") == number:
-                if "error" in answer:
-                    raise RuntimeError(f"{method}: {answer['error']['message']}")
-                return answer["result"]
+        while (answer := self.receive()).get("id") != number:
             self.events.append(answer)
-        raise TimeoutError(method)
+        if "error" in answer:
+            raise RuntimeError(f"{method}: {answer['error']['message']}")
+        return answer["result"]
 
     def open(self, page: Path, width: int = 1280, height: int = 900, dark: bool = False, phone: bool = False) -> None:
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=phone)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", features=[scheme])
         self.events.clear()
-        self.call("Page.navigate", url=page.resolve().as_uri())
-        end = time.monotonic() + SECONDS
-        while self.evaluate("document.readyState") != "complete" and time.monotonic() < end:
-            time.sleep(0.05)
-        time.sleep(0.3)
-        self.evaluate("1")
+        loader = self.call("Page.navigate", url=page.resolve().as_uri())["loaderId"]
+        while not self.is_idle(loader):
+            self.events.append(self.receive())
+
+    def is_idle(self, loader: str) -> bool:
+        """Whether a page is loaded and has asked for nothing during half a second, as Chromium itself counts."""
+        idle = {"name": "networkIdle", "loaderId": loader}
+        told = (event["params"] for event in self.events if event.get("method") == "Page.lifecycleEvent")
+        return any(idle.items() <= event.items() for event in told)
 
     def evaluate(self, expression: str) -> Any:
         result = self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)

@@ -1,7 +1,6 @@
 """Results made once a test run, and both reports made from them by the stage's own command line."""
 
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +16,6 @@ from report_runs import outputs, run_report
 class Reports:
     results: Path
     prompts: Path
-    seconds: dict[str, float]
 
     def model(self, name: str) -> Path:
         return self.results / name
@@ -28,14 +26,11 @@ def reports(tmp_path_factory) -> Reports:
     """Three models × five methods, each with its report, and the report over all."""
     folder = tmp_path_factory.mktemp("report")
     results, prompts = folder / "results", synthetic.make_prompts(folder / "prompts.jsonl")
-    seconds = {}
     for model in synthetic.MODELS:
         made = synthetic.make_model(results, model)
-        begin = time.perf_counter()
         answer = run_report(f"--model={made}", f"--prompts={prompts}", *outputs(made))
-        seconds[model] = time.perf_counter() - begin
         assert answer.returncode == 0, answer.stderr
     models = [str(results / model) for model in synthetic.MODELS]
     answer = run_report("--models", *models, *outputs(results))
     assert answer.returncode == 0, answer.stderr
-    return Reports(results, prompts, seconds)
+    return Reports(results, prompts)

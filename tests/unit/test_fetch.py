@@ -1,5 +1,6 @@
 """Finding a model or a text on this machine, and one sentence when it is not here. No network is used."""
 
+import contextlib
 import http.server
 import json
 import os
@@ -8,33 +9,33 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 
 import pandas
 import pytest
 import torch
-from huggingface_hub import constants
+from huggingface_hub import HfApi, constants
+from limits import HUNG_SECONDS
 
 from quantharm import fetch
+from quantharm.common import stage
 from quantharm.common.errors import UserError
-from quantharm.models.hub import ask_hub
+from quantharm.models.hub import ANSWER_SECONDS, ask_hub
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+CLOSED_PORT = "http://127.0.0.1:9"
 
-UNREACHABLE_SECONDS = 20  # the hub's own client alone would try for 23; Python and its libraries take 2 to 5 of these
 
-
-def run_stage(module: str, *arguments, cache=None, seconds=600, **environment):
+def run_stage(module: str, *arguments, cache=None, **environment):
     """A stage in a process of its own, without a network: the hub's address is a closed port of this machine."""
     env = {k: v for k, v in os.environ.items() if not k.lower().endswith("_proxy") and not k.startswith("HF_")}
-    env |= {"PYTHONPATH": str(fetch.Path(fetch.__file__).parents[1]), "HF_ENDPOINT": "http://127.0.0.1:9"}
+    env |= {"PYTHONPATH": str(fetch.Path(fetch.__file__).parents[1]), "HF_ENDPOINT": CLOSED_PORT}
     env |= {"HF_HUB_CACHE": str(cache), "HF_DATASETS_CACHE": str(cache)} if cache else {}
     return subprocess.run(
         [sys.executable, "-m", f"quantharm.{module}", *map(str, arguments)],
         capture_output=True,
         text=True,
         env=env | environment,
-        timeout=seconds,
+        timeout=HUNG_SECONDS,
     )
 
 
@@ -75,14 +76,48 @@ def hub_cache(tmp_path, root):
     return tmp_path / "cache", snapshot
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("environment", [{"HF_HUB_OFFLINE": "1"}, {}], ids=["offline", "unreachable"])
-def test_a_hub_model_is_found_in_the_local_cache(hub_cache, tmp_path, reference_source, environment):
-    cache, snapshot = hub_cache
+@pytest.fixture(params=["offline", "unreachable", "hangs up"])
+def no_hub(request, hub_cache, monkeypatch):
+    """Why there is no hub: Python is told so, nothing listens there, or it hangs up, which it is asked to once."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(hub_cache[0]))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", request.param == "offline")
+    monkeypatch.setattr(constants, "ENDPOINT", CLOSED_PORT)
+    for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
+        monkeypatch.delenv(name)
+    if request.param != "hangs up":
+        yield
+        return
+    asked = []
+    with socket.create_server(("127.0.0.1", 0)) as rude:
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{rude.getsockname()[1]}")
+
+        def hang_up() -> None:
+            with contextlib.suppress(OSError):  # the test is over
+                while True:
+                    asked.append(rude.accept()[0].close())
+
+        threading.Thread(target=hang_up, daemon=True).start()
+        yield
+        rude.shutdown(socket.SHUT_RDWR)
+    assert len(asked) == 1
+
+
+@pytest.fixture
+def fetch_stage(monkeypatch):
+    """fetch_stage(flag, value, …): the stage in this process, as its command line calls it."""
+
+    def run(*arguments) -> None:
+        monkeypatch.setattr("quantharm.common.stage.leave", lambda: None)
+        monkeypatch.setattr(sys, "argv", ["fetch", *map(str, arguments)])
+        stage.run_stage(fetch.main)
+
+    return run
+
+
+def test_a_hub_model_is_found_in_the_local_cache(fetch_stage, hub_cache, tmp_path, reference_source, no_hub):
+    snapshot = hub_cache[1]
     output = tmp_path / "source.json"
-    arguments = ("--model", "m", "--source", "owner/name", "--revision", COMMIT, "--output", output)
-    run = run_stage("fetch", *arguments, cache=cache, **environment)
-    assert run.returncode == 0, run.stderr
+    fetch_stage("--model", "m", "--source", "owner/name", "--revision", COMMIT, "--output", output)
     record = json.loads(output.read_text())
     assert record["path"] == str(snapshot)
     assert record["revision"] == COMMIT
@@ -90,16 +125,14 @@ def test_a_hub_model_is_found_in_the_local_cache(hub_cache, tmp_path, reference_
         assert record[key] == reference_source[key]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("environment", [{"HF_HUB_OFFLINE": "1"}, {}], ids=["offline", "unreachable"])
 @pytest.mark.parametrize(("source", "revision"), [("owner/name", "f" * 40), ("owner/other", COMMIT)])
-def test_a_model_that_is_not_here_ends_in_one_sentence(hub_cache, tmp_path, source, revision, environment):
+def test_a_model_that_is_not_here_ends_in_one_sentence(fetch_stage, tmp_path, source, revision, no_hub):
     output = tmp_path / "source.json"
-    arguments = ("--model", "m", "--source", source, "--revision", revision, "--output", output)
-    message = one_sentence(
-        run_stage("fetch", *arguments, cache=hub_cache[0], seconds=UNREACHABLE_SECONDS, **environment)
-    )
-    assert f"{source} is not in the hub cache and the hub cannot be reached" in message
+    with pytest.raises(SystemExit) as ended:
+        fetch_stage("--model", "m", "--source", source, "--revision", revision, "--output", output)
+    words = re.escape(f"error: {source} is not in the hub cache and the hub cannot be reached")
+    assert re.match(words, ended.value.code)
+    assert "\n" not in ended.value.code
     assert not output.exists()
 
 
@@ -177,12 +210,22 @@ def test_a_hub_that_is_out_of_order_is_asked_once(hub, hub_cache, monkeypatch):
 
 
 def test_a_hub_that_does_not_answer_is_given_up(hub, monkeypatch):
-    monkeypatch.setattr("quantharm.models.hub.ANSWER_SECONDS", 0.2)
+    limits, little = [], 0.2
+    repo_info = HfApi.repo_info
+
+    def watched(*arguments, timeout=None, **keywords):
+        limits.append(timeout)
+        return repo_info(*arguments, timeout=little, **keywords)
+
+    monkeypatch.setattr(HfApi, "repo_info", watched)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
-        begin = time.monotonic()
-        assert ask_hub("owner/name", COMMIT, "model")
-        assert time.monotonic() - begin < 2
+        assert "timed out" in ask_hub("owner/name", COMMIT, "model")
+        assert silent.accept()
+        silent.setblocking(False)
+        with pytest.raises(BlockingIOError):  # it was asked once
+            silent.accept()
+    assert limits == [ANSWER_SECONDS]
 
 
 # ---------------------------------------------------------------- texts
@@ -218,11 +261,11 @@ def test_rows_of_a_data_set_are_joined_by_blank_lines(tmp_path):
     assert "has no column 'words'" in message
 
 
-@pytest.mark.slow
+@pytest.mark.slow  # in a process of its own: `datasets` decides as it is imported whether there is a hub
 @pytest.mark.parametrize("environment", [{"HF_HUB_OFFLINE": "1"}, {}], ids=["offline", "unreachable"])
 def test_a_data_set_that_is_not_here_ends_in_one_sentence(tmp_path, environment):
     arguments = ("--dataset", "owner/name", "--revision", COMMIT)
-    run = fetch_text(tmp_path, *arguments, cache=tmp_path / "cache", seconds=UNREACHABLE_SECONDS, **environment)
+    run = fetch_text(tmp_path, *arguments, cache=tmp_path / "cache", **environment)
     assert "the data set owner/name cannot be loaded" in one_sentence(run)
     assert not (tmp_path / "text.txt").exists()
 

@@ -13,6 +13,7 @@ import pyarrow.parquet
 import pytest
 import torch
 import transformers
+from limits import HUNG_SECONDS
 from stage_chain import Chain
 
 from quantharm import fetch, generation, perplexity
@@ -331,7 +332,7 @@ def on_a_full_disk(folder, *command) -> subprocess.CompletedProcess:
         capture_output=True,
         text=True,
         env=os.environ | {"SMALL": str(folder), "PYTHONPATH": str(fetch.Path(fetch.__file__).parents[1])},
-        timeout=120,
+        timeout=HUNG_SECONDS,
     )
     if run.returncode == 77 or "unshare failed" in run.stderr:
         pytest.skip(f"this machine lets no user mount a small disk: {run.stderr.strip()}")

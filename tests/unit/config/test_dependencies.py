@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from limits import HUNG_SECONDS
 
 from quantharm.config import dependencies
 from quantharm.config.dependencies import PACKAGE, module_files
@@ -110,7 +111,11 @@ print(json.dumps(found))
 def test_no_module_that_python_loads_for_a_stage_is_missing():
     """Against the interpreter itself: what importing a stage loads must be among its files."""
     run = subprocess.run(
-        [sys.executable, "-c", LOADED, *STAGES], capture_output=True, text=True, cwd=PACKAGE.parent, timeout=120
+        [sys.executable, "-c", LOADED, *STAGES],
+        capture_output=True,
+        text=True,
+        cwd=PACKAGE.parent,
+        timeout=HUNG_SECONDS,
     )
     assert run.returncode == 0, run.stderr
     for stage, files in json.loads(run.stdout).items():

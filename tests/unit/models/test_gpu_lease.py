@@ -1,6 +1,6 @@
 """Jobs side by side on one host take different GPUs, and what one held is free when it ends, however it ends.
 
-The GPUs are pretended (a count), the processes and their locks are real.
+The GPUs are pretended (a count, in the place of torch), the processes and their locks are real.
 """
 
 import os
@@ -15,8 +15,9 @@ from quantharm.models import gpu_lease
 from quantharm.models.gpu_lease import seen_gpus, take_gpus
 
 JOB = """
-import os, sys, torch
-torch.cuda.device_count = lambda: int(os.environ["PRETENDED"])
+import os, sys, types
+cuda = types.SimpleNamespace(device_count=lambda: int(os.environ["PRETENDED"]), is_initialized=lambda: False)
+sys.modules["torch"] = types.SimpleNamespace(cuda=cuda)  # whose import would take longer than all the rest
 from quantharm.models.gpu_lease import take_gpus
 take_gpus(int(sys.argv[1]))
 print(os.environ.get("CUDA_VISIBLE_DEVICES", "all"), flush=True)

@@ -1,11 +1,12 @@
 """The output head against the models' own logits, and losses in slices against one pass."""
 
-import time
+import threading
 
 import numpy
 import pytest
 import scipy.special
 import torch
+from limits import HUNG_SECONDS
 
 from quantharm.common.errors import UserError
 from quantharm.scoring.forward import (
@@ -168,15 +169,19 @@ CPU = torch.device("cpu")
 
 
 def test_what_runs_beside_is_collected_in_order_and_little_waits():
+    """Each waits for the one that comes after it to be handed over, if that is not to wait itself."""
     begun, collected, ahead = [], [], []
+    handed_over = [threading.Event() for _ in range(30)]
 
     def compute(i: int) -> int:
         begun.append(i)
-        time.sleep(0.002 * (i % 3))
+        if i % 3 and i + 1 < 30:
+            assert handed_over[i + 1].wait(HUNG_SECONDS)
         return 10 * i
 
     with one_thread_beside(CPU, waiting=2) as beside:
         for i in range(30):
+            handed_over[i].set()
             beside(compute, collected.append, i)
             ahead.append(i - len(collected))
     assert collected == [10 * i for i in range(30)]
