@@ -14,6 +14,7 @@ import torch
 from quantharm import monitor
 from quantharm.common import control_chart
 from quantharm.common.errors import UserError
+from quantharm.common.provenance import device_name, versions
 from quantharm.forensics import manifest
 from quantharm.logits import make_trace, store_metadata_of, target_logits
 from quantharm.models.loading import load_cell
@@ -234,3 +235,22 @@ def test_only_the_signed_store_is_scored_against(run, cells, tmp_path):
     with pytest.raises(UserError, match=r"is not the signed one: wrong: logits\.parquet"):
         run(baseline=store, signed=signed)
     assert len(pandas.read_parquet(run.history)) == 1
+
+
+def test_other_hardware_widens_the_limits_for_as_long_as_the_mean_remembers_it():
+    limits = control_chart.Limits(1.0, 0.1, 0.5, 3.0)
+    history = pandas.DataFrame({"kl_nats": [1.0, 1.6, 1.3], "other_hardware_kl_nats": [0.0, 0.2, 0.0]})
+    plain = control_chart.chart(history["kl_nats"], limits)
+    found = monitor.charted(history, limits)
+    assert (found["high"] - plain["high"]).tolist() == pytest.approx([0.0, 0.2, 0.2])
+    assert (plain["low"] - found["low"]).tolist() == pytest.approx([0.0, 0.2, 0.2])
+    assert plain["alarm"].tolist() == [False, True, True]
+    assert not found["alarm"].any()
+
+
+def test_what_other_hardware_may_change_is_what_the_store_says():
+    store = {"device": device_name("cpu"), "versions": versions(), "dtype": "bfloat16"}
+    store |= {"hardware_floor": {"rounding_kl_nats": 2e-4, "eight_bit_kl_nats": 1e-3}}
+    assert monitor.other_hardware_kl(store, "cpu") == 0.0
+    assert monitor.other_hardware_kl(store | {"device": "CPU: another"}, "cpu") == pytest.approx(8e-4)
+    assert monitor.other_hardware_kl(store | {"versions": {}}, "cpu") == pytest.approx(8e-4)

@@ -4,7 +4,8 @@ Each run draws a few prompts of the log-prob store, category by category, and ta
 from the stored baseline over them. On one machine a checkpoint gives the same figures every time, so what varies
 between runs, and what the limits are learned over, is the draw: the limits come from many such draws from the approved
 cell's own divergence.parquet. (A fixed set of prompts would have no variance: its limits would call every other
-driver or thread count a change, and see only changes that happen to show on it.)
+driver or thread count a change, and see only changes that happen to show on it.) On another device, or with other
+libraries, than the store's, the limits are wider by what these may change (`hardware_floor` of the store).
 
 Appends a row to the history (a Parquet file, replaced as a whole), draws the chart beside it, and ends with exit code 1
 and one sentence when the EWMA of all runs leaves its limits.
@@ -21,6 +22,7 @@ import pandas
 from quantharm.common import control_chart
 from quantharm.common.errors import UserError
 from quantharm.common.files import read_parquet, sha256_of_text, write_parquet
+from quantharm.common.provenance import device_name, versions
 from quantharm.common.stage import run_stage, stage_parser
 from quantharm.forensics import reference_check
 from quantharm.logits import TEXT_CATEGORY, store_metadata_of
@@ -28,7 +30,7 @@ from quantharm.models.loading import choose_device, load_cell, offline_environme
 
 SCORED = (reference_check.STORE, reference_check.TRACE)  # of the store's files; the noise floor is of no use here
 SAME = ("approved_sha256", "trace_sha256", "per_category")  # of all runs of one history
-COLUMNS = ["run", "time", "checkpoint", "weights_sha256", *SAME, "prompts", "kl_nats"]
+COLUMNS = ["run", "time", "checkpoint", "weights_sha256", *SAME, "prompts", "kl_nats", "other_hardware_kl_nats"]
 
 
 def prompt_means(rows: pandas.DataFrame) -> pandas.Series:
@@ -126,8 +128,21 @@ def read_history(path: Path, same: dict[str, Any]) -> pandas.DataFrame:
 
 
 def charted(history: pandas.DataFrame, limits: control_chart.Limits) -> pandas.DataFrame:
-    """The history with ewma, low, high and alarm of each run."""
-    return history.assign(**control_chart.chart(history["kl_nats"].to_numpy(float), limits))
+    """The history with ewma, low, high and alarm of each run.
+
+    The limits are wider by what the hardware of any run so far may have changed, which the running mean remembers.
+    """
+    found = control_chart.chart(history["kl_nats"].to_numpy(float), limits)
+    allowed = numpy.maximum.accumulate(history["other_hardware_kl_nats"].to_numpy(float))
+    low, high = found["low"] - allowed, found["high"] + allowed
+    alarm = (found["ewma"] < low) | (found["ewma"] > high)
+    return history.assign(ewma=found["ewma"], low=low, high=high, alarm=alarm)
+
+
+def other_hardware_kl(store: dict[str, Any], device: str) -> float:
+    """Nats by which another device or other libraries than the store's may move a KL from it; 0.0 on the same."""
+    same_machine = (store["device"], store["versions"]) == (device_name(device), versions())
+    return 0.0 if same_machine else reference_check.limits_of(store, None, same_machine)[1]
 
 
 def main() -> None:
@@ -161,7 +176,7 @@ def main() -> None:
     )
     history = read_history(arguments.history, same)
     limits = learn_limits(arguments.approved, arguments.settings)
-    require_same(store, {key: expected[key] for key in ("model", "weights_sha256", "trace_sha256", "dtype")})
+    metadata = require_same(store, {key: expected[key] for key in ("model", "weights_sha256", "trace_sha256", "dtype")})
     record = deployed_record(approved, arguments.checkpoint)
     run = len(history) + 1
     means = prompt_means(read_parquet(arguments.approved / "divergence.parquet", ["prompt_id", "category", "kl_nats"]))
@@ -176,6 +191,7 @@ def main() -> None:
         **same,
         "prompts": prompts,
         "kl_nats": kl,
+        "other_hardware_kl_nats": other_hardware_kl(metadata, device),
     }
     table = charted(pandas.DataFrame([*history[COLUMNS].to_dict("records"), row]), limits)
     write_parquet(arguments.history, table)
