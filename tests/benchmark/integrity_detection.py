@@ -1,6 +1,6 @@
 """What the scan for quantized-and-dequantized weights catches and what evades it: rates over the built-in model.
 
-    PYTHONPATH=workflow python tests/benchmark/integrity_detection.py [--seconds 200] [--output FOLDER]
+    PYTHONPATH=workflow python tests/benchmark/integrity_detection.py [--clean NAME=FOLDER …] [--four-bit NAME=FOLDER …]
 
 Every quantizer of this project (through its own module), GPTQ-like and round-to-nearest integers are applied to the
 built-in model, dequantized, stored in three formats, and then changed: noise, further training, pruning, rescaled and
@@ -25,15 +25,17 @@ from quantharm import fetch, quantize
 from quantharm.common.files import replacing, write_text
 from quantharm.forensics.detection.checkpoints import scan_matrices
 from quantharm.forensics.detection.lattice_fit import CODEBOOKS
-from quantharm.forensics.detection.weights import narrowest, sample_matrix
+from quantharm.forensics.detection.weights import linear_shape, narrowest, sample_matrix
 from quantharm.models import loading
 from quantharm.quantizers import quantized_layers
 from quantharm.reporting.detection import (
+    FOUR_BIT,
     NATIVE,
     NOTHING,
     ONLY_AWQ,
     RANDOM,
     RATES,
+    REAL,
     detection_notes,
     detection_table,
     read_rates,
@@ -292,7 +294,7 @@ def rates(weights: Weights, stored: torch.dtype, expected: tuple | None) -> dict
     scanned = scan_matrices(sample_matrix(n, w.to(stored), *w.shape, stored) for n, w in weights.items())
     traces = [m for m in scanned if m["verdict"] == "dequantized"]
     right = [m for m in traces if (m["method"], m["group_size"], m["axis"]) == expected]
-    ratios = sorted(m["ratio"] for m in scanned)
+    ratios = sorted(m["ratio"] for m in scanned if m["ratio"] is not None)
     return {
         "expected": ", ".join(map(str, expected)) if expected else "",
         "matrices": len(scanned),
@@ -334,6 +336,19 @@ def random_matrices() -> dict[str, torch.Tensor]:
         "half pruned": dense * (dense.abs() > 0.0135),
         "2 of 4 pruned": dense * by_fours.view(1024, 1024),
     }
+
+
+def real_weights(folder: Path) -> dict[str, torch.Tensor]:
+    tensors = {n: t for f in sorted(folder.glob("*.safetensors")) for n, t in load_file(f).items()}
+    return {n: t for n, t in tensors.items() if t.is_floating_point() and linear_shape(list(t.shape))}
+
+
+def real_row(quantizer: str, change: str, folder: Path) -> dict:
+    """Of all matrices of a model in a folder, changed."""
+    weights = {n: w.float() for n, w in real_weights(folder).items()}
+    function, stored = CHANGES[change]
+    expected = None if quantizer.startswith(REAL) else ("4-bit integer", 32, "input")
+    return rates(function(weights, {}, weights), stored, expected)
 
 
 def rows_to_make() -> list[tuple[str, str]]:
@@ -394,16 +409,28 @@ def write_rates(path: Path, rates: list[dict]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rates", type=Path, default=RATES, help="CSV file; its rows are not measured again")
+    parser.add_argument("--clean", nargs="*", default=[], metavar="NAME=FOLDER", help="real models never quantized")
+    parser.add_argument(
+        "--four-bit", nargs="*", default=[], metavar="NAME=FOLDER", help="real models of 4-bit integers"
+    )
     parser.add_argument("--page", type=Path, default=Path(__file__).with_suffix(".md"))
     arguments = parser.parse_args()
     torch.set_grad_enabled(False)
     known = {(r["quantizer"], r["change"]): r for r in read_rates(arguments.rates)} if arguments.rates.is_file() else {}
     rates: list[dict] = []
     cache: dict = {}
-    for quantizer, change in rows_to_make():
+    folders = {REAL + n: Path(f) for n, _, f in (given.partition("=") for given in arguments.clean)}
+    four_bit = {n + FOUR_BIT: Path(f) for n, _, f in (given.partition("=") for given in arguments.four_bit)}
+    trained = [c for c in CHANGES if "steps" in c]
+    real = [(name, c) for name in folders for c in CHANGES if c not in (*trained, ONLY_AWQ)]
+    real += [(name, "none, bfloat16") for name in four_bit]
+    folders |= four_bit
+    for quantizer, change in [*rows_to_make(), *real]:
         row = known.get((quantizer, change))
         if row is None:
-            row = {"quantizer": quantizer, "change": change} | make_row(quantizer, change, cache)
+            made = quantizer in folders
+            figures = real_row(quantizer, change, folders[quantizer]) if made else make_row(quantizer, change, cache)
+            row = {"quantizer": quantizer, "change": change} | figures
             print(
                 f"{quantizer} | {change}: {row['detected']} of {row['matrices']}, right {row['recovered']}, ratio "
                 f"{row['ratio_lowest']:.3f} {row['ratio_median']:.3f} {row['ratio_highest']:.3f}  {row['seen_as']}",
@@ -412,6 +439,7 @@ def main() -> None:
         rates.append(row)
         known.pop((quantizer, change), None)
         write_rates(arguments.rates, [*rates, *known.values()])
+    rates += known.values()  # real models that are not at hand this time
     write_text(arguments.page, page(rates))
     print(page(rates))
     print("For the README:\n\n" + markdown_table(short_table(rates)))

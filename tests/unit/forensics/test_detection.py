@@ -8,9 +8,10 @@ from scipy import stats
 
 from quantharm.common.errors import UserError
 from quantharm.forensics.detection import checkpoints
+from quantharm.forensics.detection.chance import chance_of
 from quantharm.forensics.detection.checkpoints import scan_matrices
 from quantharm.forensics.detection.lattice_fit import CODEBOOKS, Format, fit, without_grid
-from quantharm.forensics.detection.scan import chance_of, distinct_share, p_value, scan_matrix, scan_model
+from quantharm.forensics.detection.scan import distinct_share, p_value, scan_matrix, scan_model
 from quantharm.forensics.detection.trials import Trial
 from quantharm.forensics.detection.weights import narrowest, read_matrices, sample_matrix
 

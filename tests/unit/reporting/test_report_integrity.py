@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pandas
 import pytest
+from scipy import stats
 
 from quantharm.common.errors import UserError
 from quantharm.reporting import detection
@@ -59,13 +60,32 @@ def test_storage_formats_share_a_column():
 
 
 def test_the_sentences_under_it_by_hand():
-    assert detection.detection_notes(RATES) == [
+    assert [note for note in detection.detection_notes(RATES) if not note.startswith(BY_CHECKPOINT)] == [
         "False alarms: 1 of 60 matrices never quantized (lowest ratio 0.85, and 0.95 of the distinct values expected).",
         "Evades, “noise”: A.",
         "AWQ with its scales folded back into the norms: 18 of 20.",
         "Native low-bit training looks the same as quantization: of ternary weights, one scale a matrix, as it stores "
         "them, 100\u00a0% of 20 matrices are called dequantized.",
     ]
+
+
+BY_CHECKPOINT = ("A checkpoint is called", "Checkpoints called")
+
+
+def test_rates_are_stated_by_checkpoint():
+    """One traced matrix of 39 is no dequantized checkpoint, four are; clean ones never quantized count apart."""
+    real = f"{detection.REAL}mini"
+    rows = [
+        rate(real, "none", 1) | {"matrices": 39},
+        rate(real, "noise", 4) | {"matrices": 39},
+        rate("A", "none", 1) | {"matrices": 39},
+        rate("B", "none", 39) | {"matrices": 39},
+    ]
+    notes = [note for note in detection.detection_notes(rows) if note.startswith(BY_CHECKPOINT)]
+    assert stats.binom.cdf(5, 78, 0.13006) == pytest.approx(0.05, abs=1e-4)  # the bound of 5 alarms in 78 matrices
+    assert "fewer than 13.01" in notes[0]
+    assert notes[0].endswith("1 of 2 called so.")
+    assert notes[1:] == ["Checkpoints called dequantized, “none”: 1 of 2."]
 
 
 @pytest.mark.parametrize("text", ["", HEAD + "a,b,,x,1,1,0,0,0,0\n", "a,b\n1,2\n"])
@@ -90,7 +110,12 @@ def benchmark(root):
 
 def test_the_measured_rates_are_whole_and_the_page_is_made_of_them(benchmark, root):
     rates = detection.read_rates()
-    assert [(row["quantizer"], row["change"]) for row in rates] == benchmark.rows_to_make()
+    own = [row for row in rates if not detection.is_real(row)]
+    assert [(row["quantizer"], row["change"]) for row in own] == benchmark.rows_to_make()
+    assert {row["quantizer"] for row in rates if detection.is_real(row)} == {
+        "nothing, real: MiniLM-L6",
+        "SmolLM2-135M, 4 bits in 32",
+    }
     assert (root / "tests/benchmark/integrity_detection.md").read_text(encoding="utf-8") == benchmark.page(rates)
 
 
@@ -98,7 +123,7 @@ def test_the_readmes_table_is_made_of_the_measured_rates(root):
     rates = detection.read_rates()
     table = detection.short_table(rates)
     assert markdown_table(table) in (root / "README.md").read_text(encoding="utf-8")
-    matrices = sum(row["matrices"] for row in rates if row["change"] != ONLY_AWQ)
+    matrices = sum(r["matrices"] for r in rates if r["change"] != ONLY_AWQ and not detection.is_real(r))
     assert sum(int(cell.text.split(" of ")[1]) for row in table.rows for cell in row[1:]) == matrices
 
 

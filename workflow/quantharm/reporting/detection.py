@@ -7,12 +7,17 @@ import csv
 from pathlib import Path
 from typing import Any
 
+from scipy import stats
+
 from quantharm.common.errors import UserError
+from quantharm.forensics.detection.chance import FALSE_ALARM_A_CHECKPOINT, FALSE_ALARM_A_MATRIX, is_dequantized
 from quantharm.reporting.format import count, fixed, listing, share
 from quantharm.reporting.tables.table import Cell, Column, Table
 
 RATES = Path(__file__).parents[2] / "report" / "integrity-detection.csv"
 NOTHING, RANDOM, NATIVE = "nothing", "random matrices", "nothing (ternary, as BitNet)"
+REAL = "nothing, real: "  # how the names of real models begin that were never quantized
+FOUR_BIT = ", 4 bits in 32"  # how those of 4-bit integers, written out, end
 ONLY_AWQ = "scales folded back"
 UNCHANGED, AS_STORED = "none, ", "as stored, in 3 formats"  # how the changes that are none begin; their common column
 INTEGERS = ("matrices", "detected", "recovered")
@@ -32,14 +37,22 @@ def read_rates(path: Path = RATES) -> Rates:
         raise UserError(f"{path} cannot be read ({error}); take it from the repository again") from None
 
 
+def is_clean(row: dict[str, Any]) -> bool:
+    return row["quantizer"] in (NOTHING, RANDOM) or row["quantizer"].startswith(REAL)
+
+
+def is_real(row: dict[str, Any]) -> bool:
+    """Whether a row is of a model beside the built-in one."""
+    return row["quantizer"].startswith(REAL) or row["quantizer"].endswith(FOUR_BIT)
+
+
 def never_quantized(rates: Rates) -> Rates:
-    return [row for row in rates if row["quantizer"] in (NOTHING, RANDOM)]
+    return [row for row in rates if is_clean(row)]
 
 
 def quantized(rates: Rates, change: str) -> Rates:
     """The rows of one change to weights that a quantizer had made."""
-    known = (NOTHING, RANDOM, NATIVE)
-    return [row for row in rates if row["change"] == change and row["quantizer"] not in known]
+    return [r for r in rates if r["change"] == change and not is_clean(r) and r["quantizer"] != NATIVE]
 
 
 def changes(rates: Rates) -> list[str]:
@@ -70,13 +83,16 @@ def detection_table(rates: Rates) -> Table:
 
 
 def short_table(rates: Rates) -> Table:
-    """The same for the README: quantizers of 8 bits, of fewer, ternary weights, and none, added up."""
-    rates = joined(rates)
+    """The same for the README: quantizers of 8 bits, of fewer, ternary weights, and none, added up.
+
+    Of the built-in model alone.
+    """
+    rates = joined([row for row in rates if not is_real(row)])
     kinds = {"8 bits": [], "4 bits and fewer": [], "ternary, as native training": [], "never quantized": []}
     for row in rates:
         eight = row["expected"].startswith("8-bit")
-        of = {NOTHING: "never quantized", NATIVE: "ternary, as native training", RANDOM: "never quantized"}
-        kinds[of.get(row["quantizer"], "8 bits" if eight else "4 bits and fewer")].append(row)
+        kind = "never quantized" if is_clean(row) else "8 bits" if eight else "4 bits and fewer"
+        kinds["ternary, as native training" if row["quantizer"] == NATIVE else kind].append(row)
     lines = []
     for change in changes(rates):
         line = [Cell(change, change)]
@@ -94,13 +110,35 @@ def cell_of(row: dict[str, Any] | None) -> Cell:
     found, of = row["detected"], row["matrices"]
     fewer = found and row["expected"] and row["recovered"] < found
     caught = "pass" if found == of else "fail" if not found else "undecided"
-    tone = {NOTHING: "fail" if found else "pass", NATIVE: "undecided"}.get(row["quantizer"], caught)
+    clean = "fail" if found else "pass"
+    tone = "undecided" if row["quantizer"] == NATIVE else clean if is_clean(row) else caught
     aside = f"{row['recovered']} right" if fewer else ""
     return Cell(f"{found}/{of}", f"{found}/{of}", aside=aside, tone=tone)
 
 
+def checkpoint_notes(rates: Rates) -> list[str]:
+    """The same by checkpoint, each row being one: called dequantized or not, and the rate by which that is decided."""
+    clean = never_quantized(rates)
+    alarms, matrices = (sum(row[key] for row in clean) for key in ("detected", "matrices"))
+    called = [row for row in clean if is_dequantized(row["detected"], row["matrices"])]
+    highest = float(stats.beta.ppf(0.95, alarms + 1, matrices - alarms))
+    notes = [
+        f"A checkpoint is called dequantized where more matrices show a trace than if one in "
+        f"{1 / FALSE_ALARM_A_MATRIX:.0f} did by chance (at most {share(FALSE_ALARM_A_CHECKPOINT, 1)} of checkpoints); "
+        f"measured were fewer than {share(highest, 2)} of matrices (95\u00a0%). Checkpoints never quantized, changed "
+        f"or not: {len(called)} of {len(clean)} called so."
+    ]
+    for change in dict.fromkeys(row["change"] for row in rates):
+        rows = quantized(rates, change)
+        found = [row for row in rows if is_dequantized(row["detected"], row["matrices"])]
+        if rows and change != ONLY_AWQ:
+            notes.append(f"Checkpoints called dequantized, “{change}”: {len(found)} of {len(rows)}.")
+    return notes
+
+
 def detection_notes(rates: Rates) -> list[str]:
     """False alarms, what evades, what looks the same: sentences that follow from the rates."""
+    checkpoints = checkpoint_notes(rates)
     rates = joined(rates)
     clean = never_quantized(rates)
     alarms, matrices = (sum(row[key] for row in clean) for key in ("detected", "matrices"))
@@ -108,6 +146,7 @@ def detection_notes(rates: Rates) -> list[str]:
     notes = [
         f"False alarms: {alarms} of {matrices:,} matrices never quantized (lowest ratio {fixed(lowest, 2)}, and "
         f"{fixed(min(row['distinct_lowest'] for row in clean), 2)} of the distinct values expected).",
+        *checkpoints,
     ]
     for change in changes(rates):
         rows = quantized(rates, change)

@@ -9,16 +9,13 @@ import math
 from typing import Any
 
 import torch
-from scipy import stats
 
+from quantharm.forensics.detection.chance import chance_of, is_dequantized
 from quantharm.forensics.detection.trials import AXES, SEED, Trial, all_trials, best_trial
 from quantharm.forensics.detection.weights import Matrix
 
 DISTINCT_LIMIT = 0.7  # of what weights of the same spread and dtype have
 DISTINCT_JITTER = 0.02  # relative: some steps of bfloat16
-# Of matrices never quantized, the share that is called dequantized: more than was ever seen (integrity_detection.md).
-FALSE_ALARM_A_MATRIX = 0.01
-FALSE_ALARM_A_CHECKPOINT = 0.001  # accepted
 SHOWN_TRACES = 3
 
 
@@ -87,16 +84,6 @@ def p_value(found: Trial | None, trials: int) -> float | None:
         return None
     tail = math.erfc(-found.t / math.sqrt(2)) / 2  # of the normal distribution, which t is over so many groups
     return min(1.0, trials * tail)
-
-
-def chance_of(traced: int, scanned: int) -> float:
-    """P(so many traces or more) in a checkpoint never quantized: binomial, FALSE_ALARM_A_MATRIX a matrix."""
-    return float(stats.binom.sf(traced - 1, scanned, FALSE_ALARM_A_MATRIX))
-
-
-def is_dequantized(traced: int, scanned: int) -> bool:
-    """Whether so many traces are too many for a checkpoint that was never quantized."""
-    return traced > 0 and chance_of(traced, scanned) <= FALSE_ALARM_A_CHECKPOINT
 
 
 def scan_model(matrices: list[dict[str, Any]]) -> dict[str, Any]:
