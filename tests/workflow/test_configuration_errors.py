@@ -162,3 +162,14 @@ def test_a_model_in_a_folder_with_an_odd_name_is_fetched(small):
     small.run("results/reference/source.json")
     assert small.read("source.json")["path"] == ODD
     assert not (small / "pwned").exists()
+
+
+def test_a_second_config_file_overrides_the_shipped_one(small):
+    """Snakemake merges the two key by key: what does not fit is named, and null removes it."""
+    texts = f"texts: {{builtin: {{path: null, dataset: a/b, revision: {'a' * 40}}}}}"
+    (small / "mine.yaml").write_text(f"methods: {{nf4: {{quantizer: bitsandbytes_int8}}}}\n{texts}", encoding="utf-8")
+    result = small.snakemake("--quiet", "host", "--configfile", "mine.yaml")
+    assert_one_sentence(small, result, ["methods.nf4", "merged key by key", "`quant_type: null`"])
+    entry = "{quantizer: bitsandbytes_int8, quant_type: null, double_quantization: null}"
+    (small / "mine.yaml").write_text(f"methods: {{nf4: {entry}}}\n{texts}", encoding="utf-8")
+    assert "reference × nf4: quantize" in small.jobs("--configfile", "mine.yaml")

@@ -250,7 +250,7 @@ def test_every_key_of_the_schema_has_a_description(schema):
         ("models/m/gpus", 0, ["models.m.gpus", "0"]),
         ("models/m/allow_pickle", "yes", ["models.m.allow_pickle", "boolean"]),
         ("models/m/source", ..., ["models.m", "lacks the key `source`"]),
-        ("models/m", None, ["models.m", "object"]),
+        ("models/m", None, ["`models` in the config", "non-empty"]),
         ("models", [], ["models", "object"]),
         ("evaluate", ..., ["lacks the key `evaluate`"]),
         ("evaluate/models", [], ["evaluate.models"]),
@@ -619,3 +619,92 @@ def test_awq_without_zero_points_is_refused(folder, schema_path):
     config["methods"]["awq"] = {"quantizer": "awq", "zero_point": False}
     config["evaluate"]["methods"] = ["baseline", "awq"]
     assert "zero_point: false" in sentence_for(config, schema_path)
+
+
+MERGED = {  # entries as they are once a user's file was merged over the shipped one
+    "path over a data set": (
+        "texts/t",
+        {"path": "text.txt", "dataset": "a/b", "name": "n", "revision": REVISION},
+        "texts.t",
+        "path: null",
+        {"dataset": None},
+    ),
+    "a data set over a path": (
+        "texts/t",
+        {"path": "text.txt", "dataset": "a/b", "revision": REVISION},
+        "texts.t",
+        "path: null",
+        {"path": None},
+    ),
+    "another quantizer": (
+        "methods/nf4",
+        {"quantizer": "bitsandbytes_int8", "quant_type": "nf4"},
+        "methods.nf4",
+        "quant_type: null",
+        {"quant_type": None},
+    ),
+    "a quantizer in place of somebody's checkpoint": (
+        "methods/nf4",
+        {"quantizer": "bitsandbytes_4bit", "source": "model", "revision": None},
+        "methods.nf4",
+        "source: null",
+        {"source": None},
+    ),
+    "random weights over a hub model": (
+        "models/m",
+        {"source": {"architecture": "mistral-7b"}, "revision": REVISION, "protocol": "p"},
+        "models.m.revision",
+        "revision: null",
+        {"revision": None},
+    ),
+    "noise on a checkpoint that is taken as it is": (
+        "methods/nf4",
+        {"quantizer": "pretrained", "source": "model", "noise": {"sigma": 0.3}},
+        "method `nf4`",
+        "noise: null",
+        {"noise": None},
+    ),
+}
+
+
+@pytest.mark.parametrize(("path", "entry", "where", "remedy", "nulls"), MERGED.values(), ids=MERGED)
+def test_what_another_config_file_set_is_removed_by_null_and_the_message_says_so(
+    folder, schema_path, path, entry, where, remedy, nulls
+):
+    with pytest.raises(UserError) as error:
+        complete(changed(path, entry), schema_path)
+    assert where in str(error.value)
+    assert f"config files are merged key by key, so what another one sets stays until yours says `{remedy}`" in str(
+        error.value
+    )
+    config = complete(changed(path, entry | nulls), schema_path)
+    kind, name = path.split("/")
+    assert not {key for key in nulls if config[kind][name].get(key) is not None}
+
+
+def test_null_removes_an_entry_a_setting_and_a_nested_key(folder, schema_path):
+    config = minimal()
+    config["methods"]["awq"] = None
+    config["methods"]["nf4"]["quant_type"] = None
+    config["texts"]["other"] = None
+    config["protocols"]["p"] |= {"benchmark": {"repetitions": None, "seconds": 3}, "window_tokens": None}
+    config["report"] = None
+    found, plain = complete(config, schema_path), complete(minimal(), schema_path)
+    assert found["protocols"]["p"].pop("benchmark") == plain["protocols"]["p"].pop("benchmark") | {"seconds": 3}
+    assert found == plain
+
+
+def test_null_stays_where_it_is_a_value(folder, schema_path):
+    config = minimal()
+    config["protocols"]["p"] |= {"prompts_per_category": None, "windows": None}
+    found = complete(config, schema_path)["protocols"]["p"]
+    assert found["prompts_per_category"] is None
+    assert found["windows"] is None
+
+
+@pytest.mark.parametrize(
+    ("path", "words"), [("protocols/p/winodws", "winodws"), ("methods/nf4/quant_tipe", "quant_tipe")]
+)
+def test_null_for_a_key_that_does_not_exist_is_a_mistake(folder, schema_path, path, words):
+    with pytest.raises(UserError, match=words):
+        complete(changed(path, None), schema_path)

@@ -17,7 +17,7 @@ from quantharm.common.files import LARGEST_INPUT_BYTES
 from quantharm.config.derived_methods import add_derived_methods
 from quantharm.config.methods import check_method, completed_method, methods_of, quantizer_names, uses_calibration
 from quantharm.config.names import BASELINE, RESERVED_METHODS, RESERVED_MODELS, refer
-from quantharm.config.validation import check_values, validate, with_defaults
+from quantharm.config.validation import check_values, removed_by_null, validate, with_defaults, without_nulls
 from quantharm.models.architectures import read_architecture
 
 
@@ -26,6 +26,7 @@ def complete(config: dict[str, Any], schema_path: Path) -> dict[str, Any]:
     schema = yaml.safe_load(Path(schema_path).read_text(encoding="utf-8"))
     check_values(config, "the config")
     config = json.loads(json.dumps(config, default=str))  # plain dicts and lists
+    config = without_nulls(config, schema)
     validate(config, schema)
     config = with_defaults(config, schema)
     for name, method in config["methods"].items():
@@ -93,7 +94,8 @@ def check_names(config: dict[str, Any]) -> None:
             refer(config, "models", model, f"methods.{name}.models")
     for name, text in config["texts"].items():
         if ("path" in text) == ("dataset" in text):
-            raise UserError(f"`texts.{name}` in the config needs either `path` or `dataset`")
+            both = removed_by_null("path") if "path" in text else ""
+            raise UserError(f"`texts.{name}` in the config needs either `path` or `dataset`{both}")
 
 
 def check_files(config: dict[str, Any]) -> None:
@@ -215,7 +217,7 @@ def check_synthetic(config: dict[str, Any], name: str) -> None:
     except UserError as error:
         raise UserError(f"`models.{name}.source.architecture` in the config: {error}") from None
     if model.get("revision"):
-        raise UserError(f"`models.{name}.revision` in the config is for hub models; remove it")
+        raise UserError(f"`models.{name}.revision` in the config is for hub models{removed_by_null('revision')}")
     if config["protocols"][model["protocol"]]["chat_template"] == "required":
         raise UserError(
             f"protocol `{model['protocol']}` requires a chat template but the model `{name}` is made of random "

@@ -7,7 +7,7 @@ from typing import Any
 
 from quantharm.common.errors import UserError
 from quantharm.config.names import BASELINE
-from quantharm.config.validation import validate, with_defaults
+from quantharm.config.validation import removed_by_null, takes_null, validate, with_defaults
 from quantharm.quantizers import noise
 
 
@@ -36,14 +36,33 @@ def method_schema(quantizer: str) -> dict[str, Any]:
     }
 
 
+def settings_of_quantizers() -> set[str]:
+    """The keys that any quantizer declares."""
+    modules = [importlib.import_module(f"quantharm.quantizers.{name}") for name in quantizer_names()]
+    return {key for module in modules for key in module.SETTINGS}
+
+
 def completed_method(name: str, method: dict[str, Any]) -> dict[str, Any]:
     """A method's entry with its quantizer's defaults; raises UserError where it is not what the quantizer takes."""
-    own = method_schema(method["quantizer"])
+    quantizer = method["quantizer"]
+    own = method_schema(quantizer)
+    foreign = [key for key in method if key not in own["properties"] and key in settings_of_quantizers()]
+    for key in foreign:
+        if method[key] is not None:
+            raise UserError(
+                f"`methods.{name}` in the config has `{key}`, which quantizer `{quantizer}` does not take"
+                + removed_by_null(key)
+            )
+    method = {
+        key: value
+        for key, value in method.items()
+        if key not in foreign and (value is not None or takes_null(own["properties"].get(key, {})))
+    }
     validate(method, own, ("methods", name))
     method = with_defaults(method, own)
     conflict = noise.conflict(method["quantizer"], method) if "noise" in method else None
     if conflict:
-        raise UserError(f"method `{name}` in the config cannot {conflict}")
+        raise UserError(f"method `{name}` in the config cannot {conflict}{removed_by_null('noise')}")
     return method
 
 

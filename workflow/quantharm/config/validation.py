@@ -16,6 +16,32 @@ MOST_VALUES = 100_000  # of a whole configuration, aliases written out; the ship
 TEMPLATES = "__use_yte__"  # Snakemake would then run the Python expressions in the file
 
 
+def removed_by_null(key: str) -> str:
+    """What to add to a message about a key that may have come from another config file than the user's own."""
+    return f"; config files are merged key by key, so what another one sets stays until yours says `{key}: null`"
+
+
+def takes_null(schema: dict[str, Any]) -> bool:
+    """Whether null is a value that a schema takes; it is where nothing is said of the value."""
+    types = schema.get("type")
+    if "enum" in schema:
+        return None in schema["enum"]
+    return types is None or "null" in types  # a list, or one word of which "null" is no part
+
+
+def without_nulls(value: Any, schema: dict[str, Any]) -> Any:
+    """A copy without the keys that are null and cannot be: so a config file removes what one before it set."""
+    if not isinstance(value, dict):
+        return value
+    properties = schema.get("properties", {})
+    schemas = {key: properties.get(key, schema_of_other(schema)) for key in value}
+    return {
+        key: without_nulls(item, schemas[key])
+        for key, item in value.items()
+        if item is not None or takes_null(schemas[key])
+    }
+
+
 def with_defaults(value: Any, schema: dict[str, Any]) -> Any:
     """A copy of `value` in which every missing key that has a default holds it."""
     if not isinstance(value, dict):
