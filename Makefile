@@ -3,7 +3,7 @@ PYTHON ?= python3
 FLAGS = --cores all --resources gpu=1 --quiet host reason
 EVALUATION = .venv-evaluation/installed.txt
 
-.PHONY: demo test unit-test workflow-test slurm-test lint format timing clean
+.PHONY: demo zoo test unit-test workflow-test slurm-test lint format timing clean
 
 demo: .venv/installed ## evaluate the built-in model with all methods
 	.venv/bin/snakemake $(FLAGS)
@@ -17,6 +17,9 @@ unit-test: .venv/installed $(EVALUATION)
 
 workflow-test: .venv/installed $(EVALUATION)
 	OMP_WAIT_POLICY=passive .venv/bin/python -m pytest tests/workflow
+
+zoo: .venv/installed $(EVALUATION) ## every stage on tiny models of some forty architectures
+	PYTHONPATH=workflow OMP_WAIT_POLICY=passive .venv-evaluation/bin/python tests/unit/zoo.py
 
 slurm-test: .venv/installed $(EVALUATION) ## the whole workflow through a SLURM of one node, and its failures
 	sh tests/slurm/install.sh

@@ -16,7 +16,45 @@ from quantharm.speed.benchmark import cache_bytes
 from quantharm.speed.decoding import decode_one_token, prefill
 from quantharm.speed.trial import try_model
 
+CAUSAL = [name for name in zoo.ZOO if name not in zoo.NOT_CAUSAL]
+EVALUATED = ("quantize", "generation", "logits", "perplexity", "divergence")
 IDS = [7, 100, 33, 250, 18, 90, 41, 12]
+
+
+@pytest.mark.parametrize("name", CAUSAL)
+def test_architectures(name, tmp_path, monkeypatch, byte_tokenizer):
+    """Baseline and NF4 up to the checks, the other methods to the trial of what they made; `make zoo` runs all."""
+    run = zoo.Run(name, tmp_path, byte_tokenizer(), monkeypatch)
+    assert run.fetch(), run.outcomes
+    assert run.cell("baseline", EVALUATED), run.outcomes
+    run.cell("nf4", (*EVALUATED, "checks"))
+    run.cell("int8", ("quantize",))
+    run.cell("awq", ("quantize",))
+    assert not [outcome for outcome in run.outcomes.values() if outcome.startswith("FAILED")], run.outcomes
+    refused = {
+        method: outcome.removeprefix(zoo.REFUSED)
+        for (stage, method), outcome in run.outcomes.items()
+        if outcome.startswith(zoo.REFUSED)
+    }
+    expected = zoo.ZOO[name].refused
+    by_processor = {method for method, words in expected.items() if words == zoo.CPU_KERNEL}
+    assert expected.keys() - by_processor <= refused.keys() <= expected.keys(), run.outcomes
+    for method, sentence in refused.items():
+        assert expected[method] in sentence
+        assert [stage for stage, of in run.outcomes if of == method] == ["quantize"]  # nothing was evaluated
+        assert not (run.chain / method / "quantization.json").exists()
+        assert "\n" not in sentence
+    assert run.failed_checks("nf4") == set(zoo.ZOO[name].failed)
+
+
+@pytest.mark.parametrize("name", ["Falcon", "OPT, projected", "BLOOM"])
+def test_awq_checkpoints_are_whole(name, tmp_path, monkeypatch, byte_tokenizer):
+    """Falcon's activation gets no scales, OPT has linear layers outside its decoder's, BLOOM no rotary positions."""
+    run = zoo.Run(name, tmp_path, byte_tokenizer(), monkeypatch)
+    assert run.fetch()
+    assert run.cell("baseline", EVALUATED), run.outcomes
+    assert run.cell("awq", ("quantize", "divergence")), run.outcomes
+    assert 0.001 < run.chain.read("awq/divergence.json")["kl_nats"]["mean"] < 0.3
 
 
 @pytest.mark.parametrize("name", zoo.NOT_CAUSAL)

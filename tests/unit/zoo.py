@@ -1,6 +1,6 @@
 """A zoo: a tiny random model of each architecture, made by transformers from a small configuration.
 
-    python tests/unit/zoo.py [NAME …] [--methods nf4 awq] [--page docs/architectures.md]
+    python tests/unit/zoo.py [NAME …] [--methods nf4 awq] [--page FILE.md]
 
 runs every stage on every model with every method, in this process, and prints what ran, what was refused, and why.
 """
@@ -8,7 +8,6 @@ runs every stage on every model with every method, in this process, and prints w
 import contextlib
 import io
 import json
-import sys
 import time
 import traceback
 from dataclasses import dataclass, field
@@ -54,6 +53,7 @@ class Animal:
     settings: dict[str, Any] = field(default_factory=dict)
     model: str = "AutoModelForCausalLM"
     refused: dict[str, str] = field(default_factory=dict)  # method → words of the sentence, on a CPU
+    failed: tuple[str, ...] = ()  # checks of NF4
 
 
 VISION = {
@@ -61,8 +61,8 @@ VISION = {
     "intermediate_size": 64,
     "num_hidden_layers": 1,
     "num_attention_heads": 2,
-    "image_size": 28,
-    "patch_size": 14,
+    "image_size": 8,
+    "patch_size": 4,
 }
 LATENT = {  # multi-head latent attention
     "q_lora_rank": 32,
@@ -74,12 +74,19 @@ LATENT = {  # multi-head latent attention
     "num_key_value_heads": 4,
 }
 
+MIXTURE = dict.fromkeys(("int8", "nf4", "awq"), "sparse mixture")
+NOT_AWQ = {"awq": "autoawq"}
+FALCON = dict.fromkeys(("int8", "nf4"), "leaves FalconLinear alone")
+CPU_KERNEL = (
+    "cannot be computed on cpu"  # bitsandbytes' kernel for AVX512_BF16; without it another one takes all shapes
+)
+
 ZOO: dict[str, Animal] = {
     "Llama": Animal("LlamaConfig"),
     "Mistral": Animal("MistralConfig", {"sliding_window": 32}),
     "Qwen2": Animal("Qwen2Config", {"tie_word_embeddings": True}),
     "Qwen3": Animal("Qwen3Config"),
-    "Qwen3-MoE": Animal("Qwen3MoeConfig", EXPERTS),
+    "Qwen3-MoE": Animal("Qwen3MoeConfig", EXPERTS, refused=MIXTURE),
     "Qwen3-Next": Animal(
         "Qwen3NextConfig",
         EXPERTS
@@ -91,8 +98,9 @@ ZOO: dict[str, Animal] = {
             "linear_value_head_dim": 16,
             "layer_types": ["linear_attention", "full_attention"],
         },
+        refused=MIXTURE,
     ),
-    "Mixtral": Animal("MixtralConfig", EXPERTS),
+    "Mixtral": Animal("MixtralConfig", EXPERTS, refused=MIXTURE),
     "Gemma": Animal("GemmaConfig"),
     "Gemma 2": Animal(
         "Gemma2Config", {"sliding_window": 32, "final_logit_softcapping": 5.0, "query_pre_attn_scalar": 16}
@@ -100,6 +108,7 @@ ZOO: dict[str, Animal] = {
     "Gemma 3": Animal(
         "Gemma3TextConfig",
         {"sliding_window": 32, "query_pre_attn_scalar": 16, "layer_types": ["sliding_attention", "full_attention"]},
+        refused=NOT_AWQ,
     ),
     "Gemma 3 multimodal": Animal(
         "Gemma3Config",
@@ -118,22 +127,36 @@ ZOO: dict[str, Animal] = {
             "eos_token_id": 1,
         },
         "AutoModelForImageTextToText",
+        refused=NOT_AWQ,
     ),
     "Phi-3": Animal("Phi3Config", {"sliding_window": 64}),
-    "GPT-2": Animal("GPT2Config", {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 256}),
+    "GPT-2": Animal("GPT2Config", {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 256}, refused=NOT_AWQ),
     "GPT-NeoX": Animal("GPTNeoXConfig"),
     "GPT-J": Animal(
         "GPTJConfig", {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 256, "rotary_dim": 8, "n_inner": 128}
     ),
     "OPT": Animal("OPTConfig", {"ffn_dim": 128, "word_embed_proj_dim": 64}),
-    "OPT, projected": Animal("OPTConfig", {"ffn_dim": 128, "word_embed_proj_dim": 32, "do_layer_norm_before": False}),
+    "OPT, projected": Animal(
+        "OPTConfig",
+        {"ffn_dim": 128, "word_embed_proj_dim": 32, "do_layer_norm_before": False},
+        refused={"nf4": CPU_KERNEL},
+    ),
     "BLOOM": Animal("BloomConfig", {"n_layer": 2, "n_head": 4}),
-    "Falcon": Animal("FalconConfig", {"new_decoder_architecture": True, "num_kv_heads": 2, "head_dim": ABSENT}),
+    "Falcon": Animal(
+        "FalconConfig",
+        {"new_decoder_architecture": True, "num_kv_heads": 2, "head_dim": ABSENT},
+        refused=FALCON,
+    ),
     "Falcon-H1": Animal(
         "FalconH1Config",
         {"mamba_d_ssm": 64, "mamba_n_heads": 4, "mamba_d_head": 16, "mamba_n_groups": 1, "mamba_d_state": 16},
+        refused=NOT_AWQ | {"nf4": CPU_KERNEL},
     ),
-    "Mamba": Animal("MambaConfig", {"max_position_embeddings": ABSENT, "state_size": 8, "time_step_rank": 4}),
+    "Mamba": Animal(
+        "MambaConfig",
+        {"max_position_embeddings": ABSENT, "state_size": 8, "time_step_rank": 4},
+        refused=NOT_AWQ | {"int8": "cannot be computed", "nf4": CPU_KERNEL},
+    ),
     "Mamba 2": Animal(
         "Mamba2Config",
         {
@@ -144,15 +167,16 @@ ZOO: dict[str, Animal] = {
             "n_groups": 1,
             "chunk_size": 16,
         },
+        refused=NOT_AWQ | {"nf4": CPU_KERNEL},
     ),
-    "LFM2": Animal("Lfm2Config", {"layer_types": ["conv", "full_attention"], "block_multiple_of": 64}),
+    "LFM2": Animal("Lfm2Config", {"layer_types": ["conv", "full_attention"], "block_multiple_of": 64}, refused=NOT_AWQ),
     "StableLM": Animal("StableLmConfig"),
     "Starcoder 2": Animal("Starcoder2Config", {"sliding_window": None}),
     "Cohere": Animal("CohereConfig", {"logit_scale": 0.0625}),
-    "Granite": Animal("GraniteConfig", {"logits_scaling": 8.0, "embedding_multiplier": 3.0}),
-    "OLMo 2": Animal("Olmo2Config"),
-    "GLM-4": Animal("Glm4Config"),
-    "SmolLM 3": Animal("SmolLM3Config"),
+    "Granite": Animal("GraniteConfig", {"logits_scaling": 8.0, "embedding_multiplier": 3.0}, refused=NOT_AWQ),
+    "OLMo 2": Animal("Olmo2Config", refused=NOT_AWQ),
+    "GLM-4": Animal("Glm4Config", refused=NOT_AWQ),
+    "SmolLM 3": Animal("SmolLM3Config", refused=NOT_AWQ),
     "DeepSeek-V3": Animal(
         "DeepseekV3Config",
         LATENT
@@ -164,9 +188,12 @@ ZOO: dict[str, Animal] = {
             "topk_group": 1,
             "first_k_dense_replace": 1,
         },
+        refused=MIXTURE,
     ),
-    "gpt-oss": Animal("GptOssConfig", EXPERTS | {"sliding_window": 32, "intermediate_size": 64}),
-    "RWKV": Animal("RwkvConfig", {"max_position_embeddings": ABSENT, "context_length": 256}),
+    "gpt-oss": Animal("GptOssConfig", EXPERTS | {"sliding_window": 32, "intermediate_size": 64}, refused=MIXTURE),
+    "RWKV": Animal(
+        "RwkvConfig", {"max_position_embeddings": ABSENT, "context_length": 256}, refused=NOT_AWQ, failed=("kernel",)
+    ),
     "T5": Animal(
         "T5Config", {"d_model": 64, "d_kv": 16, "d_ff": 128, "num_layers": 2, "num_heads": 4}, "AutoModelForSeq2SeqLM"
     ),
@@ -288,27 +315,36 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", default=list(ZOO))
     parser.add_argument("--methods", nargs="+", default=list(METHODS))
+    parser.add_argument("--page", type=Path, help="Markdown file for the table")
     arguments = parser.parse_args()
     loading.quiet()
+    methods = arguments.methods
+    lines = [f"| architecture | {' | '.join(methods)} |", f"|---|{'---|' * len(methods)}"]
     for name in arguments.names:
-        begin = time.process_time()
         with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as monkeypatch:
             outcomes = visit(name, Path(folder), byte_level_tokenizer(), monkeypatch, arguments.methods)
             kl = {
-                path.parent.name: f"KL {json.loads(path.read_text())['kl_nats']['mean']:.2g} nats"
+                path.parent.name: f", KL {json.loads(path.read_text())['kl_nats']['mean']:.2g}"
                 for path in Path(folder).glob("run/*/divergence.json")
             }
-        ran = {}
-        for (stage, method), outcome in outcomes.items():
-            if outcome == RAN:
-                ran.setdefault(method, []).append(stage)
-        print(f"{name}  ({time.process_time() - begin:.1f} s)")
-        for method, stages in ran.items():
-            print(f"   {method:9} ran {' '.join(stages)}  {kl.get(method, '')}")
-        for (stage, method), outcome in outcomes.items():
-            if outcome != RAN:
-                print(f"   {method:9} {stage}: {outcome}")
-        sys.stdout.flush()
+            words = [
+                cell_words(outcomes, method).replace(folder, "") + kl.get(method, "") for method in arguments.methods
+            ]
+        for method, text in zip(methods, words, strict=True):
+            print(f"{name:20}{method:10}{text}", flush=True)
+        failed = [f"{stage}: {o}" for (stage, method), o in outcomes.items() if method == ALL and o != RAN]
+        print(*(f"{name:20}{'':10}{text}".replace(folder, "") for text in failed), sep="\n", end="\n" * bool(failed))
+        lines.append(f"| {name} | {' | '.join(words)} |")
+    if arguments.page:
+        arguments.page.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def cell_words(outcomes: dict[tuple[str, str], str], method: str) -> str:
+    """`ran`, or where a cell (or its model's fetch) ended and how."""
+    for (stage, of), outcome in outcomes.items():
+        if outcome != RAN and (of == method or (stage, of) == ("fetch", ALL)):
+            return f"{stage}: {outcome}"
+    return RAN
 
 
 if __name__ == "__main__":

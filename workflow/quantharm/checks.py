@@ -30,13 +30,13 @@ from quantharm.models.loading import (
     verify_weights,
 )
 from quantharm.quantizers import calibration, quantized_layers
+from quantharm.quantizers.quantized_layers import QUANTIZED_SHARE_LIMIT
 from quantharm.scoring.forward import last_hidden_states, output_head
 
 SELF_DIVERGENCE_LIMIT = 1e-5  # nats
 RELOAD_LIMIT = {"cpu": 0.0, "cuda": 1e-6}  # nats
 RELOAD_NOISE_FACTOR = 10.0  # some GPU kernels add in varying order: two passes of one load differ as well
 RELOAD_CEILING = 1e-2  # nats; kernels that vary by more say nothing about a 4-bit method's divergence, 0.01 to 0.06
-QUANTIZED_SHARE_LIMIT = 0.9  # of the weights that could be
 BITS_LIMIT = 0.03
 KERNEL_LIMIT = 0.02
 CONSISTENCY_LIMIT = 3.0  # times half the mean square of ln p - ln q on the text's tokens
@@ -117,7 +117,10 @@ def check_method_is_real(record: dict[str, Any], matrices: list, model) -> Check
     if record["quantizer"] == "unquantized":
         passed, limit, wanted = not matrices, 0.0, "of them quantized, as nothing should be in this cell"
     else:
-        passed, limit = share >= QUANTIZED_SHARE_LIMIT and not head_quantized, QUANTIZED_SHARE_LIMIT
+        passed, limit = (
+            share >= QUANTIZED_SHARE_LIMIT and not head_quantized,
+            QUANTIZED_SHARE_LIMIT,
+        )
         classes = sorted({type(model.get_submodule(m.name)).__name__ for m in matrices})
         wanted = f"as {', '.join(classes) or 'nothing'}; the output head is {'' if head_quantized else 'not '}quantized"
     if left:

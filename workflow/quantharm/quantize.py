@@ -11,8 +11,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-from quantharm.common.checkpoint_files import read_checkpoint_config
-from quantharm.common.errors import UserError
 from quantharm.common.files import read_json, replacing_folder, write_json
 from quantharm.common.provenance import memory_bytes, provenance
 from quantharm.common.stage import Timing, run_stage, stage_parser
@@ -28,6 +26,7 @@ from quantharm.models.loading import (
     verify_weights,
 )
 from quantharm.quantizers import noise, quantized_layers
+from quantharm.quantizers.conditions import refuse_conflict
 from quantharm.speed.trial import try_model
 
 POINTER = "pointer.json"
@@ -55,14 +54,6 @@ def make_checkpoint(arguments, source: dict[str, Any], settings: dict[str, Any],
         for path in folder.rglob("*"):
             path.chmod(0o755 if path.is_dir() else 0o644)
     return extra
-
-
-def refuse_conflict(arguments, source: dict[str, Any], settings: dict[str, Any]) -> None:
-    """Raises UserError where the quantizer cannot take the model; known before any job only of local folders."""
-    conflict = getattr(importlib.import_module(f"quantharm.quantizers.{arguments.quantizer}"), "conflict", None)
-    reason = conflict(settings, read_checkpoint_config(source["path"])) if conflict else None
-    if reason:
-        raise UserError(f"method `{arguments.method}` cannot be applied to model `{source['model']}`: {reason}")
 
 
 def inspect_checkpoint(record: dict[str, Any], device: str) -> dict[str, Any]:
@@ -118,7 +109,7 @@ def main() -> None:
         settings["resolved"] = read_json(arguments.pretrained_source)
     verify_weights(Path(source["path"]), source["weight_files"])
 
-    refuse_conflict(arguments, source, settings)
+    refuse_conflict(arguments.method, arguments.quantizer, settings, source)
     with timing.part("model"):
         extra = make_checkpoint(arguments, source, settings, device)
         free_memory(device)

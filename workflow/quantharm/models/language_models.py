@@ -38,6 +38,20 @@ def shape_of(folder: Path, trust_remote_code: bool) -> dict[str, int | None]:
     }
 
 
+def empty_model(folder: Path, source: dict[str, Any]):
+    """The model of a folder without weights (on the meta device); source: what its record allows."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from quantharm.models.loading import refuse_unsafe
+
+    refuse_unsafe(folder, source["allow_pickle"], source["trust_remote_code"])
+    trusted = {"trust_remote_code": source["trust_remote_code"]}
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, **trusted)
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, **trusted)
+
+
 def refuse_unless_causal(settings: dict[str, Any], where: str, trust_remote_code: bool = False) -> None:
     """Raises UserError unless a config.json is that of a causal language model; settings: its content.
 

@@ -6,6 +6,7 @@ samples longer than its limit without a word.
 """
 
 import contextlib
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -71,22 +72,96 @@ SETTINGS: dict[str, Any] = {
     },
 }
 DEFAULT_BACKEND = {"cuda": "gemm_triton", "cpu": "torch_fused_awq"}
-LINEARS_OF_A_LAYER = ("hidden_size", "intermediate_size")
+LINEARS_OF_A_LAYER = ("hidden_size", "intermediate_size", "n_embd", "n_inner", "d_model", "ffn_dim", "ffn_hidden_size")
 
 
 def grid(settings: dict[str, Any]) -> str:
     return f"int4-{settings['group_size']}"
 
 
+def stated_widths(checkpoint_config: dict[str, Any]) -> dict[str, int]:
+    """The inputs of linear layers that a config.json states; `unsupported` asks the layers themselves."""
+    stated = checkpoint_config.get("text_config", checkpoint_config)
+    widths = {key: stated[key] for key in LINEARS_OF_A_LAYER if isinstance(stated.get(key), int)}
+    heads, head = stated.get("num_attention_heads"), stated.get("head_dim")
+    if isinstance(heads, int) and isinstance(head, int):
+        widths["num_attention_heads × head_dim"] = heads * head
+    return widths
+
+
 def conflict(settings: dict[str, Any], checkpoint_config: dict[str, Any]) -> str | None:
     group = settings["group_size"]
     if not settings["zero_point"]:
         return "`zero_point: false` has no layout that autoawq can write; leave it at true"
-    for key in LINEARS_OF_A_LAYER:
-        width = checkpoint_config.get(key)
-        if width and width % group:
+    for key, width in stated_widths(checkpoint_config).items():
+        if width % group:
             return f"group_size {group} does not divide the model's {key} {width}; choose a group size that does"
     return conflict_of_experts(checkpoint_config, "autoawq")
+
+
+def unsupported(model, settings: dict[str, Any]) -> str | None:
+    """Why autoawq, as it is installed, cannot quantize a model; asked of its own list and functions.
+
+    model: on the meta device. transformers may build an architecture otherwise than when autoawq learned it.
+    """
+    from awq import __version__ as version
+    from awq.models.auto import AWQ_CAUSAL_LM_MODEL_MAP
+    from awq.quantize.scale import allowed_act_fns, allowed_norms
+    from awq.utils.module import exclude_layers_to_not_quantize, get_named_linears
+    from torch.nn import Linear
+
+    from quantharm.common.errors import first_line
+    from quantharm.quantizers.awq_search import PACKED
+
+    family = AWQ_CAUSAL_LM_MODEL_MAP.get(model.config.model_type)
+    if family is None:
+        return f"autoawq {version} has no code for models of type {model.config.model_type!r}"
+    try:
+        layers = family.get_model_layers(model)
+        scaled = [
+            part for layer in layers for part in family.get_layers_for_scaling(layer, defaultdict(type(None)), {})
+        ]
+    except (AttributeError, KeyError, TypeError, IndexError) as error:
+        return f"autoawq {version} does not know {type(model).__name__} as it is built today ({first_line(error)})"
+    for part in scaled:
+        before = type(part["prev_op"])
+        if (
+            not issubclass(before, (Linear, *allowed_norms, *allowed_act_fns))
+            and "rmsnorm" not in before.__name__.lower()
+        ):
+            return f"autoawq {version} cannot scale what {type(model).__name__} computes by {before.__name__}"
+    group = settings["group_size"]
+    kept = getattr(family, "modules_to_not_convert", None)
+    for layer in layers:
+        for name, linear in exclude_layers_to_not_quantize(get_named_linears(layer), kept).items():
+            if linear.in_features % group:
+                return f"group_size {group} does not divide the {linear.in_features} inputs of the layers' {name}"
+            if linear.out_features % PACKED:
+                return f"autoawq packs {PACKED} outputs at a time, and the layers' {name} has {linear.out_features}"
+    return None
+
+
+def complete_for_loading(model) -> None:
+    """Have a model that autoawq has quantized say what transformers expects of it when it is loaded.
+
+    transformers takes every linear layer but the head for quantized, unless it is named; autoawq quantizes only those
+    of the decoder's layers (OPT has others). And it expects scales of the activations of some architectures, where
+    autoawq may not have scaled them (in Falcon); left out, they would be random numbers.
+    """
+    import torch
+    from awq.modules.act import ScaledActivation
+    from transformers.integrations.awq import AWQ_SCALES_MAPPINGS
+
+    inner, kept = model.model, model.quant_config.modules_to_not_convert or []
+    others = [name for name, module in inner.named_modules() if type(module) is torch.nn.Linear]
+    others = [name for name in others if inner.get_submodule(name) is not inner.get_output_embeddings()]
+    model.quant_config.modules_to_not_convert = [*kept, *others] or None
+    expected = AWQ_SCALES_MAPPINGS.get(inner.config.model_type)
+    for module in list(inner.modules()) if expected else []:
+        activation = getattr(module, expected["act"], None)
+        before = getattr(module, expected["layer_before_act"], None)
+        if activation is not None and before is not None and not isinstance(activation, ScaledActivation):
+            setattr(module, expected["act"], ScaledActivation(activation, torch.ones(before.out_features)))
 
 
 def pack_calibration(tokenizer, text: str, samples: int, tokens: int, bos: int | None = None) -> list[list[int]]:
@@ -175,6 +250,7 @@ def quantize(source, settings, dtype, device, gpus, output: Path, calibration) -
     seen = tuple(model.quantizer.inps.shape)  # [samples, tokens, width]
     if len(seen) != 3 or seen[2] != width:
         raise UserError(f"autoawq holds activations of shape {seen}, not [samples, tokens, {width}]; pin autoawq 0.2.9")
+    complete_for_loading(model)
     model.model.config.use_cache = True
     model.save_quantized(str(output), shard_size=LARGEST_FILE)
     return {

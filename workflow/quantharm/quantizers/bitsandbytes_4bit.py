@@ -31,6 +31,12 @@ def conflict(settings: dict[str, Any], checkpoint_config: dict[str, Any]) -> str
     return conflict_of_experts(checkpoint_config, "bitsandbytes")
 
 
+def unsupported(model, settings: dict[str, Any]) -> str | None:
+    from quantharm.quantizers.quantized_layers import too_little_for_bitsandbytes
+
+    return too_little_for_bitsandbytes(model)
+
+
 def quantize(source, settings, dtype, device, gpus, output: Path, calibration) -> dict[str, Any]:
     from transformers import BitsAndBytesConfig
 

@@ -13,6 +13,7 @@ from torch.nn.modules.conv import _ConvNd
 from quantharm.common.checkpoint_files import read_checkpoint_config, weight_files
 from quantharm.common.errors import UserError
 
+QUANTIZED_SHARE_LIMIT = 0.9  # of the weights that could be
 SKIPPED_KEYS = ("llm_int8_skip_modules", "modules_to_not_convert")  # of bitsandbytes; of AWQ
 
 
@@ -119,6 +120,30 @@ def kept_weights(model, quantized: Collection[str] = ()) -> dict[str, int]:
         for name, parameter in quantizable(model).items()
         if name.rpartition(".")[0] not in quantized
     }
+
+
+def too_little_for_bitsandbytes(model) -> str | None:
+    """Why bitsandbytes would leave too much of a model alone, None where it takes enough; of the modules alone.
+
+    transformers has it replace torch.nn.Linear itself and Conv1D: neither classes made of them (Falcon's), nor experts.
+    """
+    from transformers.pytorch_utils import Conv1D
+    from transformers.quantizers.base import get_keys_to_not_convert
+    from transformers.quantizers.quantizers_utils import should_convert_module
+
+    skipped, modules = get_keys_to_not_convert(model), dict(model.named_modules())
+    taken = {
+        name
+        for name, module in modules.items()
+        if (type(module) is torch.nn.Linear or isinstance(module, Conv1D)) and should_convert_module(name, skipped)
+    }
+    left, weights = kept_weights(model, taken), sum(kept_weights(model).values())
+    share = 1 - sum(left.values()) / weights if weights else 0.0
+    if share >= QUANTIZED_SHARE_LIMIT:
+        return None
+    largest = max(left, key=left.get, default="")
+    owner = modules.get(largest) or modules.get(largest.rpartition(".")[0])
+    return f"bitsandbytes would quantize {share:.0%} of its weights, for it leaves {type(owner).__name__} alone"
 
 
 def excluded_by_config(checkpoint: Path, names: Collection[str]) -> set[str]:

@@ -1,0 +1,43 @@
+"""What a quantizer cannot take, asked before it starts: of config.json, then of the model's modules without weights."""
+
+import importlib
+from typing import Any
+
+from quantharm.common.checkpoint_files import read_checkpoint_config
+from quantharm.common.errors import UserError
+from quantharm.models.language_models import empty_model
+
+ON_THE_FLY = ("bitsandbytes_int8", "bitsandbytes_4bit", "awq")  # the quantizers that make a checkpoint of their own
+
+
+def reason_against(quantizer: str, settings: dict[str, Any], source: dict[str, Any]) -> str | None:
+    """Why a quantizer cannot take a model, None where it may try; source: its source record."""
+    module = importlib.import_module(f"quantharm.quantizers.{quantizer}")
+    if hasattr(module, "conflict"):
+        reason = module.conflict(settings, read_checkpoint_config(source["path"]))
+        if reason:
+            return reason
+    if hasattr(module, "unsupported"):
+        return module.unsupported(empty_model(source["path"], source), settings)
+    return None
+
+
+def refuse_conflict(method: str, quantizer: str, settings: dict[str, Any], source: dict[str, Any]) -> None:
+    """Raises UserError where a method cannot be applied to a model, naming the quantizers that can."""
+    reason = reason_against(quantizer, settings, source)
+    if reason is None:
+        return
+    others = [other for other in ON_THE_FLY if other != quantizer]
+    able = [other for other in others if not all(reason_against(other, s, source) for s in possible_settings(other))]
+    raise UserError(
+        f"method `{method}` cannot be applied to model `{source['model']}`: {reason}; "
+        + (f"quantizers that may: {', '.join(able)}" if able else "no other quantizer here takes it either")
+    )
+
+
+def possible_settings(quantizer: str) -> list[dict[str, Any]]:
+    """A quantizer's defaults, with each of its group sizes where it has some."""
+    declared = importlib.import_module(f"quantharm.quantizers.{quantizer}").SETTINGS
+    defaults = {key: value["default"] for key, value in declared.items() if "default" in value}
+    sizes = declared.get("group_size", {}).get("enum")
+    return [defaults | {"group_size": size} for size in sizes] if sizes else [defaults]
