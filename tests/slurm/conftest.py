@@ -5,7 +5,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
@@ -14,9 +13,21 @@ import pytest
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "workflow"))
 
+from cut_model import cut_to_two_layers
+from forks import ForkServer
+from limits import HUNG_SECONDS
 from single_node import SingleNode, missing
-from workflow_project import FAIL, PYTHON, Project, Result, evaluation_python
+from workflow_project import (
+    FAIL,
+    MODEL_LIBRARIES,
+    PYTHON,
+    STAGE_ENVIRONMENT,
+    Project,
+    Result,
+    evaluation_python,
+)
 
+METHODS = ("baseline", "int8", "nf4")  # what a fourth one would show of SLURM is what these show
 HOLD = Path("hold")  # as FAIL, but the stages that it matches wait until it is gone
 NEEDS_MB = Path("needs_mb")  # a stage in a SLURM job with less is killed, as the kernel kills one that uses too much
 CALLS = Path("calls.txt")  # a line a stage: SLURM job or `login`, `offline` or `online`, its GPUs, the command
@@ -75,7 +86,6 @@ class Started:
 
     def __init__(self, project: SlurmProject, arguments: tuple[str, ...]):
         self.project = project
-        self.begin = time.monotonic()
         self.output = open(project.folder.parent / "output.txt", "w+", encoding="utf-8")
         self.process = subprocess.Popen(
             project.command(*arguments),
@@ -92,14 +102,14 @@ class Started:
         """What Ctrl-C sends: SIGINT to the whole process group."""
         os.killpg(self.process.pid, signal.SIGINT)
 
-    def wait(self, timeout: int = 300) -> Result:
+    def wait(self) -> Result:
         try:
-            code = self.process.wait(timeout)
+            code = self.process.wait(HUNG_SECONDS)
         except subprocess.TimeoutExpired:
             self.process.kill()
             code = self.process.wait()
-            raise AssertionError(f"still running after {timeout} s:\n{self.text()[-4000:]}") from None
-        return Result(code, self.text(), time.monotonic() - self.begin)
+            raise AssertionError(f"still running after {HUNG_SECONDS} s:\n{self.text()[-4000:]}") from None
+        return Result(code, self.text())
 
     def text(self) -> str:
         self.output.flush()
@@ -125,18 +135,21 @@ def slurm() -> Iterator[SingleNode]:
 
 @pytest.fixture(scope="session")
 def both_runs(slurm, tmp_path_factory) -> tuple[SlurmProject, Result, Project, Result]:
-    """The default run of all methods from one state of the sources: through SLURM, and beside it on this machine."""
+    """The default run from one state of the sources: through SLURM, and beside it on this machine."""
     python = evaluation_python()
     local = Project.fresh(tmp_path_factory.mktemp("local") / "project")
     local.shorten()
+    local.edit("evaluate/methods", list(METHODS))
+    cut_to_two_layers(local / "data/reference-model")
     local.edit("device", "auto")  # `cpu` would ask for no GPU
     submitted = SlurmProject(tmp_path_factory.mktemp("submitted") / "project", slurm, plain=True)
     local.copy(submitted.folder)
-    local.use_python(python)
     submitted.use_python(python)
     running = submitted.start()
-    beside = local.snakemake("--quiet", "host", "reason", cores=1, timeout=900)
-    return submitted, running.wait(900), local, beside
+    with ForkServer(MODEL_LIBRARIES, python, STAGE_ENVIRONMENT) as stages:
+        local.use_python(stages.shell_words)
+        beside = local.snakemake("--quiet", "host", "reason", cores=1)
+    return submitted, running.wait(), local, beside
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,7 @@
 
 It has its own configuration, ports, munge key and folders, all in one temporary folder that is found through
 SLURM_CONF, so that it stands beside another SLURM of the machine. Needs root and Debian's slurmctld, slurmd,
-slurm-client and munge (tests/slurm/install.sh), but no systemd, no cgroups and no accounting. CPUs and memory are what
+slurm-client and munge (tests/install.sh), but no systemd, no cgroups and no accounting. CPUs and memory are what
 the configuration says, not what the machine has: SLURM counts them and does not enforce them.
 """
 
@@ -14,8 +14,10 @@ import signal
 import socket
 import subprocess
 import tempfile
-import time
+from collections.abc import Callable
 from pathlib import Path
+
+from limits import HUNG_SECONDS, wait_until
 
 GPU_FILES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random")  # SLURM wants a file for each GPU that it counts
 PROGRAMS = ("slurmctld", "slurmd", "munged", "sbatch", "srun", "scontrol")
@@ -23,7 +25,6 @@ SEARCH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/s
 NODE = socket.gethostname().split(".")[0]
 CPUS = 2
 MEMORY_MB = 12_000  # for more than one of the reference model's jobs, so that memory is not what keeps them apart
-START_SECONDS = 30
 FINISHED = ("COMPLETED", "FAILED", "CANCELLED", "NODE_FAIL", "TIMEOUT", "OUT_OF_MEMORY")
 
 SLURM_CONF = """ClusterName=quantharm
@@ -37,6 +38,7 @@ AuthInfo=socket={folder}/munge/socket
 CredType=cred/munge
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool
+SlurmdDebug=debug
 SlurmctldPidFile={folder}/slurmctld.pid
 SlurmdPidFile={folder}/slurmd.pid
 SlurmctldLogFile={folder}/slurmctld.log
@@ -55,8 +57,10 @@ GresTypes=gpu
 ReturnToService=1
 MinJobAge=3600
 KillWait=2
-SlurmctldTimeout=30
-SlurmdTimeout=30
+SlurmdTimeout=0
+MessageTimeout=100
+BatchStartTimeout={hung}
+UnkillableStepTimeout={hung}
 NodeName={node} NodeAddr=127.0.0.1 CPUs={cpus} RealMemory={memory} Gres=gpu:{gpus} State=UNKNOWN
 PartitionName=main Nodes={node} Default=YES MaxTime=INFINITE State=UP
 """
@@ -70,7 +74,7 @@ def missing() -> str | None:
     """Why there can be no SLURM here, or None."""
     lacking = [program for program in PROGRAMS if not shutil.which(program, path=SEARCH)]
     if lacking:
-        return f"no {', '.join(lacking)} on this machine (tests/slurm/install.sh installs them, as root on Debian)"
+        return f"no {', '.join(lacking)} on this machine (tests/install.sh installs them, as root on Debian)"
     if os.geteuid() != 0:
         return "the daemons of the test SLURM run as root, and this is not root"
     return None
@@ -123,7 +127,7 @@ class SingleNode:
         self.daemon("munged", "--force", *(f"{flag}={munge}/{name}" for flag, name in flags.items()))
         self.daemon("slurmctld", "-f", str(self.folder / "slurm.conf"))
         self.daemon("slurmd", "-f", str(self.folder / "slurm.conf"))
-        self.wait(lambda: self.node_state().startswith("IDLE"), START_SECONDS, "the node is not idle")
+        self.wait(lambda: self.node_state().startswith("IDLE"), "the node is not idle")
 
     def configure(self) -> None:
         for name in ("munge", "state", "spool", "bin"):
@@ -137,6 +141,7 @@ class SingleNode:
             cpus=CPUS,
             memory=MEMORY_MB,
             gpus=self.gpus,
+            hung=HUNG_SECONDS,
             controller_port=controller_port,
             node_port=node_port,
         )
@@ -194,41 +199,52 @@ class SingleNode:
         return max(self.jobs(), default=0)
 
     def has_left_the_node(self, job: int) -> bool:
-        """Whether the processes of a job's step are gone; SLURM's own record of the job changes before."""
-        return f"[{job}.0] done with job" in (self.folder / "slurmd.log").read_text()
+        """Whether the processes of a job's step are gone, and all who were to kill them; its record changes before.
+
+        slurmd kills by the job's number, more than once, and a second attempt has the same.
+        """
+        log = (self.folder / "slurmd.log").read_text()
+        begun = re.findall(rf"credential for job {job} revoked|revoking cred for job {job}:", log)
+        ended = re.findall(rf"(?:completed|Not running) epilog for jobid {job}\b", log)
+        return f"[{job}.0] done with job" in log and len(begun) == len(ended) > 0
 
     def cancel_all(self) -> None:
         active = [str(number) for number, job in self.jobs().items() if job["JobState"] not in FINISHED]
         if active:
             self.command("scancel", *active)
-            self.wait(lambda: "COMPLETING" not in self.command("squeue", "--noheader", "--format=%T"), 20, "jobs stay")
+            self.wait(lambda: "COMPLETING" not in self.command("squeue", "--noheader", "--format=%T"), "jobs stay")
 
     def set_node(self, state: str) -> None:
         reason = ["Reason=test"] if state == "DOWN" else []
         self.command("scontrol", "update", f"NodeName={NODE}", f"State={state}", *reason)
 
-    def wait(self, condition, seconds: float, complaint: str) -> None:
+    def wait(self, condition: Callable[[], object], complaint: str) -> None:
         """Until condition() is true; a command that fails meanwhile counts as not yet."""
-        deadline = time.monotonic() + seconds
-        while True:
+
+        def holds() -> bool:
             with contextlib.suppress(RuntimeError):
-                if condition():
-                    return
-            if time.monotonic() > deadline:
-                raise AssertionError(f"{complaint} after {seconds:.0f} s\n{self.logs()}")
-            time.sleep(0.2)
+                return bool(condition())
+            return False
+
+        wait_until(holds, lambda: f"{complaint}\n{self.logs()}")
 
 
-def end_process(pid_file: Path, seconds: float = 10) -> None:
-    """SIGTERM, and SIGKILL if that does not help, to the process that a pid file names."""
+def end_process(pid_file: Path) -> None:
+    """SIGTERM to the process that a pid file names, and SIGKILL if that does not help."""
     try:
         process = int(pid_file.read_text())
     except (OSError, ValueError):
         return
-    deadline = time.monotonic() + seconds
-    for number in (signal.SIGTERM, signal.SIGKILL):
+
+    def gone() -> bool:
         with contextlib.suppress(ProcessLookupError):
-            os.kill(process, number)
-            while time.monotonic() < deadline:
-                os.kill(process, 0)
-                time.sleep(0.1)
+            os.kill(process, 0)
+            return False
+        return True
+
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(process, signal.SIGTERM)
+        try:
+            wait_until(gone, f"{pid_file.name}: SIGTERM does not end it")
+        except AssertionError:
+            os.kill(process, signal.SIGKILL)

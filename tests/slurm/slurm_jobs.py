@@ -53,7 +53,7 @@ def hold_one(project, slurm):
     (project / HOLD).write_text(CALL)
     last = slurm.last_job()
     running = project.start(STAGE)
-    slurm.wait(lambda: any(CALL in line for line in project.calls()), 120, "no job has started")
+    slurm.wait(lambda: any(CALL in line for line in project.calls()), "no job has started")
     (job,) = slurm.jobs_after(last)
     assert job["JobState"] == "RUNNING"
     return running, int(job["JobId"])

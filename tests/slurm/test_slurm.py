@@ -5,10 +5,10 @@ import json
 import re
 
 import pytest
-from conftest import CALLS, HOLD, SlurmProject
+from conftest import CALLS, HOLD, METHODS, SlurmProject
 from single_node import SingleNode
 from slurm_jobs import asked, forget, jobs_of, stage_of
-from workflow_project import CELL_STAGES, CHECKOUT, METHODS
+from workflow_project import CELL_STAGES, CHECKOUT
 
 from quantharm.config import configuration, resources
 
@@ -17,7 +17,6 @@ MODEL_STAGES = {*CELL_STAGES, "logits"}
 STAGE_JOBS = {(stage, "reference", method) for stage in CELL_STAGES for method in METHODS}
 STAGE_JOBS |= {("logits", "reference", None)}
 LOGIN_STAGES = {"fetch", "fetch_text", "summary", "report"}
-LONGEST_SECONDS = 900  # 270 on two quiet cores; tests share theirs
 # What two runs of the same computation may differ in: clocks, memory peaks, file times.
 MEASURED = re.compile(
     r"seconds|timing|memory|finished|modified_ns|tokens_per_second|benchmark|decode_speed|prefill|command|relative|record_sha256"
@@ -30,7 +29,6 @@ def test_the_same_run_ends_well_without_accounting(both_runs, slurm):
         slurm.command("sacct")
     _, result, _, _ = both_runs
     assert result.code == 0, result.output[-6000:]
-    assert result.seconds < LONGEST_SECONDS
 
 
 def test_each_stage_is_one_job_with_what_it_needs(submitted, slurm, monkeypatch):
@@ -78,7 +76,7 @@ def test_jobs_see_the_gpu_that_they_were_given(submitted):
 def test_a_model_on_two_gpus_asks_for_two(finished):
     """And where no node has two, the run ends at once and says what was asked for."""
     finished.edit("models/reference/gpus", 2)
-    result = finished.snakemake("results/reference/nf4/quantization.json", timeout=200)
+    result = finished.snakemake("results/reference/nf4/quantization.json")
     assert result.code == 1
     assert "--gpus=2" in result.output
     assert "--nodes=1" in result.output
@@ -94,7 +92,7 @@ def test_several_gpus_are_shared_out(finished):
             forget(project, stage)
         (project / HOLD).write_text("quantharm.perplexity")
         running = project.start(*stages)
-        two.wait(lambda: len(project.calls()) == 2, 120, "no two jobs run at once")
+        two.wait(lambda: len(project.calls()) == 2, "no two jobs run at once")
         assert [job["JobState"] for job in two.jobs().values()] == ["RUNNING", "RUNNING"]
         (project / HOLD).unlink()
         result = running.wait()
@@ -104,7 +102,7 @@ def test_several_gpus_are_shared_out(finished):
         project.edit("models/reference/gpus", 2)
         forget(project, stages[0])
         (project / CALLS).unlink()
-        assert project.snakemake(stages[0], "--rerun-triggers", "mtime", timeout=200).code == 0
+        assert project.snakemake(stages[0], "--rerun-triggers", "mtime").code == 0
         assert [line.split()[2] for line in project.calls()] == ["0,1"]
 
 

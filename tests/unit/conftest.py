@@ -110,10 +110,10 @@ def save_checkpoint(byte_tokenizer):
 def make_cell(tmp_path_factory):
     """make_cell(source, quantizer, settings, dtype): quantized, saved, loaded from disk, as the quantize stage does."""
 
-    def make(source: dict, quantizer: str, settings: dict | None = None, dtype: str = "bfloat16", **extra):
+    def make(source: dict, quantizer: str, settings: dict | None = None, dtype: str = "bfloat16", calibration=None):
         folder = tmp_path_factory.mktemp(quantizer)
         arguments = SimpleNamespace(
-            quantizer=quantizer, checkpoint=folder / "checkpoint", dtype=dtype, gpus=1, calibration=None
+            quantizer=quantizer, checkpoint=folder / "checkpoint", dtype=dtype, gpus=1, calibration=calibration
         )
         made = quantize.make_checkpoint(arguments, source, settings or {}, "cpu")
         checkpoint = Path(made.pop("checkpoint", arguments.checkpoint))

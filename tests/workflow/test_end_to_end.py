@@ -33,8 +33,8 @@ CHECKS = {
 
 
 @pytest.fixture(scope="module")
-def project(first_run):
-    return first_run[0]
+def project(built_in):
+    return built_in[0]
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -123,6 +123,24 @@ def test_figures_are_plausible(project, method, largest_kl):
     )
 
 
+@pytest.mark.parametrize("method", ["nf4", "awq"])
+def test_four_bits_do_measurable_but_moderate_harm(project, method):
+    """An AWQ whose weights are spoilt on the way (autoawq on a CPU) would raise the perplexity tenfold."""
+    harmed, baseline = (project.read(f"{name}/perplexity.json")["perplexity"] for name in (method, "baseline"))
+    assert 0.01 < harmed / baseline - 1 < 0.15
+
+
+@pytest.mark.parametrize("method", ["int8", "nf4", "awq"])
+def test_a_checkpoint_holds_what_its_record_says(project, method):
+    record = project.read(f"{method}/quantization.json")
+    assert len(record["quantized_modules"]) == 56
+    assert record["output_head"] in record["kept_modules"]
+    assert record["bits_per_weight"] == pytest.approx(record["bits_per_weight_formula"], rel=1e-6)
+    assert record["checkpoint_bytes"] == sum(
+        p.stat().st_size for p in project.path(f"{method}/checkpoint").glob("*.safetensors")
+    )
+
+
 @pytest.mark.parametrize(
     ("log", "bar"),
     [
@@ -146,8 +164,8 @@ def test_each_model_job_has_a_benchmark(project):
     assert names | others == {str(path) for path in found}
 
 
-def test_the_terminal_stays_readable(first_run):
-    result = first_run[1]
+def test_the_terminal_stays_readable(built_in):
+    result = built_in[1]
     assert max(map(len, result.lines)) <= LONGEST_LINE
     assert len(result.lines) < 8 * 31 + 60  # a handful of lines a job
     for word in ("quantharm.", " -m ", "Traceback", "Warning"):

@@ -4,13 +4,11 @@ import json
 import os
 import signal
 import subprocess
-import time
 
-import psutil
-from workflow_project import ENDS, FAIL, job, with_followers
+from limits import HUNG_SECONDS, end, wait_until
+from workflow_project import ENDS, FAIL, half_way, job, with_followers
 
 FIGURES = ("perplexity", "kl_nats_mean", "top1_agreement", "weight_bytes", "bits_per_weight", "succeeded", "correct")
-PATIENCE = 60  # seconds
 
 
 def figures(project, method: str) -> dict:
@@ -19,32 +17,15 @@ def figures(project, method: str) -> dict:
     return {key: row[key] for key in FIGURES}
 
 
-def start(project, *targets: str) -> subprocess.Popen:
-    with open(project / "output.txt", "w", encoding="utf-8") as output:
-        return subprocess.Popen(
-            project.command(*targets, "--quiet", "host", "reason"),
-            cwd=project.folder,
-            env=project.environment(),
-            stdout=output,
-            stderr=subprocess.STDOUT,
-        )
+def kill_half_way(project, snakemake: subprocess.Popen, killed: tuple[int, ...] = ()) -> int:
+    """SIGKILL to the stage of a running Snakemake that has stopped half-way, of which there is one; its number."""
 
+    def others() -> list[int]:
+        return [int(path.name) for path in (project / "half-way").glob("*") if int(path.name) not in killed]
 
-def stage_process(snakemake: subprocess.Popen, stage: str, not_this: int | None = None) -> psutil.Process:
-    """The process of a stage among the descendants of a running Snakemake."""
-    deadline = time.monotonic() + PATIENCE
-    while time.monotonic() < deadline:
-        for process in psutil.Process(snakemake.pid).children(recursive=True):
-            try:
-                arguments = process.cmdline()
-                is_stage = arguments[1:3] == ["-m", f"quantharm.{stage}"] and "/bin/sh" not in arguments[0]
-                if is_stage and process.pid != not_this:
-                    return process
-            except psutil.Error:  # it ended meanwhile
-                continue
-        assert snakemake.poll() is None, "Snakemake ended before its stage began"
-        time.sleep(0.02)
-    raise AssertionError(f"no process of the stage {stage} within {PATIENCE} s")
+    (process,) = wait_until(others, "no stage has stopped half-way", snakemake)
+    os.kill(process, signal.SIGKILL)
+    return process
 
 
 def test_a_failed_stage_runs_again_alone(finished):
@@ -80,43 +61,40 @@ def test_a_damaged_result_is_named_and_its_advice_works(finished):
     assert finished.jobs() == {job("nf4", "perplexity"), job("nf4", "checks")} | ENDS
 
 
-def test_a_killed_quantization_is_retried_and_gives_the_same_checkpoint(finished):
+def test_a_killed_quantization_is_retried_and_gives_the_same_checkpoint(finished, monkeypatch):
     wanted = finished.read("nf4/quantization.json")
     finished.path("nf4/quantization.json").unlink()
-    snakemake = start(finished, "results/reference/nf4/quantization.json")
+    half_way(finished, monkeypatch, then="stop", attempts=1, nth={})
+    snakemake = finished.start("results/reference/nf4/quantization.json")
     try:
-        process = stage_process(snakemake, "quantize")
-        while not list(finished.path("nf4").glob(".checkpoint.*.part")):  # half-way: its folder is being filled
-            assert process.is_running()
-            time.sleep(0.005)
-        os.kill(process.pid, signal.SIGKILL)
-        stage_process(snakemake, "quantize", not_this=process.pid)
+        wait_until(lambda: list((finished / "half-way").glob("*")), "quantize has not stopped half-way", snakemake)
+        assert list(finished.path("nf4").glob(".checkpoint.*.part"))  # its folder is filled
         assert not finished.path("nf4/quantization.json").exists()
         assert not finished.path("nf4/checkpoint").exists()
-        assert snakemake.wait(PATIENCE * 2) == 0, (finished / "output.txt").read_text(encoding="utf-8")[-3000:]
+        kill_half_way(finished, snakemake)
+        assert snakemake.wait(HUNG_SECONDS) == 0, (finished / "output.txt").read_text(encoding="utf-8")[-3000:]
     finally:
-        snakemake.kill()
+        end(snakemake)
+    assert len((finished / "half-way.txt").read_text(encoding="utf-8").splitlines()) == 1
     again = finished.read("nf4/quantization.json")
     assert [f["sha256"] for f in again["weight_files"]] == [f["sha256"] for f in wanted["weight_files"]]
     assert again["quantized_modules"] == wanted["quantized_modules"]
     assert not list((finished / "results").rglob("*.part"))
 
 
-def test_a_job_killed_twice_fails_and_the_next_run_completes_it(finished):
+def test_a_job_killed_twice_fails_and_the_next_run_completes_it(finished, monkeypatch):
     wanted = finished.read("nf4/generation.json")
     target = "results/reference/nf4/generation.json"
     (finished / target).unlink()
-    snakemake = start(finished, target)
+    with monkeypatch.context() as patched:
+        half_way(finished, patched, then="stop", attempts=2, nth={"generation": 2})
+        snakemake = finished.start(target)
     try:
-        killed = None
-        for _ in range(2):  # the rule is retried once
-            process = stage_process(snakemake, "generation", not_this=killed)
-            time.sleep(1.0)
-            killed = process.pid
-            os.kill(killed, signal.SIGKILL)
-        assert snakemake.wait(PATIENCE) != 0
+        first = kill_half_way(finished, snakemake)
+        kill_half_way(finished, snakemake, killed=(first,))  # the rule is retried once
+        assert snakemake.wait(HUNG_SECONDS) != 0
     finally:
-        snakemake.kill()
+        end(snakemake)
     told = (finished / "output.txt").read_text(encoding="utf-8").splitlines()
     assert sum(line.startswith("error: this job was killed (signal 9), most often because") for line in told) == 2
     assert not list(finished.path("nf4").glob("generation.*"))

@@ -5,11 +5,10 @@ import json
 import os
 import re
 import signal
-import subprocess
-import time
 
 import psutil
 import pytest
+from limits import HUNG_SECONDS, end, wait_until
 from workflow_project import (
     ALL_MODELS,
     ALL_REPORT,
@@ -21,37 +20,10 @@ from workflow_project import (
     TEXT,
     Project,
     evaluation_python,
+    half_way,
     job,
 )
 
-# Loaded by every Python before its program: a stage is killed when it is about to give its n-th file its final name,
-# of which by then only a half is written. Its second attempt, where it has one, is killed at its start.
-KILLER = """
-import os, pathlib, signal, sys
-words = sys.orig_argv
-if words[1:2] == ["-m"] and words[2].startswith("quantharm."):
-    stage = words[2].removeprefix("quantharm.")
-    log = pathlib.Path("killed.txt")
-    attempts = log.read_text().splitlines() if log.is_file() else []
-    def kill():
-        with log.open("a") as stream:
-            stream.write(" ".join(words[2:]) + "\\n")
-        os.kill(os.getpid(), signal.SIGKILL)
-    if " ".join(words[2:]) in attempts:
-        kill()
-    seen = 0
-    replace = os.replace
-    def half(source, target, **keywords):
-        global seen
-        if "results/" in str(target) and str(source).endswith(".part"):
-            seen += 1
-            if seen == {nth}.get(stage, 1):
-                if os.path.isfile(source):
-                    os.truncate(source, os.path.getsize(source) // 2)
-                kill()
-        return replace(source, target, **keywords)
-    os.replace = half
-"""
 # The file at which a stage is killed: the second where there are more, so that one has its final name already.
 NTH = {
     "fetch_text": 2,
@@ -116,16 +88,13 @@ def test_the_batches_hold_every_stage():
 
 
 def run_killed(project: Project, monkeypatch, *targets: str) -> list[str]:
-    """A run whose stages are killed; the command lines of those."""
-    (project / "killer").mkdir()
-    (project / "killer/sitecustomize.py").write_text(KILLER.replace("{nth}", repr(NTH)))
-    environment = project.environment
-    monkeypatch.setattr(project, "environment", lambda: environment() | {"PYTHONPATH": str(project / "killer")})
-    killed = project.snakemake(*targets, "--keep-going", "--quiet", "host", "reason")
-    monkeypatch.setattr(project, "environment", environment)
+    """A run whose stages are killed, twice where they are tried twice; the command lines of those."""
+    with monkeypatch.context() as patched:
+        half_way(project, patched, then="die", attempts=2, nth=NTH)
+        killed = project.snakemake(*targets, "--keep-going", "--quiet", "host", "reason")
     assert killed.code != 0
     assert "error: this job was killed (signal 9), most often because" in killed.output
-    return (project / "killed.txt").read_text().splitlines()
+    return (project / "half-way.txt").read_text().splitlines()
 
 
 @pytest.mark.slow
@@ -175,29 +144,6 @@ def test_random_weights_killed_while_they_are_written_are_made_anew(small, monke
     assert small.jobs("results/random/synthetic") == set()
 
 
-PATIENCE = 60
-
-
-def wait_until(condition, process: subprocess.Popen):
-    deadline = time.monotonic() + PATIENCE
-    while time.monotonic() < deadline:
-        if found := condition():
-            return found
-        assert process.poll() is None, "Snakemake has ended"
-        time.sleep(0.05)
-    raise AssertionError("nothing happened")
-
-
-def started(project: Project, *arguments: str) -> subprocess.Popen:
-    return subprocess.Popen(
-        project.command(*arguments, "--quiet", "host", "reason"),
-        cwd=project.folder,
-        env=project.environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-
-
 def test_a_second_snakemake_in_one_folder_is_refused_and_the_first_completes(finished):
     """The stage waits for a file, so that the first is still running when the second asks."""
     wrapper = finished / "evaluation-python"
@@ -207,9 +153,9 @@ def test_a_second_snakemake_in_one_folder_is_refused_and_the_first_completes(fin
     (finished / "wait").touch()
     target = "results/texts/builtin.json"
     (finished / target).unlink()
-    first = started(finished, target)
+    first = finished.start(target)
     try:
-        wait_until(lambda: list((finished / ".snakemake/locks").glob("*.lock")), first)
+        wait_until(lambda: list((finished / ".snakemake/locks").glob("*.lock")), "no lock", first)
         second = finished.snakemake(target, "results/summary.csv", "--forcerun", "summary_of_all")
         assert second.code != 0
         assert "Traceback" not in second.output
@@ -217,9 +163,10 @@ def test_a_second_snakemake_in_one_folder_is_refused_and_the_first_completes(fin
         assert "snakemake --unlock" in second.output or "--unlock" in second.output
         assert not (finished / target).exists()
         (finished / "wait").unlink()
-        assert first.wait(PATIENCE) == 0
+        assert first.wait(HUNG_SECONDS) == 0
     finally:
-        first.kill()
+        (finished / "wait").unlink(missing_ok=True)
+        end(first)
     assert (finished / target).is_file()
     assert finished.jobs(target) == set()
 
@@ -229,7 +176,7 @@ def test_an_environment_whose_build_was_killed_is_built_anew(shipped):
     target = ".venv-evaluation/installed.txt"
     (shipped / "envs/evaluation.txt").write_text("--requirement more.txt\n")
     os.mkfifo(shipped / "envs/more.txt")
-    first = started(shipped, target)
+    first = shipped.start(target)
 
     def pip() -> list[psutil.Process]:
         found = []
@@ -242,12 +189,12 @@ def test_an_environment_whose_build_was_killed_is_built_anew(shipped):
         return found
 
     try:
-        (process,) = wait_until(pip, first)
+        (process,) = wait_until(pip, "no pip", first)
         os.kill(first.pid, signal.SIGKILL)
         os.kill(process.pid, signal.SIGKILL)
-        first.wait(PATIENCE)
+        first.wait(HUNG_SECONDS)
     finally:
-        first.kill()
+        end(first)
     assert (shipped / ".venv-evaluation/bin/python").exists()
     assert not (shipped / target).exists()
 

@@ -50,10 +50,10 @@ def test_a_method_for_some_models_only(small):
 
 
 @pytest.fixture(scope="module")
-def own(first_run, tmp_path_factory):
+def own(cheap, tmp_path_factory):
     """A run with a model from a folder elsewhere, and with two checkpoints that somebody else quantized."""
     folder = tmp_path_factory.mktemp("own")
-    project = first_run[0].copy(folder / "project")
+    project = cheap.copy(folder / "project")
     shutil.copytree(project / "data/reference-model", folder / "my model")
     for method in ("nf4", "awq"):
         shutil.copytree(project.path(f"{method}/checkpoint"), folder / f"their-{method}")

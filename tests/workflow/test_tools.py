@@ -1,14 +1,16 @@
 """The workflow's own tidiness, and stages as programs that can be used without Snakemake."""
 
+import ast
 import os
 import re
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from workflow_project import CELL_STAGES, CHECKOUT, METHODS, evaluation_python
+from limits import HUNG_SECONDS
+from workflow_project import CELL_STAGES, CHECKOUT, METHODS
 
 PACKAGE = CHECKOUT / "workflow" / "quantharm"
 PROGRAMS = sorted(
@@ -20,7 +22,6 @@ RULES = sorted((CHECKOUT / "workflow/rules").glob("*.smk"))
 STAGES = sorted(
     {name for path in RULES for name in re.findall(r"-m quantharm\.(\w+)", path.read_text(encoding="utf-8"))}
 )
-HELP_SECONDS = 30  # 3 to 5 on a quiet machine, nearly all of it the import of torch
 
 
 def tool(name: str, *arguments: str) -> subprocess.CompletedProcess:
@@ -50,8 +51,7 @@ def test_ruff(arguments):
 
 
 @pytest.fixture(scope="module")
-def helps() -> dict[str, subprocess.CompletedProcess]:
-    python = evaluation_python()
+def helps(stages) -> dict[str, subprocess.CompletedProcess]:
     environment = os.environ | {
         "PYTHONPATH": str(CHECKOUT / "workflow"),
         "OMP_WAIT_POLICY": "passive",
@@ -59,11 +59,10 @@ def helps() -> dict[str, subprocess.CompletedProcess]:
     }
 
     def ask(stage: str) -> subprocess.CompletedProcess:
-        command = [python, "-m", f"quantharm.{stage}", "--help"]
-        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=HELP_SECONDS)
+        command = [*stages.program, "-m", f"quantharm.{stage}", "--help"]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=HUNG_SECONDS)
 
-    with ThreadPoolExecutor(2) as pool:
-        return dict(zip(PROGRAMS, pool.map(ask, PROGRAMS), strict=True))
+    return {stage: ask(stage) for stage in PROGRAMS}
 
 
 @pytest.mark.parametrize("stage", PROGRAMS)
@@ -90,6 +89,53 @@ def test_rules_use_flags_that_the_stage_knows(helps, stage):
     for command in commands:
         for flag in re.findall(r"(--[a-z][a-z-]*) ", command):
             assert re.search(rf"{flag}\b", helps[stage].stdout), flag
+
+
+CLOCKS = {"sleep", "time", "time_ns", "monotonic", "monotonic_ns", "perf_counter", "perf_counter_ns", "process_time"}
+LIMIT_NAMES = re.compile(r"(?!HUNG_SECONDS$)\w*(SECONDS|PATIENCE|TIMEOUT|DEADLINE)\w*")
+WAITS = {"wait", "join", "communicate", "result"}
+
+
+def limits_of_their_own(tree: ast.AST) -> Iterator[int]:
+    """Lines that read a clock, sleep, or wait no longer than for a number of seconds."""
+    for node in ast.walk(tree):
+        match node:
+            case ast.Attribute(value=ast.Name(id="time"), attr=name) if name in CLOCKS:
+                yield node.lineno
+            case ast.ImportFrom(module="time"):
+                yield node.lineno
+            case ast.Assign(targets=[ast.Name(id=name)]) if LIMIT_NAMES.fullmatch(name):
+                yield node.lineno
+            case ast.keyword(arg="timeout", value=ast.Constant(value=int() | float())):
+                yield node.value.lineno
+            case ast.Call(func=ast.Attribute(attr=name), args=[ast.Constant(value=int() | float())]) if name in WAITS:
+                yield node.lineno
+
+
+def test_limits_stand_in_one_place():
+    """A test that measures time fails on a slow machine, and one that sleeps hopes."""
+    tests = CHECKOUT / "tests"
+    others = {tests / name for name in ("limits.py", "side_by_side.py", "unit/zoo.py")}  # the last two only print times
+    files = [f for f in tests.rglob("*.py") if f not in others and f.parent not in (tests / "benchmark", tests / "gpu")]
+    assert len(files) > 50
+    found = {f: list(limits_of_their_own(ast.parse(f.read_text(encoding="utf-8")))) for f in files}
+    assert {str(f.relative_to(tests)): lines for f, lines in found.items() if lines} == {}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "time.sleep(1)",
+        "from time import sleep",
+        "run(x, timeout=20)",
+        "process.wait(5)",
+        "PATIENCE = 60",
+        "LONGEST_SECONDS = 3",
+        "assert time.monotonic() - begin < 5",
+    ],
+)
+def test_a_limit_of_its_own_is_seen(line):
+    assert list(limits_of_their_own(ast.parse(line))) == [1]
 
 
 def test_a_rule_a_stage():
@@ -122,9 +168,9 @@ def test_the_table_of_times_needs_finished_jobs_and_says_so(tmp_path, content):
     assert "is damaged" in run.stderr if content else "holds no finished model job; run the workflow" in run.stderr
 
 
-def test_the_table_of_times_has_a_line_a_stage(first_run):
+def test_the_table_of_times_has_a_line_a_stage(built_in):
     script = CHECKOUT / "tests/benchmark/stage_times.py"
-    run = subprocess.run([sys.executable, script, first_run[0] / "results"], capture_output=True, text=True)
+    run = subprocess.run([sys.executable, script, built_in[0] / "results"], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     cells = dict(line.split()[:2] for line in run.stdout.splitlines())
     jobs = {"logits": "1"} | dict.fromkeys(CELL_STAGES, str(len(METHODS)))
@@ -132,7 +178,7 @@ def test_the_table_of_times_has_a_line_a_stage(first_run):
 
 
 def test_the_table_of_faults_names_tests_that_exist():
-    """tests/README.md: `folder/file::begin_of_a_name_…`, `::another_of_that_file`; `test_` left out of both."""
+    """tests/README.md: `suite/file::begin_of_a_name_…`, `::another_of_that_file`; rooms and `test_` left out."""
     tests, missing, found = CHECKOUT / "tests", [], 0
     for line in (tests / "README.md").read_text(encoding="utf-8").splitlines():
         file = None
@@ -140,11 +186,11 @@ def test_the_table_of_faults_names_tests_that_exist():
             place, _, name = reference.partition("::")
             file = place or file
             folder, _, module = file.partition("/")
-            path = tests / folder / f"test_{module}.py"
+            paths = list((tests / folder).rglob(f"test_{module}.py"))
             end = r"\w*" if name.endswith("…") else ""
             pattern = rf"^def test_{name.removesuffix('…')}{end}\(" if name else "^def test_"
             found += 1
-            if not path.is_file() or not re.search(pattern, path.read_text(encoding="utf-8"), re.M):
+            if len(paths) != 1 or not re.search(pattern, paths[0].read_text(encoding="utf-8"), re.M):
                 missing.append(reference)
     assert missing == []
     assert found > 60

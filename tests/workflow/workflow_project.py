@@ -6,22 +6,24 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from forks import ForkServer
+from limits import HUNG_SECONDS
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 PARTS = ("Snakefile", "config.yaml", "README.md", "pyproject.toml", "workflow", "envs", "data")
 METHODS = ("baseline", "int8", "nf4", "awq")
 TEST_PROMPTS = "data/test-prompts.jsonl"
 PYTHON = "./evaluation-python"  # relative, so that a finished copy stays finished wherever it lies
+HALF_WAY = Path(__file__).with_name("half_way")  # a module that every Python of a run loads first
 FAIL = Path("fail")  # holds a part of a command line; the wrapper refuses those that contain it
 LINKED = (".safetensors", ".parquet")  # large, and only ever replaced as a whole
-TINY = {
+SHORT = {
     "text": "builtin",
     "window_tokens": 256,
     "windows": 2,
@@ -39,6 +41,27 @@ if [ -f {fail} ]; then
 fi
 exec {python} "$@"
 """
+
+
+# What a fork server of stages imports, and what torch, OpenMP and the hub's client read as they are imported.
+MODEL_LIBRARIES = [
+    "torch",
+    "transformers.models.mistral.modeling_mistral",
+    "transformers.generation",
+    "transformers.integrations.bitsandbytes",
+    "bitsandbytes",
+    "accelerate",
+    "pandas",
+    "scipy.stats",
+    "altair",
+    "vl_convert",
+]
+STAGE_ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",  # as Snakemake sets it for a job of one thread
+    "OMP_WAIT_POLICY": "passive",
+    "HF_HUB_OFFLINE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
 
 
 def evaluation_python() -> str:
@@ -72,7 +95,6 @@ class Result:
 
     code: int
     output: str
-    seconds: float
 
     @property
     def lines(self) -> list[str]:
@@ -82,11 +104,12 @@ class Result:
 class Project:
     """A copy of the project; every method runs in it and leaves the checkout alone."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, forks: ForkServer | None = None):
         self.folder = folder
+        self.forks = forks  # of Snakemake; without, each call starts an interpreter, as a user's does
 
     @classmethod
-    def fresh(cls, folder: Path) -> "Project":
+    def fresh(cls, folder: Path, forks: ForkServer | None = None) -> "Project":
         """The project as it is shipped, nothing run yet."""
         folder.mkdir(parents=True, exist_ok=True)
         for part in PARTS:
@@ -94,11 +117,11 @@ class Project:
                 copy_tree(CHECKOUT / part, folder / part)
             else:
                 copy_file(str(CHECKOUT / part), str(folder / part))
-        return cls(folder)
+        return cls(folder, forks)
 
     def copy(self, folder: Path) -> "Project":
         copy_tree(self.folder, folder)
-        return Project(folder)
+        return Project(folder, self.forks)
 
     def __truediv__(self, path: str | Path) -> Path:
         return self.folder / path
@@ -132,7 +155,7 @@ class Project:
     def shorten(self) -> None:
         """The protocol `tiny`, one thread a job so that jobs run side by side, and the wrapper as interpreter."""
         config = self.config()
-        config["protocols"]["tiny"] = TINY
+        config["protocols"]["tiny"] = SHORT
         config["models"]["reference"]["protocol"] = "tiny"
         config["methods"]["awq"] |= {"calibration_samples": 4, "calibration_tokens": 64}
         config |= {"python": PYTHON, "threads": 1, "device": "cpu"}
@@ -145,6 +168,7 @@ class Project:
         (self / TEST_PROMPTS).write_text("\n".join(lines) + "\n", encoding="utf-8")
 
     def use_python(self, python: str) -> None:
+        """The program of the stages; a fork server's command serves as well as an interpreter."""
         wrapper = self / PYTHON
         wrapper.write_text(WRAPPER.format(fail=FAIL, python=python), encoding="utf-8")
         wrapper.chmod(0o755)
@@ -152,23 +176,37 @@ class Project:
     def command(self, *arguments: str, cores: int = 2) -> list[str]:
         return [sys.executable, "-m", "snakemake", "--cores", str(cores), *arguments]
 
+    def forked_command(self, *arguments: str, cores: int = 2) -> list[str]:
+        command = self.command(*arguments, cores=cores)
+        return [*self.forks.program, *command[1:]] if self.forks else command
+
     def environment(self) -> dict[str, str]:
         # Snakemake keeps caches in the user's folders; nothing here may depend on what is in them.
         own = {"OMP_WAIT_POLICY": "passive", "XDG_CACHE_HOME": str(self.folder.parent / ".cache")}
         return {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | own
 
-    def snakemake(self, *arguments: str, cores: int = 2, timeout: int = 400) -> Result:
-        begin = time.monotonic()
+    def snakemake(self, *arguments: str, cores: int = 2) -> Result:
         done = subprocess.run(
-            self.command(*arguments, cores=cores),
+            self.forked_command(*arguments, cores=cores),
             cwd=self.folder,
             env=self.environment(),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=timeout,
+            timeout=HUNG_SECONDS,
         )
-        return Result(done.returncode, done.stdout, time.monotonic() - begin)
+        return Result(done.returncode, done.stdout)
+
+    def start(self, *arguments: str) -> subprocess.Popen:
+        """A run in the background; what it says goes to `output.txt`."""
+        with open(self / "output.txt", "w", encoding="utf-8") as output:
+            return subprocess.Popen(
+                self.command(*arguments, "--quiet", "host", "reason"),
+                cwd=self.folder,
+                env=self.environment(),
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
 
     def run(self, *arguments: str, cores: int = 2) -> Result:
         """A real run that has to succeed."""
@@ -181,6 +219,12 @@ class Project:
         result = self.snakemake("--dry-run", *arguments, cores=cores)
         assert result.code == 0, result.output[-6000:]
         return jobs_of(result.output)
+
+
+def half_way(project: Project, monkeypatch: pytest.MonkeyPatch, **plan: Any) -> None:
+    """Stages of the runs that follow die or stop half-way; `plan` is described in half_way/sitecustomize.py."""
+    environment = project.environment() | {"PYTHONPATH": str(HALF_WAY), "QUANTHARM_HALF_WAY": json.dumps(plan)}
+    monkeypatch.setattr(project, "environment", lambda: environment)
 
 
 # The jobs as their messages name them. A stage that is added to the workflow is added here, once.
