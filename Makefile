@@ -3,26 +3,30 @@ PYTHON ?= python3
 FLAGS = --cores all --resources gpu=1 --quiet host reason
 EVALUATION = .venv-evaluation/installed.txt
 
-.PHONY: demo zoo test unit-test workflow-test slurm-test lint format timing clean
+.PHONY: demo environments zoo test unit-test workflow-test slurm-test lint format timing clean
 
 demo: .venv/installed ## evaluate the built-in model with all methods
 	.venv/bin/snakemake $(FLAGS)
 	@cat results/logs/summary.log
 	@echo "Report: results/report.html"
 
-test: unit-test workflow-test ## all tests but SLURM's
+environments: .venv/installed $(EVALUATION) ## the two that everything else here needs
 
-unit-test: .venv/installed $(EVALUATION)
-	OMP_WAIT_POLICY=passive .venv-evaluation/bin/python -m pytest tests/unit tests/report tests/integration
+test: environments ## all tests, and how long they took
+	sh tests/install.sh slurm chromium
+	.venv/bin/python tests/side_by_side.py
 
-workflow-test: .venv/installed $(EVALUATION)
+unit-test: environments
+	OMP_WAIT_POLICY=passive .venv-evaluation/bin/python -m pytest tests/unit tests/report
+
+workflow-test: environments
 	OMP_WAIT_POLICY=passive .venv/bin/python -m pytest tests/workflow
 
-zoo: .venv/installed $(EVALUATION) ## every stage on tiny models of some forty architectures
+zoo: environments ## every stage on tiny models of some forty architectures
 	PYTHONPATH=workflow OMP_WAIT_POLICY=passive .venv-evaluation/bin/python tests/unit/zoo.py
 
-slurm-test: .venv/installed $(EVALUATION) ## the whole workflow through a SLURM of one node, and its failures
-	sh tests/slurm/install.sh
+slurm-test: environments ## the whole workflow through a SLURM of one node, and its failures
+	sh tests/install.sh slurm
 	OMP_WAIT_POLICY=passive .venv/bin/python -m pytest tests/slurm
 
 lint: .venv/installed ## ruff, snakefmt, snakemake --lint
