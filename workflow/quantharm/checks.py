@@ -16,7 +16,7 @@ from quantharm.common.errors import UserError
 from quantharm.common.files import read_json, write_json
 from quantharm.common.overlap import shared_sequences
 from quantharm.common.prompts import read_prompts
-from quantharm.common.provenance import provenance
+from quantharm.common.provenance import computed_differently, provenance
 from quantharm.common.stage import Timing, run_stage, stage_parser
 from quantharm.common.text import read_text, sha256_of_windows
 from quantharm.models.loading import (
@@ -281,7 +281,7 @@ def check_consistency(divergence: dict[str, Any]) -> Check:
 
 
 def check_same_text(cell: dict[str, dict[str, Any]], baseline: dict[str, dict[str, Any]]) -> Check:
-    """Token ids, data, protocol, suite, trace, device and library versions equal the baseline's."""
+    """Token ids, data, protocol, suite, trace, device, how it computed and library versions equal the baseline's."""
     differing = []
     for key in SAME_TEXT_KEYS:
         if cell["perplexity"][key] != baseline["perplexity"][key]:
@@ -292,9 +292,11 @@ def check_same_text(cell: dict[str, dict[str, Any]], baseline: dict[str, dict[st
     if cell["divergence"]["trace_sha256"] != baseline["divergence"]["trace_sha256"]:
         differing.append("trace")
     for stage in ("perplexity", "generation", "divergence"):
-        for key in ("device", "dtype", "versions"):
-            if cell[stage]["provenance"][key] != baseline[stage]["provenance"][key]:
-                differing.append(f"{stage} {key}")
+        mine, reference = cell[stage]["provenance"], baseline[stage]["provenance"]
+        for key, (value, other) in computed_differently(mine, reference).items():
+            differing.append(f"{stage} {key} ({value!r}, the baseline {other!r})")
+        if mine["versions"] != reference["versions"]:
+            differing.append(f"{stage} versions")
     return outcome(
         "same_text",
         not differing,
@@ -417,7 +419,7 @@ def main() -> None:
             "failed": [check["name"] for check in failed],
             "calibration": calibrated,
             "timing": timing.record(),
-            "provenance": provenance(device, dtype_of(model)),
+            "provenance": provenance(device, record["dtype"], dtype_of(model)),
         },
     )
 

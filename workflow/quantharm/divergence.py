@@ -13,7 +13,7 @@ import pandas
 
 from quantharm.common.errors import UserError
 from quantharm.common.files import finite_or_none, read_parquet, write_json, write_parquet
-from quantharm.common.provenance import forget_device_peaks, memory_bytes, provenance
+from quantharm.common.provenance import COMPUTE_KEYS, forget_device_peaks, memory_bytes, provenance
 from quantharm.common.stage import Timing, run_stage, stage_parser
 from quantharm.common.statistics import category_intervals, mean_of_means, stratified_mean
 from quantharm.common.text import bos_in_front, context_length, protocol_name
@@ -30,6 +30,7 @@ from quantharm.scoring.kl_divergence import score_store
 from quantharm.scoring.stored_logits import require_same
 from quantharm.scoring.worst_positions import WorstPositions, with_texts
 
+SHOWN_OF_STORE = ("protocol", "device", "dtype", "versions", "hardware_floor", *COMPUTE_KEYS)
 MOST_NEGATIVE_KL = -1e-6  # rounding; anything below is an error
 QUANTILES = {"median": 0.5, "p90": 0.9, "p99": 0.99, "p99_9": 0.999}
 
@@ -141,10 +142,10 @@ def main() -> None:
             **result,
             "worst_positions": with_texts(worst.records(rows, sequences), tokenizer, sequences),
             "trace_sha256": metadata["trace_sha256"],
-            "store": {key: metadata.get(key) for key in ("protocol", "device", "dtype", "versions", "hardware_floor")},
+            "store": {key: metadata.get(key) for key in SHOWN_OF_STORE},
             "peak_memory_bytes": memory_bytes(device)["peak_bytes"],
             "timing": timing.record(),
-            "provenance": provenance(device, dtype_of(model)),
+            "provenance": provenance(device, record["dtype"], dtype_of(model)),
         },
     )
     print(

@@ -169,7 +169,7 @@ def main() -> None:
             "model_load_seconds": timing.seconds["load"],
             "memory": memory,
             "timing": timing.record(),
-            "provenance": provenance(device, dtype_of(model)),
+            "provenance": provenance(device, record["dtype"], dtype_of(model)),
         },
     )
     print(

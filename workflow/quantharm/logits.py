@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from quantharm.common.errors import UserError
 from quantharm.common.files import read_json, read_parquet, replacing, write_json, write_parquet
-from quantharm.common.provenance import device_name, provenance, versions
+from quantharm.common.provenance import device_name, how_computed, provenance, versions
 from quantharm.common.stage import Timing, run_stage, stage_parser
 from quantharm.common.text import (
     bos_in_front,
@@ -27,6 +27,7 @@ from quantharm.common.text import (
     sha256_of_windows,
     token_windows,
 )
+from quantharm.models.compute import compute_dtype
 from quantharm.models.loading import (
     choose_device,
     dtype_of,
@@ -80,6 +81,7 @@ def store_metadata_of(record: dict[str, Any], trace: pandas.DataFrame, device: s
         "chat_template_sha256": source["chat_template_sha256"],
         "dtype": record["dtype"],
         "device": device_name(device),
+        **how_computed(device, compute_dtype(record["dtype"], device)),
         "protocol": protocol,
         "trace_sha256": sha256_of_windows([list(map(int, ids)) for ids in trace["token_ids"]]),
         "versions": versions(),
@@ -164,7 +166,7 @@ def main() -> None:
             "bytes_per_entry": bytes_per_entry,
             "metadata": metadata,
             "timing": timing.record(),
-            "provenance": provenance(device, dtype_of(model)),
+            "provenance": provenance(device, record["dtype"], dtype_of(model)),
         },
     )
     print(

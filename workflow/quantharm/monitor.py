@@ -182,7 +182,7 @@ def main() -> None:
     means = prompt_means(read_parquet(arguments.approved / "divergence.parquet", ["prompt_id", "category", "kl_nats"]))
     # Seeded by the number of the run: other draws than those the limits were learned from.
     prompts = draw(ids_by_category(means), arguments.settings["per_category"], numpy.random.default_rng([1, run]))
-    kl = score(load_cell(record, device), store, trace, prompts)
+    kl = score(load_cell(record, device, metadata.get("compute_dtype")), store, trace, prompts)
     row = {
         "run": run,
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

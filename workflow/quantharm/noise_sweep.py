@@ -14,7 +14,7 @@ import pandas
 from quantharm.common.errors import UserError
 from quantharm.common.files import read_json, replacing, write_json, write_parquet
 from quantharm.common.stage import run_stage, stage_parser
-from quantharm.models.loading import load_cell, offline_environment, quiet, read_quantization
+from quantharm.models.loading import load_as_stored, offline_environment, quiet, read_quantization
 from quantharm.summary import BASELINE, flat, paired_perplexity
 
 
@@ -23,7 +23,7 @@ def codes_of(record: dict[str, Any]) -> dict[str, Any]:
     from quantharm.quantizers import quantized_layers
 
     folder = Path(record["checkpoint"])
-    matrices = quantized_layers.quantized_matrices(load_cell(record, "cpu"), folder, record["quantizer"])
+    matrices = quantized_layers.quantized_matrices(load_as_stored(record, "cpu"), folder, record["quantizer"])
     return {matrix.name: matrix.codes() for matrix in matrices if matrix.codes is not None}
 
 

@@ -127,7 +127,7 @@ def main() -> None:
             "tokens_per_second": len(windows) * length / seconds,
             "peak_memory_bytes": memory_bytes(device)["peak_bytes"],
             "timing": timing.record(),
-            "provenance": provenance(device, dtype_of(model)),
+            "provenance": provenance(device, record["dtype"], dtype_of(model)),
         },
     )
     print(f"{record['model']} × {record['method']}: perplexity {math.exp(mean):.4f} on {scored:,} tokens")

@@ -14,12 +14,13 @@ from typing import Any
 from quantharm.common.files import read_json, replacing_folder, write_json
 from quantharm.common.provenance import memory_bytes, provenance
 from quantharm.common.stage import Timing, run_stage, stage_parser
+from quantharm.models.compute import compute_dtype
 from quantharm.models.loading import (
     choose_device,
     dtype_of,
     free_memory,
     hash_weights,
-    load_cell,
+    load_as_stored,
     offline_environment,
     quiet,
     torch_dtype,
@@ -60,7 +61,7 @@ def inspect_checkpoint(record: dict[str, Any], device: str) -> dict[str, Any]:
     """Load the checkpoint from disk and measure it: bytes, bits a weight, quantized and kept modules."""
     folder = Path(record["checkpoint"])
     begin = time.perf_counter()
-    model = load_cell(record, device)
+    model = load_as_stored(record, device)
     load_seconds = time.perf_counter() - begin
     matrices = quantized_layers.quantized_matrices(model, folder, record["quantizer"])
     try_model(model, matrices)
@@ -134,7 +135,8 @@ def main() -> None:
     }
     with timing.part("load"):
         record |= inspect_checkpoint(record, device)
-    record |= {"memory": peak, "timing": timing.record(), "provenance": provenance(device, arguments.dtype)}
+    computed = provenance(device, arguments.dtype, compute_dtype(arguments.dtype, device))
+    record |= {"memory": peak, "timing": timing.record(), "provenance": computed}
     write_json(arguments.output, record)
     bits = record["bits_per_weight"]
     print(

@@ -23,6 +23,7 @@ from quantharm.models.loading import (
     quiet,
     read_checkpoint_config,
     refuse_unsafe,
+    set_compute_dtype,
 )
 
 
@@ -79,6 +80,7 @@ def main() -> None:
     tokenizer = load_tokenizer(source)
     device = choose_device(arguments.device, arguments.gpus)
     model = load_checkpoint(arguments.folder, source, arguments.dtype, device, arguments.gpus)
+    set_compute_dtype(model, "pretrained", arguments.dtype, device)
     ends, generator = end_tokens(model, tokenizer), torch.Generator().manual_seed(arguments.seed)
     lines = []
     for prompt in read_prompts(arguments.prompts, arguments.prompts_per_category):

@@ -109,6 +109,8 @@ def summarise_cell(cell: Path, baseline: Path) -> dict[str, Any]:
         "revision": quantization["source"]["revision"],
         "dtype": quantization["dtype"],
         "device": perplexity["provenance"]["device"],
+        "compute_dtype": perplexity["provenance"]["compute_dtype"],
+        "instruction_set": perplexity["provenance"].get("instruction_set"),
         "parameters": quantization["parameters"],
         "checkpoint_bytes": quantization["checkpoint_bytes"],
         "weight_bytes": quantization["weight_bytes"],

@@ -1,5 +1,6 @@
 """Where a figure came from: versions, device, driver, commit. Part of every result record."""
 
+import ctypes
 import datetime
 import functools
 import importlib.metadata
@@ -8,9 +9,12 @@ import platform
 import resource
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
+# How a cell computed, beside its device's name; cells are compared only when all of them are equal.
+COMPUTE_KEYS = ("compute_dtype", "instruction_set", "onednn_instruction_set", "compute_capability", "tf32")
 PACKAGES = ["torch", "transformers", "tokenizers", "bitsandbytes", "autoawq", "gptqmodel", "numpy", "scipy", "pyarrow"]
 
 
@@ -65,12 +69,73 @@ def driver_version() -> str | None:
         return None
 
 
-def provenance(device: str, dtype: str | None = None) -> dict[str, Any]:
-    """What produced a record; `device` is `cpu` or `cuda`."""
+@functools.cache
+def onednn_instruction_set() -> str | None:
+    """`Intel AVX2`, …: what oneDNN, which multiplies 16-bit matrices, uses here; None where PyTorch has no oneDNN.
+
+    A limit set for it (ONEDNN_MAX_CPU_ISA) counts. It tells only in the notes that it prints of a product: they are
+    caught on their way to standard output.
+    """
+    import torch
+
+    if not torch.backends.mkldnn.is_available():
+        return None
+    two = torch.ones(2, 2)
+    sys.stdout.flush()
+    kept = os.dup(1)
+    try:
+        with tempfile.TemporaryFile() as notes:
+            os.dup2(notes.fileno(), 1)
+            try:
+                with torch.backends.mkldnn.verbose(torch.backends.mkldnn.VERBOSE_ON):
+                    torch.ops.mkldnn._linear_pointwise(two, two, None, "none", [], "")
+                ctypes.CDLL(None).fflush(None)
+            finally:
+                os.dup2(kept, 1)
+            notes.seek(0)
+            lines = notes.read().decode(errors="replace").splitlines()
+    finally:
+        os.close(kept)
+    return next((line.split(",isa:", 1)[1] for line in lines if ",cpu,isa:" in line), None)
+
+
+def how_computed(device: str, compute_dtype: str | None) -> dict[str, Any]:
+    """What decides how products are rounded, beside the device's name: two processors of one name may differ.
+
+    compute_dtype: what matrices are multiplied in. The other keys are the device's.
+    """
+    import torch
+
+    if device.startswith("cuda"):
+        gpus = range(torch.cuda.device_count())
+        return {
+            "compute_dtype": compute_dtype,
+            "compute_capability": sorted({"{}.{}".format(*torch.cuda.get_device_capability(i)) for i in gpus}),
+            "tf32": torch.backends.cuda.matmul.allow_tf32,
+        }
+    return {
+        "compute_dtype": compute_dtype,
+        "instruction_set": torch.backends.cpu.get_cpu_capability(),
+        "onednn_instruction_set": onednn_instruction_set(),
+    }
+
+
+def computed_differently(mine: dict[str, Any], reference: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """{key: (mine, reference's)} of what differs between two provenances in device, dtype and COMPUTE_KEYS."""
+    keys = ("device", "dtype", *COMPUTE_KEYS)
+    return {key: (mine.get(key), reference.get(key)) for key in keys if mine.get(key) != reference.get(key)}
+
+
+def provenance(device: str, dtype: str | None = None, compute_dtype: str | None = None) -> dict[str, Any]:
+    """What produced a record; `device` is `cpu` or `cuda`.
+
+    dtype: what the weights are held in on disk; compute_dtype: what matrices were multiplied in.
+    """
     record: dict[str, Any] = {
         "device": device_name(device),
         "device_type": device.split(":")[0],
         "dtype": dtype,
+        **how_computed(device, compute_dtype),
         "versions": versions(),
         "git_commit": git_commit(),
         "host_cpu": cpu_name(),

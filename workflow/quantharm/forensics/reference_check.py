@@ -93,7 +93,7 @@ def score_folder(checkpoint: Path, store: Path, device: str, gpus: int) -> dict[
     from quantharm.common.text import sha256_of_windows
     from quantharm.divergence import check_values, summarise
     from quantharm.fetch import tokenizer_hashes
-    from quantharm.models.loading import load_checkpoint
+    from quantharm.models.loading import load_checkpoint, set_compute_dtype
     from quantharm.scoring.kl_divergence import score_store
     from quantharm.scoring.stored_logits import require_same
     from quantharm.scoring.worst_positions import WorstPositions
@@ -110,6 +110,8 @@ def score_folder(checkpoint: Path, store: Path, device: str, gpus: int) -> dict[
     remark = "" if metadata["device"] == here else f" (it was filled on {metadata['device']}, this ran on {here})"
     untrusted = {"allow_pickle": False, "trust_remote_code": False}
     model = load_checkpoint(checkpoint, untrusted, metadata["dtype"], device, gpus)
+    filled_in = metadata.get("compute_dtype", metadata["dtype"])  # compute like that, be it slow here
+    set_compute_dtype(model, "pretrained", metadata["dtype"], device, filled_in)
     rows = score_store(model, store / STORE, trace, WorstPositions())
     check_values(rows, str(checkpoint))
     floor = read_json(store / FLOOR)["kl_nats"]["mean"] if (store / FLOOR).is_file() else None

@@ -194,12 +194,33 @@ def load_checkpoint(folder: Path, source: dict[str, Any], dtype: str, device: st
     return model.eval()
 
 
-def load_cell(record: dict[str, Any], device: str):
-    """The model of a quantization record, from what is on disk, after checking that it is what was recorded."""
+def load_as_stored(record: dict[str, Any], device: str):
+    """The model of a quantization record, from what is on disk, after checking that it is what was recorded.
+
+    Its weights are held in the dtype that the record states: what sizes are measured on.
+    """
     folder = Path(record["checkpoint"])
     verify_weights(folder, record["weight_files"])
     quantizer = importlib.import_module(f"quantharm.quantizers.{record['quantizer']}")
     return quantizer.load(folder, record["settings"], record["source"], record["dtype"], device, record["gpus"])
+
+
+def load_cell(record: dict[str, Any], device: str, compute_dtype: str | None = None):
+    """load_as_stored, with its matrices multiplied as set_compute_dtype says."""
+    model = load_as_stored(record, device)
+    set_compute_dtype(model, record["quantizer"], record["dtype"], device, compute_dtype)
+    return model
+
+
+def set_compute_dtype(model, quantizer: str, dtype: str, device: str, wanted: str | None = None) -> None:
+    """Have a loaded model multiply in `wanted` (a store's, say), or else in what this device multiplies fast.
+
+    Only float32 has to be arranged for: otherwise a model computes in the dtype that it was loaded in.
+    """
+    from quantharm.models import compute
+
+    if device == "cpu" and (wanted or compute.compute_dtype(dtype, device)) == "float32":
+        importlib.import_module(f"quantharm.quantizers.{quantizer}").compute_in_float32(model)
 
 
 def read_quantization(path: Path) -> dict[str, Any]:

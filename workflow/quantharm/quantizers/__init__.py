@@ -6,7 +6,8 @@ A quantizer module has
     quantize(source, settings, dtype, device, gpus, output, calibration) -> dict
                                                         writes the checkpoint folder `output`; returns extra record keys
     load(folder, settings, source, dtype, device, gpus) -> model
-                                                        loads it back from disk
+                                                        loads it back from disk, held as it is stored
+    compute_in_float32(model)                           has a loaded model on a CPU multiply its matrices in float32
     inspect(name, module, checkpoint) -> QuantizedMatrix | None
                                                         recognises its own linear layers
     grid(settings) -> str                               its grid in quantharm.quantizers.rounding, for noise (optional)

@@ -206,6 +206,7 @@ def quantize(source, settings, dtype, device, gpus, output: Path, calibration) -
     from quantharm.common.checkpoint_files import weight_files
     from quantharm.common.text import read_text, sha256_of_windows
     from quantharm.models.completeness import check_whole
+    from quantharm.models.compute import compute_dtype, to_float32
     from quantharm.models.loading import (
         LARGEST_FILE,
         device_map,
@@ -232,6 +233,9 @@ def quantize(source, settings, dtype, device, gpus, output: Path, calibration) -
         safetensors=bool(weight_files(source["path"])),
         device_map=device_map(device, 1) if device == "cpu" else {"": "cpu"},  # autoawq moves a layer at a time
     )
+    held = {name: parameter.dtype for name, parameter in model.model.named_parameters()}
+    if device == "cpu" and compute_dtype(dtype, device) == "float32":
+        to_float32(model.model)  # the layers' activations and the search
     width = model.config.hidden_size
     model.quantize(
         tokenizer,
@@ -251,6 +255,8 @@ def quantize(source, settings, dtype, device, gpus, output: Path, calibration) -
     if len(seen) != 3 or seen[2] != width:
         raise UserError(f"autoawq holds activations of shape {seen}, not [samples, tokens, {width}]; pin autoawq 0.2.9")
     complete_for_loading(model)
+    for name, parameter in model.model.named_parameters():  # what is not packed is saved in the dtype it came in
+        parameter.data = parameter.data.to(held.get(name, torch_dtype(dtype)))
     model.model.config.use_cache = True
     model.save_quantized(str(output), shard_size=LARGEST_FILE)
     return {
@@ -316,9 +322,44 @@ def load(folder: Path, settings, source, dtype: str, device: str, gpus: int):
         return load_checkpoint(folder, source, dtype, device, gpus, quantization_config=config)
 
 
+def is_awq_linear(module) -> bool:
+    return any(base.__name__ == "AWQuantLinear" for base in type(module).__mro__)
+
+
+def compute_in_float32(model) -> None:
+    """gptqmodel's kernels on a CPU would round float32 activations to 16 bits; the layers get a pass of their own."""
+    from quantharm.models.compute import to_float32
+
+    for module in model.modules():
+        if is_awq_linear(module):
+            multiply_in_float32(module)
+    to_float32(model)
+
+
+def multiply_in_float32(module) -> None:
+    """Gives an AWQ linear a forward pass y = x · ((codes - zeros) × scales) + bias in float32.
+
+    Codes less zeros are unpacked once, to a byte each ([groups, group, outputs]), by gptqmodel's own function.
+    """
+    import torch
+    from gptqmodel.quantization.awq.utils.packing_utils import dequantize_gemm
+
+    scales = module.scales.float()  # [groups, outputs]
+    codes = dequantize_gemm(module.qweight, module.qzeros, torch.ones_like(scales), module.bits, module.group_size)
+    codes = codes.to(torch.int8).unflatten(0, (len(scales), -1))
+    bias = None if module.bias is None else module.bias.float()
+
+    def forward(inputs: torch.Tensor) -> torch.Tensor:
+        weight = (codes * scales.unsqueeze(1)).flatten(0, 1)  # [inputs, outputs]
+        outputs = inputs.float() @ weight
+        return (outputs if bias is None else outputs + bias).to(inputs.dtype)
+
+    module.forward = forward
+
+
 def inspect(name: str, module, checkpoint: Path):
     """An AWQ linear of gptqmodel: 4-bit codes, a float16 scale and a 4-bit zero point a group."""
-    if not any(base.__name__ == "AWQuantLinear" for base in type(module).__mro__):
+    if not is_awq_linear(module):
         return None
     from quantharm.quantizers.quantized_layers import QuantizedMatrix, stored_tensors, tensor_bytes
 

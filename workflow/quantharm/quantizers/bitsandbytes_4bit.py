@@ -76,6 +76,13 @@ def compute_4bit_in(model, dtype: str) -> None:
             module.support_avx512bf16_for_cpu = dtype == "bfloat16" and module.support_avx512bf16_for_cpu
 
 
+def compute_in_float32(model) -> None:
+    from quantharm.models.compute import to_float32
+
+    compute_4bit_in(model, "float32")
+    to_float32(model)
+
+
 def inspect(name: str, module, checkpoint: Path):
     """A Linear4bit: half a byte a weight, its blocks' scales and the fixed tables."""
     if type(module).__name__ != "Linear4bit":

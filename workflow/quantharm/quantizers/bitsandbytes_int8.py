@@ -49,6 +49,13 @@ def load(folder: Path, settings, source, dtype: str, device: str, gpus: int):
     return model
 
 
+def compute_in_float32(model) -> None:
+    """The activations are rounded to 8 bits as ever; outlier columns and the outputs are float32."""
+    from quantharm.models.compute import to_float32
+
+    to_float32(model)
+
+
 def inspect(name: str, module, checkpoint: Path):
     """A Linear8bitLt: N bytes of weights and one float32 scale a row."""
     if type(module).__name__ != "Linear8bitLt":

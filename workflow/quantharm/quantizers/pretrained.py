@@ -71,6 +71,14 @@ def compute_in(model, dtype: str) -> None:
     model.config.dtype = wanted
 
 
+def compute_in_float32(model) -> None:
+    """Whatever quantized it: each of these changes only the layers that it knows."""
+    from quantharm.quantizers import awq, bitsandbytes_4bit
+
+    awq.compute_in_float32(model)
+    bitsandbytes_4bit.compute_in_float32(model)
+
+
 def inspect(name: str, module, checkpoint: Path):
     """Whatever any quantizer here would recognise."""
     from quantharm.quantizers import awq, bitsandbytes_4bit, bitsandbytes_int8

@@ -14,6 +14,7 @@ import pandas
 
 from quantharm.common.errors import UserError
 from quantharm.common.files import read_json, read_parquet
+from quantharm.common.provenance import computed_differently
 from quantharm.common.statistics import (
     holm,
     median_ratio_interval,
@@ -188,18 +189,16 @@ def read_results(folder: Path, rules: Rows) -> Results:
 
 
 def require_comparable(cells: list[Cell]) -> None:
-    """One device and dtype in every stage of every cell, one perplexity protocol."""
+    """One device, one dtype and one way to compute in every stage of every cell, one perplexity protocol."""
     baseline = cells[0]
     for cell in cells:
         for stage in STAGES:
-            for key in ("device", "dtype"):
-                mine = getattr(cell, stage)["provenance"][key]
-                reference = baseline.generation["provenance"][key]
-                if mine != reference:
-                    raise UserError(
-                        f"{cell.row['model']} × {cell.method} ran its stage {stage} with {key} {mine!r} and the "
-                        f"baseline with {reference!r}: a report does not compare the two; run all cells on one device"
-                    )
+            found = computed_differently(getattr(cell, stage)["provenance"], baseline.generation["provenance"])
+            for key, (mine, reference) in found.items():
+                raise UserError(
+                    f"{cell.row['model']} × {cell.method} ran its stage {stage} with {key} {mine!r} and the "
+                    f"baseline with {reference!r}: a report does not compare the two; run all cells on one device"
+                )
         if cell.perplexity["protocol"] != baseline.perplexity["protocol"]:
             raise UserError(
                 f"{cell.row['model']} × {cell.method} was scored with protocol {cell.perplexity['protocol']} and the "
@@ -298,4 +297,6 @@ def window_losses(cell: Cell) -> pandas.DataFrame:
 
 def ran_on_one_device(models: list[Results]) -> bool:
     """Whether the times of several models may stand side by side."""
-    return len({results.device for results in models}) == 1
+    ran = [results.baseline.generation["provenance"] for results in models]
+    same = not any(computed_differently(other, ran[0]).keys() - {"dtype", "compute_dtype"} for other in ran[1:])
+    return same and len({results.device for results in models}) == 1

@@ -76,10 +76,10 @@ def scan_folder(folder: Path) -> dict[str, Any]:
 
 def scan_dequantized(record: dict[str, Any], device: str) -> dict[str, Any]:
     """The scan of what a quantized cell stands for, stored in its model's dtype: would it pass as the original?"""
-    from quantharm.models.loading import load_cell
+    from quantharm.models.loading import load_as_stored
     from quantharm.quantizers import quantized_layers
 
-    model = load_cell(record, device)
+    model = load_as_stored(record, device)
     found = quantized_layers.quantized_matrices(model, Path(record["checkpoint"]), record["quantizer"])
     del model
     chosen = spread(found, min(DEQUANTIZED_MATRICES, len(found)))
