@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from stage_chain import Chain
 
 from quantharm import quantize
-from quantharm.checks import check_same_text, int8_reference
+from quantharm.checks import SAME_PROMPTS_KEYS, check_same_text, int8_reference
 from quantharm.common import provenance
 from quantharm.common.errors import UserError
 from quantharm.common.files import read_json
@@ -207,7 +207,7 @@ KEYS = ["compute_dtype", "instruction_set", "onednn_instruction_set", "compute_c
 @pytest.mark.parametrize("key", KEYS)
 def test_same_text_and_the_report_refuse_what_was_computed_otherwise(stage, key):
     text = dict.fromkeys(["dataset_sha256", "tokens_sha256", "protocol", "trace_sha256"], "x")
-    suite = dict.fromkeys(["suite_sha256", "prompts_per_category", "max_new_tokens", "chat_template"], "x")
+    suite = dict.fromkeys(SAME_PROMPTS_KEYS, "x")
     stages = ("quantization", "perplexity", "generation", "divergence", "checks")
     baseline = {name: text | suite | {"provenance": computed()} for name in stages}
     cell = copy.deepcopy(baseline)
