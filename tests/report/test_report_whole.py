@@ -262,3 +262,23 @@ def test_synthetic_weights_are_marked_and_not_judged(reports, tmp_path):
     assert set(risks["risk/nf4"]) == {"not judged: synthetic weights"}
     overview = (tmp_path / "all" / "EVALUATION_SUMMARY.md").read_text(encoding="utf-8")
     assert "synthetic weights" in overview
+
+
+def test_a_model_of_which_nothing_can_be_compared(tmp_path):
+    """Every declared file is there and says why; what a log holds is shown as text."""
+    reason = "it has no baseline to be compared with: <b>what | a log says</b>"
+    entry = {"model": "m", "stage": "fetch", "reason": reason, "log": "results/logs/fetch/m.log", "compared": False}
+    left_out = [entry | {"method": method} for method in ("baseline", "nf4")]
+    write_json(tmp_path / "m/summary.json", {"cells": [], "left_out": left_out})
+    done = run_report(f"--model={tmp_path / 'm'}", *outputs(tmp_path / "m"))
+    assert done.returncode == 0, done.stderr
+    assert {path.stem for path in (tmp_path / "m/tables").glob("*.csv")} == set(report_names.TABLES)
+    assert {path.stem for path in (tmp_path / "m/figures").glob("*.svg")} == set(report_names.FIGURES)
+    assert pandas.read_csv(tmp_path / "m/tables/perplexity.csv")["reason"].tolist() == [reason] * 2
+    done = run_report("--models", str(tmp_path / "m"), *outputs(tmp_path))
+    assert done.returncode == 0, done.stderr
+    for folder in (tmp_path, tmp_path / "m"):
+        page = (folder / "report.html").read_text(encoding="utf-8")
+        structure(page)
+        assert "stage fetch failed: it has no baseline to be compared with: &lt;b&gt;what | a log says" in page
+        assert "what \\| a log says" in (folder / "EVALUATION_SUMMARY.md").read_text(encoding="utf-8")

@@ -15,6 +15,8 @@ from quantharm.summary import (
     integrity_figures,
     paired_answers,
     paired_perplexity,
+    short_table,
+    table_of,
     treatment_figures,
 )
 
@@ -164,3 +166,52 @@ def test_noise_and_calibration_of_a_cell():
     assert (found["noise_sigma"], found["noise_codes_changed"], found["calibration_samples"]) == (0.3, 0.1, 20)
     assert found["calibration_loss_ratio"] == pytest.approx(1.1)
     assert set(treatment_figures({}, {}).values()) == {None}
+
+
+def test_integrity_where_nothing_was_there_to_scan():
+    """A method that quantized nothing fails its checks; shown nevertheless, it has no format to be seen as."""
+    found = integrity_figures(integrity(if_dequantized={"verdict": "not scanned", "explanation": "no matrix"}))
+    assert (found["integrity_if_dequantized"], found["integrity_if_dequantized_seen_as"]) == ("not scanned", None)
+
+
+def test_figures_of_an_integrity_that_is_missing():
+    assert set(integrity_figures(None)) == set(integrity_figures(integrity()))
+    assert set(integrity_figures(None).values()) == {None}
+
+
+ENTRY = {
+    "model": "m",
+    "method": "nf4",
+    "stage": "quantize",
+    "reason": "the disk is full",
+    "log": "x",
+    "compared": False,
+}
+
+
+def test_cells_left_out_are_rows_with_the_reason_and_keep_the_types_of_the_others():
+    rows = [{"model": "m", "method": name, "prompts": 3, "synthetic": False, "perplexity": 2.5} for name in "ab"]
+    table = table_of(rows, [ENTRY, ENTRY | {"method": "b", "stage": "integrity", "compared": True}])
+    assert table["method"].tolist() == ["a", "b", "nf4"]
+    assert table["prompts"].tolist()[:2] == [3, 3]
+    assert (table["prompts"].dtype, table["synthetic"].dtype) == ("Int64", "boolean")
+    assert table.loc[2, ["prompts", "synthetic", "perplexity"]].isna().all()
+    assert table["left_out"].isna().tolist() == [True, False, False]
+    assert table["left_out"].tolist()[1:] == [
+        "its integrity is missing: stage integrity failed: the disk is full",
+        "stage quantize failed: the disk is full",
+    ]
+
+
+def test_a_table_of_cells_left_out_alone():
+    table = table_of([], [ENTRY])
+    assert table.to_dict("records") == [
+        {"model": "m", "method": "nf4", "left_out": "stage quantize failed: the disk is full"}
+    ]
+    assert short_table(table.head(0)) == "No cell could be compared."
+
+
+def test_a_table_without_cells_left_out_keeps_its_types():
+    table = table_of([{"model": "m", "method": "a", "prompts": 3}], [])
+    assert table["prompts"].dtype == "int64"
+    assert table["left_out"].isna().all()

@@ -16,12 +16,12 @@ from forks import ForkServer
 from limits import HUNG_SECONDS
 
 CHECKOUT = Path(__file__).resolve().parents[2]
-PARTS = ("Snakefile", "config.yaml", "README.md", "pyproject.toml", "workflow", "envs", "data")
+PARTS = ("Snakefile", "config.yaml", "README.md", "pyproject.toml", "workflow", "profiles", "envs", "data")
 METHODS = ("baseline", "int8", "nf4", "awq")
 TEST_PROMPTS = "data/test-prompts.jsonl"
 PYTHON = "./evaluation-python"  # relative, so that a finished copy stays finished wherever it lies
 HALF_WAY = Path(__file__).with_name("half_way")  # a module that every Python of a run loads first
-FAIL = Path("fail")  # holds a part of a command line; the wrapper refuses those that contain it
+FAIL = Path("fail")  # a line is a part of a command line; the wrapper refuses those that contain one
 LINKED = (".safetensors", ".parquet")  # large, and only ever replaced as a whole
 SHORT = {
     "text": "builtin",
@@ -37,7 +37,9 @@ SHORT = {
 WRAPPER = """#!/bin/sh
 # The evaluation interpreter, except for the commands that a test wants to fail.
 if [ -f {fail} ]; then
-    case "$*" in *"$(cat {fail})"*) echo "error: made to fail" >&2; exit 1 ;; esac
+    while read -r part || [ "$part" ]; do
+        case "$*" in *"$part"*) echo "error: made to fail" >&2; exit 1 ;; esac
+    done < {fail}
 fi
 exec {python} "$@"
 """

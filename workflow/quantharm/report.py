@@ -18,25 +18,28 @@ import yaml
 from markupsafe import Markup
 
 from quantharm.common.errors import UserError
-from quantharm.common.files import write_text
+from quantharm.common.files import read_json, write_text
+from quantharm.common.left_out import LeftOut, name, sentence
 from quantharm.common.stage import run_stage, stage_parser
 from quantharm.config.validation import with_defaults
 from quantharm.reporting import assessment as words
 from quantharm.reporting import detection, examples
+from quantharm.reporting import names as report_names
 from quantharm.reporting import overview as report_overview
 from quantharm.reporting import risks as risk
 from quantharm.reporting.charts import cost as cost_charts
 from quantharm.reporting.charts import quality as quality_charts
-from quantharm.reporting.charts.base import Figure, to_svg, write_figure
+from quantharm.reporting.charts.base import Figure, nothing_to_show, to_svg, write_figure
 from quantharm.reporting.format import number, sentence_case, share, size
 from quantharm.reporting.results import Results, read_results
 from quantharm.reporting.tables import cost, integrity, quality, record, speed, studies, trade
-from quantharm.reporting.tables.table import Table, markdown_table, write_table
+from quantharm.reporting.tables.table import Column, Table, markdown_table, text_cell, write_table
 from quantharm.reporting.text import markdown, visible
 from quantharm.reporting.verdicts import other_hardware_percent, scale
 
 WORKFLOW = Path(__file__).parents[1]
 TEMPLATES = WORKFLOW / "report" / "templates"
+NOTHING = "No cell of this model can be compared."
 SCHEMA = WORKFLOW / "schemas" / "config.schema.yaml"
 
 
@@ -62,6 +65,8 @@ def environment() -> jinja2.Environment:
         "share": share,
         "size": size,
         "sentence_case": sentence_case,
+        "cell_name": name,
+        "why_left_out": sentence,
         "markdown_table": markdown_table,
     }
     return found
@@ -138,6 +143,10 @@ def write_figures(folder: Path, figures: list[Figure]) -> dict[str, dict[str, An
 
 
 def report_model(arguments: argparse.Namespace, rules: dict[str, Any]) -> None:
+    summary = read_json(arguments.model / "summary.json")
+    if not summary["cells"]:
+        report_nothing(arguments, summary["left_out"])
+        return
     results = read_results(arguments.model, rules)
     found = [words.assess(cell, results, rules) for cell in results.methods]
     rates = detection.read_rates()
@@ -186,9 +195,27 @@ def report_model(arguments: argparse.Namespace, rules: dict[str, Any]) -> None:
     render(arguments, "model", page)
 
 
+def report_nothing(arguments: argparse.Namespace, left_out: list[LeftOut]) -> None:
+    """The page of a model of which no cell can be compared: it says why, in the place of each chart and table, too."""
+    words = f"{NOTHING} {'; '.join(f'{name(entry)}: {sentence(entry)}' for entry in left_out)}."
+    columns = [Column(key, key.capitalize(), "left") for key in ("method", "stage", "reason")]
+    rows = [[text_cell(str(entry[column.key])) for column in columns] for entry in left_out]
+    for key, title in report_names.TABLES.items():
+        write_table(arguments.tables, Table(key, title, columns, rows, words))
+    for key, title in report_names.FIGURES.items():
+        write_figure(arguments.figures, Figure(key, title, nothing_to_show(NOTHING), words))
+    model = left_out[0]["model"]
+    render(arguments, "nothing", {"model": model, "left_out": left_out, "tables": {}, "script": script()})
+
+
 def report_models(arguments: argparse.Namespace, rules: dict[str, Any]) -> None:
     models = []
+    left_out: list[LeftOut] = list(arguments.left_out)
     for folder in arguments.models:
+        summary = read_json(folder / "summary.json")
+        left_out += summary.get("left_out", [])
+        if not summary["cells"]:
+            continue
         results = read_results(folder, rules)
         models.append((results, [words.assess(cell, results, rules) for cell in results.methods]))
     tables = {table.key: table for table in report_overview.overview_tables(models, rules)}
@@ -196,6 +223,7 @@ def report_models(arguments: argparse.Namespace, rules: dict[str, Any]) -> None:
         write_table(arguments.tables, table)
     page = {
         "models": models,
+        "left_out": left_out,
         "failed": [(r.model, cell.method, cell.failed) for r, _ in models for cell in r.cells if cell.failed],
         "tables": tables,
         "figures": write_figures(arguments.figures, report_overview.overview_figures(models)),
@@ -219,7 +247,8 @@ def render(arguments: argparse.Namespace, name: str, page: dict[str, Any]) -> No
 def main() -> None:
     parser = stage_parser(__doc__)
     parser.add_argument("--model", type=Path, help="results folder of one model")
-    parser.add_argument("--models", type=Path, nargs="+", help="or results folders of several models")
+    parser.add_argument("--models", type=Path, nargs="*", help="or results folders of several models")
+    parser.add_argument("--left-out", type=json.loads, default=[], help="JSON: models that could not be summarised")
     parser.add_argument("--rules", type=json.loads, help="the config's `report:` as JSON; the schema's defaults")
     parser.add_argument("--prompts", type=Path, help="prompt suite, to show the prompts beside the responses")
     parser.add_argument("--html", type=Path, required=True, help="report.html")

@@ -1,9 +1,11 @@
 """All cells of one model (or of several models) as one table: a row a cell, every figure of its result files.
 
 Differences from the baseline are paired: ΔPPL over the same windows, flips over the same prompts. Writes
-summary.parquet, summary.csv and summary.json; given summaries instead of cells, joins them.
+summary.parquet, summary.csv and summary.json; given summaries instead of cells, joins them. Cells that could not be
+finished are rows, too: their column `left_out` says why, and their figures are missing.
 """
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +14,12 @@ import pandas
 
 from quantharm.common.errors import UserError
 from quantharm.common.files import read_json, read_parquet, replacing, write_json, write_parquet
+from quantharm.common.left_out import LeftOut, name, sentence
 from quantharm.common.stage import run_stage, stage_parser
 from quantharm.common.statistics import weighted_mean_interval
 
 BASELINE = "baseline"
+NULLABLE = {"i": "Int64", "b": "boolean"}  # pandas' types that hold missing values, by the kind of those that do not
 
 
 def paired_perplexity(cell: Path, baseline: Path) -> dict[str, Any]:
@@ -63,15 +67,28 @@ def paired_answers(cell: Path, baseline: Path) -> dict[str, Any]:
     }
 
 
-def integrity_figures(record: dict[str, Any]) -> dict[str, Any]:
-    """What integrity.json found of a cell; keys of what does not apply to it hold None."""
+INTEGRITY_FIGURES = (
+    "integrity_verified",
+    "integrity_files_verified",
+    "integrity_scan",
+    "integrity_if_dequantized",
+    "integrity_if_dequantized_seen_as",
+    "integrity_behaves_as_the_original",
+    "integrity_explanation",
+)
+
+
+def integrity_figures(record: dict[str, Any] | None) -> dict[str, Any]:
+    """What integrity.json found of a cell; keys of what does not apply to it, or was not measured, hold None."""
+    if record is None:
+        return dict.fromkeys(INTEGRITY_FIGURES)
     found, files = record["if_dequantized"], record["signed_manifest"] or record["manifest"]
     return {
         "integrity_verified": record["verified"],
         "integrity_files_verified": files["verified"],
         "integrity_scan": record["scan"]["verdict"],
         "integrity_if_dequantized": found and found["verdict"],
-        "integrity_if_dequantized_seen_as": found and found["method"],
+        "integrity_if_dequantized_seen_as": found and found.get("method"),  # none where nothing was there to scan
         "integrity_behaves_as_the_original": record["behaviour"]["same_as_original"],
         "integrity_explanation": record["explanation"],
     }
@@ -90,12 +107,13 @@ def treatment_figures(quantization: dict[str, Any], checks: dict[str, Any]) -> d
     }
 
 
-def summarise_cell(cell: Path, baseline: Path) -> dict[str, Any]:
+def summarise_cell(cell: Path, baseline: Path, with_integrity: bool = True) -> dict[str, Any]:
     """One row: identity, sizes, perplexity, divergence, generation, memory, checks, integrity."""
-    quantization, perplexity, divergence, generation, checks, integrity = (
+    quantization, perplexity, divergence, generation, checks = (
         read_json(cell / f"{stage}.json")
-        for stage in ("quantization", "perplexity", "divergence", "generation", "checks", "integrity")
+        for stage in ("quantization", "perplexity", "divergence", "generation", "checks")
     )
+    integrity = read_json(cell / "integrity.json") if with_integrity else None
     reference = read_json(baseline / "quantization.json")
     reference_speed = read_json(baseline / "generation.json")
     speed, baseline_speed = generation["benchmark"], reference_speed["benchmark"]
@@ -183,8 +201,32 @@ def flat(row: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
+def table_of(rows: list[dict[str, Any]], left_out: list[LeftOut]) -> pandas.DataFrame:
+    """A row a cell; cells that are left out as well, by name, with the reason in the column `left_out`."""
+    absent = [entry for entry in left_out if not entry["compared"]]
+    names = pandas.DataFrame(
+        {
+            "model": [entry["model"] for entry in absent],
+            "method": [entry["method"] for entry in absent],
+            "left_out": [sentence(entry) for entry in absent],
+        }
+    )
+    if not rows:
+        return names
+    table = pandas.DataFrame([flat(row) for row in rows])
+    reasons = {(entry["model"], entry["method"]): sentence(entry) for entry in left_out}
+    table["left_out"] = [reasons.get(key) for key in zip(table["model"], table["method"], strict=True)]
+    if not absent:
+        return table
+    whole = {column: NULLABLE[dtype.kind] for column, dtype in table.dtypes.items() if dtype.kind in NULLABLE}
+    table = table.astype(whole)
+    return pandas.concat([table, names.reindex(columns=table.columns).astype(table.dtypes)], ignore_index=True)
+
+
 def short_table(table: pandas.DataFrame) -> str:
-    """What a terminal shows at the end of a run."""
+    """What a terminal shows at the end of a run of the cells that were compared."""
+    if not len(table):
+        return "No cell could be compared."
     shown = pandas.DataFrame(
         {
             "model": table["model"],
@@ -196,7 +238,7 @@ def short_table(table: pandas.DataFrame) -> str:
             "top-1": table["top1_agreement"].map("{:.1%}".format),
             "decode, tokens/s": table["decode_tokens_per_second_median"].map("{:.1f}".format),
             "checks": table["checks_failed"].map(lambda names: f"FAILED: {names}" if names else "passed"),
-            "integrity": table["integrity_verified"].map(lambda verified: "no finding" if verified else "FINDING"),
+            "integrity": table["integrity_verified"].map({True: "no finding", False: "FINDING"}).fillna("missing"),
         }
     )
     text = shown.to_string(index=False)
@@ -208,28 +250,35 @@ def short_table(table: pandas.DataFrame) -> str:
 
 def main() -> None:
     parser = stage_parser(__doc__)
-    parser.add_argument("--cells", type=Path, nargs="+", help="folders of one model's cells, the baseline's first")
-    parser.add_argument("--summaries", type=Path, nargs="+", help="or summary.json files of several models")
+    parser.add_argument("--cells", type=Path, nargs="*", help="folders of one model's cells, the baseline's first")
+    parser.add_argument("--summaries", type=Path, nargs="*", help="or summary.json files of several models")
+    parser.add_argument("--left-out", type=json.loads, default=[], help="JSON: the cells that could not be finished")
     parser.add_argument("--json", type=Path, help="summary.json")
     parser.add_argument("--parquet", type=Path, required=True, help="summary.parquet")
     parser.add_argument("--csv", type=Path, required=True, help="summary.csv")
     arguments = parser.parse_args()
-    if arguments.cells:
-        baseline = next((c for c in arguments.cells if c.name == BASELINE), None)
-        if baseline is None:
-            raise UserError(f"no cell `{BASELINE}` is among {', '.join(map(str, arguments.cells))}; add the method")
-        rows = [summarise_cell(cell, baseline) for cell in arguments.cells]
-    elif arguments.summaries:
-        rows = [row for path in arguments.summaries for row in read_json(path)["cells"]]
-    else:
+    if arguments.cells is None and arguments.summaries is None:
         parser.error("name --cells or --summaries")
-    table = pandas.DataFrame([flat(row) for row in rows])
+    left_out: list[LeftOut] = arguments.left_out
+    if arguments.summaries is not None:
+        summaries = [read_json(path) for path in arguments.summaries]
+        rows = [row for summary in summaries for row in summary["cells"]]
+        left_out = [entry for summary in summaries for entry in summary.get("left_out", [])] + left_out
+    else:
+        baseline = next((c for c in arguments.cells if c.name == BASELINE), None)
+        if baseline is None and arguments.cells:
+            raise UserError(f"no cell `{BASELINE}` is among {', '.join(map(str, arguments.cells))}; add the method")
+        lacking = {entry["method"] for entry in left_out if entry["compared"]}
+        rows = [summarise_cell(cell, baseline, cell.name not in lacking) for cell in arguments.cells]
+    table = table_of(rows, left_out)
     write_parquet(arguments.parquet, table)
     with replacing(arguments.csv) as path:
         table.to_csv(path, index=False)
     if arguments.json:
-        write_json(arguments.json, {"cells": rows})
-    print(short_table(table))
+        write_json(arguments.json, {"cells": rows, "left_out": left_out})
+    print(short_table(table.head(len(rows))))
+    for entry in left_out:
+        print(f"Left out: {name(entry)}: {sentence(entry)} ({entry['log']})")
 
 
 if __name__ == "__main__":

@@ -156,10 +156,6 @@ def signature_of(wildcards):
     return [model["signature"], model["public_key"]] if model["signature"] and wildcards.method == "baseline" else []
 
 
-def cells_of(wildcards):
-    return [f"results/{wildcards.model}/{method}" for method in methods.methods_of(config, wildcards.model)]
-
-
 def records_of_default_run():
     """Targets, so that a record that was deleted is made again although what was made of it is still there.
 

@@ -14,11 +14,7 @@ rule report:
         REPORT_TEMPLATES,
         f"{os.path.relpath(PACKAGE)}/schemas/config.schema.yaml",
         f"{os.path.relpath(PACKAGE)}/report/integrity-detection.csv",
-        lambda wildcards: [
-            f"{cell}/{file}"
-            for cell in cells_of(wildcards)
-            for file in [*(f"{stage}.json" for stage in CELL_RECORDS), *REPORTED_FILES]
-        ],
+        lambda wildcards: finished_files(wildcards, [*(f"{stage}.json" for stage in CELL_RECORDS), *REPORTED_FILES]),
         summary="results/{model}/summary.json",
         prompts=prompts_of,
     output:
@@ -63,7 +59,7 @@ rule report_of_all:
         ENVIRONMENT,
         modules("report"),
         REPORT_TEMPLATES,
-        pages=expand("results/{model}/report.html", model=config["evaluate"]["models"]),
+        pages=expand("results/{model}/report.html", model=models_of_default_run()),
     output:
         figure_files("results", report_names.OVERVIEW_FIGURES, "../report/captions/overview-figure.rst", model="all"),
         table_files("results", report_names.OVERVIEW_TABLES, "../report/captions/overview-table.rst", model="all"),
@@ -82,7 +78,8 @@ rule report_of_all:
         "../../envs/evaluation.yaml"
     params:
         python=PYTHON,
-        folders=expand("results/{model}", model=config["evaluate"]["models"]),
+        folders=expand("results/{model}", model=models_of_default_run()),
+        left_out=models_left_out(),
         folder=subpath(output.html, parent=True),
         rules=json.dumps(config["report"], ensure_ascii=False),
     message:
@@ -90,6 +87,7 @@ rule report_of_all:
     shell:
         "{params.python:q} -m quantharm.report"
         " --models {params.folders:q}"
+        " --left-out {params.left_out:q}"
         " --rules {params.rules:q}"
         " --html {output.html:q}"
         " --markdown {output.markdown:q}"

@@ -17,7 +17,7 @@ rule summary:
     input:
         ENVIRONMENT,
         modules("summary"),
-        lambda wildcards: [f"{cell}/{file}" for cell in cells_of(wildcards) for file in CELL_FILES],
+        lambda wildcards: finished_files(wildcards, CELL_FILES),
     output:
         parquet="results/{model}/summary.parquet",
         csv="results/{model}/summary.csv",
@@ -29,11 +29,13 @@ rule summary:
     params:
         python=PYTHON,
         cells=cells_of,
+        left_out=left_out_of,
     message:
         "{wildcards.model}: summary"
     shell:
         "{params.python:q} -m quantharm.summary"
         " --cells {params.cells:q}"
+        " --left-out {params.left_out:q}"
         " --parquet {output.parquet:q}"
         " --csv {output.csv:q}"
         " --json {output.json:q}"
@@ -45,7 +47,7 @@ rule summary_of_all:
     input:
         ENVIRONMENT,
         modules("summary"),
-        summaries=expand("results/{model}/summary.json", model=config["evaluate"]["models"]),
+        summaries=expand("results/{model}/summary.json", model=models_of_default_run()),
     output:
         parquet="results/summary.parquet",
         csv="results/summary.csv",
@@ -55,11 +57,13 @@ rule summary_of_all:
         "../../envs/evaluation.yaml"
     params:
         python=PYTHON,
+        left_out=models_left_out(),
     message:
         "summary of all models"
     shell:
         "{params.python:q} -m quantharm.summary"
         " --summaries {input.summaries:q}"
+        " --left-out {params.left_out:q}"
         " --parquet {output.parquet:q}"
         " --csv {output.csv:q}"
         " > {log:q} 2>&1"

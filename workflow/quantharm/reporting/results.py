@@ -14,6 +14,7 @@ import pandas
 
 from quantharm.common.errors import UserError
 from quantharm.common.files import read_json, read_parquet
+from quantharm.common.left_out import LeftOut
 from quantharm.common.provenance import computed_differently
 from quantharm.common.statistics import (
     holm,
@@ -99,6 +100,7 @@ class Results:
     folder: Path
     cells: list[Cell]
     rules: Rows  # the config's `report:`
+    left_out: list[LeftOut] = field(default_factory=list)  # cells that could not be finished
     kl_differences: dict[tuple[str, str], Difference] = field(default_factory=dict)
     calibration_study: Rows | None = None  # calibration_study.json, where `snakemake calibration` was run
     noise_study: list[Rows] | None = None  # the rows of noise_sweep.json, where `snakemake defense` was run
@@ -155,14 +157,14 @@ class Results:
 def read_cell(folder: Path, row: Rows) -> Cell:
     records = {stage: read_json(folder / f"{stage}.json") for stage in ("quantization", *STAGES, "checks")}
     integrity = folder / "integrity.json"
-    return Cell(
-        row["method"], row, **records, integrity=read_json(integrity) if integrity.is_file() else None, folder=folder
-    )
+    measured = integrity.is_file() and row.get("integrity_verified", True) is not None  # else it is of an earlier run
+    return Cell(row["method"], row, **records, integrity=read_json(integrity) if measured else None, folder=folder)
 
 
 def read_results(folder: Path, rules: Rows) -> Results:
     """The results of one model, by the config's `report:`; raises UserError where cells cannot be compared."""
-    rows = read_json(folder / "summary.json")["cells"]
+    summary = read_json(folder / "summary.json")
+    rows = summary["cells"]
     cells = [read_cell(folder / row["method"], row) for row in rows]
     cells.sort(key=lambda cell: cell.method != BASELINE)
     if not cells or cells[0].method != BASELINE:
@@ -180,6 +182,7 @@ def read_results(folder: Path, rules: Rows) -> Results:
         folder,
         cells,
         rules,
+        left_out=summary.get("left_out", []),
         calibration_study=read_json(study) if study.is_file() else None,
         noise_study=read_json(noise)["rows"] if noise.is_file() else None,
         monitor_history=read_parquet(history) if history.is_file() else None,

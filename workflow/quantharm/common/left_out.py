@@ -1,0 +1,58 @@
+"""Cells that a summary and a report lack, because a job failed: which, at which stage, and why."""
+
+from pathlib import Path
+from typing import TypedDict
+
+BASELINE = "baseline"
+LONGEST_REASON = 600  # characters
+INTEGRITY = "integrity"  # the one stage that a cell can be compared without
+
+
+class LeftOut(TypedDict):
+    """An entry of `left_out` in summary.json."""
+
+    model: str
+    method: str | None  # None: the whole model
+    stage: str  # that failed, or that the run did not come to
+    reason: str  # the last line of its log
+    log: str | None  # the file; None where no job failed
+    compared: bool  # whether the cell's row is there all the same, without its integrity
+
+
+def reason_in(log: Path, began: float) -> str:
+    """Why a stage failed: the last line of its log, which is one sentence for what a user can mend.
+
+    began: the time of the run in seconds; a log that is older was not written by it.
+    """
+    if not log.is_file() or log.stat().st_mtime < began:
+        return "its job ended before the stage began"
+    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    if not lines:
+        return "its job ended without a word, as it does when it is killed or out of memory or time"
+    return lines[-1].removeprefix("error: ")[:LONGEST_REASON]
+
+
+def without_baseline(left_out: list[LeftOut], model: str, methods: list[str]) -> list[LeftOut]:
+    """Adds the finished cells of a model whose baseline is left out: there is nothing to compare them with."""
+    absent = {entry["method"]: entry for entry in left_out if entry["model"] == model and not entry["compared"]}
+    if BASELINE not in absent:
+        return left_out
+    cause = absent[BASELINE]
+    kept = [entry for entry in left_out if entry["model"] != model or entry["method"] in absent]
+    return kept + [
+        LeftOut(cause | {"method": method, "reason": f"it has no baseline to be compared with: {cause['reason']}"})
+        for method in methods
+        if method not in absent
+    ]
+
+
+def sentence(entry: LeftOut) -> str:
+    """`nf4: its stage quantize failed: the disk is full`"""
+    lacks = "its integrity is missing: " if entry["compared"] else ""
+    outcome = "was not run" if entry["log"] is None else "failed"
+    return f"{lacks}stage {entry['stage']} {outcome}: {entry['reason']}"
+
+
+def name(entry: LeftOut) -> str:
+    """`reference × nf4`, or the model alone where all of it is left out."""
+    return entry["model"] if entry["method"] is None else f"{entry['model']} × {entry['method']}"

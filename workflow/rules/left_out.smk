@@ -1,0 +1,121 @@
+# After a run with failed jobs: the summary and the report of the cells that were finished; those that were not are named.
+#
+# Snakemake starts no job whose inputs failed. So at the end of such a run it is called once more, for the summaries and
+# reports alone, with a file that names the unfinished cells, which are then no inputs. The exit code still tells of the
+# failure, and the next run does what failed, and the summaries and reports again, since their parameters changed.
+import subprocess
+import tempfile
+import time
+
+from quantharm.common import left_out
+
+BEGAN = time.time()
+GATHERING = ["summary", "report", "summary_of_all", "report_of_all"]
+LEFT_OUT_FILE = os.environ.get("QUANTHARM_LEFT_OUT")
+LEFT_OUT = json.loads(Path(LEFT_OUT_FILE).read_text(encoding="utf-8")) if LEFT_OUT_FILE else []
+
+
+def left_out_of(wildcards):
+    """What a model's summary lacks."""
+    return json.dumps([entry for entry in LEFT_OUT if entry["model"] == wildcards.model])
+
+
+def models_left_out():
+    """What the tables over all models lack, besides what each model's own summary says."""
+    return json.dumps([entry for entry in LEFT_OUT if entry["method"] is None])
+
+
+def models_of_default_run():
+    absent = {entry["model"] for entry in LEFT_OUT if entry["method"] is None}
+    return [model for model in config["evaluate"]["models"] if model not in absent]
+
+
+def cells_of(wildcards):
+    """The folders of a model's cells, without those that were not finished."""
+    absent = {entry["method"] for entry in LEFT_OUT if entry["model"] == wildcards.model and not entry["compared"]}
+    chosen = methods.methods_of(config, wildcards.model)
+    return [f"results/{wildcards.model}/{method}" for method in chosen if method not in absent]
+
+
+def finished_files(wildcards, files):
+    """The files of a model's cells, but the integrity of those that lack it alone."""
+    lacking = {f"results/{entry['model']}/{entry['method']}" for entry in LEFT_OUT if entry["compared"]}
+    return [
+        f"{cell}/{file}"
+        for cell in cells_of(wildcards)
+        for file in files
+        if not (cell in lacking and file == f"{left_out.INTEGRITY}.json")
+    ]
+
+
+def failed_before(job):
+    """The failed job that kept a job from being done, itself perhaps; None where the run ended before it."""
+    waiting, seen = [job], set()
+    while waiting:
+        job = waiting.pop(0)
+        if job in workflow.scheduler.failed:
+            return job
+        waiting += [before for before in workflow.dag.dependencies[job] if before not in seen]
+        seen.update(waiting)
+    return None
+
+
+def entry_of(model, method, unfinished):
+    """What to say of a cell (or of a model, method None) of which these jobs were not done."""
+    causes = [cause for cause in map(failed_before, unfinished) if cause]
+    log = str(causes[0].log[0]) if causes else None
+    return left_out.LeftOut(
+        model=model,
+        method=method,
+        stage=(causes or unfinished)[0].rule.name,
+        reason=left_out.reason_in(Path(log), BEGAN) if log else "the run ended before it",
+        log=log,
+        compared=method is not None and {job.rule.name for job in unfinished} == {left_out.INTEGRITY},
+    )
+
+
+def entries_left_out(unfinished):
+    """Of each model that is to be summarised: the cells that were not finished, and itself if its summary failed."""
+    makers = {str(file): job for job in unfinished for file in job.output}
+    gathering = [job for job in unfinished if job.rule.name in GATHERING and "model" in job.wildcards_dict]
+    found = []
+    for model in dict.fromkeys(job.wildcards_dict["model"] for job in gathering):
+        for method in methods.methods_of(config, model):
+            files = [f"results/{model}/{method}/{file}" for file in [*CELL_FILES, "divergence.parquet"]]
+            jobs = list(dict.fromkeys(makers[file] for file in files if file in makers))
+            found += [entry_of(model, method, jobs)] if jobs else []
+        found = left_out.without_baseline(found, model, methods.methods_of(config, model))
+    for job in gathering:
+        if job in workflow.scheduler.failed:
+            found.append(entry_of(job.wildcards_dict["model"], None, [job]))
+    return found
+
+
+def gather_finished():
+    """Make the summaries and reports that were asked for, of what was finished, and say what they lack."""
+    unfinished = list(workflow.dag.needrun_jobs())
+    targets = [str(job.output[0]) for job in unfinished if job.rule.name in GATHERING]
+    asked_to_stop = workflow.scheduler._user_kill is not None
+    if LEFT_OUT_FILE or asked_to_stop or not targets or not all(map(os.path.exists, ENVIRONMENT)):
+        return
+    entries = entries_left_out(unfinished)
+    targets = [str(j.output[0]) for j in unfinished if j.rule.name in GATHERING and j not in workflow.scheduler.failed]
+    with tempfile.NamedTemporaryFile("w", encoding="utf-8", suffix=".json") as file:
+        json.dump(entries, file)
+        file.flush()
+        # As Snakemake calls itself for a job of its own, with this run's configuration.
+        settings = workflow.spawned_job_args_factory.general_args(workflow.executor_plugin.common_settings)
+        command = f"{shlex.quote(sys.executable)} -m snakemake --snakefile {shlex.quote(workflow.main_snakefile)}"
+        command += " --profile none --workflow-profile none --executor local --cores 1 --keep-going"
+        command += f" {settings} --allowed-rules {shlex.join(GATHERING)} -- {shlex.join(targets)}"
+        environment = os.environ | {"QUANTHARM_LEFT_OUT": file.name}
+        done = subprocess.run(command, shell=True, env=environment, capture_output=True, text=True)
+    if done.returncode != 0:
+        print(done.stdout + done.stderr, file=sys.stderr)
+    lines = [f"  {left_out.name(entry)}: {left_out.sentence(entry)} ({entry['log']})" for entry in entries]
+    print("\nLeft out of summary and report:", *lines, sep="\n", file=sys.stderr)
+    print("Mend the cause and run the same command again; finished jobs are not run again.", file=sys.stderr)
+
+
+onerror:
+    gather_finished()
