@@ -29,9 +29,9 @@ def texts(folder) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def failed(first_run, tmp_path_factory):
+def failed(cheap, tmp_path_factory):
     """A run in which a model fails at its first stage, a method at its first, and another at its integrity alone."""
-    project = first_run[0].copy(tmp_path_factory.mktemp("failed") / "project")
+    project = cheap.copy(tmp_path_factory.mktemp("failed") / "project")
     project.edit("models/other", OTHER)
     project.edit("evaluate/models", ["other", "reference"])
     project.path("nf4/quantization.json").unlink()
@@ -99,7 +99,8 @@ def test_the_next_run_does_what_failed_and_what_follows(failed, tmp_path):
 
 def test_a_baseline_that_fails_leaves_nothing_to_compare(finished):
     """Named as the target of the summary alone; the reports were not asked for, and are made again by the next run."""
-    finished.path("baseline/perplexity.json").unlink()
+    for name in ("baseline/perplexity.json", "summary.json"):
+        finished.path(name).unlink()
     (finished / FAIL).write_text("quantharm.perplexity --quantization results/reference/baseline", encoding="utf-8")
     run = finished.snakemake("results/reference/summary.json", "results/reference/report.html")
     assert run.code != 0
@@ -121,7 +122,8 @@ def test_a_failed_check_leaves_its_cell_out_or_marks_it(finished):
     del record["record_sha256"]
     path.write_text(json.dumps(record | {"bits_per_weight": 8.4}), encoding="utf-8")
     os.utime(path, ns=(0, finished.path("nf4/checkpoint").stat().st_mtime_ns))
-    finished.path("nf4/checks.json").unlink()
+    for name in ("nf4/checks.json", "summary.json"):
+        finished.path(name).unlink()
     assert finished.snakemake("results/reference/summary.json").code != 0
     assert methods(finished) == ["baseline", "int8", "awq"]
     assert left_out(finished)["nf4"]["stage"] == "checks"

@@ -64,11 +64,15 @@ def entry_of(model, method, unfinished):
     """What to say of a cell (or of a model, method None) of which these jobs were not done."""
     causes = [cause for cause in map(failed_before, unfinished) if cause]
     log = str(causes[0].log[0]) if causes else None
+    reason = left_out.reason_in(Path(log), BEGAN) if log else "the run ended before it"
+    other = causes[0].wildcards_dict.get("method", method) if causes else method
+    if other != method:  # a cell's checks and integrity need the baseline's records
+        reason = left_out.without(other, reason)
     return left_out.LeftOut(
         model=model,
         method=method,
         stage=(causes or unfinished)[0].rule.name,
-        reason=left_out.reason_in(Path(log), BEGAN) if log else "the run ended before it",
+        reason=reason,
         log=log,
         compared=method is not None and {job.rule.name for job in unfinished} == {left_out.INTEGRITY},
     )

@@ -32,6 +32,11 @@ def reason_in(log: Path, began: float) -> str:
     return lines[-1].removeprefix("error: ")[:LONGEST_REASON]
 
 
+def without(method: str, reason: str) -> str:
+    """Why a cell was not finished whose comparison with another could not be made."""
+    return f"it has no {method} to be compared with: {reason}"
+
+
 def without_baseline(left_out: list[LeftOut], model: str, methods: list[str]) -> list[LeftOut]:
     """Adds the finished cells of a model whose baseline is left out: there is nothing to compare them with."""
     absent = {entry["method"]: entry for entry in left_out if entry["model"] == model and not entry["compared"]}
@@ -40,7 +45,7 @@ def without_baseline(left_out: list[LeftOut], model: str, methods: list[str]) ->
     cause = absent[BASELINE]
     kept = [entry for entry in left_out if entry["model"] != model or entry["method"] in absent]
     return kept + [
-        LeftOut(cause | {"method": method, "reason": f"it has no baseline to be compared with: {cause['reason']}"})
+        LeftOut(cause | {"method": method, "reason": without(BASELINE, cause["reason"])})
         for method in methods
         if method not in absent
     ]
