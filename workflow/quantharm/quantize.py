@@ -64,6 +64,7 @@ def inspect_checkpoint(record: dict[str, Any], device: str) -> dict[str, Any]:
     model = load_as_stored(record, device)
     load_seconds = time.perf_counter() - begin
     matrices = quantized_layers.quantized_matrices(model, folder, record["quantizer"])
+    loaded_bytes = quantized_layers.model_bytes(model)  # now: a CPU repacks 4-bit weights at the first forward pass
     try_model(model, matrices)
     measured, formula = quantized_layers.bits_per_weight(matrices)
     quantized = {m.name for m in matrices}
@@ -71,7 +72,7 @@ def inspect_checkpoint(record: dict[str, Any], device: str) -> dict[str, Any]:
     return {
         "load_seconds": round(load_seconds, 3),
         "loaded_dtype": dtype_of(model),
-        "weight_bytes": quantized_layers.model_bytes(model),
+        "weight_bytes": loaded_bytes,
         "parameters": sum(m.rows * m.columns for m in matrices)
         + sum(p.numel() for n, p in model.named_parameters() if n.rpartition(".")[0] not in quantized),
         "bits_per_weight": measured,

@@ -30,9 +30,9 @@ def cell(change=1.0, interval=(0.5, 1.5), integrity=None, **categories) -> Simpl
     row = {
         "perplexity_change_percent": change,
         "perplexity_change_percent_ci95": interval and list(interval),
-        "dtype": "bfloat16",
     }
-    return SimpleNamespace(row=row, by_category=known, integrity=integrity, synthetic=False)
+    divergence = {"store": {"dtype": "bfloat16"}}
+    return SimpleNamespace(row=row, by_category=known, integrity=integrity, synthetic=False, divergence=divergence)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import pytest
 
 from quantharm.report import default_rules
+from quantharm.reporting.results import other_hardware_kl
 from quantharm.reporting.verdicts import (
     Verdict,
     change_verdict,
@@ -206,3 +207,13 @@ def test_default_rules_are_the_seeds_scale():
     assert rules["defense"]["perplexity_change_percent"] == 5
     assert rules["defense"]["kl_nats"] == 1.0
     assert len(rules["applications"]) == 6
+
+
+def test_the_stores_own_rounding_counts_where_it_is_larger():
+    thresholds = {"other_hardware_kl_nats": {"bfloat16": 5e-4}}
+    record = {"store": {"dtype": "bfloat16"}}
+    assert other_hardware_kl(record, thresholds) == 5e-4
+    record["store"]["hardware_floor"] = {"rounding_kl_nats": 6.6e-4}  # SmolLM2's; other processors gave up to 9.2e-4
+    assert other_hardware_kl(record, thresholds) == pytest.approx(1.32e-3)
+    record["store"]["hardware_floor"] = {"rounding_kl_nats": None}
+    assert other_hardware_kl(record, thresholds) == 5e-4

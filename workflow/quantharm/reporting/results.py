@@ -34,6 +34,16 @@ Rows = dict[str, Any]
 Bounds = list[float] | None
 
 
+def other_hardware_kl(divergence: dict[str, Any], rules: dict[str, Any]) -> float:
+    """Mean KL in nats of one checkpoint between two processors: the config's for its dtype, or what its store measured.
+
+    The store's figure is of rounding on one machine, and two add up to at most twice that. divergence: of any cell.
+    """
+    store = divergence["store"]
+    rounding = (store.get("hardware_floor") or {}).get("rounding_kl_nats") or 0.0
+    return max(rules["other_hardware_kl_nats"].get(store["dtype"], 0.0), 2 * rounding)
+
+
 @dataclass
 class Cell:
     """One model × method: the row of summary.json, the stages' records, and differences from the baseline."""
@@ -137,7 +147,7 @@ class Results:
     @property
     def other_hardware_kl(self) -> float:
         """Mean KL in nats of one checkpoint between two processors, in this run's dtype."""
-        return self.rules["other_hardware_kl_nats"].get(self.baseline.generation["provenance"]["dtype"], 0.0)
+        return other_hardware_kl(self.baseline.divergence, self.rules)
 
     @property
     def least_kl(self) -> float:

@@ -3,7 +3,7 @@
 from typing import Any
 
 from quantharm.reporting.format import interval, listing, number, percent
-from quantharm.reporting.results import Cell, Results
+from quantharm.reporting.results import Cell, Results, other_hardware_kl
 from quantharm.reporting.tables.quality import mark
 from quantharm.reporting.tables.table import Cell as TableCell
 from quantharm.reporting.tables.table import Column, Table, text_cell, verdict_cell
@@ -50,7 +50,7 @@ def risk_caveat(results: Results) -> str:
 
 def criteria(cell: Cell, rules: dict[str, Any]) -> dict[str, Verdict]:
     """The criteria for one method."""
-    floor = rules["other_hardware_kl_nats"].get(cell.row["dtype"], 0.0)
+    floor = other_hardware_kl(cell.divergence, rules)
     limits = rules["defense"]
     change = limits["perplexity_change_percent"]
     row, stakes = cell.row, limits["high_stakes_categories"]
