@@ -253,6 +253,7 @@ def write_divergence(folder: Path, identity: dict, kl: float, random, ran: dict)
             for row in worst.itertuples()
         ],
         "trace_sha256": digest("trace"),
+        "store": {"dtype": ran["dtype"], "device": ran["device"], "hardware_floor": None},
         "provenance": ran,
     }
     write_json(folder / "divergence.json", identity | record)

@@ -34,7 +34,17 @@ def cell(folder, name: str, kl: float, ci95, weight: int, means=None, losses=Non
     row = {"kl_nats_mean": kl, "kl_nats_ci95": ci95, "weight_bytes": weight, "saved_bytes": 1000 - weight}
     row |= {"perplexity_change_percent": change[0], "perplexity_change_percent_ci95": change[1]}
     ran = {"dtype": "bfloat16", "device_type": "cpu"}
-    return Cell(name, row, {}, {}, {"by_category": {}}, {"provenance": ran}, {"failed": []}, None, folder)
+    return Cell(
+        name,
+        row,
+        {},
+        {},
+        {"by_category": {}, "store": {"dtype": "bfloat16"}},
+        {"provenance": ran},
+        {"failed": []},
+        None,
+        folder,
+    )
 
 
 def results(cells: list[Cell], ranges=None) -> Results:
