@@ -7,6 +7,7 @@ import pytest
 import scipy.stats
 
 from quantharm.common.statistics import (
+    category_intervals,
     describe,
     holm,
     mean_interval,
@@ -53,6 +54,22 @@ def test_positive_values_by_the_formula_written_out():
     assert low == pytest.approx(4 * math.exp(variance / 2 - half))
     assert high == pytest.approx(4 * math.exp(variance / 2 + half))
     assert mean_interval([[10 * v for v in values]]) == pytest.approx([10 * low, 10 * high])
+
+
+def test_a_category_of_two_prompts_by_the_formula_written_out():
+    strata = [[1.0, 1.5 + i / 10] for i in range(7)] + [[1.0, 4.0]]  # the last varies more than all together
+    spreads = [numpy.var(numpy.log(s), ddof=1) for s in strata]
+    for values, own, found in zip(strata, spreads, category_intervals(strata), strict=True):
+        spread = max(own, numpy.mean(spreads))
+        variance = spread / 2 + spread**2 / (2 * 8)
+        half = 2.3060041350333704 * math.sqrt(variance)  # Student's t at 97.5 %, 8 degrees of freedom
+        assert found == pytest.approx(list(numpy.mean(values) * numpy.exp([variance / 2 - half, variance / 2 + half])))
+
+
+def test_a_category_of_enough_prompts_borrows_nothing():
+    several, other = [1.0, 1.1, 1.2, 1.3], [[1.0, 5.0]] * 8
+    assert category_intervals([several, *other])[0] == mean_interval([several])
+    assert category_intervals([several, *other[1:], [-1.0, 5.0]])[1:] == [None] * 8
 
 
 def test_strata_of_positive_values_share_the_spread_of_their_logarithms():
