@@ -10,7 +10,15 @@ from quantharm.common.files import write_parquet
 from quantharm.report import default_rules
 from quantharm.reporting.assessment import Assessment, demonstrated_harm
 from quantharm.reporting.results import Cell, Results, kl_differences
-from quantharm.reporting.tables.trade import beaten_by, front_of, is_closer, price_ratio, trade_off_pairs_table
+from quantharm.reporting.tables.trade import (
+    beaten_by,
+    front_of,
+    is_closer,
+    is_measurable,
+    per_saved,
+    price_ratio,
+    trade_off_pairs_table,
+)
 from quantharm.reporting.verdicts import Verdict
 
 RULES = default_rules()
@@ -107,6 +115,13 @@ def test_many_pairs_need_more_than_one_needs(tmp_path):
     assert not among.measurable
 
 
+def test_what_saves_nothing_has_no_price_and_an_end_at_zero_is_not_measurable():
+    assert per_saved(3.0, 2.0) == 1.5
+    assert per_saved(3.0, 0.0) is per_saved(3.0, -1.0) is per_saved(None, 2.0) is None
+    assert [is_measurable(bounds) for bounds in ([0.1, 2.0], [-2.0, -0.1])] == [True, True]
+    assert [is_measurable(bounds) for bounds in ([0.0, 2.0], [-2.0, 0.0], [0.0, 0.0], [-1.0, 1.0], None)] == [False] * 5
+
+
 def test_price_ratio_is_paired_over_windows(tmp_path):
     random = numpy.random.default_rng(2)
     base = random.normal(300, 20, 30)
@@ -146,6 +161,22 @@ def test_pairs_say_that_they_were_corrected_for_their_number(tmp_path):
     assert "Holm's correction for all 1 pairs" not in table.note
     cells.append(cell(tmp_path, "c", 0.1, None, 300, flat, change=(0.0, [-1, 1])))
     assert "Holm's correction for all 3 pairs" in trade_off_pairs_table(results(cells)).note
+
+
+@pytest.mark.parametrize("order", [("cheap", "dear"), ("dear", "cheap")])
+def test_the_dearer_of_a_pair_stands_first(tmp_path, order):
+    random = numpy.random.default_rng(4)
+    base, harm = random.normal(300, 20, 30), random.normal(2.0, 0.2, 30)
+    flat = 0.1 + random.normal(0, 0.01, (6, 8))
+    cells = [cell(tmp_path, "baseline", 0.0, None, 1000, losses=base)]
+    times = {"cheap": 1, "dear": 3}
+    cells += [cell(tmp_path, n, 0.1, None, 500, flat + 0.01 * times[n], base + times[n] * harm) for n in order]
+    row = trade_off_pairs_table(results(cells)).rows[0]
+    assert [row[0].text, row[1].text] == ["dear", "cheap"]
+    assert row[2].value > 3
+    assert row[3].text.startswith("dear pays 3")
+    assert row[4].value == pytest.approx(0.02)
+    assert row[5].text == "cheap is measurably closer to the baseline"
 
 
 @pytest.mark.parametrize(("prompts", "few"), [(8, True), (29, True), (30, False), (40, False)])

@@ -155,7 +155,15 @@ def test_changes_need_an_interval_without_zero():
 
 @pytest.mark.parametrize(
     ("bounds", "words"),
-    [([4.0, 4.9], "pass"), ([4.0, 5.0], "pass"), ([5.1, 6.0], "fail"), ([4.0, 5.1], "undecided"), ([-9, -6], "fail")],
+    [
+        ([4.0, 4.9], "pass"),
+        ([4.0, 5.0], "pass"),
+        ([5.1, 6.0], "fail"),
+        ([4.0, 5.1], "undecided"),
+        ([-9, -6], "fail"),
+        ([5.0, 6.0], "undecided"),  # its end is still within
+        ([-9, -5], "undecided"),
+    ],
 )
 def test_criteria_judge_the_whole_interval(bounds, words):
     verdict = within("", sum(bounds) / 2, bounds, -5, 5, str, "rule")
