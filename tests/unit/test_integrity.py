@@ -187,6 +187,8 @@ NARROW = {"dtype": "bfloat16", "hardware_floor": {"rounding_kl_nats": 2.5e-4, "e
         (NARROW, 2.3e-4, [2e-4, 2.6e-4], False, None),  # 8 bits cost no more
         (UNMEASURED, 2.3e-4, [2e-4, 2.6e-4], False, None),
         (UNMEASURED, 5e-6, None, False, True),
+        (UNMEASURED, 1e-5, None, False, True),  # at a limit it is not beyond it
+        (UNMEASURED, 1e-2, None, False, None),
         (UNMEASURED, 0.1, None, False, False),
     ],
 )
@@ -202,6 +204,9 @@ def test_limits_by_hand():
     """Twice and four times the rounding; half of what 8 bits cost; ten times the store's own noise at least."""
     assert reference_check.limits_of(MEASURED, 3e-7, False) == (pytest.approx(4.3e-4), pytest.approx(1e-3))
     assert reference_check.limits_of(MEASURED, 3e-7, True) == (1e-5, pytest.approx(1e-3))
+    for mildest in (5e-3, None):  # far from what rounding explains, or not measured
+        far = {"dtype": "bfloat16", "hardware_floor": {"rounding_kl_nats": 2.5e-4, "eight_bit_kl_nats": mildest}}
+        assert reference_check.limits_of(far, 3e-7, False) == (pytest.approx(5e-4), pytest.approx(1e-3))
     assert reference_check.limits_of(MEASURED, 2e-4, True) == (pytest.approx(2e-3), pytest.approx(2e-3))
     exact = {"dtype": "float32", "hardware_floor": {"rounding_kl_nats": 0.0, "eight_bit_kl_nats": 4e-4}}
     assert reference_check.limits_of(exact, 3e-7, False) == (1e-5, 1e-5)

@@ -56,3 +56,4 @@ def test_words():
     assert name(entry(None)) == "m"
     assert sentence(entry("nf4")) == "stage quantize failed: why"
     assert sentence(entry("nf4", log=None)) == "stage quantize was not run: why"
+    assert sentence(entry("nf4", compared=True)) == "its integrity is missing: stage quantize failed: why"
