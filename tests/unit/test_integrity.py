@@ -212,6 +212,25 @@ def test_limits_by_hand():
     assert reference_check.limits_of(exact, 3e-7, False) == (1e-5, 1e-5)
 
 
+@pytest.mark.parametrize(
+    ("filled", "fast"), [("float32", True), ("bfloat16", False), (None, False)], ids=["float32", "bfloat16", "unsaid"]
+)
+def test_a_checkpoint_is_scored_as_the_store_was_filled(handed, stored, monkeypatch, filled, fast):
+    """Whatever this processor multiplies fast; a store that does not say it was filled in its dtype."""
+    metadata = json.loads(pyarrow.parquet.read_schema(stored / "logits.parquet").metadata[b"quantharm"])
+    metadata.pop("compute_dtype", None)
+    told = metadata | ({"compute_dtype": filled} if filled else {})
+
+    def seen(model, *_):
+        raise UserError(str(model.get_input_embeddings().weight.dtype))
+
+    monkeypatch.setattr("quantharm.scoring.stored_logits.store_metadata", lambda path: told)
+    monkeypatch.setattr("quantharm.scoring.kl_divergence.score_store", seen)
+    monkeypatch.setattr("quantharm.models.compute.multiplies_fast", lambda dtype: fast)
+    with pytest.raises(UserError, match=f"^torch.{filled or 'bfloat16'}$"):
+        reference_check.score_folder(handed[0], stored, "cpu", 1)
+
+
 def test_the_untouched_original_is_not_accused_by_other_kernels(handed, stored, monkeypatch):
     """Another attention implementation adds in another order, as another processor does."""
     folder, source = handed

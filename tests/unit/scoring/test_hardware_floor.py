@@ -36,6 +36,16 @@ def divergence_by_scipy(model, other) -> float:
     return float(numpy.mean(means))
 
 
+def test_near_distributions_are_compared_in_float64():
+    random = torch.Generator().manual_seed(1)
+    p = torch.randn(3, 5000, generator=random)
+    q = p + 1e-4 * torch.randn(3, 5000, generator=random)
+    exact = [numpy.exp(log_softmax(x.numpy().astype(numpy.float64), -1)) for x in (p, q)]
+    expected = rel_entr(*exact).sum(-1)
+    assert (expected < 1e-8).all()  # less than float32 tells of sums near 1
+    assert hardware_floor.kl_nats(p, q).numpy() == pytest.approx(expected, rel=1e-4)
+
+
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "gpt2_untied"])
 def test_rounding_is_the_distance_from_the_model_in_float32(tiny, kind):
     model = tiny(kind, torch.bfloat16)
