@@ -210,6 +210,21 @@ def test_draws_of_another_size_or_store_do_not_join_one_chart(run):
     assert len(run()) == 2
 
 
+@pytest.mark.parametrize(("filled", "fast"), [("float32", True), ("bfloat16", False)])
+def test_the_deployed_checkpoint_computes_as_the_store_was_filled(run, monkeypatch, filled, fast):
+    """Whatever this processor multiplies fast: else the chart would show the processor."""
+
+    def seen(model, *_):
+        raise UserError(str(model.get_input_embeddings().weight.dtype))
+
+    told = {"compute_dtype": filled, "dtype": "bfloat16", "device": device_name("cpu"), "versions": versions()}
+    monkeypatch.setattr("quantharm.scoring.stored_logits.require_same", lambda *_: told)
+    monkeypatch.setattr("quantharm.models.compute.multiplies_fast", lambda dtype: fast)
+    monkeypatch.setattr(monitor, "score", seen)
+    with pytest.raises(UserError, match=f"^torch.{filled}$"):
+        run()
+
+
 def test_draws_that_cannot_vary_are_refused(run):
     with pytest.raises(UserError, match="no control limits can be learned"):
         run(per_category=4)
