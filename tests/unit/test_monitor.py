@@ -14,7 +14,7 @@ import torch
 from quantharm import monitor
 from quantharm.common import control_chart
 from quantharm.common.errors import UserError
-from quantharm.common.provenance import device_name, versions
+from quantharm.common.provenance import device_name, how_computed, versions
 from quantharm.forensics import manifest
 from quantharm.logits import make_trace, store_metadata_of, target_logits
 from quantharm.models.loading import load_cell
@@ -264,7 +264,9 @@ def test_other_hardware_widens_the_limits_for_as_long_as_the_mean_remembers_it()
 
 
 def test_what_other_hardware_may_change_is_what_the_store_says():
-    store = {"device": device_name("cpu"), "versions": versions(), "dtype": "bfloat16"}
+    store = {"device": device_name("cpu"), "versions": versions(), "dtype": "bfloat16"} | how_computed(
+        "cpu", "bfloat16"
+    )
     store |= {"hardware_floor": {"rounding_kl_nats": 2e-4, "eight_bit_kl_nats": 1e-3}}
     assert monitor.other_hardware_kl(store, "cpu") == 0.0
     assert monitor.other_hardware_kl(store | {"device": "CPU: another"}, "cpu") == pytest.approx(8e-4)

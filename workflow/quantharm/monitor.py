@@ -22,7 +22,7 @@ import pandas
 from quantharm.common import control_chart
 from quantharm.common.errors import UserError
 from quantharm.common.files import read_parquet, sha256_of_text, write_parquet
-from quantharm.common.provenance import device_name, versions
+from quantharm.common.provenance import filled_here
 from quantharm.common.stage import run_stage, stage_parser
 from quantharm.forensics import reference_check
 from quantharm.logits import TEXT_CATEGORY, store_metadata_of
@@ -141,7 +141,7 @@ def charted(history: pandas.DataFrame, limits: control_chart.Limits) -> pandas.D
 
 def other_hardware_kl(store: dict[str, Any], device: str) -> float:
     """Nats by which another device or other libraries than the store's may move a KL from it; 0.0 on the same."""
-    same_machine = (store["device"], store["versions"]) == (device_name(device), versions())
+    same_machine = filled_here(store, device)
     return 0.0 if same_machine else reference_check.limits_of(store, None, same_machine)[1]
 
 

@@ -126,6 +126,15 @@ def computed_differently(mine: dict[str, Any], reference: dict[str, Any]) -> dic
     return {key: (mine.get(key), reference.get(key)) for key in keys if mine.get(key) != reference.get(key)}
 
 
+def filled_here(store: dict[str, Any], device: str) -> bool:
+    """Whether this process rounds as the one that filled a store: its device, libraries and instruction sets.
+
+    store: the metadata of logits.parquet; an older one without instruction sets counts as filled elsewhere.
+    """
+    here = how_computed(device, store.get("compute_dtype")) | {"device": device_name(device), "versions": versions()}
+    return all(store.get(key) == value for key, value in here.items())
+
+
 def provenance(device: str, dtype: str | None = None, compute_dtype: str | None = None) -> dict[str, Any]:
     """What produced a record; `device` is `cpu` or `cuda`.
 

@@ -89,7 +89,7 @@ def judge(
 
 def score_folder(checkpoint: Path, store: Path, device: str, gpus: int) -> dict[str, Any]:
     """Behaviour of a checkpoint against a store: one forward pass a prompt; raises UserError for another tokenizer."""
-    from quantharm.common.provenance import device_name, versions
+    from quantharm.common.provenance import device_name, filled_here
     from quantharm.common.text import sha256_of_windows
     from quantharm.divergence import check_values, summarise
     from quantharm.fetch import tokenizer_hashes
@@ -115,5 +115,6 @@ def score_folder(checkpoint: Path, store: Path, device: str, gpus: int) -> dict[
     rows = score_store(model, store / STORE, trace, WorstPositions())
     check_values(rows, str(checkpoint))
     floor = read_json(store / FLOOR)["kl_nats"]["mean"] if (store / FLOOR).is_file() else None
-    same_machine = metadata["device"] == here and metadata["versions"] == versions()
-    return judge(summarise(rows), floor, metadata, same_machine, remark) | {"store_model": metadata["model"]}
+    return judge(summarise(rows), floor, metadata, filled_here(metadata, device), remark) | {
+        "store_model": metadata["model"]
+    }
