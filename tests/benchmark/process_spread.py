@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy
 from scipy.stats import chi2
 
-from quantharm.report import default_rules
+from quantharm.report import default_thresholds
 from quantharm.reporting.results import change_of_medians, process_spread
 
 FIGURES = ("prefill_seconds", "decode_tokens_per_second", "captured_decode_tokens_per_second")
@@ -73,7 +73,7 @@ def main() -> None:
         shown = {name: f"{numpy.median(runs[-1][name]):.5g}" for name in FIGURES if name in runs[-1]}
         print(f"process {process + 1}: {shown}", flush=True)
     device = runs[0]["device"].split(":")[0]
-    configured = default_rules()["speed_process_spread_percent"]
+    configured = default_thresholds()["speed_process_spread_percent"]
     for name in FIGURES:
         values = [run[name] for run in runs if name in run]
         if len(values) < 2:

@@ -9,13 +9,13 @@ from report_runs import outputs, run_report
 
 from quantharm.common.files import read_json, write_json, write_parquet
 from quantharm.noise_sweep import figures
-from quantharm.report import default_rules
+from quantharm.report import default_thresholds
 from quantharm.reporting.names import FIGURES
 from quantharm.reporting.results import read_results
 from quantharm.reporting.tables.studies import calibration_caveat, calibration_table, monitor_table, noise_table
 from quantharm.reporting.tables.trade import is_closer
 
-RULES = default_rules()
+THRESHOLDS = default_thresholds()
 FOUND = {
     "samples_asked": 20,
     "samples_reached": 20,
@@ -92,24 +92,24 @@ def add_study(model, spread: float) -> None:
 
 
 def test_a_ranking_inside_the_spread_of_calibration_is_not_claimed(model):
-    before = read_results(model, RULES)
+    before = read_results(model, THRESHOLDS)
     difference = before.kl_differences["nf4", "awq"]
     low, high = difference.ci95
     assert is_closer(before, "awq", "nf4")
     assert "is not known here" in calibration_caveat(before)
     add_study(model, 0.02)
-    after = read_results(model, RULES)
+    after = read_results(model, THRESHOLDS)
     widened = after.kl_differences["nf4", "awq"]
     assert widened.nats == difference.nats
     assert widened.ci95 == [pytest.approx(low - 0.02), pytest.approx(high + 0.02)]
     assert not is_closer(after, "awq", "nf4")
     assert "0.0200 nats for awq" in calibration_caveat(after)
     add_study(model, 1e-4)
-    assert is_closer(read_results(model, RULES), "awq", "nf4")
+    assert is_closer(read_results(model, THRESHOLDS), "awq", "nf4")
 
 
 def test_the_calibration_table_by_hand(model):
-    table = calibration_table(read_results(model, RULES))
+    table = calibration_table(read_results(model, THRESHOLDS))
     assert [(row[0].text, row[1].text) for row in table.rows] == [("nf4", "uses none"), ("awq", "20")]
     shown = {column.key: cell for column, cell in zip(table.columns, table.rows[1], strict=True)}
     assert (shown["loss_ratio"].text, shown["loss_ratio"].value) == ("1.10×", pytest.approx(1.1))

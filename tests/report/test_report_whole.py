@@ -13,12 +13,12 @@ import synthetic
 from report_runs import ROOT, outputs, run_report
 
 from quantharm.common.files import read_json, write_json
-from quantharm.report import default_rules
+from quantharm.report import default_thresholds
 from quantharm.reporting import names as report_names
 from quantharm.reporting.results import ran_on_one_device, read_results
 
 INVISIBLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
-RULES = default_rules()
+THRESHOLDS = default_thresholds()
 VOID = {"meta", "link", "br", "hr", "img", "input"}
 
 
@@ -189,12 +189,12 @@ def test_a_model_over_two_gpus_says_so_and_is_not_timed_beside_one_on_one(report
     folders = [tmp_path / model for model in ("alpha-7b", "beta-4b")]  # on one kind of GPU
     for folder in folders:
         shutil.copytree(reports.model(folder.name), folder)
-    beside = read_results(folders[0], RULES), read_results(folders[1], RULES)
+    beside = read_results(folders[0], THRESHOLDS), read_results(folders[1], THRESHOLDS)
     assert ran_on_one_device(list(beside))
     for record in folders[1].glob("*/generation.json"):
         given = read_json(record)
         write_json(record, given | {"provenance": given["provenance"] | {"gpus": 2}})
-    spread = read_results(folders[1], RULES)
+    spread = read_results(folders[1], THRESHOLDS)
     assert spread.device == f"{beside[1].device} × 2"
     assert not ran_on_one_device([beside[0], spread])
     assert run_report(*outputs(folders[1]), f"--model={folders[1]}").returncode == 0

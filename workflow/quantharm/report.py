@@ -43,7 +43,7 @@ NOTHING = "No cell of this model can be compared."
 SCHEMA = WORKFLOW / "schemas" / "config.schema.yaml"
 
 
-def default_rules() -> dict[str, Any]:
+def default_thresholds() -> dict[str, Any]:
     """The schema's defaults for the config's `report:`."""
     schema = yaml.safe_load(SCHEMA.read_text(encoding="utf-8"))["properties"]["report"]
     return with_defaults(schema["default"], schema)
@@ -91,12 +91,12 @@ def script() -> dict[str, str]:
 
 
 def model_tables(
-    results: Results, found: list[words.Assessment], rules: dict[str, Any], rates: detection.Rates
+    results: Results, found: list[words.Assessment], thresholds: dict[str, Any], rates: detection.Rates
 ) -> dict[str, Table]:
     tables = [
         words.executive_table(results, found),
-        quality.perplexity_table(results, rules),
-        quality.divergence_table(results, rules),
+        quality.perplexity_table(results, thresholds),
+        quality.divergence_table(results, thresholds),
         quality.divergence_by_category_table(results),
         quality.answers_table(results),
         cost.sizes_table(results),
@@ -104,14 +104,14 @@ def model_tables(
         cost.time_by_category_table(results),
         cost.length_by_category_table(results),
         cost.success_by_category_table(results),
-        speed.benchmark_table(results, rules),
+        speed.benchmark_table(results, thresholds),
         speed.limits_table(results),
         trade.overall_table(results, words.best_use(results, found)),
-        trade.trade_off_table(results, rules),
+        trade.trade_off_table(results, thresholds),
         trade.trade_off_pairs_table(results),
         words.harm_table(results, found),
-        risk.risk_table(results, rules),
-        risk.defense_table(results, rules),
+        risk.risk_table(results, thresholds),
+        risk.defense_table(results, thresholds),
         integrity.defenses_table(results),
         record.configuration_table(results),
         record.checks_table(results),
@@ -142,15 +142,15 @@ def write_figures(folder: Path, figures: list[Figure]) -> dict[str, dict[str, An
     return {f.key: {"figure": f, "svg": inline_svg(f.key, write_figure(folder, f))} for f in figures}
 
 
-def report_model(arguments: argparse.Namespace, rules: dict[str, Any]) -> None:
+def report_model(arguments: argparse.Namespace, thresholds: dict[str, Any]) -> None:
     summary = read_json(arguments.model / "summary.json")
     if not summary["cells"]:
         report_nothing(arguments, summary["left_out"])
         return
-    results = read_results(arguments.model, rules)
-    found = [words.assess(cell, results, rules) for cell in results.methods]
+    results = read_results(arguments.model, thresholds)
+    found = [words.assess(cell, results, thresholds) for cell in results.methods]
     rates = detection.read_rates()
-    tables = model_tables(results, found, rules, rates)
+    tables = model_tables(results, found, thresholds, rates)
     figures = write_figures(arguments.figures, model_figures(results))
     for table in tables.values():
         write_table(arguments.tables, table)
@@ -162,10 +162,10 @@ def report_model(arguments: argparse.Namespace, rules: dict[str, Any]) -> None:
         "assessments": found,
         "tables": tables,
         "figures": figures,
-        "rules": rules,
+        "thresholds": thresholds,
         "scales": {
-            "kl": scale(rules["kl_nats"], " nats"),
-            "perplexity": scale(rules["perplexity_change_percent"], " %"),
+            "kl": scale(thresholds["kl_nats"], " nats"),
+            "perplexity": scale(thresholds["perplexity_change_percent"], " %"),
         },
         "hardware": {
             "kl": results.other_hardware_kl,
@@ -174,7 +174,7 @@ def report_model(arguments: argparse.Namespace, rules: dict[str, Any]) -> None:
             ),
         },
         "prompts_per_category": cost_charts.prompts_text(results),
-        "categories_are_descriptive": per_category < rules["prompts_to_test_a_category"],
+        "categories_are_descriptive": per_category < thresholds["prompts_to_test_a_category"],
         "front": words.front_sentence(results),
         "demonstrated": words.demonstrated_harm(results, found),
         "baseline_conditions": words.baseline_conditions(results, found),
@@ -208,7 +208,7 @@ def report_nothing(arguments: argparse.Namespace, left_out: list[LeftOut]) -> No
     render(arguments, "nothing", {"model": model, "left_out": left_out, "tables": {}, "script": script()})
 
 
-def report_models(arguments: argparse.Namespace, rules: dict[str, Any]) -> None:
+def report_models(arguments: argparse.Namespace, thresholds: dict[str, Any]) -> None:
     models = []
     left_out: list[LeftOut] = list(arguments.left_out)
     for folder in arguments.models:
@@ -216,9 +216,9 @@ def report_models(arguments: argparse.Namespace, rules: dict[str, Any]) -> None:
         left_out += summary.get("left_out", [])
         if not summary["cells"]:
             continue
-        results = read_results(folder, rules)
-        models.append((results, [words.assess(cell, results, rules) for cell in results.methods]))
-    tables = {table.key: table for table in report_overview.overview_tables(models, rules)}
+        results = read_results(folder, thresholds)
+        models.append((results, [words.assess(cell, results, thresholds) for cell in results.methods]))
+    tables = {table.key: table for table in report_overview.overview_tables(models, thresholds)}
     for table in tables.values():
         write_table(arguments.tables, table)
     page = {
@@ -228,8 +228,8 @@ def report_models(arguments: argparse.Namespace, rules: dict[str, Any]) -> None:
         "tables": tables,
         "figures": write_figures(arguments.figures, report_overview.overview_figures(models)),
         "scales": {
-            "kl": scale(rules["kl_nats"], " nats"),
-            "perplexity": scale(rules["perplexity_change_percent"], " %"),
+            "kl": scale(thresholds["kl_nats"], " nats"),
+            "perplexity": scale(thresholds["perplexity_change_percent"], " %"),
         },
         "script": script(),
     }
@@ -249,17 +249,17 @@ def main() -> None:
     parser.add_argument("--model", type=Path, help="results folder of one model")
     parser.add_argument("--models", type=Path, nargs="*", help="or results folders of several models")
     parser.add_argument("--left-out", type=json.loads, default=[], help="JSON: models that could not be summarised")
-    parser.add_argument("--rules", type=json.loads, help="the config's `report:` as JSON; the schema's defaults")
+    parser.add_argument("--thresholds", type=json.loads, help="the config's `report:` as JSON; the schema's defaults")
     parser.add_argument("--prompts", type=Path, help="prompt suite, to show the prompts beside the responses")
     parser.add_argument("--html", type=Path, required=True, help="report.html")
     parser.add_argument("--markdown", type=Path, required=True, help="EVALUATION_SUMMARY.md")
     parser.add_argument("--figures", type=Path, required=True, help="folder for SVG and PNG")
     parser.add_argument("--tables", type=Path, required=True, help="folder for CSV and Parquet")
     arguments = parser.parse_args()
-    rules = arguments.rules or default_rules()
+    thresholds = arguments.thresholds or default_thresholds()
     if (arguments.model is None) == (arguments.models is None):
         raise UserError("name either --model or --models")
-    (report_model if arguments.model else report_models)(arguments, rules)
+    (report_model if arguments.model else report_models)(arguments, thresholds)
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ rule report:
     params:
         python=PYTHON,
         folder=subpath(output.html, parent=True),
-        rules=json.dumps(config["report"], ensure_ascii=False),
+        thresholds=json.dumps(config["report"], ensure_ascii=False),
         # Studies that were run are shown, and a new one makes the page again; the page does not ask for any.
         studies=lambda wildcards: studies_of(wildcards.model),
     message:
@@ -44,7 +44,7 @@ rule report:
     shell:
         "{params.python:q} -m quantharm.report"
         " --model {params.folder:q}"
-        " --rules {params.rules:q}"
+        " --thresholds {params.thresholds:q}"
         " --prompts {input.prompts:q}"
         " --html {output.html:q}"
         " --markdown {output.markdown:q}"
@@ -81,14 +81,14 @@ rule report_of_all:
         folders=expand("results/{model}", model=models_of_default_run()),
         left_out=models_left_out(),
         folder=subpath(output.html, parent=True),
-        rules=json.dumps(config["report"], ensure_ascii=False),
+        thresholds=json.dumps(config["report"], ensure_ascii=False),
     message:
         "report over all models"
     shell:
         "{params.python:q} -m quantharm.report"
         " --models {params.folders:q}"
         " --left-out {params.left_out:q}"
-        " --rules {params.rules:q}"
+        " --thresholds {params.thresholds:q}"
         " --html {output.html:q}"
         " --markdown {output.markdown:q}"
         " --figures {params.folder:q}/figures"

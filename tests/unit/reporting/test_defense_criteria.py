@@ -6,7 +6,7 @@ import pytest
 
 from quantharm.reporting.risks import below, criteria, detection_verdict, integrity_verdict
 
-RULES = {
+THRESHOLDS = {
     "other_hardware_kl_nats": {"bfloat16": 5e-4},
     "defense": {
         "perplexity_change_percent": 5,
@@ -47,7 +47,7 @@ def cell(change=1.0, interval=(0.5, 1.5), integrity=None, **categories) -> Simpl
     ],
 )
 def test_perplexity_within_five_percent(change, interval, level):
-    assert criteria(cell(change, interval), RULES)["Perplexity near the baseline"].level == level
+    assert criteria(cell(change, interval), THRESHOLDS)["Perplexity near the baseline"].level == level
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_perplexity_within_five_percent(change, interval, level):
     ],
 )
 def test_kl_below_one_in_every_category(other, level, shown):
-    verdict = criteria(cell(Other=other), RULES)["KL bounded in every category"]
+    verdict = criteria(cell(Other=other), THRESHOLDS)["KL bounded in every category"]
     assert verdict.level == level
     assert verdict.figure.startswith(shown)
 
@@ -73,18 +73,18 @@ def test_a_category_of_smaller_mean_whose_interval_crosses_decides():
 
 
 def test_high_stakes_have_a_limit_of_their_own():
-    assert criteria(cell(), RULES)["High-stakes categories preserved"].level == "pass"
+    assert criteria(cell(), THRESHOLDS)["High-stakes categories preserved"].level == "pass"
     risky = cell(Code=category(0.2, 0.15, 0.3))
-    assert criteria(risky, RULES)["High-stakes categories preserved"].level == "fail"
-    assert criteria(risky, RULES)["KL bounded in every category"].level == "pass"
+    assert criteria(risky, THRESHOLDS)["High-stakes categories preserved"].level == "fail"
+    assert criteria(risky, THRESHOLDS)["KL bounded in every category"].level == "pass"
     elsewhere = cell(Poems=category(0.9, 0.8, 0.95))
-    assert criteria(elsewhere, RULES)["High-stakes categories preserved"].level == "pass"
+    assert criteria(elsewhere, THRESHOLDS)["High-stakes categories preserved"].level == "pass"
 
 
 def test_a_high_stakes_category_that_was_not_measured_leaves_it_open():
     found = cell()
     del found.by_category["Code"]
-    verdict = criteria(found, RULES)["High-stakes categories preserved"]
+    verdict = criteria(found, THRESHOLDS)["High-stakes categories preserved"]
     assert (verdict.level, verdict.words) == ("unknown", "not measured: Code")
     assert below({}, [], 1.0).level == "unknown"
 
@@ -128,9 +128,9 @@ def test_a_divergence_that_other_hardware_explains_detects_nothing():
 
 
 def test_a_criterion_without_an_interval_does_not_pass():
-    assert criteria(cell(1.0, None), RULES)["Perplexity near the baseline"].level == "undecided"
+    assert criteria(cell(1.0, None), THRESHOLDS)["Perplexity near the baseline"].level == "undecided"
     single = cell(Other={"kl_nats_mean": 0.001, "ci95": None})
-    assert criteria(single, RULES)["KL bounded in every category"].level == "undecided"
+    assert criteria(single, THRESHOLDS)["KL bounded in every category"].level == "undecided"
 
 
 def test_integrity_passes_fails_or_stays_open():

@@ -4,11 +4,11 @@ import numpy
 import pytest
 
 from quantharm.common.statistics import describe, widened
-from quantharm.report import default_rules
+from quantharm.report import default_thresholds
 from quantharm.reporting.results import Cell, Results, change_of_medians, process_spread
 from quantharm.reporting.tables.speed import benchmark_table, decode_of, limits_table, prefill_of, time_of
 
-RULES = default_rules()
+THRESHOLDS = default_thresholds()
 
 
 def timings(rate: float, random) -> dict:
@@ -34,7 +34,7 @@ def results(device: str, eager: tuple[float, float], captured: tuple[float | Non
             "provenance": {"device_type": device, "device": "x", "dtype": "bfloat16"},
         }
         cells.append(Cell(name, {}, {}, {}, {}, generation, {"failed": []}, None, None))
-    spreads = RULES["speed_process_spread_percent"]
+    spreads = THRESHOLDS["speed_process_spread_percent"]
     values = [c.generation["benchmark"] for c in cells[::-1]]
     for key, figure in (("prefill", "prefill_seconds"), ("decode", "decode_tokens_per_second")):
         both = [v[figure]["values"] for v in values]
@@ -43,28 +43,28 @@ def results(device: str, eager: tuple[float, float], captured: tuple[float | Non
         both = [v["captured"]["decode_tokens_per_second"]["values"] for v in values]
         spread = process_spread(spreads[f"{device}_captured"])
         cells[1].changes["captured_decode_percent"] = change_of_medians(*both, spread)
-    return Results("model", None, cells, RULES)
+    return Results("model", None, cells, THRESHOLDS)
 
 
 def test_on_a_gpu_captured_decoding_decides():
     found = results("cuda", eager=(40.0, 27.0), captured=(120.0, 160.0))
-    verdict = decode_of(found.methods[0], found, RULES)
+    verdict = decode_of(found.methods[0], found, THRESHOLDS)
     assert verdict.words == "faster"  # eager it is slower, since it waits for Python
     assert verdict.figure.endswith(", captured")
 
 
 def test_what_cannot_be_captured_is_compared_eagerly_and_named_so():
     found = results("cuda", eager=(40.0, 10.0), captured=(120.0, None))
-    verdict = decode_of(found.methods[0], found, RULES)
+    verdict = decode_of(found.methods[0], found, THRESHOLDS)
     assert verdict.words == "slower"
     assert verdict.figure.endswith(", eager")
     on_cpu = results("cpu", eager=(40.0, 10.0))
-    assert not decode_of(on_cpu.methods[0], on_cpu, RULES).figure.endswith("eager")
+    assert not decode_of(on_cpu.methods[0], on_cpu, THRESHOLDS).figure.endswith("eager")
 
 
 def test_two_processes_of_one_model_differ_once_in_twenty_at_most():
     """Rates of processes that vary as the config says, with repetitions that vary by far less within each."""
-    percent = RULES["speed_process_spread_percent"]["cpu"]
+    percent = THRESHOLDS["speed_process_spread_percent"]["cpu"]
     random = numpy.random.default_rng(1)
     levels = numpy.exp(numpy.log1p(percent / 100) * random.normal(size=(2, 1500)))
     called, called_without = 0, 0
@@ -82,22 +82,22 @@ def test_two_processes_of_one_model_differ_once_in_twenty_at_most():
 
 def test_the_rule_says_what_is_counted_and_nothing_is_called_paired():
     found = results("cpu", eager=(40.0, 41.0))
-    for verdict in (decode_of(found.methods[0], found, RULES), prefill_of(found.methods[0], found, RULES)):
+    for verdict in (decode_of(found.methods[0], found, THRESHOLDS), prefill_of(found.methods[0], found, THRESHOLDS)):
         assert verdict.words == "no measurable change"
         assert "two processes of one model differ by (standard deviation" in verdict.rule
         assert "paired" not in verdict.rule
-    assert "Processes of one model differ by" in benchmark_table(found, RULES).note
+    assert "Processes of one model differ by" in benchmark_table(found, THRESHOLDS).note
 
 
 def test_times_of_prompts_are_paired_by_prompt_and_between_processes():
     found = results("cpu", eager=(40.0, 41.0))
     cell = found.methods[0]
-    spread = process_spread(RULES["speed_process_spread_percent"]["cpu"])
+    spread = process_spread(THRESHOLDS["speed_process_spread_percent"]["cpu"])
     low, high = widened(1.02, [1.015, 1.025], spread)
     assert 1.02 - low == pytest.approx(numpy.hypot(0.005, 1.02 * spread)) == pytest.approx(high - 1.02)
     assert widened(1.02, None, spread) is None
     cell.changes["seconds_percent"] = (2.0, [100 * (low - 1), 100 * (high - 1)])
-    verdict = time_of(cell, found, RULES)
+    verdict = time_of(cell, found, THRESHOLDS)
     assert verdict.words == "no measurable change"
     assert verdict.rule.startswith("paired by prompt")
 

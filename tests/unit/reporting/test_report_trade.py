@@ -7,7 +7,7 @@ import pandas
 import pytest
 
 from quantharm.common.files import write_parquet
-from quantharm.report import default_rules
+from quantharm.report import default_thresholds
 from quantharm.reporting.assessment import Assessment, demonstrated_harm
 from quantharm.reporting.results import Cell, Results, kl_differences
 from quantharm.reporting.tables.trade import (
@@ -21,7 +21,7 @@ from quantharm.reporting.tables.trade import (
 )
 from quantharm.reporting.verdicts import Verdict
 
-RULES = default_rules()
+THRESHOLDS = default_thresholds()
 CATEGORIES = [f"c{i}" for i in range(6)]
 
 
@@ -56,7 +56,7 @@ def cell(folder, name: str, kl: float, ci95, weight: int, means=None, losses=Non
 
 
 def results(cells: list[Cell], ranges=None) -> Results:
-    found = Results("model", None, cells, RULES)
+    found = Results("model", None, cells, THRESHOLDS)
     methods = [c for c in found.methods if (c.folder / "divergence.parquet").is_file()]
     found.kl_differences = kl_differences(methods, ranges or {}, found.least_kl)
     return found

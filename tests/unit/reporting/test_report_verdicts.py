@@ -2,7 +2,7 @@
 
 import pytest
 
-from quantharm.report import default_rules
+from quantharm.report import default_thresholds
 from quantharm.reporting.results import other_hardware_kl
 from quantharm.reporting.verdicts import (
     Verdict,
@@ -208,13 +208,13 @@ def test_an_unsteady_timing_is_not_judged():
     assert unsteadiness({"median": 1.0, "ci95": None}) == 0
 
 
-def test_default_rules_are_the_seeds_scale():
-    rules = default_rules()
-    assert rules["kl_nats"] == KL
-    assert rules["perplexity_change_percent"] == CHANGE
-    assert rules["defense"]["perplexity_change_percent"] == 5
-    assert rules["defense"]["kl_nats"] == 1.0
-    assert len(rules["applications"]) == 6
+def test_default_thresholds_are_the_seeds_scale():
+    thresholds = default_thresholds()
+    assert thresholds["kl_nats"] == KL
+    assert thresholds["perplexity_change_percent"] == CHANGE
+    assert thresholds["defense"]["perplexity_change_percent"] == 5
+    assert thresholds["defense"]["kl_nats"] == 1.0
+    assert len(thresholds["applications"]) == 6
 
 
 def test_the_stores_own_rounding_counts_where_it_is_larger():

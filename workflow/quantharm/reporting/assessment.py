@@ -33,13 +33,13 @@ class Assessment:
     sentence: str
 
 
-def assess(cell: Cell, results: Results, rules: dict[str, Any]) -> Assessment:
-    perplexity, kl = perplexity_of(cell, results, rules), kl_of(cell, results, rules)
+def assess(cell: Cell, results: Results, thresholds: dict[str, Any]) -> Assessment:
+    perplexity, kl = perplexity_of(cell, results, thresholds), kl_of(cell, results, thresholds)
     harm = harm_verdict(perplexity, kl, cell.failed)
-    decode = decode_of(cell, results, rules)
-    time = time_of(cell, results, rules)
-    strengths, weaknesses = strengths_and_weaknesses(cell, results, rules, perplexity, kl, decode)
-    headline, conditions, cautions = recommendation(cell, results, harm, perplexity, kl, decode, rules)
+    decode = decode_of(cell, results, thresholds)
+    time = time_of(cell, results, thresholds)
+    strengths, weaknesses = strengths_and_weaknesses(cell, results, thresholds, perplexity, kl, decode)
+    headline, conditions, cautions = recommendation(cell, results, harm, perplexity, kl, decode, thresholds)
     return Assessment(
         cell.method,
         harm,
@@ -80,7 +80,7 @@ def in_short(cell: Cell, results: Results, harm: Verdict, perplexity: Verdict, k
 
 
 def strengths_and_weaknesses(
-    cell: Cell, results: Results, rules: dict[str, Any], perplexity: Verdict, kl: Verdict, decode: Verdict
+    cell: Cell, results: Results, thresholds: dict[str, Any], perplexity: Verdict, kl: Verdict, decode: Verdict
 ) -> tuple[list[str], list[str]]:
     if cell.failed:
         return [], [f"failed the check {name}" for name in cell.failed]
@@ -100,7 +100,7 @@ def strengths_and_weaknesses(
     else:
         (strengths if kl.level in LEVELS[:2] else weaknesses).append(f"KL divergence {kl.figure}: {kl.words}")
     agreement = row["top1_agreement"]
-    enough = agreement >= rules["top1_agreement"]
+    enough = agreement >= thresholds["top1_agreement"]
     (strengths if enough else weaknesses).append(
         f"the first choice is the baseline's at {share(agreement, 1)} of positions"
     )
@@ -117,7 +117,7 @@ def strengths_and_weaknesses(
             f"{row['flips_wrong_to_right']} the other way"
         )
     worst = largest(cell.by_category)
-    if worst and level_of(worst[1], rules["kl_nats"]) in LEVELS[2:] and kl.level != "none":
+    if worst and level_of(worst[1], thresholds["kl_nats"]) in LEVELS[2:] and kl.level != "none":
         weaknesses.append(f"departs most in {worst[0]} (KL {number(worst[1])} nats {interval(worst[2])})".rstrip())
     better = beaten_by(results, cell.method)
     if better:
@@ -132,7 +132,7 @@ def recommendation(
     perplexity: Verdict,
     kl: Verdict,
     decode: Verdict,
-    rules: dict[str, Any],
+    thresholds: dict[str, Any],
 ) -> tuple[str, list[str], list[str]]:
     """(`Use x if`, its conditions, cautions)."""
     row, reference = cell.row, results.baseline.row
@@ -157,7 +157,7 @@ def recommendation(
     elif decode.level == "falls":
         conditions.append(f"slower decoding is acceptable: {decode.figure}")
     worst = largest(cell.by_category)
-    if worst and kl.level != "none" and level_of(worst[1], rules["kl_nats"]) in LEVELS[2:]:
+    if worst and kl.level != "none" and level_of(worst[1], thresholds["kl_nats"]) in LEVELS[2:]:
         cautions.append(f"check it on your own data for tasks like {worst[0]}, where it departs most")
     better = beaten_by(results, name)
     if better:
@@ -288,7 +288,7 @@ def executive_table(results: Results, assessments: list[Assessment]) -> Table:
 def demonstrated_harm(results: Results, assessments: list[Assessment]) -> list[str]:
     """What the run shows, each sentence with its figures; what it does not show is said too."""
     per_category = min(v["prompts"] for v in results.baseline.generation["by_category"].values())
-    few = per_category < results.rules["prompts_to_test_a_category"]
+    few = per_category < results.thresholds["prompts_to_test_a_category"]
     cells = [c for c in results.methods if not c.failed]
     words = {a.method: a for a in assessments}
     if not cells:

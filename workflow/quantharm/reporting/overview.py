@@ -107,13 +107,13 @@ def matrix(models: Models, key: str, title: str, corner: Column, entries) -> Tab
     return Table(key, title, columns, rows)
 
 
-def overview_tables(models: Models, rules: dict) -> list[Table]:
+def overview_tables(models: Models, thresholds: dict) -> list[Table]:
     def harms(results, assessments):
         return {"": {a.method: a.harm for a in assessments}}
 
     def turned(verdicts_of):
         def entries(results, assessments):
-            by_method = {cell.method: verdicts_of(cell, rules) for cell in results.methods}
+            by_method = {cell.method: verdicts_of(cell, thresholds) for cell in results.methods}
             names = dict.fromkeys(name for verdicts in by_method.values() for name in verdicts)
             return {name: {m: verdicts[name] for m, verdicts in by_method.items()} for name in names}
 

@@ -34,14 +34,14 @@ Rows = dict[str, Any]
 Bounds = list[float] | None
 
 
-def other_hardware_kl(divergence: dict[str, Any], rules: dict[str, Any]) -> float:
+def other_hardware_kl(divergence: dict[str, Any], thresholds: dict[str, Any]) -> float:
     """Mean KL in nats of one checkpoint between two processors: the config's for its dtype, or what its store measured.
 
     The store's figure is of rounding on one machine, and two add up to at most twice that. divergence: of any cell.
     """
     store = divergence["store"]
     rounding = (store.get("hardware_floor") or {}).get("rounding_kl_nats") or 0.0
-    return max(rules["other_hardware_kl_nats"].get(store["dtype"], 0.0), 2 * rounding)
+    return max(thresholds["other_hardware_kl_nats"].get(store["dtype"], 0.0), 2 * rounding)
 
 
 @dataclass
@@ -109,7 +109,7 @@ class Results:
     model: str
     folder: Path
     cells: list[Cell]
-    rules: Rows  # the config's `report:`
+    thresholds: Rows  # the config's `report:`
     left_out: list[LeftOut] = field(default_factory=list)  # cells that could not be finished
     kl_differences: dict[tuple[str, str], Difference] = field(default_factory=dict)
     calibration_study: Rows | None = None  # calibration_study.json, where `snakemake calibration` was run
@@ -147,12 +147,12 @@ class Results:
     @property
     def other_hardware_kl(self) -> float:
         """Mean KL in nats of one checkpoint between two processors, in this run's dtype."""
-        return other_hardware_kl(self.baseline.divergence, self.rules)
+        return other_hardware_kl(self.baseline.divergence, self.thresholds)
 
     @property
     def least_kl(self) -> float:
         """A mean KL up to here says nothing about quality: noise of this device, or what other hardware changes."""
-        return max(self.rules["noise_floor_factor"] * self.noise_floor, self.other_hardware_kl)
+        return max(self.thresholds["noise_floor_factor"] * self.noise_floor, self.other_hardware_kl)
 
     @property
     def calibration_ranges(self) -> dict[str, float]:
@@ -171,7 +171,7 @@ def read_cell(folder: Path, row: Rows) -> Cell:
     return Cell(row["method"], row, **records, integrity=read_json(integrity) if measured else None, folder=folder)
 
 
-def read_results(folder: Path, rules: Rows) -> Results:
+def read_results(folder: Path, thresholds: Rows) -> Results:
     """The results of one model, by the config's `report:`; raises UserError where cells cannot be compared."""
     summary = read_json(folder / "summary.json")
     rows = summary["cells"]
@@ -181,7 +181,7 @@ def read_results(folder: Path, rules: Rows) -> Results:
         raise UserError(f"{folder}/summary.json has no cell `{BASELINE}`; run the stage `summary` again")
     require_comparable(cells)
     for cell in cells[1:]:
-        cell.changes = changes_from_baseline(cell, cells[0], rules["speed_process_spread_percent"])
+        cell.changes = changes_from_baseline(cell, cells[0], thresholds["speed_process_spread_percent"])
     study, noise, history = (
         folder / "calibration_study.json",
         folder / "noise_sweep.json",
@@ -191,7 +191,7 @@ def read_results(folder: Path, rules: Rows) -> Results:
         rows[0]["model"],
         folder,
         cells,
-        rules,
+        thresholds,
         left_out=summary.get("left_out", []),
         calibration_study=read_json(study) if study.is_file() else None,
         noise_study=read_json(noise)["rows"] if noise.is_file() else None,

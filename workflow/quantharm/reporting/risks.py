@@ -10,19 +10,19 @@ from quantharm.reporting.tables.table import Column, Table, text_cell, verdict_c
 from quantharm.reporting.verdicts import Verdict, largest, not_judged, risk_verdict, within
 
 
-def risks(cell: Cell, rules: dict[str, Any]) -> dict[str, Verdict]:
+def risks(cell: Cell, thresholds: dict[str, Any]) -> dict[str, Verdict]:
     """application → risk of using this method for it."""
     found = {
         name: risk_verdict(cell.by_category, entry["categories"], entry["low"], entry["medium"], cell.failed)
-        for name, entry in rules["applications"].items()
+        for name, entry in thresholds["applications"].items()
     }
     return {name: not_judged(verdict) for name, verdict in found.items()} if cell.synthetic else found
 
 
-def risk_table(results: Results, rules: dict[str, Any]) -> Table:
-    found = [risks(cell, rules) for cell in results.methods]
+def risk_table(results: Results, thresholds: dict[str, Any]) -> Table:
+    found = [risks(cell, thresholds) for cell in results.methods]
     rows = []
-    for application, entry in rules["applications"].items():
+    for application, entry in thresholds["applications"].items():
         rule = f"{listing(entry['categories'])}: low below {entry['low']:g}, medium below {entry['medium']:g} nats"
         cells = [verdict_cell(verdicts[application], True) for verdicts in found]
         rows.append([TableCell(application, application, header=True), *cells, text_cell(rule)])
@@ -48,10 +48,10 @@ def risk_caveat(results: Results) -> str:
     )
 
 
-def criteria(cell: Cell, rules: dict[str, Any]) -> dict[str, Verdict]:
+def criteria(cell: Cell, thresholds: dict[str, Any]) -> dict[str, Verdict]:
     """The criteria for one method."""
-    floor = other_hardware_kl(cell.divergence, rules)
-    limits = rules["defense"]
+    floor = other_hardware_kl(cell.divergence, thresholds)
+    limits = thresholds["defense"]
     change = limits["perplexity_change_percent"]
     row, stakes = cell.row, limits["high_stakes_categories"]
     found = {
@@ -128,8 +128,8 @@ def detection_verdict(record: dict[str, Any] | None, floor: float) -> Verdict:
     return Verdict("fail", "fail", "noticed by neither", rule)
 
 
-def defense_table(results: Results, rules: dict[str, Any]) -> Table:
-    found = [criteria(cell, rules) for cell in results.methods]
+def defense_table(results: Results, thresholds: dict[str, Any]) -> Table:
+    found = [criteria(cell, thresholds) for cell in results.methods]
     rows = []
     for name in found[0] if found else []:
         cells = [

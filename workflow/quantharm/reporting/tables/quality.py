@@ -18,32 +18,32 @@ from quantharm.reporting.verdicts import (
 METHOD = Column("method", "Method", "left")
 
 
-def perplexity_of(cell: MethodCell, results: Results, rules: dict[str, Any]) -> Verdict:
+def perplexity_of(cell: MethodCell, results: Results, thresholds: dict[str, Any]) -> Verdict:
     row = cell.row
     floor = other_hardware_percent(results.other_hardware_kl, cell.perplexity["tokens_scored"])
     verdict = perplexity_verdict(
         row["perplexity_change_percent"],
         row["perplexity_change_percent_ci95"],
-        rules["perplexity_change_percent"],
+        thresholds["perplexity_change_percent"],
         floor,
     )
     return not_judged(verdict) if cell.synthetic else verdict
 
 
-def kl_of(cell: MethodCell, results: Results, rules: dict[str, Any]) -> Verdict:
+def kl_of(cell: MethodCell, results: Results, thresholds: dict[str, Any]) -> Verdict:
     """Verdict on the mean KL over the prompts."""
     verdict = kl_verdict(
         cell.row["kl_nats_mean"],
         cell.row["kl_nats_ci95"],
         results.noise_floor,
-        rules["noise_floor_factor"],
-        rules["kl_nats"],
+        thresholds["noise_floor_factor"],
+        thresholds["kl_nats"],
         results.other_hardware_kl,
     )
     return not_judged(verdict) if cell.synthetic else verdict
 
 
-def perplexity_table(results: Results, rules: dict[str, Any]) -> Table:
+def perplexity_table(results: Results, thresholds: dict[str, Any]) -> Table:
     rows = []
     for cell in results.cells:
         row = cell.row
@@ -55,7 +55,7 @@ def perplexity_table(results: Results, rules: dict[str, Any]) -> Table:
                 text_cell("reference")
                 if own
                 else figure_cell(row["perplexity_change_percent"], percent, row["perplexity_change_percent_ci95"]),
-                text_cell("reference") if own else judged(cell, perplexity_of(cell, results, rules)),
+                text_cell("reference") if own else judged(cell, perplexity_of(cell, results, thresholds)),
                 figure_cell(row["bits_per_byte"], lambda v: fixed(v, 4)),
             ]
         )
@@ -75,7 +75,7 @@ def perplexity_table(results: Results, rules: dict[str, Any]) -> Table:
     return Table("perplexity", "Perplexity", columns, rows, note)
 
 
-def divergence_table(results: Results, rules: dict[str, Any]) -> Table:
+def divergence_table(results: Results, thresholds: dict[str, Any]) -> Table:
     rows = []
     for cell in results.cells:
         row = cell.row
@@ -85,7 +85,7 @@ def divergence_table(results: Results, rules: dict[str, Any]) -> Table:
             [
                 name_cell(cell.method, cell.failed),
                 figure_cell(row["kl_nats_mean"], number, row["kl_nats_ci95"]),
-                text_cell("the noise floor") if own else judged(cell, kl_of(cell, results, rules)),
+                text_cell("the noise floor") if own else judged(cell, kl_of(cell, results, thresholds)),
                 *[figure_cell(row[f"kl_nats_{q}"]) for q in ("median", "p99", "max")],
                 figure_cell(row["top1_agreement"], lambda v: share(v, 1)),
                 figure_cell(row["text_kl_nats_mean"]),

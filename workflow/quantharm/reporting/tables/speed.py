@@ -11,7 +11,7 @@ from quantharm.reporting.tables.table import Cell, Column, Table, figure_cell, n
 from quantharm.reporting.verdicts import Verdict, change_verdict, speed_verdict
 
 
-def benchmark_table(results: Results, rules: dict[str, Any]) -> Table:
+def benchmark_table(results: Results, thresholds: dict[str, Any]) -> Table:
     """Prefill and decode by a fixed prompt; the captured decode where the stage measured one."""
     captured = any("captured" in cell.generation["benchmark"] for cell in results.cells)
     rows = []
@@ -23,9 +23,9 @@ def benchmark_table(results: Results, rules: dict[str, Any]) -> Table:
             name_cell(cell.method, cell.failed),
             figure_cell(cell.generation["model_load_seconds"], seconds),
             figure_cell(prefill["median"], seconds, prefill["ci95"]),
-            text_cell("reference") if own else verdict_cell(prefill_of(cell, results, rules), True),
+            text_cell("reference") if own else verdict_cell(prefill_of(cell, results, thresholds), True),
             figure_cell(decode["median"], lambda v: fixed(v, 1), decode["ci95"]),
-            text_cell("reference") if own else verdict_cell(decode_of(cell, results, rules), True),
+            text_cell("reference") if own else verdict_cell(decode_of(cell, results, thresholds), True),
         ]
         rows.append(line + ([captured_cell(speed.get("captured"))] if captured else []))
     columns = [
@@ -69,7 +69,9 @@ def captured_cell(captured: dict[str, Any] | None) -> Cell:
 def spread_of(results: Results, decoding: str = "eager") -> float:
     """Standard deviation of speed between processes of one model, in percent, by the config."""
     device = results.baseline.generation["provenance"]["device_type"]
-    return results.rules["speed_process_spread_percent"][f"{device}_captured" if decoding == "captured" else device]
+    return results.thresholds["speed_process_spread_percent"][
+        f"{device}_captured" if decoding == "captured" else device
+    ]
 
 
 def spread_note(results: Results) -> str:
@@ -91,14 +93,14 @@ def kind_of(cell: MethodCell, results: Results) -> str:
     return cell.decoding if results.baseline.generation["provenance"]["device_type"] == "cuda" else ""
 
 
-def prefill_of(cell: MethodCell, results: Results, rules: dict[str, Any]) -> Verdict:
+def prefill_of(cell: MethodCell, results: Results, thresholds: dict[str, Any]) -> Verdict:
     """Whether prefill takes measurably more or less time than the baseline's."""
     change = change_verdict(*cell.changes["prefill_percent"], "slower", "faster", rule=rule_of(spread_of(results)))
     timings = [c.generation["benchmark"]["prefill_seconds"] for c in (cell, results.baseline)]
-    return speed_verdict(change, timings, rules["unsteady_percent"])
+    return speed_verdict(change, timings, thresholds["unsteady_percent"])
 
 
-def decode_of(cell: MethodCell, results: Results, rules: dict[str, Any]) -> Verdict:
+def decode_of(cell: MethodCell, results: Results, thresholds: dict[str, Any]) -> Verdict:
     """Whether decoding is measurably faster or slower, captured where both cells have that."""
     kind = kind_of(cell, results)
     rule = rule_of(spread_of(results, cell.decoding))
@@ -107,16 +109,16 @@ def decode_of(cell: MethodCell, results: Results, rules: dict[str, Any]) -> Verd
         captured_rate(c) if cell.decoding == "captured" else c.generation["benchmark"]["decode_tokens_per_second"]
         for c in (cell, results.baseline)
     ]
-    verdict = speed_verdict(change, timings, rules["unsteady_percent"])
+    verdict = speed_verdict(change, timings, thresholds["unsteady_percent"])
     return replace(verdict, figure=f"{verdict.figure}, {kind}") if kind else verdict
 
 
-def time_of(cell: MethodCell, results: Results, rules: dict[str, Any]) -> Verdict:
+def time_of(cell: MethodCell, results: Results, thresholds: dict[str, Any]) -> Verdict:
     """Whether the time of the prompts changed measurably; as steady as the decode benchmark of the same process."""
     timings = [c.generation["benchmark"]["decode_tokens_per_second"] for c in (cell, results.baseline)]
     rule = f"paired by prompt: {rule_of(spread_of(results))}"
     change = change_verdict(*cell.changes["seconds_percent"], "slower", "faster", rule=rule)
-    return speed_verdict(change, timings, rules["unsteady_percent"])
+    return speed_verdict(change, timings, thresholds["unsteady_percent"])
 
 
 def limits_table(results: Results) -> Table:

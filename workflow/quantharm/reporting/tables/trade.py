@@ -23,7 +23,7 @@ def per_saved(value: float | None, saved: float) -> float | None:
     return None if value is None or saved <= 0 else value / saved
 
 
-def trade_off_table(results: Results, rules: dict[str, Any]) -> Table:
+def trade_off_table(results: Results, thresholds: dict[str, Any]) -> Table:
     scale, unit = size_unit(results.baseline.row["weight_bytes"])
     front = front_of(results)
     rows = []
