@@ -1,14 +1,17 @@
 """Paired differences by hand: perplexity over the same windows, answers over the same prompts."""
 
+import json
 import math
+import sys
 
 import numpy
 import pandas
 import pytest
 import scipy.stats
 
+from quantharm import summary
 from quantharm.common.errors import UserError
-from quantharm.common.files import write_parquet
+from quantharm.common.files import write_json, write_parquet
 from quantharm.summary import (
     first_difference,
     flat,
@@ -215,3 +218,56 @@ def test_a_table_without_cells_left_out_keeps_its_types():
     table = table_of([{"model": "m", "method": "a", "prompts": 3}], [])
     assert table["prompts"].dtype == "int64"
     assert table["left_out"].isna().all()
+
+
+SHOWN = {
+    "model": "m",
+    "method": "a",
+    "synthetic": False,
+    "weight_bytes": 4_000_000,
+    "perplexity": 2.5,
+    "perplexity_change_percent": 0.0,
+    "kl_nats_mean": 0.0,
+    "top1_agreement": 1.0,
+    "decode_tokens_per_second_median": 9.0,
+    "checks_failed": [],
+    "integrity_verified": None,
+}
+
+
+@pytest.fixture
+def written(tmp_path, monkeypatch, capsys):
+    """written(flag, paths, left out): (the table in CSV, what the terminal shows) of one run of the stage."""
+
+    def run(flag, paths, left_out):
+        outputs = [f"--{kind}={tmp_path / kind}" for kind in ("json", "parquet", "csv")]
+        given = [flag, *map(str, paths), "--left-out", json.dumps(left_out), *outputs]
+        monkeypatch.setattr(sys, "argv", ["summary", *given])
+        summary.main()
+        return pandas.read_csv(tmp_path / "csv"), capsys.readouterr().out
+
+    return run
+
+
+def test_cells_left_out_of_some_models_and_whole_models_are_named_in_one_table(written, tmp_path):
+    write_json(tmp_path / "m.json", {"cells": [SHOWN], "left_out": [ENTRY]})
+    write_json(tmp_path / "earlier.json", {"cells": [SHOWN | {"model": "e", "integrity_verified": True}]})
+    whole = ENTRY | {"model": "n", "method": None, "stage": "fetch"}
+    table, shown = written("--summaries", [tmp_path / "m.json", tmp_path / "earlier.json"], [whole])
+    assert table["model"].tolist() == ["m", "e", "m", "n"]
+    assert table["left_out"].isna().tolist() == [True, True, False, False]
+    compared, rest = shown.split("Left out: ", 1)
+    assert len(compared.splitlines()) == 3  # the head and two cells: none without figures
+    assert [line.split()[-1] for line in compared.splitlines()[1:]] == ["missing", "finding"]
+    assert rest.startswith("m × nf4: stage quantize failed: the disk is full (x)\nLeft out: n: stage fetch failed")
+
+
+def test_only_a_cell_whose_integrity_failed_is_read_without_it(written, tmp_path, monkeypatch):
+    asked = {}
+    row = dict(SHOWN)
+    monkeypatch.setattr(
+        summary, "summarise_cell", lambda cell, _, integrity: asked.update({cell.name: integrity}) or row
+    )
+    left_out = [ENTRY | {"stage": "integrity", "compared": True}, ENTRY | {"method": "int8"}]
+    written("--cells", [tmp_path / name for name in ("baseline", "nf4", "awq")], left_out)
+    assert asked == {"baseline": True, "nf4": False, "awq": True}
