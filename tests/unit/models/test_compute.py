@@ -87,6 +87,34 @@ def test_weights_stay_tied(processor, plain_cell):
     assert {p.dtype for p in model.parameters()} == {torch.float32}
 
 
+def test_16_bit_parameters_and_buffers_become_float32_and_integers_stay():
+    module = torch.nn.Linear(3, 2, dtype=torch.bfloat16)
+    module.register_buffer("wide", torch.tensor([1.5, 0.1], dtype=torch.float16))
+    module.register_buffer("packed", torch.arange(3, dtype=torch.uint8))
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    compute.to_float32(torch.nn.Sequential(module))
+    for name, tensor in module.state_dict().items():
+        assert tensor.dtype == (torch.uint8 if name == "packed" else torch.float32)
+        assert torch.equal(tensor, before[name].to(tensor.dtype))
+
+
+@pytest.mark.parametrize("bias", [None, torch.linspace(-3, 3, 16, dtype=torch.float16)], ids=["without", "with"])
+def test_an_awq_layer_in_float32_is_its_codes_and_scales_and_bias(bias):
+    random = torch.Generator().manual_seed(0)
+    group, inputs, outputs = 32, 64, 16
+    packed = {
+        "qweight": torch.randint(-(2**31), 2**31, (inputs, outputs // 8), generator=random).int(),
+        "qzeros": torch.randint(-(2**31), 2**31, (inputs // group, outputs // 8), generator=random).int(),
+        "scales": torch.rand(inputs // group, outputs, generator=random).half(),
+    }
+    layer = SimpleNamespace(**packed, bias=bias, bits=4, group_size=group)
+    awq.multiply_in_float32(layer)
+    weight = awq.codes(packed, group).double() * packed["scales"].double().repeat_interleave(group, 0).t()
+    x = torch.randn(5, inputs, generator=random)
+    expected = x.double() @ weight.t() + (0 if bias is None else bias.double())
+    assert layer.forward(x).double() == pytest.approx(expected, rel=1e-5, abs=1e-4)
+
+
 @pytest.mark.parametrize("cell", CELLS[1:])
 def test_quantized_layers_multiply_in_float32(processor, cell, request):
     processor(False, False)
