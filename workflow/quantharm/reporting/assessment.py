@@ -8,7 +8,8 @@ from typing import Any
 
 from quantharm.reporting.format import count, fixed, interval, listing, number, percent, share, size
 from quantharm.reporting.results import Cell, Results
-from quantharm.reporting.tables.quality import METHOD, kl_of, perplexity_of
+from quantharm.reporting.tables.columns import METHOD
+from quantharm.reporting.tables.quality import kl_of, perplexity_of
 from quantharm.reporting.tables.speed import decode_of, kind_of, time_of
 from quantharm.reporting.tables.table import Column, Table, figure_cell, name_cell, text_cell, verdict_cell
 from quantharm.reporting.tables.trade import beaten_by, front_of

@@ -5,7 +5,7 @@ from typing import Any
 from quantharm.reporting.format import count, interval, listing, number, share
 from quantharm.reporting.results import Cell as MethodCell
 from quantharm.reporting.results import Results
-from quantharm.reporting.tables.quality import METHOD
+from quantharm.reporting.tables.columns import METHOD
 from quantharm.reporting.tables.table import Cell, Column, Table, name_cell, text_cell
 
 VERDICTS = {

@@ -1,11 +1,13 @@
 """Tables of what a method costs in quality: perplexity, KL divergence, answers."""
 
+from functools import partial
 from typing import Any
 
 from quantharm.reporting.format import count, fixed, number, percent, share
 from quantharm.reporting.results import Cell as MethodCell
 from quantharm.reporting.results import Results
-from quantharm.reporting.tables.table import Cell, Column, Table, figure_cell, name_cell, text_cell, verdict_cell
+from quantharm.reporting.tables.columns import METHOD, but_baseline, figure, one_decimal, summed_up
+from quantharm.reporting.tables.table import Cell, Column, Table, figure_cell, table_of, text_cell, verdict_cell
 from quantharm.reporting.verdicts import (
     Verdict,
     kl_verdict,
@@ -14,8 +16,6 @@ from quantharm.reporting.verdicts import (
     other_hardware_percent,
     perplexity_verdict,
 )
-
-METHOD = Column("method", "Method", "left")
 
 
 def perplexity_of(cell: MethodCell, results: Results, thresholds: dict[str, Any]) -> Verdict:
@@ -44,27 +44,19 @@ def kl_of(cell: MethodCell, results: Results, thresholds: dict[str, Any]) -> Ver
 
 
 def perplexity_table(results: Results, thresholds: dict[str, Any]) -> Table:
-    rows = []
-    for cell in results.cells:
-        row = cell.row
-        own = cell is results.baseline
-        rows.append(
-            [
-                name_cell(cell.method, cell.failed),
-                figure_cell(row["perplexity"], lambda v: fixed(v, 4), row["perplexity_ci95"]),
-                text_cell("reference")
-                if own
-                else figure_cell(row["perplexity_change_percent"], percent, row["perplexity_change_percent_ci95"]),
-                text_cell("reference") if own else judged(cell, perplexity_of(cell, results, thresholds)),
-                figure_cell(row["bits_per_byte"], lambda v: fixed(v, 4)),
-            ]
-        )
+    verdict = Column("verdict", "Verdict", "left", lambda cell: judged(cell, perplexity_of(cell, results, thresholds)))
     columns = [
         METHOD,
-        Column("perplexity", "Perplexity [95\u00a0%]"),
-        Column("perplexity_change_percent", "Change from the baseline [95\u00a0%, paired]"),
-        Column("verdict", "Verdict", "left"),
-        Column("bits_per_byte", "Bits per byte"),
+        summed_up("perplexity", "Perplexity [95\u00a0%]", partial(fixed, decimals=4), "perplexity_ci95"),
+        summed_up(
+            "perplexity_change_percent",
+            "Change from the baseline [95\u00a0%, paired]",
+            percent,
+            "perplexity_change_percent_ci95",
+            baseline="reference",
+        ),
+        but_baseline(verdict, "reference"),
+        summed_up("bits_per_byte", "Bits per byte", partial(fixed, decimals=4)),
     ]
     first = results.baseline.perplexity
     note = (
@@ -72,36 +64,25 @@ def perplexity_table(results: Results, thresholds: dict[str, Any]) -> Table:
         "Intervals by Student's t over windows; the change is paired, window by window, which is why it is much "
         "better known than the perplexity itself."
     )
-    return Table("perplexity", "Perplexity", columns, rows, note)
+    return table_of("perplexity", "Perplexity", columns, results.cells, note)
 
 
 def divergence_table(results: Results, thresholds: dict[str, Any]) -> Table:
-    rows = []
-    for cell in results.cells:
-        row = cell.row
-        own = cell is results.baseline
+    def worst_category(cell: MethodCell) -> Cell:
         worst = largest(cell.by_category)
-        rows.append(
-            [
-                name_cell(cell.method, cell.failed),
-                figure_cell(row["kl_nats_mean"], number, row["kl_nats_ci95"]),
-                text_cell("the noise floor") if own else judged(cell, kl_of(cell, results, thresholds)),
-                *[figure_cell(row[f"kl_nats_{q}"]) for q in ("median", "p99", "max")],
-                figure_cell(row["top1_agreement"], lambda v: share(v, 1)),
-                figure_cell(row["text_kl_nats_mean"]),
-                text_cell(worst[0], aside=f"{number(worst[1])} nats") if worst and not own else text_cell("–"),
-            ]
-        )
+        return text_cell(worst[0], aside=f"{number(worst[1])} nats") if worst else text_cell("–")
+
+    verdict = Column("verdict", "Verdict", "left", lambda cell: judged(cell, kl_of(cell, results, thresholds)))
     columns = [
         METHOD,
-        Column("kl_nats_mean", "Mean KL, nats [95\u00a0%]"),
-        Column("verdict", "Verdict", "left"),
-        Column("kl_nats_median", "Median"),
-        Column("kl_nats_p99", "99th percentile"),
-        Column("kl_nats_max", "Largest"),
-        Column("top1_agreement", "Same first choice"),
-        Column("text_kl_nats_mean", "Mean KL on the text"),
-        Column("worst_category", "Worst category", "left"),
+        summed_up("kl_nats_mean", "Mean KL, nats [95\u00a0%]", bounds="kl_nats_ci95"),
+        but_baseline(verdict, "the noise floor"),
+        summed_up("kl_nats_median", "Median"),
+        summed_up("kl_nats_p99", "99th percentile"),
+        summed_up("kl_nats_max", "Largest"),
+        summed_up("top1_agreement", "Same first choice", partial(share, decimals=1)),
+        summed_up("text_kl_nats_mean", "Mean KL on the text"),
+        but_baseline(Column("worst_category", "Worst category", "left", worst_category)),
     ]
     note = (
         f"KL(baseline ‖ method) over the whole vocabulary at {results.baseline.divergence['positions']:,} positions of "
@@ -109,7 +90,7 @@ def divergence_table(results: Results, thresholds: dict[str, Any]) -> Table:
         "categories (Student's t on a logarithmic scale). The baseline's row is its divergence from its own stored "
         "log-probabilities: nothing smaller can be seen."
     )
-    return Table("divergence", "KL divergence from the baseline", columns, rows, note)
+    return table_of("divergence", "KL divergence from the baseline", columns, results.cells, note)
 
 
 def divergence_by_category_table(results: Results) -> Table:
@@ -141,37 +122,31 @@ def mark(cell: MethodCell) -> str:
 
 def answers_table(results: Results) -> Table:
     """Answers that a program can judge, and responses that changed at all."""
-    rows = []
-    for cell in results.cells:
-        row = cell.row
-        own = cell is results.baseline
-        changed = [
-            figure_cell(row["flips_right_to_wrong"], str),
-            figure_cell(row["flips_wrong_to_right"], str),
-            Cell(f"{row['identical_responses']} of {row['prompts']}", row["identical_responses"]),
-            figure_cell(row["first_difference_median"], lambda v: fixed(v, 1)),
-        ]
-        rows.append(
-            [
-                name_cell(cell.method, cell.failed),
-                Cell(f"{row['succeeded']} of {row['prompts']}", row["succeeded"]),
-                Cell(f"{row['correct']} of {row['judged']}", row["correct"]),
-                *([text_cell("–")] * 4 if own else changed),
-                figure_cell(cell.generation["degenerate"], str),
-            ]
-        )
+
+    def counted(key: str, label: str, figure: str, of: str) -> Column:
+        return Column(key, label, cell=lambda cell: Cell(f"{cell.row[figure]} of {cell.row[of]}", cell.row[figure]))
+
     columns = [
         METHOD,
-        Column("succeeded", "Succeeded"),
-        Column("correct", "Right answers"),
-        Column("flips_right_to_wrong", "Right → wrong"),
-        Column("flips_wrong_to_right", "Wrong → right"),
-        Column("identical_responses", "Same as the baseline's"),
-        Column("first_difference_median_token", "First differing token, median"),
-        Column("degenerate", "Degenerate"),
+        counted("succeeded", "Succeeded", "succeeded", "prompts"),
+        counted("correct", "Right answers", "correct", "judged"),
+        summed_up("flips_right_to_wrong", "Right → wrong", str, baseline="–"),
+        summed_up("flips_wrong_to_right", "Wrong → right", str, baseline="–"),
+        but_baseline(
+            counted("identical_responses", "Same as the baseline's", "identical_responses", "prompts"),
+        ),
+        but_baseline(
+            figure(
+                "first_difference_median_token",
+                "First differing token, median",
+                lambda cell: cell.row["first_difference_median"],
+                one_decimal,
+            )
+        ),
+        figure("degenerate", "Degenerate", lambda cell: cell.generation["degenerate"], str),
     ]
     note = (
         "A prompt succeeded when it gave at least one token, finite logits and no short cycle at its end. Right "
         "answers are counted where a program can judge them."
     )
-    return Table("answers", "Right answers and changed responses", columns, rows, note)
+    return table_of("answers", "Right answers and changed responses", columns, results.cells, note)

@@ -6,8 +6,9 @@ from typing import Any
 from quantharm.reporting.format import MISSING, number, size
 from quantharm.reporting.results import Cell as MethodCell
 from quantharm.reporting.results import Results
-from quantharm.reporting.tables.quality import METHOD, mark
-from quantharm.reporting.tables.table import Cell, Column, Table, figure_cell, name_cell, text_cell
+from quantharm.reporting.tables.columns import METHOD, figure, text, thousands
+from quantharm.reporting.tables.quality import mark
+from quantharm.reporting.tables.table import Cell, Column, Table, table_of, text_cell
 
 FILES = {
     "quantization.json": "method, settings, sizes and hashes of the checkpoint",
@@ -30,33 +31,21 @@ MODEL_FILES = {
 
 
 def configuration_table(results: Results) -> Table:
-    rows = []
-    for cell in results.cells:
-        record = cell.quantization
-        settings = ", ".join(f"{k} {v}" for k, v in record["settings"].items() if k != "resolved" and v is not None)
-        rows.append(
-            [
-                name_cell(cell.method, cell.failed),
-                text_cell(record["quantizer"].replace("_", " ")),
-                text_cell(settings or MISSING),
-                text_cell(", ".join(record["linear_classes"]) or "Linear"),
-                text_cell(cell.generation["provenance"]["compute_dtype"]),
-                figure_cell(record["parameters"], lambda v: f"{v:,}"),
-                figure_cell(record["seconds"], number),
-                text_cell(cell.checks["provenance"]["finished"]),
-            ]
-        )
+    def settings(cell: MethodCell) -> str:
+        given = cell.quantization["settings"].items()
+        return ", ".join(f"{key} {v}" for key, v in given if key != "resolved" and v is not None) or MISSING
+
     columns = [
         METHOD,
-        Column("quantizer", "Quantizer", "left"),
-        Column("settings", "Settings", "left"),
-        Column("classes", "Layers loaded as", "left"),
-        Column("dtype", "Computes in", "left"),
-        Column("parameters", "Parameters"),
-        Column("quantize_seconds", "Quantized in, s"),
-        Column("finished", "Finished (UTC)", "left"),
+        text("quantizer", "Quantizer", lambda cell: cell.quantization["quantizer"].replace("_", " ")),
+        text("settings", "Settings", settings),
+        text("classes", "Layers loaded as", lambda c: ", ".join(c.quantization["linear_classes"]) or "Linear"),
+        text("dtype", "Computes in", lambda cell: cell.generation["provenance"]["compute_dtype"]),
+        figure("parameters", "Parameters", lambda cell: cell.quantization["parameters"], thousands),
+        figure("quantize_seconds", "Quantized in, s", lambda cell: cell.quantization["seconds"]),
+        text("finished", "Finished (UTC)", lambda cell: cell.checks["provenance"]["finished"]),
     ]
-    return Table("configuration", "Configuration of the cells", columns, rows)
+    return table_of("configuration", "Configuration of the cells", columns, results.cells)
 
 
 def checks_table(results: Results) -> Table:

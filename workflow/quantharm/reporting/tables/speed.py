@@ -1,46 +1,50 @@
 """Tables and verdicts of speed: prefill and decode, and how near decoding comes to the hardware's limits."""
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
-from quantharm.reporting.format import MISSING, fixed, seconds, share, size
+from quantharm.reporting.format import MISSING, number, seconds, share, size
 from quantharm.reporting.results import Cell as MethodCell
 from quantharm.reporting.results import Results, captured_rate
-from quantharm.reporting.tables.quality import METHOD
-from quantharm.reporting.tables.table import Cell, Column, Table, figure_cell, name_cell, text_cell, verdict_cell
+from quantharm.reporting.tables.columns import METHOD, but_baseline, figure, one_decimal
+from quantharm.reporting.tables.table import Cell, Column, Table, figure_cell, table_of, text_cell, verdict_cell
 from quantharm.reporting.verdicts import Verdict, change_verdict, speed_verdict
 
 
 def benchmark_table(results: Results, thresholds: dict[str, Any]) -> Table:
     """Prefill and decode by a fixed prompt; the captured decode where the stage measured one."""
     captured = any("captured" in cell.generation["benchmark"] for cell in results.cells)
-    rows = []
-    for cell in results.cells:
-        speed = cell.generation["benchmark"]
-        prefill, decode = speed["prefill_seconds"], speed["decode_tokens_per_second"]
-        own = cell is results.baseline
-        line = [
-            name_cell(cell.method, cell.failed),
-            figure_cell(cell.generation["model_load_seconds"], seconds),
-            figure_cell(prefill["median"], seconds, prefill["ci95"]),
-            text_cell("reference") if own else verdict_cell(prefill_of(cell, results, thresholds), True),
-            figure_cell(decode["median"], lambda v: fixed(v, 1), decode["ci95"]),
-            text_cell("reference") if own else verdict_cell(decode_of(cell, results, thresholds), True),
-        ]
-        rows.append(line + ([captured_cell(speed.get("captured"))] if captured else []))
+
+    def timed(key: str, label: str, stage_key: str, show) -> Column:
+        def cell_of(cell: MethodCell) -> Cell:
+            timings = cell.generation["benchmark"][stage_key]
+            return figure_cell(timings["median"], show, timings["ci95"])
+
+        return Column(key, label, cell=cell_of)
+
+    def verdict(key: str, label: str, verdict_of) -> Column:
+        column = Column(key, label, "left", lambda cell: verdict_cell(verdict_of(cell, results, thresholds), True))
+        return but_baseline(column, "reference")
+
+    eager = f"Decode{', eager' if captured else ''}, tokens/s [95\u00a0%]"
     columns = [
         METHOD,
-        Column("model_load_seconds", "Loading"),
-        Column("prefill_seconds_median", "Prefill [95\u00a0%]"),
-        Column("prefill_verdict", "Prefill time against the baseline", "left"),
-        Column("decode_tokens_per_second_median", f"Decode{', eager' if captured else ''}, tokens/s [95\u00a0%]"),
-        Column("decode_verdict", "Decode rate against the baseline", "left"),
-        *(
-            [Column("captured_decode_tokens_per_second_median", "Decode, captured, tokens/s [95\u00a0%]")]
-            if captured
-            else []
-        ),
+        figure("model_load_seconds", "Loading", lambda cell: cell.generation["model_load_seconds"], seconds),
+        timed("prefill_seconds_median", "Prefill [95\u00a0%]", "prefill_seconds", seconds),
+        verdict("prefill_verdict", "Prefill time against the baseline", prefill_of),
+        timed("decode_tokens_per_second_median", eager, "decode_tokens_per_second", one_decimal),
+        verdict("decode_verdict", "Decode rate against the baseline", decode_of),
     ]
+    if captured:
+        label = "Decode, captured, tokens/s [95\u00a0%]"
+        columns.append(
+            Column(
+                "captured_decode_tokens_per_second_median",
+                label,
+                cell=lambda cell: captured_cell(cell.generation["benchmark"].get("captured")),
+            )
+        )
     speed = results.baseline.generation["benchmark"]
     note = (
         f"A fixed prompt of {speed['prompt_tokens']} tokens, exactly {speed['new_tokens']} new ones, batch 1, at least "
@@ -53,7 +57,7 @@ def benchmark_table(results: Results, thresholds: dict[str, Any]) -> Table:
         )
         + f" {spread_note(results)}"
     )
-    return Table("benchmark", "Prefill and decode", columns, rows, note)
+    return table_of("benchmark", "Prefill and decode", columns, results.cells, note)
 
 
 def captured_cell(captured: dict[str, Any] | None) -> Cell:
@@ -63,7 +67,7 @@ def captured_cell(captured: dict[str, Any] | None) -> Cell:
     rate = captured.get("decode_tokens_per_second")
     if not rate:
         return text_cell(str(captured.get("reason", MISSING)))
-    return figure_cell(rate["median"], lambda v: fixed(v, 1), rate["ci95"])
+    return figure_cell(rate["median"], one_decimal, rate["ci95"])
 
 
 def spread_of(results: Results, decoding: str = "eager") -> float:
@@ -123,32 +127,29 @@ def time_of(cell: MethodCell, results: Results, thresholds: dict[str, Any]) -> V
 
 def limits_table(results: Results) -> Table:
     """What decoding moves against what the memory can, the GPU's waiting for the host, and energy, where measured."""
-    rows = []
-    for cell in results.cells:
-        speed = cell.generation["benchmark"]
-        limits = speed.get("roofline") or {}
-        captured = speed.get("captured", {})
-        rows.append(
-            [
-                name_cell(cell.method, cell.failed),
-                figure_cell(limits.get("bytes_per_token"), size),
-                figure_cell(limits.get("copy_bytes_per_second"), lambda v: f"{size(v)}/s"),
-                figure_cell(limits.get("eager_share_of_copy_bandwidth"), lambda v: share(v, 1)),
-                figure_cell(limits.get("captured_share_of_copy_bandwidth"), lambda v: share(v, 1)),
-                figure_cell(speed.get("host_wait_share"), share),
-                figure_cell(speed.get("joules_per_new_token")),
-                figure_cell(captured.get("joules_per_new_token")),
-            ]
-        )
+
+    def measured(key: str, label: str, show=number, part: str | None = None, column: str | None = None) -> Column:
+        def value(cell: MethodCell) -> float | None:
+            speed = cell.generation["benchmark"]
+            return ((speed.get(part) or {}) if part else speed).get(key)
+
+        return figure(column or key, label, value, show)
+
+    to_share = partial(share, decimals=1)
     columns = [
         METHOD,
-        Column("bytes_per_token", "Moved for a token"),
-        Column("copy_bytes_per_second", "Copy bandwidth"),
-        Column("eager_share_of_copy_bandwidth", "Share of it, eager"),
-        Column("captured_share_of_copy_bandwidth", "Share of it, captured"),
-        Column("host_wait_share", "GPU waits for the host, eager"),
-        Column("joules_per_new_token", "J a token, eager"),
-        Column("captured_joules_per_new_token", "J a token, captured"),
+        measured("bytes_per_token", "Moved for a token", size, "roofline"),
+        measured("copy_bytes_per_second", "Copy bandwidth", lambda v: f"{size(v)}/s", "roofline"),
+        measured("eager_share_of_copy_bandwidth", "Share of it, eager", to_share, "roofline"),
+        measured("captured_share_of_copy_bandwidth", "Share of it, captured", to_share, "roofline"),
+        measured("host_wait_share", "GPU waits for the host, eager", share),
+        measured("joules_per_new_token", "J a token, eager"),
+        measured(
+            "joules_per_new_token",
+            "J a token, captured",
+            part="captured",
+            column="captured_joules_per_new_token",
+        ),
     ]
     reason = results.baseline.generation["benchmark"].get("energy_reason")
     note = (
@@ -156,4 +157,4 @@ def limits_table(results: Results) -> Table:
         "copy within the device's memory; no decoding at batch 1 can be much faster than that."
         + (f" No energy: {reason}." if reason else "")
     )
-    return Table("decode-limits", "Decoding against the hardware's limits", columns, rows, note)
+    return table_of("decode-limits", "Decoding against the hardware's limits", columns, results.cells, note)

@@ -8,7 +8,7 @@ from quantharm.reporting.charts.base import Figure
 from quantharm.reporting.charts.studies import calibration_chart, monitor_chart, noise_chart
 from quantharm.reporting.format import MISSING, fixed, listing, number, percent, share, signed
 from quantharm.reporting.results import Results
-from quantharm.reporting.tables.quality import METHOD
+from quantharm.reporting.tables.columns import METHOD
 from quantharm.reporting.tables.table import Column, Table, figure_cell, name_cell, text_cell
 
 SHOWN_RUNS = 20

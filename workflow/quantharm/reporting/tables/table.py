@@ -1,5 +1,6 @@
 """A table once, in three forms: HTML (by the template), Markdown, and CSV and Parquet with the bare values."""
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ class Column:
     key: str  # in CSV and Parquet, with the unit
     label: str
     align: str = "right"
+    cell: Callable[[Any], Cell] | None = None  # what stands in the row of a method, or of whatever the rows are
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,14 @@ class Table:
     rows: list[list[Cell]]
     note: str = ""
     last_is_total: bool = False
+
+
+def table_of(
+    key: str, title: str, columns: list[Column], items: Iterable[Any], note: str = "", last_is_total: bool = False
+) -> Table:
+    """A row for each item; each column makes its cell of the item."""
+    rows = [[column.cell(item) for column in columns] for item in items]
+    return Table(key, title, columns, rows, note, last_is_total)
 
 
 def name_cell(method: str, failed: list[str] | None = None) -> Cell:

@@ -9,7 +9,7 @@ from quantharm.common.statistics import jackknife_interval
 from quantharm.reporting.format import fixed, number, percent, share, signed, size, size_unit
 from quantharm.reporting.results import Cell as MethodCell
 from quantharm.reporting.results import Results, window_losses
-from quantharm.reporting.tables.quality import METHOD
+from quantharm.reporting.tables.columns import METHOD
 from quantharm.reporting.tables.table import Cell, Column, Table, figure_cell, name_cell, text_cell, transposed
 
 
