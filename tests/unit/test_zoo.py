@@ -78,6 +78,7 @@ def test_what_is_no_causal_language_model_is_not_fetched(name, tmp_path, monkeyp
         ({"model_type": "qwen2", "architectures": ["Qwen2Model"]}, "Qwen2Model"),
         ({"model_type": "whisper", "architectures": ["WhisperForConditionalGeneration"]}, "Whisper"),
         ({"model_type": "clip", "architectures": ["CLIPModel"]}, "predicts no next token"),
+        ({"model_type": "bart", "is_encoder_decoder": True}, "no stated architecture"),
         ({"model_type": "frobnicator", "architectures": ["Frobnicator"]}, "does not know"),
         ({"architectures": ["LlamaForCausalLM"]}, "type None"),
     ],
@@ -200,3 +201,21 @@ def test_a_library_that_cannot_compute_what_it_made_is_told_with_the_layer(tiny)
     matrix = SimpleNamespace(name="model.layers.1.mlp.up_proj", rows=128, columns=64)
     with pytest.raises(UserError, match=r"divisible by block_n .*model\.layers\.1\.mlp\.up_proj, 128 × 64"):
         try_model(model, [matrix])
+
+
+def test_a_layer_that_fails_only_when_decoding_is_told_as_well(tiny):
+    """Libraries have other kernels for a single token than for many."""
+    model = tiny("llama")
+    layer = model.model.layers[1].mlp.up_proj
+    many = layer.forward
+
+    def not_one(x):
+        if x.shape[-2] == 1:
+            raise RuntimeError("no kernel for one row")
+        return many(x)
+
+    layer.forward = not_one
+    matrix = SimpleNamespace(name="model.layers.1.mlp.up_proj", rows=128, columns=64)
+    for matrices in ([], [matrix]):
+        with pytest.raises(UserError, match="no kernel for one row"):
+            try_model(model, matrices)

@@ -102,6 +102,13 @@ def test_reasons_that_are_known_beforehand(tiny):
     assert "LLM.int8 with a threshold" in why_not(model, 64)
 
 
+def test_a_cache_that_cannot_be_of_fixed_size_is_a_reason(tiny, monkeypatch):
+    model = pretend_gpu(tiny("llama"))
+    assert why_not(model, 64) is None
+    monkeypatch.setattr(cuda_graph, "why_no_fixed_cache", lambda asked: "recurrent states" if asked is model else None)
+    assert why_not(model, 64) == "recurrent states"
+
+
 def test_a_step_that_cannot_be_recorded_gives_a_reason(tiny, monkeypatch):
     monkeypatch.setattr(cuda_graph, "why_not", lambda *_: None)
 
