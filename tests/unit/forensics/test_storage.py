@@ -53,6 +53,12 @@ def test_a_packed_matrix_is_one_matrix_and_its_scales_are_none(kind):
     assert not [t for t in tensors if storage.is_float_matrix(t) and not storage.BESIDE.search(t.own_name)]
 
 
+def test_lists_of_integers_beside_scales_are_no_matrices():
+    module = "model.layers.0.mlp.up_proj"
+    tensors = tensors_of(module, {"weight": ("I8", 64, 64), "weight_scale": ("F32", 64), "order": ("I32", 64)})
+    assert [t.name for t in packed_matrices(tensors)] == [f"{module}.weight"]
+
+
 def test_masks_and_position_ids_are_not_packed():
     tensors = [
         Stored("gpt_neox.layers.0.attention.bias", "U8", (1, 1, 2048, 2048)),

@@ -1,10 +1,13 @@
 """Tables by hand: how figures are written, and what a table is in Markdown, CSV and Parquet."""
 
+from types import SimpleNamespace
+
 import pandas
 import pytest
 
 from quantharm.reporting.charts.base import label_heights, log_ticks
 from quantharm.reporting.format import count, interval, listing, number, percent, share, signed, size
+from quantharm.reporting.tables.record import environment_table
 from quantharm.reporting.tables.table import (
     Cell,
     Column,
@@ -104,3 +107,29 @@ def test_labels_of_near_points_are_pushed_apart():
 def test_ticks_of_a_logarithmic_axis():
     assert log_ticks(1e-4, 0.5) == pytest.approx([1e-4, 1e-3, 1e-2, 1e-1])
     assert log_ticks(0.02, 0.3) == pytest.approx([0.02, 0.05, 0.1, 0.2])
+
+
+def test_how_the_chat_template_was_used_is_in_the_technical_record():
+    said = {"chat_template": "auto", "template_date": "2025-01-01"}
+    known = said | {"thinking_switch": True, "thinking": False, "system_prompt": "Be brief."}
+    ran = {"host_cpu": "x", "threads": 2, "versions": {}, "git_commit": "a"}
+    text = {"dataset": "d", "dataset_sha256": "d"}
+    suite = {"prompts": 2, "suite": "s", "suite_sha256": "s", "max_new_tokens": 9, "provenance": ran}
+    source = dict.fromkeys(["source", "revision", "architecture", "layers", "hidden_size", "context"])
+    source |= {"vocabulary": 9, "weights_sha256": "w", "tokenizer_sha256": "t", "chat_template_sha256": "c"}
+    shown = []
+    for asked in (said, known, known | {"thinking": True}):
+        cell = SimpleNamespace(
+            generation=suite | asked,
+            perplexity=text,
+            quantization={"source": source},
+            checks={"provenance": {"finished": "now"}},
+        )
+        table = environment_table(SimpleNamespace(baseline=cell, cells=[cell], model="m", device="CPU: x"))
+        shown.append({row[0].text: row[1].text for row in table.rows}["Chat template"])
+    assert shown[0] == "used: auto; told that today is 2025-01-01"
+    assert shown[1] == (
+        f"{shown[0]}; it has a switch for thinking, which was off; set `thinking: true` to measure with it; "
+        "system prompt: Be brief."
+    )
+    assert shown[2] == f"{shown[0]}; it has a switch for thinking, which was on; system prompt: Be brief."
