@@ -8,10 +8,11 @@ from typing import Any
 
 from quantharm.reporting.format import count, fixed, interval, listing, number, percent, share, size
 from quantharm.reporting.results import Cell, Results
-from quantharm.reporting.tables.columns import METHOD
+from quantharm.reporting.tables.columns import COMPRESSION, METHOD, figure
 from quantharm.reporting.tables.quality import kl_of, perplexity_of
 from quantharm.reporting.tables.speed import decode_of, kind_of, time_of
-from quantharm.reporting.tables.table import Column, Table, figure_cell, name_cell, text_cell, verdict_cell
+from quantharm.reporting.tables.table import Cell as TableCell
+from quantharm.reporting.tables.table import Column, Table, figure_cell, name_cell, table_of, text_cell, verdict_cell
 from quantharm.reporting.tables.trade import beaten_by, front_of
 from quantharm.reporting.verdicts import LEVELS, Verdict, change_verdict, harm_verdict, largest, level_of
 
@@ -206,35 +207,38 @@ def best_use(results: Results, assessments: list[Assessment]) -> dict[str, str]:
 
 def harm_table(results: Results, assessments: list[Assessment]) -> Table:
     """Harm indicators, a row a method."""
-    rows = []
-    for cell, found in zip(results.methods, assessments, strict=True):
-        row = cell.row
-        success = change_verdict(*cell.changes["succeeded_points"], "more succeed", "fewer succeed")
-        rows.append(
-            [
-                name_cell(cell.method, cell.failed),
-                verdict_cell(found.harm),
-                figure_cell(row["perplexity_change_percent"], percent, tone=found.perplexity.level),
-                figure_cell(row["kl_nats_mean"], number, tone=found.kl.level),
-                figure_cell(
-                    100 * row["saved_bytes"] / results.baseline.row["weight_bytes"], lambda v: f"{fixed(v, 1)}\u00a0%"
-                ),
-                figure_cell(row["compression"], lambda v: f"{fixed(v, 2)}×"),
-                text_cell(f"{row['succeeded']} of {row['prompts']}", aside=success.words),
-                text_cell(found.decode.words, aside=percent(cell.decode_change[0], 1)),
-            ]
-        )
+    assessed = {a.method: a for a in assessments}
+    whole = results.baseline.row["weight_bytes"]
+
+    def figure_judged(key: str, label: str, show, verdict: str) -> Column:
+        def cell_of(cell: Cell) -> TableCell:
+            return figure_cell(cell.row[key], show, tone=getattr(assessed[cell.method], verdict).level)
+
+        return Column(key, label, cell=cell_of)
+
+    def success(cell: Cell) -> TableCell:
+        change = change_verdict(*cell.changes["succeeded_points"], "more succeed", "fewer succeed")
+        return text_cell(f"{cell.row['succeeded']} of {cell.row['prompts']}", aside=change.words)
+
+    def decode(cell: Cell) -> TableCell:
+        return text_cell(assessed[cell.method].decode.words, aside=percent(cell.decode_change[0], 1))
+
     columns = [
         METHOD,
-        Column("verdict", "Verdict", "left"),
-        Column("perplexity_change_percent", "Perplexity change"),
-        Column("kl_nats_mean", "Mean KL, nats"),
-        Column("saved_percent", "Memory saved"),
-        Column("compression", "Compression"),
-        Column("success", "Success"),
-        Column("decode", "Decode speed", "left"),
+        Column("verdict", "Verdict", "left", lambda cell: verdict_cell(assessed[cell.method].harm)),
+        figure_judged("perplexity_change_percent", "Perplexity change", percent, "perplexity"),
+        figure_judged("kl_nats_mean", "Mean KL, nats", number, "kl"),
+        figure(
+            "saved_percent",
+            "Memory saved",
+            lambda cell: 100 * cell.row["saved_bytes"] / whole,
+            lambda v: f"{fixed(v, 1)}\u00a0%",
+        ),
+        COMPRESSION,
+        Column("success", "Success", cell=success),
+        Column("decode", "Decode speed", "left", decode),
     ]
-    return Table("harm", "Harm by method", columns, rows)
+    return table_of("harm", "Harm by method", columns, results.methods)
 
 
 def executive_table(results: Results, assessments: list[Assessment]) -> Table:

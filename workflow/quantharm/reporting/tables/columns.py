@@ -56,4 +56,3 @@ def but_baseline(column: Column, word: str = "–") -> Column:
 
 
 COMPRESSION = summed_up("compression", "Compression", times)
-PERPLEXITY_CHANGE = ("perplexity_change_percent", "perplexity_change_percent_ci95")  # keys of figure and interval
