@@ -10,6 +10,7 @@ min_version("9.0")
 include: "workflow/rules/configuration.smk"  # reads config.yaml
 include: "workflow/rules/common.smk"
 include: "workflow/rules/left_out.smk"  # what is done about failed jobs
+include: "workflow/rules/stage.smk"  # what the rules below begin with
 include: "workflow/rules/environment.smk"
 include: "workflow/rules/synthesize.smk"
 include: "workflow/rules/fetch.smk"

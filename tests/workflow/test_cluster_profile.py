@@ -10,7 +10,7 @@ from quantharm.config import resources
 
 PROFILE = CHECKOUT / "workflow/profiles/slurm/profile.yaml"
 RULES = "".join(path.read_text(encoding="utf-8") for path in sorted((CHECKOUT / "workflow/rules").glob("*.smk")))
-STAGES = sorted(set(re.findall(r'needs\("mem_mb", "(\w+)"\)', RULES)))
+STAGES = sorted(set(re.findall(r'needs\("(\w+)"', RULES)))
 SMALL_NODE_MB = 4_000
 SIZES = (0.5, 4, 7, 70)  # billions of parameters
 NOT_MEASURED = "not yet"

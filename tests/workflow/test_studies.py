@@ -59,6 +59,23 @@ def test_the_monitor_is_told_whose_signature_the_store_must_bear(small):
     assert "`signature` and `public_key` go together" in result.output
 
 
+def test_a_protocol_becomes_flags(small):
+    """Words quoted, true as the flag alone, false and null as no flag, a list as many words as it has."""
+    protocol = small.config()["models"]["reference"]["protocol"]
+    target = small.path("nf4/generation.json").relative_to(small.folder)
+    for key, value in {"system_prompt": "It's {odd}", "thinking": True, "prompts_per_category": None}.items():
+        small.edit(f"protocols/{protocol}/{key}", value)
+    small.edit(f"protocols/{protocol}/benchmark/prefill_tokens", [8, 16])
+    result = small.snakemake("--dry-run", "--printshellcmds", str(target))
+    assert result.code == 0, result.output[-3000:]
+    (command,) = re.findall(r"-m quantharm\.generation (.*results/reference/nf4/generation\.json.*)", result.output)
+    assert " --thinking --template-date " in command
+    assert """ --system-prompt 'It'"'"'s {odd}' """ in command
+    assert " --benchmark-prefill-tokens 8 16 --benchmark-new-tokens " in command
+    for absent in ("--prompts-per-category", "--benchmark-compile", "None", "True", "False"):
+        assert absent not in command
+
+
 @pytest.mark.slow
 def test_the_monitor_runs_each_time_it_is_named_and_says_why_it_cannot(finished):
     for _ in range(2):  # one prompt a category in this run: nothing to draw, in one sentence

@@ -20,8 +20,11 @@ PROGRAMS = sorted(
 )
 RULES = sorted((CHECKOUT / "workflow/rules").glob("*.smk"))
 STAGES = sorted(
-    {name for path in RULES for name in re.findall(r"-m quantharm\.(\w+)", path.read_text(encoding="utf-8"))}
+    {name for path in RULES for name in re.findall(r'command=command\(\s*"(\w+)"', path.read_text(encoding="utf-8"))}
 )
+
+
+RULE = r"^(?:use rule \w+ as |rule )(\w+)(?: with)?:"
 
 
 def tool(name: str, *arguments: str) -> subprocess.CompletedProcess:
@@ -80,15 +83,21 @@ def test_help(helps, stage):
 @pytest.mark.parametrize("stage", STAGES)
 def test_rules_use_flags_that_the_stage_knows(helps, stage):
     commands = [
-        command
+        flags
         for path in RULES
-        for command in re.findall(r"shell:\n(.*?)(?=\n\n\n|\Z)", path.read_text(encoding="utf-8"), re.S)
-        if f"quantharm.{stage} " in command or f'quantharm.{stage}"' in command
+        for name, flags in re.findall(
+            r'^        command=command\(\n            "(\w+)",\n(.*?)^        \),',
+            path.read_text(encoding="utf-8"),
+            re.M | re.S,
+        )
+        if name == stage
     ]
     assert commands, f"no rule runs {stage}"
     for command in commands:
-        for flag in re.findall(r"(--[a-z][a-z-]*) ", command):
-            assert re.search(rf"{flag}\b", helps[stage].stdout), flag
+        flags = re.findall(r"^ {12}(\w+)=", command, re.M)
+        assert flags
+        for flag in flags:
+            assert re.search(rf"--{flag.replace('_', '-')}(?![\w-])", helps[stage].stdout), flag
 
 
 CLOCKS = {"sleep", "time", "time_ns", "monotonic", "monotonic_ns", "perf_counter", "perf_counter_ns", "process_time"}
@@ -140,12 +149,14 @@ def test_a_limit_of_its_own_is_seen(line):
 
 def test_a_rule_a_stage():
     """Rule, module and log folder carry one name."""
-    names = {name for path in RULES for name in re.findall(r"^rule (\w+):", path.read_text(encoding="utf-8"), re.M)}
+    names = {name for path in RULES for name in re.findall(RULE, path.read_text(encoding="utf-8"), re.M)}
     assert set(STAGES) <= names
     assert set(STAGES) <= set(PROGRAMS)
     for path in RULES:
-        for name, body in re.findall(r"^rule (\w+):(.*?)(?=^rule |\Z)", path.read_text(encoding="utf-8"), re.M | re.S):
-            if "shell:" not in body:  # a target: names files and runs nothing
+        for name, body in re.findall(
+            rf"{RULE}(.*?)(?=^(?:use )?rule |\Z)", path.read_text(encoding="utf-8"), re.M | re.S
+        ):
+            if "shell:" not in body and "command=command(" not in body:  # a target: names files and runs nothing
                 continue
             log = re.search(r'log:\n\s+"results/logs/([^"]+)"', body)
             assert log, f"{name} has no log"

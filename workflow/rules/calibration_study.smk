@@ -13,7 +13,7 @@ rule calibration:
         "finished: see results/<model>/calibration_study.svg and calibration_study.csv"
 
 
-rule calibration_study:
+use rule stage as calibration_study with:
     """A row for each text and seed and for bad samples, their spread, and which rankings are larger than it."""
     input:
         ENVIRONMENT,
@@ -28,34 +28,25 @@ rule calibration_study:
         text=text_of,
         prompts=prompts_of,
     output:
+        multiext("results/{model}/calibration_study", ".parquet", ".csv", ".svg", ".png"),
         json="results/{model}/calibration_study.json",
-        parquet="results/{model}/calibration_study.parquet",
-        csv="results/{model}/calibration_study.csv",
-        svg="results/{model}/calibration_study.svg",
-        png="results/{model}/calibration_study.png",
     log:
         "results/logs/calibration_study/{model}.log",
     benchmark:
         "results/benchmarks/calibration_study/{model}.tsv"
-    conda:
-        "../../envs/evaluation.yaml"
     threads: config["threads"]
     resources:
-        mem_mb=needs("mem_mb", "checks"),
-        runtime=needs("runtime_minutes", "quantize"),
+        mem_mb=needs("checks")["mem_mb"],
+        runtime=needs("quantize")["runtime"],
     params:
-        python=PYTHON,
-        folder=subpath(output.json, parent=True),
-        cells=json.dumps(STUDY),
-        others=COMPARED,
+        command=command(
+            "calibration_study",
+            model="results/{wildcards.model}",
+            cells=json.dumps(STUDY),
+            others=COMPARED,
+            text="{input.text}",
+            prompts="{input.prompts}",
+            output="{output.json}",
+        ),
     message:
         "{wildcards.model}: calibration samples"
-    shell:
-        "{params.python:q} -m quantharm.calibration_study"
-        " --model {params.folder:q}"
-        " --cells {params.cells:q}"
-        " --others {params.others:q}"
-        " --text {input.text:q}"
-        " --prompts {input.prompts:q}"
-        " --output {output.json:q}"
-        " > {log:q} 2>&1"

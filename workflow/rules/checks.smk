@@ -3,7 +3,7 @@
 CELL_RECORDS = ["quantization", "generation", "perplexity", "divergence"]
 
 
-rule checks:
+use rule stage as checks with:
     """Whether the cell's numbers may be believed; a failed check fails this job and is named in its log."""
     input:
         ENVIRONMENT,
@@ -20,28 +20,19 @@ rule checks:
         "results/logs/checks/{model}/{method}.log",
     benchmark:
         "results/benchmarks/checks/{model}/{method}.tsv"
-    conda:
-        "../../envs/evaluation.yaml"
     threads: config["threads"]
     resources:
-        gpu=gpus_of,
-        mem_mb=needs("mem_mb", "checks"),
-        runtime=needs("runtime_minutes", "checks"),
+        **needs("checks"),
     params:
-        python=PYTHON,
-        cell=subpath(output[0], parent=True),
-        baseline=subpath(input.floor, parent=True),
-        on_failure=config["on_failed_check"],
-        device=config["device"],
+        command=command(
+            "checks",
+            cell="results/{wildcards.model}/{wildcards.method}",
+            baseline="results/{wildcards.model}/baseline",
+            text="{input.text}",
+            prompts="{input.prompts}",
+            on_failure=config["on_failed_check"],
+            device=config["device"],
+            output="{output}",
+        ),
     message:
-        "{wildcards.model} × {wildcards.method}: checks"
-    shell:
-        "{params.python:q} -m quantharm.checks"
-        " --cell {params.cell:q}"
-        " --baseline {params.baseline:q}"
-        " --text {input.text:q}"
-        " --prompts {input.prompts:q}"
-        " --on-failure {params.on_failure:q}"
-        " --device {params.device:q}"
-        " --output {output:q}"
-        " > {log:q} 2>&1"
+        "{wildcards.model} × {wildcards.method}: {rule}"

@@ -47,41 +47,59 @@ def package(stage):
     """Input function: the files a stage's module is made of, and its cell's quantizer."""
 
     def files(wildcards):
-        if "method" not in wildcards.keys():
-            return modules(stage)
-        return modules(stage, f"quantizers.{config['methods'][wildcards.method]['quantizer']}")
+        method = config["methods"][wildcards.method] if "method" in wildcards.keys() else None
+        return modules(stage, *([f"quantizers.{method['quantizer']}"] if method else []))
 
     return files
 
 
 def model_value(key):
-    """Parameter function: a key of the model's entry."""
+    """Function of the wildcards: a key of the model's entry."""
     return lambda wildcards: config["models"][wildcards.model][key]
 
 
 def protocol(key):
-    """Parameter function: a key of the model's protocol, `a.b` for a nested one."""
+    """Function of the wildcards: a key of the model's protocol, of its `benchmark:` with `benchmark.` in front."""
 
     def value(wildcards):
-        found = config["protocols"][config["models"][wildcards.model]["protocol"]]
-        for part in key.split("."):
-            found = found[part]
-        return found
+        entry = config["protocols"][config["models"][wildcards.model]["protocol"]]
+        return entry["benchmark"][key.removeprefix("benchmark.")] if "." in key else entry[key]
 
     return value
 
 
-def protocol_switch(key):
-    """Parameter function: a protocol's true, false or word, as a flag takes it."""
+def protocol_word(key):
+    """Function of the wildcards: a protocol's true, false or word, as a word."""
     return lambda wildcards: str(protocol(key)(wildcards)).lower()
 
 
-def protocol_flag(flag, key):
-    """Parameter function: `--flag value`, or nothing where the protocol says null."""
+def words_of(flags):
+    """{flag: value} as words: nothing for None and False, the flag alone for True, one word more for each of a list."""
+    for key, value in flags.items():
+        if value is not None and value is not False:
+            yield f"--{key.replace('_', '-')}"
+            yield from map(str, value if isinstance(value, list) else [] if value is True else [value])
 
-    def text(wildcards):
-        value = protocol(key)(wildcards)
-        return "" if value is None else f"{flag} {shlex.quote(str(value))}"
+
+PLACE = re.compile(r"\{(wildcards|input|output)(\.\w+)?\}")
+
+
+def command(stage, **flags):
+    """Parameter function: the stage and its flags, as the shell takes them.
+
+    A value may be a function of the wildcards; a dictionary stands for flags of its own. `{input.x}`, `{output.x}` and
+    `{wildcards.x}` are filled in, and a flag for which a rule has no such file is left out.
+    """
+
+    def text(wildcards, input, output):
+        job, values = {"wildcards": wildcards, "input": input, "output": output}, {}
+        for flag, value in flags.items():
+            if callable(value):
+                value = value(wildcards)
+            elif isinstance(value, str):
+                value = PLACE.sub(lambda place: place[0].format(**job), value) or None
+            values |= value if isinstance(value, dict) else {flag: value}
+        return shlex.join([stage, *words_of(values)])
 
     return text
 
@@ -90,18 +108,20 @@ def text_of(wildcards):
     return f"results/texts/{protocol('text')(wildcards)}.txt"
 
 
-def prompts_of(wildcards):
-    return protocol("prompts")(wildcards)
+prompts_of = protocol("prompts")
 
 
-def gpus_of(wildcards):
-    """Resource function: the GPUs that a model job asks for; none where everything runs on the CPU."""
-    return 0 if config["device"] == "cpu" else model_value("gpus")(wildcards)
+def needs(stage, model=None, most_gpus=float("inf")):
+    """{resource: function}: what a stage asks for grows with the model's size and with each attempt."""
 
+    def entry(wildcards):
+        return config["models"][model or wildcards.model]
 
-def needs(resource, stage):
-    """Resource function: grows with the model's size and with each attempt."""
-    return lambda wildcards, attempt: getattr(resources, resource)(stage, config["models"][wildcards.model], attempt)
+    return {
+        "gpu": lambda wildcards: 0 if config["device"] == "cpu" else min(entry(wildcards)["gpus"], most_gpus),
+        "mem_mb": lambda wildcards, attempt: resources.mem_mb(stage, entry(wildcards), attempt),
+        "runtime": lambda wildcards, attempt: resources.runtime_minutes(stage, entry(wildcards), attempt),
+    }
 
 
 def local_files(source):
@@ -122,16 +142,14 @@ def source_of(model):
 
 def source_files(wildcards):
     """Input function: the files of a local model, or the folder that is made for one of random weights."""
-    source = source_of(wildcards.model)
-    return [source] if is_synthetic(wildcards.model) else local_files(source)
+    return [source_of(wildcards.model)] if is_synthetic(wildcards.model) else local_files(source_of(wildcards.model))
 
 
-def source_flags(entry):
-    """The flags that say where a checkpoint is and what it may do."""
-    flags = ["--source", entry["source"]]
-    flags += ["--revision", entry["revision"]] if entry.get("revision") else []
-    flags += [f"--{key.replace('_', '-')}" for key in ("allow_pickle", "trust_remote_code") if entry.get(key)]
-    return shlex.join(flags)
+def source_flags(wildcards):
+    """{flag: value} that say where a model, or a third party's checkpoint of it, is and what it may do."""
+    entry = config["models"][wildcards.model] | {"source": source_of(wildcards.model)}
+    entry |= config["methods"][wildcards.method] if "method" in wildcards.keys() else {}
+    return {key: entry.get(key) or None for key in ("source", "revision", "allow_pickle", "trust_remote_code")}
 
 
 def calibration_of(wildcards):
@@ -150,10 +168,14 @@ def baseline_integrity(wildcards):
     return [] if wildcards.method == "baseline" else f"results/{wildcards.model}/baseline/integrity.json"
 
 
-def signature_of(wildcards):
-    """The signed manifest of a model and its signer's key, where the config names them; judged with the baseline."""
-    model = config["models"][wildcards.model]
-    return [model["signature"], model["public_key"]] if model["signature"] and wildcards.method == "baseline" else []
+def of_signed_model(key):
+    """Input function: a model's `signature` or `public_key`, where the config names them; judged with the baseline."""
+
+    def file(wildcards):
+        model = config["models"][wildcards.model]
+        return model[key] if model["signature"] and wildcards.method == "baseline" else []
+
+    return file
 
 
 def records_of_default_run():
@@ -173,28 +195,26 @@ REPORTED_FILES = ["generation.parquet", "perplexity.parquet", "divergence.parque
 
 def studies_of(model):
     """{file: time} of the studies beside the default run that have been made."""
-    files = [
-        f"results/{model}/{name}" for name in ("noise_sweep.json", "calibration_study.json", "monitor/history.parquet")
-    ]
-    return {file: os.path.getmtime(file) for file in files if os.path.exists(file)}
+    files = ["noise_sweep.json", "calibration_study.json", "monitor/history.parquet"]
+    paths = [f"results/{model}/{file}" for file in files]
+    return {path: os.path.getmtime(path) for path in paths if os.path.exists(path)}
 
 
-marked = report  # the flag; a line that starts with its own name would be read as a directive
+def page(folder, caption, model):
+    """A report() of a folder's page."""
+    return report(f"{folder}/report.html", caption=caption, category="Reports", labels={"model": model, "form": "page"})
 
 
-def figure_files(folder, names, caption, **labels):
-    """A report() for each chart as SVG, and its PNG beside it."""
-    shown = [
-        marked(f"{folder}/figures/{name}.svg", caption=caption, category="Charts", labels=labels | {"chart": title})
-        for name, title in names.items()
-    ]
-    return shown + [f"{folder}/figures/{name}.png" for name in names]
-
-
-def table_files(folder, names, caption, **labels):
-    """A report() for each table as CSV, and its Parquet beside it."""
-    shown = [
-        marked(f"{folder}/tables/{name}.csv", caption=caption, category="Tables", labels=labels | {"table": title})
-        for name, title in names.items()
-    ]
-    return shown + [f"{folder}/tables/{name}.parquet" for name in names]
+def charts_and_tables(folder, model, charts, tables):
+    """A report() for each chart as SVG and for each table as CSV, its PNG or Parquet beside it."""
+    files, overview = [], "overview-" if model == "all" else ""
+    for kind, label, titles, shown, beside in (
+        ("figure", "chart", charts, "svg", "png"),
+        ("table", "table", tables, "csv", "parquet"),
+    ):
+        caption = f"../report/captions/{overview}{kind}.rst"
+        for name, title in titles.items():
+            file = f"{folder}/{kind}s/{name}"
+            marks = {"caption": caption, "category": f"{label.title()}s", "labels": {"model": model, label: title}}
+            files += [report(f"{file}.{shown}", **marks), f"{file}.{beside}"]
+    return files

@@ -2,13 +2,7 @@
 # environment's: run them where there is one (on a cluster they stay on the login node).
 
 
-localrules:
-    fetch,
-    fetch_pretrained,
-    fetch_text,
-
-
-rule fetch:
+use rule stage as fetch with:
     """Resolve a model to files on this machine."""
     input:
         ENVIRONMENT,
@@ -18,31 +12,21 @@ rule fetch:
         "results/{model}/source.json",
     log:
         "results/logs/fetch/{model}.log",
-    conda:
-        "../../envs/evaluation.yaml"
+    localrule: True
     # The suite is no input: what a template can put is asked once, and an edited prompt fetches nothing again.
     params:
-        python=PYTHON,
-        source=lambda wildcards: source_flags(
-            config["models"][wildcards.model] | {"source": source_of(wildcards.model)}
+        command=command(
+            "fetch",
+            model="{wildcards.model}",
+            source=source_flags,
+            prompts=prompts_of,
+            chat_template=protocol("chat_template"),
+            system_prompt=protocol("system_prompt"),
+            output="{output}",
         ),
-        prompts=prompts_of,
-        chat_template=protocol("chat_template"),
-        system_prompt=protocol_flag("--system-prompt", "system_prompt"),
-    message:
-        "{wildcards.model}: fetch"
-    shell:
-        "{params.python:q} -m quantharm.fetch"
-        " --model {wildcards.model:q}"
-        " {params.source}"
-        " --prompts {params.prompts:q}"
-        " --chat-template {params.chat_template:q}"
-        " {params.system_prompt}"
-        " --output {output:q}"
-        " > {log:q} 2>&1"
 
 
-rule fetch_pretrained:
+use rule stage as fetch_pretrained with:
     """Resolve a third party's quantized checkpoint."""
     input:
         ENVIRONMENT,
@@ -52,22 +36,19 @@ rule fetch_pretrained:
         "results/{model}/{method}/source.json",
     log:
         "results/logs/fetch/{model}/{method}.log",
-    conda:
-        "../../envs/evaluation.yaml"
+    localrule: True
     params:
-        python=PYTHON,
-        source=lambda wildcards: source_flags(config["models"][wildcards.model] | config["methods"][wildcards.method]),
+        command=command(
+            "fetch",
+            model="{wildcards.model}",
+            source=source_flags,
+            output="{output}",
+        ),
     message:
         "{wildcards.model} × {wildcards.method}: fetch"
-    shell:
-        "{params.python:q} -m quantharm.fetch"
-        " --model {wildcards.model:q}"
-        " {params.source}"
-        " --output {output:q}"
-        " > {log:q} 2>&1"
 
 
-rule fetch_text:
+use rule stage as fetch_text with:
     """Write an evaluation text as one file."""
     input:
         ENVIRONMENT,
@@ -78,19 +59,14 @@ rule fetch_text:
         record="results/texts/{text}.json",
     log:
         "results/logs/fetch_text/{text}.log",
-    conda:
-        "../../envs/evaluation.yaml"
+    localrule: True
     params:
-        python=PYTHON,
-        source=lambda wildcards: shlex.join(
-            word for key, value in config["texts"][wildcards.text].items() for word in (f"--{key}", str(value))
+        command=command(
+            "fetch_text",
+            text="{wildcards.text}",
+            path=lambda wildcards: config["texts"][wildcards.text],  # or dataset, name, split, …
+            output="{output.text}",
+            record="{output.record}",
         ),
     message:
         "{wildcards.text}: fetch the text"
-    shell:
-        "{params.python:q} -m quantharm.fetch_text"
-        " --text {wildcards.text:q}"
-        " {params.source}"
-        " --output {output.text:q}"
-        " --record {output.record:q}"
-        " > {log:q} 2>&1"

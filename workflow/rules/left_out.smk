@@ -20,7 +20,7 @@ def left_out_of(wildcards):
     return json.dumps([entry for entry in LEFT_OUT if entry["model"] == wildcards.model])
 
 
-def models_left_out():
+def models_left_out(wildcards):
     """What the tables over all models lack, besides what each model's own summary says."""
     return json.dumps([entry for entry in LEFT_OUT if entry["method"] is None])
 

@@ -1,7 +1,7 @@
 # baseline/generation.parquet, evaluation text → baseline/trace.parquet, baseline/logits.parquet
 
 
-rule logits:
+use rule model_stage as logits with:
     """Store the baseline's log-probabilities over its own answers and the first windows of the text."""
     input:
         ENVIRONMENT,
@@ -19,33 +19,22 @@ rule logits:
         "results/logs/logits/{model}.log",
     benchmark:
         "results/benchmarks/logits/{model}/baseline.tsv"
-    retries: 1
-    conda:
-        "../../envs/evaluation.yaml"
-    threads: config["threads"]
     resources:
-        gpu=gpus_of,
-        mem_mb=needs("mem_mb", "logits"),
-        runtime=needs("runtime_minutes", "logits"),
+        **needs("logits"),
     params:
-        python=PYTHON,
-        window_tokens=protocol("window_tokens"),
-        bos=protocol_switch("bos_every_window"),
-        text_windows=protocol("text_windows"),
-        device=config["device"],
+        command=command(
+            "logits",
+            quantization="{input.quantization}",
+            generation="{input.generation}",
+            generation_record="{input.generation_record}",
+            text="{input.text}",
+            window_tokens=protocol("window_tokens"),
+            bos_every_window=protocol_word("bos_every_window"),
+            text_windows=protocol("text_windows"),
+            device=config["device"],
+            trace="{output.trace}",
+            output="{output.store}",
+            record="{output.record}",
+        ),
     message:
         "{wildcards.model}: the baseline's logits"
-    shell:
-        "{params.python:q} -m quantharm.logits"
-        " --quantization {input.quantization:q}"
-        " --generation {input.generation:q}"
-        " --generation-record {input.generation_record:q}"
-        " --text {input.text:q}"
-        " --window-tokens {params.window_tokens}"
-        " --bos-every-window {params.bos}"
-        " --text-windows {params.text_windows}"
-        " --device {params.device:q}"
-        " --trace {output.trace:q}"
-        " --output {output.store:q}"
-        " --record {output.record:q}"
-        " > {log:q} 2>&1"

@@ -11,7 +11,7 @@ rule defense:
         "finished: see results/<model>/noise_sweep.svg and noise_sweep.csv"
 
 
-rule noise_sweep:
+use rule stage as noise_sweep with:
     """A row for each method and size of the noise, and a chart."""
     input:
         ENVIRONMENT,
@@ -25,30 +25,22 @@ rule noise_sweep:
             for file in ("quantization.json", "checkpoint", "perplexity.parquet", "divergence.json")
         ],
     output:
+        multiext("results/{model}/noise_sweep", ".parquet", ".csv", ".svg", ".png"),
         json="results/{model}/noise_sweep.json",
-        parquet="results/{model}/noise_sweep.parquet",
-        csv="results/{model}/noise_sweep.csv",
-        svg="results/{model}/noise_sweep.svg",
-        png="results/{model}/noise_sweep.png",
     log:
         "results/logs/noise_sweep/{model}.log",
     benchmark:
         "results/benchmarks/noise_sweep/{model}.tsv"
-    conda:
-        "../../envs/evaluation.yaml"
     threads: config["threads"]
     resources:
-        mem_mb=needs("mem_mb", "quantize"),
-        runtime=needs("runtime_minutes", "quantize"),
+        mem_mb=needs("quantize")["mem_mb"],
+        runtime=needs("quantize")["runtime"],
     params:
-        python=PYTHON,
-        folder=subpath(output.json, parent=True),
-        cells=json.dumps(SWEEP),
+        command=command(
+            "noise_sweep",
+            model="results/{wildcards.model}",
+            cells=json.dumps(SWEEP),
+            output="{output.json}",
+        ),
     message:
         "{wildcards.model}: weight noise"
-    shell:
-        "{params.python:q} -m quantharm.noise_sweep"
-        " --model {params.folder:q}"
-        " --cells {params.cells:q}"
-        " --output {output.json:q}"
-        " > {log:q} 2>&1"

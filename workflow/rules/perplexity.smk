@@ -1,7 +1,7 @@
 # quantization.json, checkpoint/, evaluation text → {method}/perplexity.parquet, {method}/perplexity.json
 
 
-rule perplexity:
+use rule model_stage as perplexity with:
     """Score the evaluation text, protocol concat-N."""
     input:
         ENVIRONMENT,
@@ -16,30 +16,17 @@ rule perplexity:
         "results/logs/perplexity/{model}/{method}.log",
     benchmark:
         "results/benchmarks/perplexity/{model}/{method}.tsv"
-    retries: 1
-    conda:
-        "../../envs/evaluation.yaml"
-    threads: config["threads"]
     resources:
-        gpu=gpus_of,
-        mem_mb=needs("mem_mb", "perplexity"),
-        runtime=needs("runtime_minutes", "perplexity"),
+        **needs("perplexity"),
     params:
-        python=PYTHON,
-        window_tokens=protocol("window_tokens"),
-        bos=protocol_switch("bos_every_window"),
-        windows=protocol_flag("--windows", "windows"),
-        device=config["device"],
-    message:
-        "{wildcards.model} × {wildcards.method}: perplexity"
-    shell:
-        "{params.python:q} -m quantharm.perplexity"
-        " --quantization {input.quantization:q}"
-        " --text {input.text:q}"
-        " --window-tokens {params.window_tokens}"
-        " --bos-every-window {params.bos}"
-        " {params.windows}"
-        " --device {params.device:q}"
-        " --rows {output.rows:q}"
-        " --output {output.record:q}"
-        " > {log:q} 2>&1"
+        command=command(
+            "perplexity",
+            quantization="{input.quantization}",
+            text="{input.text}",
+            window_tokens=protocol("window_tokens"),
+            bos_every_window=protocol_word("bos_every_window"),
+            windows=protocol("windows"),
+            device=config["device"],
+            rows="{output.rows}",
+            output="{output.record}",
+        ),

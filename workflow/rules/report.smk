@@ -1,12 +1,7 @@
 # a model's result files → results/{model}/{report.html,EVALUATION_SUMMARY.md,figures/,tables/}; all → results/…
 
 
-localrules:
-    report,
-    report_of_all,
-
-
-rule report:
+use rule stage as report with:
     """The page, the summary, the charts and the tables of one model."""
     input:
         ENVIRONMENT,
@@ -18,42 +13,30 @@ rule report:
         summary="results/{model}/summary.json",
         prompts=prompts_of,
     output:
-        figure_files("results/{model}", report_names.FIGURES, "../report/captions/figure.rst", model="{model}"),
-        table_files("results/{model}", report_names.TABLES, "../report/captions/table.rst", model="{model}"),
-        html=report(
-            "results/{model}/report.html",
-            caption="../report/captions/model.rst",
-            category="Reports",
-            labels={"model": "{model}", "form": "page"},
-        ),
+        charts_and_tables("results/{model}", "{model}", report_names.FIGURES, report_names.TABLES),
+        html=page("results/{model}", "../report/captions/model.rst", "{model}"),
         markdown="results/{model}/EVALUATION_SUMMARY.md",
     log:
         "results/logs/report/{model}.log",
     benchmark:
         "results/benchmarks/report/{model}.tsv"
-    conda:
-        "../../envs/evaluation.yaml"
+    localrule: True
     params:
-        python=PYTHON,
-        folder=subpath(output.html, parent=True),
-        thresholds=json.dumps(config["report"], ensure_ascii=False),
         # Studies that were run are shown, and a new one makes the page again; the page does not ask for any.
         studies=lambda wildcards: studies_of(wildcards.model),
-    message:
-        "{wildcards.model}: report"
-    shell:
-        "{params.python:q} -m quantharm.report"
-        " --model {params.folder:q}"
-        " --thresholds {params.thresholds:q}"
-        " --prompts {input.prompts:q}"
-        " --html {output.html:q}"
-        " --markdown {output.markdown:q}"
-        " --figures {params.folder:q}/figures"
-        " --tables {params.folder:q}/tables"
-        " > {log:q} 2>&1"
+        command=command(
+            "report",
+            model="results/{wildcards.model}",
+            thresholds=json.dumps(config["report"], ensure_ascii=False),
+            prompts="{input.prompts}",
+            html="{output.html}",
+            markdown="{output.markdown}",
+            figures="results/{wildcards.model}/figures",
+            tables="results/{wildcards.model}/tables",
+        ),
 
 
-rule report_of_all:
+use rule stage as report_of_all with:
     """The page, the summary, the charts and the tables over all models of the default run."""
     input:
         ENVIRONMENT,
@@ -61,36 +44,24 @@ rule report_of_all:
         REPORT_TEMPLATES,
         pages=expand("results/{model}/report.html", model=models_of_default_run()),
     output:
-        figure_files("results", report_names.OVERVIEW_FIGURES, "../report/captions/overview-figure.rst", model="all"),
-        table_files("results", report_names.OVERVIEW_TABLES, "../report/captions/overview-table.rst", model="all"),
-        html=report(
-            "results/report.html",
-            caption="../report/captions/overview.rst",
-            category="Reports",
-            labels={"model": "all", "form": "page"},
-        ),
+        charts_and_tables("results", "all", report_names.OVERVIEW_FIGURES, report_names.OVERVIEW_TABLES),
+        html=page("results", "../report/captions/overview.rst", "all"),
         markdown="results/EVALUATION_SUMMARY.md",
     log:
         "results/logs/report.log",
     benchmark:
         "results/benchmarks/report.tsv"
-    conda:
-        "../../envs/evaluation.yaml"
+    localrule: True
     params:
-        python=PYTHON,
-        folders=expand("results/{model}", model=models_of_default_run()),
-        left_out=models_left_out(),
-        folder=subpath(output.html, parent=True),
-        thresholds=json.dumps(config["report"], ensure_ascii=False),
+        command=command(
+            "report",
+            models=expand("results/{model}", model=models_of_default_run()),
+            left_out=models_left_out,
+            thresholds=json.dumps(config["report"], ensure_ascii=False),
+            html="{output.html}",
+            markdown="{output.markdown}",
+            figures="results/figures",
+            tables="results/tables",
+        ),
     message:
         "report over all models"
-    shell:
-        "{params.python:q} -m quantharm.report"
-        " --models {params.folders:q}"
-        " --left-out {params.left_out:q}"
-        " --thresholds {params.thresholds:q}"
-        " --html {output.html:q}"
-        " --markdown {output.markdown:q}"
-        " --figures {params.folder:q}/figures"
-        " --tables {params.folder:q}/tables"
-        " > {log:q} 2>&1"

@@ -7,12 +7,7 @@ CELL_FILES = [
 ]
 
 
-localrules:
-    summary,
-    summary_of_all,
-
-
-rule summary:
+use rule stage as summary with:
     """One table of a model's cells."""
     input:
         ENVIRONMENT,
@@ -24,25 +19,19 @@ rule summary:
         json="results/{model}/summary.json",
     log:
         "results/logs/summary/{model}.log",
-    conda:
-        "../../envs/evaluation.yaml"
+    localrule: True
     params:
-        python=PYTHON,
-        cells=cells_of,
-        left_out=left_out_of,
-    message:
-        "{wildcards.model}: summary"
-    shell:
-        "{params.python:q} -m quantharm.summary"
-        " --cells {params.cells:q}"
-        " --left-out {params.left_out:q}"
-        " --parquet {output.parquet:q}"
-        " --csv {output.csv:q}"
-        " --json {output.json:q}"
-        " > {log:q} 2>&1"
+        command=command(
+            "summary",
+            cells=cells_of,
+            left_out=left_out_of,
+            parquet="{output.parquet}",
+            csv="{output.csv}",
+            json="{output.json}",
+        ),
 
 
-rule summary_of_all:
+use rule stage as summary_of_all with:
     """One table of all cells of the default run."""
     input:
         ENVIRONMENT,
@@ -53,17 +42,14 @@ rule summary_of_all:
         csv="results/summary.csv",
     log:
         "results/logs/summary.log",
-    conda:
-        "../../envs/evaluation.yaml"
+    localrule: True
     params:
-        python=PYTHON,
-        left_out=models_left_out(),
+        command=command(
+            "summary",
+            summaries=expand("results/{model}/summary.json", model=models_of_default_run()),
+            left_out=models_left_out,
+            parquet="{output.parquet}",
+            csv="{output.csv}",
+        ),
     message:
         "summary of all models"
-    shell:
-        "{params.python:q} -m quantharm.summary"
-        " --summaries {input.summaries:q}"
-        " --left-out {params.left_out:q}"
-        " --parquet {output.parquet:q}"
-        " --csv {output.csv:q}"
-        " > {log:q} 2>&1"

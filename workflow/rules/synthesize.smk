@@ -1,7 +1,7 @@
 # a shape of the config → results/{model}/synthetic/, for models that are to be random weights
 
 
-rule synthesize:
+use rule model_stage as synthesize with:
     """Write a checkpoint of random weights in the shape of a published model."""
     input:
         ENVIRONMENT,
@@ -17,29 +17,17 @@ rule synthesize:
         "results/logs/synthesize/{model}.log",
     benchmark:
         "results/benchmarks/synthesize/{model}.tsv"
-    retries: 1
-    conda:
-        "../../envs/evaluation.yaml"
-    threads: config["threads"]
     resources:
-        gpu=lambda wildcards: min(1, gpus_of(wildcards)),  # layer by layer
-        mem_mb=needs("mem_mb", "synthesize"),
-        runtime=needs("runtime_minutes", "synthesize"),
+        **needs("synthesize", most_gpus=1),  # layer by layer
     params:
-        python=PYTHON,
-        architecture=lambda wildcards: config["models"][wildcards.model]["source"]["architecture"],
-        seed=lambda wildcards: config["models"][wildcards.model]["source"]["seed"],
-        dtype=model_value("dtype"),
-        tokenizer=subpath(input.config, parent=True),
-        device=config["device"],
+        command=command(
+            "synthesize",
+            architecture=lambda wildcards: config["models"][wildcards.model]["source"]["architecture"],
+            seed=lambda wildcards: config["models"][wildcards.model]["source"]["seed"],
+            dtype=model_value("dtype"),
+            tokenizer="data/reference-model",
+            device=config["device"],
+            output="{output}",
+        ),
     message:
         "{wildcards.model}: random weights"
-    shell:
-        "{params.python:q} -m quantharm.synthesize"
-        " --architecture {params.architecture:q}"
-        " --seed {params.seed}"
-        " --dtype {params.dtype:q}"
-        " --tokenizer {params.tokenizer:q}"
-        " --device {params.device:q}"
-        " --output {output:q}"
-        " > {log:q} 2>&1"
