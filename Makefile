@@ -46,7 +46,7 @@ clean: ## results and environments
 .venv/installed: envs/workflow.txt
 	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(v not in ((3, 11), (3, 12)) and "error: Python 3.11 or 3.12 is needed, this is %d.%d; run make PYTHON=python3.12" % v)'
 	$(PYTHON) -m venv --clear .venv
-	.venv/bin/python -m pip install --quiet --disable-pip-version-check --requirement envs/workflow.txt
+	.venv/bin/python -m pip install --quiet --no-compile --disable-pip-version-check --requirement envs/workflow.txt
 	touch $@
 
 $(EVALUATION): envs/evaluation.txt | .venv/installed

@@ -25,6 +25,12 @@ def test_a_user_edits_partition_and_account_only():
     assert "gpu=" not in str(yaml.safe_load(text).get("resources", ""))  # a limit would hold back a cluster of many
 
 
+def test_jobs_of_a_small_model_take_one_thread_and_those_of_others_the_configs():
+    model = {"billion_parameters": None, "source": str(CHECKOUT / "data/reference-model")}
+    assert resources.threads(model, 8) == 1
+    assert resources.threads(model | {"billion_parameters": 0.5}, 8) == 8
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_resources_follow_size_and_attempt(stage):
     model = {"billion_parameters": None, "source": str(CHECKOUT / "data/reference-model"), "dtype": "bfloat16"}

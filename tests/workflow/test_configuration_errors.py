@@ -30,7 +30,7 @@ MISTAKES = {
     "fraction for a whole number": ("protocols/tiny/max_new_tokens", 1.5, ["max_new_tokens", "integer"]),
     "text for a truth value": ("methods/nf4/double_quantization", "yes please", ["double_quantization", "boolean"]),
     "number too small": ("protocols/tiny/window_tokens", 1, ["protocols.tiny.window_tokens", "2"]),
-    "nothing for models": ("models", None, ["models", "object"]),
+    "nothing for models": ("models", None, ["models", "lacks"]),
     "no model chosen": ("evaluate/models", [], ["evaluate.models"]),
     "missing section": ("protocols", ..., ["protocols"]),
     "missing source": ("models/mine", {"protocol": "tiny"}, ["models.mine", "source"]),

@@ -20,7 +20,7 @@ use rule stage as checks with:
         "results/logs/checks/{model}/{method}.log",
     benchmark:
         "results/benchmarks/checks/{model}/{method}.tsv"
-    threads: config["threads"]
+    threads: threads_of_job
     resources:
         **needs("checks"),
     params:

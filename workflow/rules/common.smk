@@ -124,6 +124,11 @@ def needs(stage, model=None, most_gpus=float("inf")):
     }
 
 
+def threads_of_job(wildcards):
+    """Threads of a model job: one for a small model, so that several jobs share the cores."""
+    return resources.threads(config["models"][wildcards.model], config["threads"])
+
+
 def local_files(source):
     """The files of a model that is a folder here, so that changing one is noticed."""
     folder = Path(source)

@@ -20,7 +20,7 @@ rule evaluation_environment:
     shell:
         "exec > {log} 2>&1; "
         '"$WORKFLOW_PYTHON" -m venv --clear .venv-evaluation && '
-        ".venv-evaluation/bin/python -m pip install --disable-pip-version-check --requirement {input} && "
+        ".venv-evaluation/bin/python -m pip install --no-compile --disable-pip-version-check --requirement {input} && "
         ".venv-evaluation/bin/python -m pip freeze --disable-pip-version-check > {output}.part && "
         "mv {output}.part {output} || "
         "{{ echo \"error: the environment of the model stages could not be built from {input}; above is why, in pip's"

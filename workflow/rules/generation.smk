@@ -16,6 +16,7 @@ use rule model_stage as generation with:
         "results/logs/generation/{model}/{method}.log",
     benchmark:
         "results/benchmarks/generation/{model}/{method}.tsv"
+    threads: config["threads"]  # all of them, so that little runs beside what is timed
     resources:
         **needs("generation"),
     params:

@@ -19,6 +19,6 @@ rule stage:
 use rule stage as model_stage with:
     """What the stages share that load a model."""
     retries: 1
-    threads: config["threads"]
+    threads: threads_of_job
     message:
         "{wildcards.model} × {wildcards.method}: {rule}"

@@ -20,6 +20,7 @@ WEIGHT_BYTES = {"float32": 4}  # of all others: 2
 BASE_MINUTES = 20
 MINUTES_PER_BILLION = {"quantize": 8, "generation": 4, "default": 3}
 DEFAULT_BILLIONS = 7.0  # of a hub model whose entry does not say
+SMALL_BILLIONS = 0.05  # up to here a job spends most of its time in one thread: starting, and small operations
 
 
 def billion_parameters(model: dict[str, Any]) -> float:
@@ -43,3 +44,8 @@ def mem_mb(stage: str, model: dict[str, Any], attempt: int) -> int:
 def runtime_minutes(stage: str, model: dict[str, Any], attempt: int) -> int:
     per_billion = MINUTES_PER_BILLION.get(stage, MINUTES_PER_BILLION["default"])
     return int(attempt * (BASE_MINUTES + per_billion * billion_parameters(model)))
+
+
+def threads(model: dict[str, Any], most: int) -> int:
+    """Threads of a job that is not timed, at most the config's: one for a small model, so that jobs share the cores."""
+    return most if billion_parameters(model) > SMALL_BILLIONS else 1
