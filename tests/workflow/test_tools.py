@@ -20,7 +20,7 @@ PROGRAMS = sorted(
 )
 RULES = sorted((CHECKOUT / "workflow/rules").glob("*.smk"))
 STAGES = sorted(
-    {name for path in RULES for name in re.findall(r'command=command\(\s*"(\w+)"', path.read_text(encoding="utf-8"))}
+    {name for path in RULES for name in re.findall(r'\*\*command\(\s*"(\w+)"', path.read_text(encoding="utf-8"))}
 )
 
 
@@ -86,7 +86,7 @@ def test_rules_use_flags_that_the_stage_knows(helps, stage):
         flags
         for path in RULES
         for name, flags in re.findall(
-            r'^        command=command\(\n            "(\w+)",\n(.*?)^        \),',
+            r'^        \*\*command\(\n            "(\w+)",\n(.*?)^        \),',
             path.read_text(encoding="utf-8"),
             re.M | re.S,
         )
@@ -156,7 +156,7 @@ def test_a_rule_a_stage():
         for name, body in re.findall(
             rf"{RULE}(.*?)(?=^(?:use )?rule |\Z)", path.read_text(encoding="utf-8"), re.M | re.S
         ):
-            if "shell:" not in body and "command=command(" not in body:  # a target: names files and runs nothing
+            if "shell:" not in body and "**command(" not in body:  # a target: names files and runs nothing
                 continue
             log = re.search(r'log:\n\s+"results/logs/([^"]+)"', body)
             assert log, f"{name} has no log"

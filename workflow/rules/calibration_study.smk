@@ -39,7 +39,7 @@ use rule stage as calibration_study with:
         mem_mb=needs("checks")["mem_mb"],
         runtime=needs("quantize")["runtime"],
     params:
-        command=command(
+        **command(
             "calibration_study",
             model="results/{wildcards.model}",
             cells=json.dumps(STUDY),

@@ -24,7 +24,7 @@ use rule stage as checks with:
     resources:
         **needs("checks"),
     params:
-        command=command(
+        **command(
             "checks",
             cell="results/{wildcards.model}/{wildcards.method}",
             baseline="results/{wildcards.model}/baseline",

@@ -85,23 +85,25 @@ PLACE = re.compile(r"\{(wildcards|input|output)(\.\w+)?\}")
 
 
 def command(stage, **flags):
-    """Parameter function: the stage and its flags, as the shell takes them.
+    """Parameters of a rule: `command`, the stage and its flags as the shell takes them, and `settings`, what they set.
 
     A value may be a function of the wildcards; a dictionary stands for flags of its own. `{input.x}`, `{output.x}` and
-    `{wildcards.x}` are filled in, and a flag for which a rule has no such file is left out.
+    `{wildcards.x}` are filled in, and a flag for which a rule has no such file is left out. Snakemake does not look for
+    changes in a parameter that is made of inputs and outputs, as the command is: so the settings are one of their own.
     """
+
+    def valued(wildcards):
+        return {flag: value(wildcards) if callable(value) else value for flag, value in flags.items()}
 
     def text(wildcards, input, output):
         job, values = {"wildcards": wildcards, "input": input, "output": output}, {}
-        for flag, value in flags.items():
-            if callable(value):
-                value = value(wildcards)
-            elif isinstance(value, str):
+        for flag, value in valued(wildcards).items():
+            if isinstance(flags[flag], str):
                 value = PLACE.sub(lambda place: place[0].format(**job), value) or None
             values |= value if isinstance(value, dict) else {flag: value}
         return shlex.join([stage, *words_of(values)])
 
-    return text
+    return {"command": text, "settings": lambda wildcards: json.dumps(valued(wildcards), default=str)}
 
 
 def text_of(wildcards):

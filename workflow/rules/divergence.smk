@@ -20,9 +20,7 @@ use rule model_stage as divergence with:
     resources:
         **needs("divergence"),
     params:
-        # Each new length of a prompt makes oneDNN keep some more kernels, 3 MB for a small model; a few shapes are enough.
-        environment="ONEDNN_PRIMITIVE_CACHE_CAPACITY=12 LRU_CACHE_CAPACITY=1",
-        command=command(
+        **command(
             "divergence",
             quantization="{input.quantization}",
             trace="{input.trace}",
@@ -34,3 +32,5 @@ use rule model_stage as divergence with:
             rows="{output.rows}",
             output="{output.record}",
         ),
+        # Each new length of a prompt makes oneDNN keep some more kernels, 3 MB for a small model; a few shapes are enough.
+        environment="ONEDNN_PRIMITIVE_CACHE_CAPACITY=12 LRU_CACHE_CAPACITY=1",

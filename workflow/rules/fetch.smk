@@ -15,7 +15,7 @@ use rule stage as fetch with:
     localrule: True
     # The suite is no input: what a template can put is asked once, and an edited prompt fetches nothing again.
     params:
-        command=command(
+        **command(
             "fetch",
             model="{wildcards.model}",
             source=source_flags,
@@ -38,7 +38,7 @@ use rule stage as fetch_pretrained with:
         "results/logs/fetch/{model}/{method}.log",
     localrule: True
     params:
-        command=command(
+        **command(
             "fetch",
             model="{wildcards.model}",
             source=source_flags,
@@ -61,7 +61,7 @@ use rule stage as fetch_text with:
         "results/logs/fetch_text/{text}.log",
     localrule: True
     params:
-        command=command(
+        **command(
             "fetch_text",
             text="{wildcards.text}",
             path=lambda wildcards: config["texts"][wildcards.text],  # or dataset, name, split, …

@@ -20,7 +20,7 @@ use rule model_stage as generation with:
     resources:
         **needs("generation"),
     params:
-        command=command(
+        **command(
             "generation",
             quantization="{input.quantization}",
             prompts="{input.prompts}",

@@ -22,7 +22,7 @@ use rule model_stage as integrity with:
     resources:
         **needs("integrity"),
     params:
-        command=command(
+        **command(
             "integrity",
             cell="results/{wildcards.model}/{wildcards.method}",
             floor="{input.floor}",

@@ -22,7 +22,7 @@ use rule model_stage as logits with:
     resources:
         **needs("logits"),
     params:
-        command=command(
+        **command(
             "logits",
             quantization="{input.quantization}",
             generation="{input.generation}",

@@ -27,8 +27,7 @@ rule monitor:
     resources:
         **needs("divergence", config["monitor"]["model"]),
     params:
-        python=PYTHON,
-        command=command(
+        **command(
             "monitor",
             approved=APPROVED,
             baseline=f"{MONITORED}/baseline",
@@ -39,6 +38,7 @@ rule monitor:
             device=config["device"],
             history=f"{MONITORED}/monitor/history.parquet",
         ),
+        python=PYTHON,
     message:
         f"{config['monitor']['model']} × {config['monitor']['method']}: monitor"
     shell:

@@ -36,7 +36,7 @@ use rule stage as noise_sweep with:
         mem_mb=needs("quantize")["mem_mb"],
         runtime=needs("quantize")["runtime"],
     params:
-        command=command(
+        **command(
             "noise_sweep",
             model="results/{wildcards.model}",
             cells=json.dumps(SWEEP),

@@ -19,7 +19,7 @@ use rule model_stage as perplexity with:
     resources:
         **needs("perplexity"),
     params:
-        command=command(
+        **command(
             "perplexity",
             quantization="{input.quantization}",
             text="{input.text}",

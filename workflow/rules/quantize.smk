@@ -19,7 +19,7 @@ use rule model_stage as quantize with:
     resources:
         **needs("quantize"),
     params:
-        command=command(
+        **command(
             "quantize",
             source="{input.source}",
             method="{wildcards.method}",

@@ -22,9 +22,7 @@ use rule stage as report with:
         "results/benchmarks/report/{model}.tsv"
     localrule: True
     params:
-        # Studies that were run are shown, and a new one makes the page again; the page does not ask for any.
-        studies=lambda wildcards: studies_of(wildcards.model),
-        command=command(
+        **command(
             "report",
             model="results/{wildcards.model}",
             thresholds=json.dumps(config["report"], ensure_ascii=False),
@@ -34,6 +32,8 @@ use rule stage as report with:
             figures="results/{wildcards.model}/figures",
             tables="results/{wildcards.model}/tables",
         ),
+        # Studies that were run are shown, and a new one makes the page again; the page does not ask for any.
+        studies=lambda wildcards: studies_of(wildcards.model),
 
 
 use rule stage as report_of_all with:
@@ -53,7 +53,7 @@ use rule stage as report_of_all with:
         "results/benchmarks/report.tsv"
     localrule: True
     params:
-        command=command(
+        **command(
             "report",
             models=expand("results/{model}", model=models_of_default_run()),
             left_out=models_left_out,

@@ -21,7 +21,7 @@ use rule stage as summary with:
         "results/logs/summary/{model}.log",
     localrule: True
     params:
-        command=command(
+        **command(
             "summary",
             cells=cells_of,
             left_out=left_out_of,
@@ -44,7 +44,7 @@ use rule stage as summary_of_all with:
         "results/logs/summary.log",
     localrule: True
     params:
-        command=command(
+        **command(
             "summary",
             summaries=expand("results/{model}/summary.json", model=models_of_default_run()),
             left_out=models_left_out,

@@ -20,7 +20,7 @@ use rule model_stage as synthesize with:
     resources:
         **needs("synthesize", most_gpus=1),  # layer by layer
     params:
-        command=command(
+        **command(
             "synthesize",
             architecture=lambda wildcards: config["models"][wildcards.model]["source"]["architecture"],
             seed=lambda wildcards: config["models"][wildcards.model]["source"]["seed"],
