@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from quantharm.config.methods import method_schema, quantizer_names
 from quantharm.config.validation import with_defaults
 from quantharm.models import loading
-from quantharm.models.loading import load_cell, load_checkpoint
+from quantharm.models.loading import load_as_stored, load_cell, load_checkpoint
 from quantharm.quantizers import awq, quantized_layers
 
 GROUP = 64
@@ -225,7 +225,7 @@ def test_tied_weights_are_counted_once(tiny):
 
 def test_nf4_settings_are_all_set(nf4_cell, nf4_single_cell, fp4_cell):
     for cell, kind, nested in [(nf4_cell, "nf4", True), (nf4_single_cell, "nf4", False), (fp4_cell, "fp4", True)]:
-        module = load_cell(cell.record, "cpu").get_submodule(cell.matrices[0].name)  # before any forward pass
+        module = load_as_stored(cell.record, "cpu").get_submodule(cell.matrices[0].name)  # before any forward pass
         assert module.weight.quant_state.quant_type == kind
         assert module.weight.quant_state.nested is nested
         assert module.compute_dtype == torch.bfloat16
