@@ -22,7 +22,7 @@ from quantharm.forensics.detection import checkpoints
 from quantharm.forensics.detection.lattice_fit import CODEBOOKS
 from quantharm.logits import store_metadata_of
 from quantharm.models import loading
-from quantharm.models.loading import load_checkpoint
+from quantharm.models.loading import load_checkpoint, set_compute_dtype
 from quantharm.scoring import hardware_floor
 from quantharm.scoring.forward import last_hidden_states, output_head
 from quantharm.scoring.stored_logits import StoreWriter
@@ -91,6 +91,7 @@ def stored(handed, tmp_path):
     """The log-prob store of the tiny model among other results of a baseline, as the workflow would leave them."""
     folder, source = handed
     model = load_checkpoint(folder, source, "bfloat16", "cpu", 1)
+    set_compute_dtype(model, "unquantized", "bfloat16", "cpu")  # as the stage logits would
     ids = torch.randint(2, 250, (4, 40), generator=torch.Generator().manual_seed(0)).tolist()
     trace = pandas.DataFrame(
         {"prompt_id": [f"p{i}" for i in range(4)], "category": "c", "token_ids": ids, "first_target": 20}
