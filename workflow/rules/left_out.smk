@@ -98,12 +98,12 @@ def entries_left_out(unfinished):
 def gather_finished():
     """Make the summaries and reports that were asked for, of what was finished, and say what they lack."""
     unfinished = list(workflow.dag.needrun_jobs())
-    targets = [str(job.output[0]) for job in unfinished if job.rule.name in GATHERING]
+    gathering = [job for job in unfinished if job.rule.name in GATHERING]
+    targets = [str(job.output[0]) for job in gathering if job not in workflow.scheduler.failed]
     asked_to_stop = workflow.scheduler._user_kill is not None
     if LEFT_OUT_FILE or asked_to_stop or not targets or not all(map(os.path.exists, ENVIRONMENT)):
         return
     entries = entries_left_out(unfinished)
-    targets = [str(j.output[0]) for j in unfinished if j.rule.name in GATHERING and j not in workflow.scheduler.failed]
     with tempfile.NamedTemporaryFile("w", encoding="utf-8", suffix=".json") as file:
         json.dump(entries, file)
         file.flush()
