@@ -269,7 +269,7 @@ def test_kernel_passes(cell, request):
     cell = request.getfixturevalue(cell)
     check = check_kernel(cell.model, cell.matrices, TOKENS)
     assert check["status"] == "pass", check
-    assert 0 < check["value"] <= 0.02
+    assert 0 <= check["value"] <= 0.02  # 0 where the products are float32's
 
 
 def test_kernel_is_skipped_without_quantized_matrices(baseline_cell):

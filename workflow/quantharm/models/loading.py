@@ -220,7 +220,8 @@ def set_compute_dtype(model, quantizer: str, dtype: str, device: str, wanted: st
     from quantharm.models import compute
 
     if device == "cpu" and (wanted or compute.compute_dtype(dtype, device)) == "float32":
-        importlib.import_module(f"quantharm.quantizers.{quantizer}").compute_in_float32(model)
+        module = importlib.import_module(f"quantharm.quantizers.{quantizer}")
+        getattr(module, "compute_in_float32", compute.to_float32)(model)
 
 
 def read_quantization(path: Path) -> dict[str, Any]:
