@@ -198,16 +198,6 @@ class SingleNode:
     def last_job(self) -> int:
         return max(self.jobs(), default=0)
 
-    def has_left_the_node(self, job: int) -> bool:
-        """Whether the processes of a job's step are gone, and all who were to kill them; its record changes before.
-
-        slurmd kills by the job's number, more than once, and a second attempt has the same.
-        """
-        log = (self.folder / "slurmd.log").read_text()
-        begun = re.findall(rf"credential for job {job} revoked|revoking cred for job {job}:", log)
-        ended = re.findall(rf"(?:completed|Not running) epilog for jobid {job}\b", log)
-        return f"[{job}.0] done with job" in log and len(begun) == len(ended) > 0
-
     def cancel_all(self) -> None:
         active = [str(number) for number, job in self.jobs().items() if job["JobState"] not in FINISHED]
         if active:
