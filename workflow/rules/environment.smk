@@ -24,5 +24,5 @@ rule evaluation_environment:
         ".venv-evaluation/bin/python -m pip freeze --disable-pip-version-check > {output}.part && "
         "mv {output}.part {output} || "
         "{{ echo \"error: the environment of the model stages could not be built from {input}; above is why, in pip's"
-        " words. Without a network see README, Hosts without network, or name another interpreter: python: in the"
+        " words. Without a network see docs/offline.md, or name another interpreter: python: in the"
         ' config"; exit 1; }}'

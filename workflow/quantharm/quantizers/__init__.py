@@ -7,9 +7,10 @@ A quantizer module has
                                                         writes the checkpoint folder `output`; returns extra record keys
     load(folder, settings, source, dtype, device, gpus) -> model
                                                         loads it back from disk, held as it is stored
-    compute_in_float32(model)                           has a loaded model on a CPU multiply its matrices in float32
     inspect(name, module, checkpoint) -> QuantizedMatrix | None
                                                         recognises its own linear layers
+    compute_in_float32(model)                           has a loaded model on a CPU multiply its matrices in float32
+                                                        (optional; else its 16-bit tensors are held in float32)
     grid(settings) -> str                               its grid in quantharm.quantizers.rounding, for noise (optional)
     conflict(settings, checkpoint_config) -> str | None
                                                         why a model cannot be quantized this way (optional)

@@ -16,12 +16,6 @@ def load(folder: Path, settings, source, dtype: str, device: str, gpus: int):
     return load_checkpoint(folder, source, dtype, device, gpus)
 
 
-def compute_in_float32(model) -> None:
-    from quantharm.models.compute import to_float32
-
-    to_float32(model)
-
-
 def inspect(name: str, module, checkpoint: Path):
     """Nothing should be found in a baseline; the check `method_is_real` wants to know if something is.
 
