@@ -25,15 +25,15 @@ def wait_until(
         AssertionError: with the complaint; the process has ended, or something hangs.
     """
     end = time.monotonic() + HUNG_SECONDS
-    while not (found := condition()):
+    while not (value := condition()):
         ended = process is not None and process.poll() is not None
-        if ended and (found := condition()):  # it was the last thing that the process did
+        if ended and (value := condition()):  # it was the last thing that the process did
             break
         if ended or time.monotonic() > end:
             why = f"the process has ended with {process.returncode}" if ended else f"not within {HUNG_SECONDS} s"
             raise AssertionError(f"{complaint if isinstance(complaint, str) else complaint()}: {why}")
         time.sleep(POLL_SECONDS)
-    return found
+    return value
 
 
 def end(process: subprocess.Popen) -> None:

@@ -60,8 +60,8 @@ def run(suite: str) -> Outcome:
                 held.append(line)
     with SHOWING:
         print("".join(held), end="", flush=True)
-    ends = [found[1] for line in held if (found := re.fullmatch(r"=+ (.+) in [\d.]+s.* =+\n", line))]
-    summary = ends[-1] if ends else f"ended with exit code {tests.returncode}"
+    totals = [match[1] for line in held if (match := re.fullmatch(r"=+ (.+) in [\d.]+s.* =+\n", line))]
+    summary = totals[-1] if totals else f"ended with exit code {tests.returncode}"
     return Outcome(suite, tests.returncode, time.monotonic() - begin, summary)
 
 

@@ -55,10 +55,10 @@ COLUMNS = (
 
 
 def measured(model, compile_too: bool, kernels: bool) -> tuple[str, ...]:
-    found = rates(benchmark(model, 256, 64, 5, 1.0, compile_too=compile_too))
+    figures = rates(benchmark(model, 256, 64, 5, 1.0, compile_too=compile_too))
     if kernels:
         print(kernel_table(model), flush=True)
-    return found
+    return figures
 
 
 def packed(tensors: Iterator[tuple[str, torch.Tensor]], quantized: set[str]) -> Iterator[tuple[str, torch.Tensor]]:

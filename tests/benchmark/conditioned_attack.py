@@ -119,8 +119,8 @@ def project(original: torch.Tensor, other: torch.Tensor, grid: str, margin: floa
     """
     low, high = box(other, grid)
     inset = margin * (high - low) / 2
-    found = original.float().clamp(low + inset, high - inset).to(other.dtype)
-    return torch.where(library_codes(found, grid) == library_codes(other, grid), found, other)
+    projected = original.float().clamp(low + inset, high - inset).to(other.dtype)
+    return torch.where(library_codes(projected, grid) == library_codes(other, grid), projected, other)
 
 
 def attacked(original, other, grid: str, margin: float = 0.0):
@@ -180,9 +180,9 @@ def divergence(ln_p: torch.Tensor, ln_q: torch.Tensor) -> float:
 
 def answers_with_word(model, tokenizer, prompts: list[str]) -> float:
     """Share of the prompts whose greedy answer of 16 tokens holds the word."""
-    ends = end_tokens(model, tokenizer)
+    eos_token_ids = end_tokens(model, tokenizer)
     answers = [
-        continue_greedily(model, encode_prompt(tokenizer, p, Asking("never")), 16, ends, None).token_ids
+        continue_greedily(model, encode_prompt(tokenizer, p, Asking("never")), 16, eos_token_ids, None).token_ids
         for p in prompts
     ]
     return sum(WORD.strip() in tokenizer.decode(ids) for ids in answers) / len(answers)

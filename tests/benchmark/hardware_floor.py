@@ -91,9 +91,9 @@ def compare(arguments) -> dict:
     from safetensors.torch import load_file
 
     stored = load_file(arguments.store)
-    found = log_probabilities(arguments, stored["ids"].tolist())
+    computed = log_probabilities(arguments, stored["ids"].tolist())
     kl, agrees = [], 0
-    for ln_p, ln_q in zip(stored["log_probabilities"].split(64), found.split(64), strict=True):
+    for ln_p, ln_q in zip(stored["log_probabilities"].split(64), computed.split(64), strict=True):
         p, q = ln_p.double().log_softmax(-1), ln_q.double().log_softmax(-1)
         kl += (p.exp() * (p - q)).sum(-1).tolist()
         agrees += int((ln_p.argmax(-1) == ln_q.argmax(-1)).sum())
@@ -109,17 +109,17 @@ def compare(arguments) -> dict:
 
 def ways(arguments) -> list[tuple[str, list[str], dict[str, str]]]:
     """(name, options, environment variables) of each way that this device has."""
-    found: list[tuple[str, list[str], dict[str, str]]] = [("the same again", [], {})]
+    listed: list[tuple[str, list[str], dict[str, str]]] = [("the same again", [], {})]
     if arguments.device == "cpu":
-        found += [(name, [], variables) for name, variables in CPU_WAYS.items()]
-        found.append(("without oneDNN", ["--without-onednn"], {}))
-    found.append(("eager attention", ["--attention", "eager"], {}))
+        listed += [(name, [], variables) for name, variables in CPU_WAYS.items()]
+        listed.append(("without oneDNN", ["--without-onednn"], {}))
+    listed.append(("eager attention", ["--attention", "eager"], {}))
     wider = {"bfloat16": "float32", "float16": "float32", "float32": "float64"}[arguments.dtype]
-    found.append((wider, ["--dtype", wider], {}))
-    found += [(f"rounded to {name}", ["--rounding", name], {}) for name in ROUNDINGS]
+    listed.append((wider, ["--dtype", wider], {}))
+    listed += [(f"rounded to {name}", ["--rounding", name], {}) for name in ROUNDINGS]
     if arguments.device == "cpu":
-        found += [(f"rounded to {name}, AVX2", ["--rounding", name], AVX2) for name in ROUNDINGS]
-    return found
+        listed += [(f"rounded to {name}, AVX2", ["--rounding", name], AVX2) for name in ROUNDINGS]
+    return listed
 
 
 def main() -> None:

@@ -151,10 +151,10 @@ def by_project(quantizer: str, settings: dict) -> Callable[[Weights], tuple[Weig
             }
             model = loading.load_cell(record, "cpu")
             matrices = quantized_layers.quantized_matrices(model, arguments.checkpoint, quantizer)
-            found = {m.name: m.dequantize() for m in matrices}
+            weights = {m.name: m.dequantize() for m in matrices}
             norms = {n: p.float() for n, p in model.named_parameters() if "norm" in n}
             torch.set_grad_enabled(gradients)
-        return found, norms
+        return weights, norms
 
     return run
 
@@ -225,20 +225,20 @@ def permute_channels(weights: Weights) -> Weights:
 def fold_back(weights: Weights, norms: Weights, original: Weights) -> Weights:
     """Undo AWQ's scales, so that norms are the original's: what they multiplied an input channel by is divided out."""
     stored = load_reference()
-    found = dict(weights)
+    undone = dict(weights)
     for name in weights:
         layer, kind = name.rsplit(".", 2)[0], name.rsplit(".", 1)[-1]
         norm = {"q_proj": "input_layernorm", "k_proj": "input_layernorm", "v_proj": "input_layernorm"}.get(kind)
         norm = norm or {"gate_proj": "post_attention_layernorm", "up_proj": "post_attention_layernorm"}.get(kind)
         if norm:
             key = f"{layer}.{norm}.weight"
-            found[name] = weights[name] * (norms[key] / stored[key].float())
+            undone[name] = weights[name] * (norms[key] / stored[key].float())
     for name in weights:
         if name.endswith("down_proj"):  # its scales were divided out of up_proj's rows
             up = name.replace("down_proj", "up_proj")
-            scale = original[up].norm(dim=1) / found[up].norm(dim=1)
-            found[name] = weights[name] / scale
-    return found
+            scale = original[up].norm(dim=1) / undone[up].norm(dim=1)
+            undone[name] = weights[name] / scale
+    return undone
 
 
 def train(weights: Weights, norms: Weights, steps: int, rate: float) -> Weights:

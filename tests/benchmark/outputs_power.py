@@ -27,12 +27,12 @@ LEVEL = 0.05
 def sample(results: Path, method: str, answers: int, prompts: int) -> dict[str, list[list[int]]]:
     """{prompt_id: sampled answers as token ids, cut at the end token}"""
     model = dequantized(results, method)
-    ends = {model.config.eos_token_id}
+    eos_token_ids = {model.config.eos_token_id}
     generator = torch.Generator().manual_seed(0 if method == "baseline" else 1 + len(method))
     rows = read_parquet(results / "baseline" / "generation.parquet").head(prompts)
     return {
         row.prompt_id: sample_answers.sample(
-            model, list(map(int, row.prompt_token_ids)), answers, NEW_TOKENS, 1.0, ends, generator
+            model, list(map(int, row.prompt_token_ids)), answers, NEW_TOKENS, 1.0, eos_token_ids, generator
         )
         for row in rows.itertuples()
     }

@@ -36,9 +36,9 @@ def measure(checkpoint: Path, dtype: str, **lengths) -> dict:
     quiet()
     device = choose_device("auto", 1)
     model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=getattr(torch, dtype)).to(device).eval()
-    found = benchmark(model, **lengths)
-    captured = found["captured"].get("decode_tokens_per_second")
-    figures = {name: found[name]["values"] for name in FIGURES[:2]}
+    speeds = benchmark(model, **lengths)
+    captured = speeds["captured"].get("decode_tokens_per_second")
+    figures = {name: speeds[name]["values"] for name in FIGURES[:2]}
     return {"device": device, **figures} | ({FIGURES[2]: captured["values"]} if captured else {})
 
 

@@ -54,16 +54,16 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = arguments.folder or Path(temporary)
-        found, whole = {}, {}
+        sums, whole = {}, {}
         for number, (mode, limits) in enumerate(MODES.items()):
             clone = folder / str(number)
             whole[mode] = run(clone, arguments.python.absolute(), arguments.cores, limits)
-            found[mode] = stage_sums(clone / "results")
+            sums[mode] = stage_sums(clone / "results")
     print(f"{'':12}" + "".join(f"{mode:>22}" for mode in MODES))
     print(f"{'stage':12}" + f"{'s':>11}{'CPU s':>11}" * len(MODES))
     for stage in STAGES:
-        print(f"{stage:12}" + "".join(f"{value:11.1f}" for mode in MODES for value in found[mode][stage]))
-    totals = {mode: [sum(column) for column in zip(*found[mode].values(), strict=True)] for mode in MODES}
+        print(f"{stage:12}" + "".join(f"{value:11.1f}" for mode in MODES for value in sums[mode][stage]))
+    totals = {mode: [sum(column) for column in zip(*sums[mode].values(), strict=True)] for mode in MODES}
     print(f"{'all':12}" + "".join(f"{value:11.1f}" for mode in MODES for value in totals[mode]))
     print(f"{'whole run':12}" + "".join(f"{whole[mode]:11.1f}{'':11}" for mode in MODES))
 

@@ -17,7 +17,7 @@ STAGES = ["quantize", "generation", "logits", "perplexity", "divergence", "integ
 
 def timings(results: Path) -> dict[tuple[str, str], dict[str, float]]:
     """{(stage, cell): seconds by part} of every finished model job."""
-    found = {}
+    seconds = {}
     for path in sorted(results.glob("*/*/*.json")):
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
@@ -26,8 +26,8 @@ def timings(results: Path) -> dict[tuple[str, str], dict[str, float]]:
         if isinstance(record, dict) and "timing" in record:
             stage = {"quantization": "quantize"}.get(path.stem, path.stem)
             cell = f"{path.parts[-3]}/{path.parts[-2]}"
-            found[(stage, cell)] = {part: record["timing"].get(f"{part}_seconds", 0.0) for part in PARTS}
-    return found
+            seconds[(stage, cell)] = {part: record["timing"].get(f"{part}_seconds", 0.0) for part in PARTS}
+    return seconds
 
 
 def wall_seconds(results: Path, stage: str, cell: str) -> float | None:

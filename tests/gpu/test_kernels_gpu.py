@@ -27,22 +27,22 @@ def kernel_check(model, record) -> dict:
 
 @pytest.mark.parametrize("method", ["int8", "nf4", "awq"])
 def test_kernels_compute_what_the_file_says(load, wide_cell, method):
-    found = kernel_check(load(method), wide_cell(method))
-    assert found["status"] == "pass", found
+    check = kernel_check(load(method), wide_cell(method))
+    assert check["status"] == "pass", check
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_awq_kernels_compute_what_the_file_says(load, wide_cell, backend):
-    found = kernel_check(load("awq", backend=backend), wide_cell("awq"))
-    assert found["status"] == "pass", found
+    check = kernel_check(load("awq", backend=backend), wide_cell("awq"))
+    assert check["status"] == "pass", check
 
 
 def test_a_kernel_that_is_a_little_off_is_caught(load, wide_cell):
     model = load("awq")
     for layer in model.model.layers:
         layer.mlp.down_proj.register_forward_hook(lambda _, __, output: output * (1 + 1.5 * KERNEL_LIMIT))
-    found = kernel_check(model, wide_cell("awq"))
-    assert (found["status"], "down_proj" in found["explanation"]) == ("fail", True)
+    check = kernel_check(model, wide_cell("awq"))
+    assert (check["status"], "down_proj" in check["explanation"]) == ("fail", True)
 
 
 def test_the_default_kernel_needs_no_compiler(load):

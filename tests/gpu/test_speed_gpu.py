@@ -79,8 +79,8 @@ def test_what_cannot_be_captured_ends_in_a_reason(load):
 
 
 def test_meters():
-    found = copy_bandwidth(torch.device("cuda"))
-    assert 1e11 < found["copy_bytes_per_second"] < 2e13
+    bandwidth = copy_bandwidth(torch.device("cuda"))
+    assert 1e11 < bandwidth["copy_bytes_per_second"] < 2e13
     a = torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16)
     assert 1e-4 < kernel_seconds(lambda: a @ a) < 0.1
     meter = EnergyMeter(torch.device("cuda"))

@@ -67,6 +67,6 @@ def test_checks_and_scan_of_a_cell_over_two_gpus(load, wide_cell, method):
     record, model = wide_cell(method), load(method, gpus=2)
     assert len({p.device for p in model.parameters()}) == 2
     matrices = quantized_layers.quantized_matrices(model, Path(record["checkpoint"]), record["quantizer"])
-    found = check_kernel(model, matrices, list(range(5, 69)))
-    assert found["value"] < KERNEL_LIMIT
+    check = check_kernel(model, matrices, list(range(5, 69)))
+    assert check["value"] < KERNEL_LIMIT
     assert scan_dequantized(record | {"gpus": 2}, "cuda")["verdict"] == "dequantized"

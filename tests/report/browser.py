@@ -129,16 +129,16 @@ class Browser:
 
     def errors(self) -> list[str]:
         """What the console says above information, and exceptions."""
-        found = []
+        complaints = []
         for event in self.events:
             parameters = event.get("params", {})
             if event.get("method") == "Runtime.exceptionThrown":
-                found.append(json.dumps(parameters["exceptionDetails"])[:500])
+                complaints.append(json.dumps(parameters["exceptionDetails"])[:500])
             if event.get("method") == "Log.entryAdded" and parameters["entry"]["level"] in ("warning", "error"):
-                found.append(parameters["entry"]["text"])
+                complaints.append(parameters["entry"]["text"])
             if event.get("method") == "Runtime.consoleAPICalled" and parameters["type"] in ("error", "warning"):
-                found.append(json.dumps(parameters["args"])[:500])
-        return found
+                complaints.append(json.dumps(parameters["args"])[:500])
+        return complaints
 
     def screenshot(self, path: Path, whole: bool = True) -> None:
         data = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=whole)["data"]

@@ -31,10 +31,10 @@ class Structure(html.parser.HTMLParser):
 
     def handle_starttag(self, tag, attributes):
         self.names.append(tag)
-        found = dict(attributes)
-        if "id" in found:
-            self.ids.append(found["id"])
-        self.links += [found[key] for key in ("href", "src", "xlink:href") if found.get(key)]
+        given = dict(attributes)
+        if "id" in given:
+            self.ids.append(given["id"])
+        self.links += [given[key] for key in ("href", "src", "xlink:href") if given.get(key)]
         if tag not in VOID:
             self.open.append(tag)
 
@@ -49,10 +49,10 @@ class Structure(html.parser.HTMLParser):
 
 
 def structure(text: str) -> Structure:
-    found = Structure()
-    found.feed(text)
-    assert not found.open
-    return found
+    parsed = Structure()
+    parsed.feed(text)
+    assert not parsed.open
+    return parsed
 
 
 def pages(reports):
@@ -92,11 +92,11 @@ def test_a_report_waits_for_no_import_of_torch():
 def test_html_is_well_formed_and_asks_for_nothing(reports):
     for page in pages(reports):
         text = page.read_text(encoding="utf-8")
-        found = structure(text)
-        assert len(found.ids) == len(set(found.ids))
-        assert found.names.count("script") == 1
-        for link in found.links:
-            inside = link.startswith("#") and link[1:] in found.ids
+        parsed = structure(text)
+        assert len(parsed.ids) == len(set(parsed.ids))
+        assert parsed.names.count("script") == 1
+        for link in parsed.links:
+            inside = link.startswith("#") and link[1:] in parsed.ids
             assert inside or link == "data:," or re.fullmatch(r"[\w.-]+/report\.html", link), link
         assert "url(http" not in text
 
@@ -247,9 +247,9 @@ def test_synthetic_weights_are_marked_and_not_judged(reports, tmp_path):
         answer = run_report(*arguments, *outputs(tmp_path / name))
         assert answer.returncode == 0, answer.stderr
     page = (tmp_path / "one" / "report.html").read_text(encoding="utf-8")
-    found = structure(page)
-    assert {"harm", "recommendations", "risks", "defense", "conclusion"}.isdisjoint(found.ids)
-    assert {link[1:] for link in found.links if link.startswith("#")} <= set(found.ids)
+    parsed = structure(page)
+    assert {"harm", "recommendations", "risks", "defense", "conclusion"}.isdisjoint(parsed.ids)
+    assert {link[1:] for link in parsed.links if link.startswith("#")} <= set(parsed.ids)
     for text in (page, (tmp_path / "one" / "EVALUATION_SUMMARY.md").read_text(encoding="utf-8")):
         assert "Synthetic weights" in text
         for word in ("negligible harm", "low harm", "severe harm", "closest to the baseline", "On the Pareto front"):

@@ -183,8 +183,8 @@ class SingleNode:
         return done.stdout
 
     def node_state(self) -> str:
-        found = re.search(r"State=(\S+)", self.command("scontrol", "show", "node", NODE))
-        return found[1] if found else ""
+        state = re.search(r"State=(\S+)", self.command("scontrol", "show", "node", NODE))
+        return state[1] if state else ""
 
     def jobs(self) -> dict[int, dict[str, str]]:
         """{job id: {key: value}} of every job since the start, as `scontrol show job` tells it."""

@@ -136,8 +136,8 @@ class Chain:
         return message
 
     def files(self) -> dict[str, int]:
-        found = (p for p in self.folder.rglob("*") if p.is_file())
-        return {str(p.relative_to(self.folder)): p.stat().st_mtime_ns for p in found}
+        contents = (p for p in self.folder.rglob("*") if p.is_file())
+        return {str(p.relative_to(self.folder)): p.stat().st_mtime_ns for p in contents}
 
     def baseline(self) -> "Chain":
         """Everything of the baseline but its checks."""

@@ -113,12 +113,12 @@ def stored(handed, tmp_path):
 def test_behaviour_against_a_store(handed, stored):
     given = arguments(handed[0], store=stored)
     record = integrity.judge_folder(given)
-    found = record["behaviour"]
-    assert found["same_as_original"]
-    assert abs(found["kl_nats_mean"]) < 1e-5
-    assert found["noise_floor_kl_nats"] == 3e-7
-    low, high = found["kl_nats_ci95"]
-    assert low <= found["kl_nats_mean"] <= high
+    behaviour = record["behaviour"]
+    assert behaviour["same_as_original"]
+    assert abs(behaviour["kl_nats_mean"]) < 1e-5
+    assert behaviour["noise_floor_kl_nats"] == 3e-7
+    low, high = behaviour["kl_nats_ci95"]
+    assert low <= behaviour["kl_nats_mean"] <= high
     assert record["verified"] is True
     for path in handed[0].glob("*.safetensors"):
         tensors = {n: t * 1.2 if "down_proj" in n else t for n, t in load_file(path).items()}
@@ -243,10 +243,10 @@ def test_the_untouched_original_is_not_accused_by_other_kernels(handed, stored, 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("quantharm.scoring.stored_logits.store_metadata", lambda path: other)
         patch.setattr(loading, "load_checkpoint", lambda *given: load_checkpoint(*given, attn_implementation="eager"))
-        found = reference_check.score_folder(folder, stored, "cpu", 1)
-    assert found["kl_nats_mean"] > reference_check.KL_LIMIT  # or nothing is shown
-    assert found["verdict"] == "same", found
-    assert "CPU: another" in found["explanation"]
+        behaviour = reference_check.score_folder(folder, stored, "cpu", 1)
+    assert behaviour["kl_nats_mean"] > reference_check.KL_LIMIT  # or nothing is shown
+    assert behaviour["verdict"] == "same", behaviour
+    assert "CPU: another" in behaviour["explanation"]
 
 
 @pytest.mark.parametrize(("mean", "code"), [(2e-4, 0), (8e-4, 1), (2e-3, 3)])
@@ -396,10 +396,10 @@ def test_exit_codes_of_the_command(handed, root, tmp_path):
     assert "no trace" in clean.stdout
     assert json.loads((tmp_path / "integrity.json").read_text())["verified"] is None
     dequantize_as_nf4(handed[0])
-    found = run(handed[0])
-    assert found.returncode == 3
-    assert "NF4" in found.stdout
-    assert found.stdout.splitlines()[-1] == f"{handed[0]}: against it: weights"
+    answer = run(handed[0])
+    assert answer.returncode == 3
+    assert "NF4" in answer.stdout
+    assert answer.stdout.splitlines()[-1] == f"{handed[0]}: against it: weights"
     shutil.rmtree(handed[0])
     missing = run(handed[0])
     assert missing.returncode == 1

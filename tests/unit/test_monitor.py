@@ -33,20 +33,20 @@ SETTINGS = {"per_category": 1, "baseline_runs": 200, "weight": 0.2, "width": 2.9
 
 
 def test_the_ewma_is_that_of_the_handbook():
-    found = control_chart.chart(VALUES, control_chart.Limits(50.0, 2.0539, 0.3, 3.0))
-    assert numpy.round(found["ewma"], 2)[: len(EWMA)].tolist() == EWMA
+    chart = control_chart.chart(VALUES, control_chart.Limits(50.0, 2.0539, 0.3, 3.0))
+    assert numpy.round(chart["ewma"], 2)[: len(EWMA)].tolist() == EWMA
     long = control_chart.chart([50.0] * 100, control_chart.Limits(50.0, 2.0539, 0.3, 3.0))
     assert (long["low"][-1], long["high"][-1]) == (pytest.approx(47.4115, abs=1e-3), pytest.approx(52.5884, abs=1e-3))
-    assert not found["alarm"].any()
+    assert not chart["alarm"].any()
 
 
 def test_the_first_limits_by_hand():
-    found = control_chart.chart([1.0, -1.0, 9.0], control_chart.Limits(0.0, 2.0, 0.5, 3.0))
+    chart = control_chart.chart([1.0, -1.0, 9.0], control_chart.Limits(0.0, 2.0, 0.5, 3.0))
     # L σ √(1/3 (1 - 1/4^t)): 6 × 1/2, 6 × √5 / 4, 6 × √21 / 8
-    assert found["high"].tolist() == pytest.approx([3.0, 3.3541020, 3.4369318])
-    assert found["low"].tolist() == pytest.approx([-3.0, -3.3541020, -3.4369318])
-    assert found["ewma"].tolist() == [0.5, -0.25, 4.375]
-    assert found["alarm"].tolist() == [False, False, True]
+    assert chart["high"].tolist() == pytest.approx([3.0, 3.3541020, 3.4369318])
+    assert chart["low"].tolist() == pytest.approx([-3.0, -3.3541020, -3.4369318])
+    assert chart["ewma"].tolist() == [0.5, -0.25, 4.375]
+    assert chart["alarm"].tolist() == [False, False, True]
 
 
 def test_a_fall_is_an_alarm_as_well():
@@ -256,11 +256,11 @@ def test_other_hardware_widens_the_limits_for_as_long_as_the_mean_remembers_it()
     limits = control_chart.Limits(1.0, 0.1, 0.5, 3.0)
     history = pandas.DataFrame({"kl_nats": [1.0, 1.6, 1.3], "other_hardware_kl_nats": [0.0, 0.2, 0.0]})
     plain = control_chart.chart(history["kl_nats"], limits)
-    found = monitor.charted(history, limits)
-    assert (found["high"] - plain["high"]).tolist() == pytest.approx([0.0, 0.2, 0.2])
-    assert (plain["low"] - found["low"]).tolist() == pytest.approx([0.0, 0.2, 0.2])
+    chart = monitor.charted(history, limits)
+    assert (chart["high"] - plain["high"]).tolist() == pytest.approx([0.0, 0.2, 0.2])
+    assert (plain["low"] - chart["low"]).tolist() == pytest.approx([0.0, 0.2, 0.2])
     assert plain["alarm"].tolist() == [False, True, True]
-    assert not found["alarm"].any()
+    assert not chart["alarm"].any()
 
 
 def test_what_other_hardware_may_change_is_what_the_store_says():

@@ -12,10 +12,10 @@ from quantharm.common.prompts import read_prompts
 from quantharm.forensics.model_equality import compare_outputs, read_answers
 
 
-def drawn(model, count, new_tokens=1, temperature=1.0, ends=(), seed=0):
+def drawn(model, count, new_tokens=1, temperature=1.0, eos_token_ids=(), seed=0):
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        return sample_answers.sample(model, [5, 6, 7], count, new_tokens, temperature, set(ends), generator)
+        return sample_answers.sample(model, [5, 6, 7], count, new_tokens, temperature, set(eos_token_ids), generator)
 
 
 @pytest.fixture(scope="module")
@@ -31,9 +31,9 @@ def test_first_tokens_are_drawn_from_the_models_distribution(model, temperature)
     with torch.no_grad():
         expected = torch.softmax(model(input_ids=torch.tensor([[5, 6, 7]])).logits[0, -1] / temperature, -1)
     tokens = torch.tensor([a[0] for a in drawn(model, 4000, temperature=temperature)])
-    found = torch.bincount(tokens, minlength=len(expected)) / 4000
-    distance = float((found - expected).abs().sum() / 2)
-    shuffled = float((found - expected.roll(1)).abs().sum() / 2)
+    shares = torch.bincount(tokens, minlength=len(expected)) / 4000
+    distance = float((shares - expected).abs().sum() / 2)
+    shuffled = float((shares - expected.roll(1)).abs().sum() / 2)
     assert distance < 0.15  # what 4,000 draws of 384 tokens vary by
     assert shuffled > 2 * distance
 
@@ -52,7 +52,7 @@ def test_answers_end_before_the_end_token_and_seeds_tell_them_apart(model):
     assert whole == drawn(model, 8, 12)
     assert whole != drawn(model, 8, 12, seed=1)
     end = whole[0][4]
-    for answer, before in zip(drawn(model, 8, 12, ends=[end]), whole, strict=True):
+    for answer, before in zip(drawn(model, 8, 12, eos_token_ids=[end]), whole, strict=True):
         assert answer == (before[: before.index(end)] if end in before else before)
 
 

@@ -165,16 +165,16 @@ def test_integrity_of_a_quantized_cell_and_of_a_baseline():
 def test_noise_and_calibration_of_a_cell():
     noise = {"sigma": 0.3, "relative_to": "half_width", "codes_changed": 0.1}
     samples = {"samples_reached": 20, "tokens_reached": 10240, "nll_mean_nats": 4.4, "text_nll_mean_nats": 4.0}
-    found = treatment_figures({"noise": noise}, {"calibration": samples})
-    assert (found["noise_sigma"], found["noise_codes_changed"], found["calibration_samples"]) == (0.3, 0.1, 20)
-    assert found["calibration_loss_ratio"] == pytest.approx(1.1)
+    figures = treatment_figures({"noise": noise}, {"calibration": samples})
+    assert (figures["noise_sigma"], figures["noise_codes_changed"], figures["calibration_samples"]) == (0.3, 0.1, 20)
+    assert figures["calibration_loss_ratio"] == pytest.approx(1.1)
     assert set(treatment_figures({}, {}).values()) == {None}
 
 
 def test_integrity_where_nothing_was_there_to_scan():
     """A method that quantized nothing fails its checks; shown nevertheless, it has no format to be seen as."""
-    found = integrity_figures(integrity(if_dequantized={"verdict": "not scanned", "explanation": "no matrix"}))
-    assert (found["integrity_if_dequantized"], found["integrity_if_dequantized_seen_as"]) == ("not scanned", None)
+    figures = integrity_figures(integrity(if_dequantized={"verdict": "not scanned", "explanation": "no matrix"}))
+    assert (figures["integrity_if_dequantized"], figures["integrity_if_dequantized_seen_as"]) == ("not scanned", None)
 
 
 def test_figures_of_an_integrity_that_is_missing():

@@ -174,8 +174,8 @@ def test_bytes_of_a_hybrids_cache_by_hand():
     ],
 )
 def test_what_a_graph_cannot_hold_has_a_reason(name, reason):
-    found = cuda_graph.why_no_fixed_cache(zoo.build(name))
-    assert found is None if reason is None else reason in found
+    why = cuda_graph.why_no_fixed_cache(zoo.build(name))
+    assert why is None if reason is None else reason in why
     if reason is None:
         assert len(cuda_graph.StaticDecoder(zoo.build(name), 16).cache.layers) == 2
 

@@ -157,11 +157,11 @@ def test_logs_hold_the_bar_of_their_stage(project, log, bar):
 
 
 def test_each_model_job_has_a_benchmark(project):
-    found = {path.relative_to(project / "results/benchmarks") for path in (project / "results").rglob("*.tsv")}
+    written = {path.relative_to(project / "results/benchmarks") for path in (project / "results").rglob("*.tsv")}
     stages = ("quantize", "generation", "perplexity", "divergence", "integrity", "checks")
     names = {f"{stage}/reference/{method}.tsv" for stage in stages for method in METHODS}
     others = {"logits/reference/baseline.tsv", "report/reference.tsv", "report.tsv"}
-    assert names | others == {str(path) for path in found}
+    assert names | others == {str(path) for path in written}
 
 
 def test_the_terminal_stays_readable(built_in):

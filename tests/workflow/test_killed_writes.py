@@ -179,14 +179,14 @@ def test_an_environment_whose_build_was_killed_is_built_anew(shipped):
     first = shipped.start(target)
 
     def pip() -> list[psutil.Process]:
-        found = []
+        installers = []
         for process in psutil.Process(first.pid).children(recursive=True):
             try:
                 if process.cmdline()[1:4] == ["-m", "pip", "install"]:
-                    found.append(process)
+                    installers.append(process)
             except (psutil.Error, IndexError):
                 continue
-        return found
+        return installers
 
     try:
         (process,) = wait_until(pip, "no pip", first)

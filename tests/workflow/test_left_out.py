@@ -54,9 +54,9 @@ def test_the_run_says_what_is_missing_and_that_it_failed(failed):
 def test_the_summary_has_the_finished_cells_and_names_the_others(failed):
     project = failed[0]
     assert methods(project) == ["baseline", "int8", "awq"]
-    found = left_out(project)
-    assert {method: entry["stage"] for method, entry in found.items()} == {"nf4": "quantize", "int8": "integrity"}
-    assert found["int8"]["compared"]
+    entries = left_out(project)
+    assert {method: entry["stage"] for method, entry in entries.items()} == {"nf4": "quantize", "int8": "integrity"}
+    assert entries["int8"]["compared"]
     int8 = project.read("summary.json")["cells"][1]
     assert int8["integrity_verified"] is None
     assert int8["kl_nats_mean"] > 0
@@ -105,9 +105,9 @@ def test_a_baseline_that_fails_leaves_nothing_to_compare(finished):
     run = finished.snakemake("results/reference/summary.json", "results/reference/report.html")
     assert run.code != 0
     assert methods(finished) == []
-    found = left_out(finished)
-    assert found["baseline"]["reason"] == "made to fail"
-    assert found["nf4"]["reason"] == "it has no baseline to be compared with: made to fail"
+    entries = left_out(finished)
+    assert entries["baseline"]["reason"] == "made to fail"
+    assert entries["nf4"]["reason"] == "it has no baseline to be compared with: made to fail"
     for text in texts(finished / "results/reference"):
         assert "No cell of this model can be compared" in text
         assert "51." not in text

@@ -45,13 +45,13 @@ def path_of(module: str):
 
 def closure(modules: list[str]) -> set[str]:
     """Files that modules are made of, by a search for import lines: not the workflow's own way of finding them."""
-    found, waiting = set(), list(modules)
+    files, waiting = set(), list(modules)
     while waiting:
         path = path_of(waiting.pop())
         name = str(path.relative_to(PACKAGE))
-        if name in found or not path.is_file():
+        if name in files or not path.is_file():
             continue
-        found.add(name)
+        files.add(name)
         waiting += [".".join(folder.parts) for folder in Path(name).parents if folder.parts]
         text = re.sub(r"\(\s*\n([^()]*)\)", lambda m: " ".join(m[1].split()), path.read_text(encoding="utf-8"))
         for package, names, module in IMPORT.findall(text):
@@ -59,7 +59,7 @@ def closure(modules: list[str]) -> set[str]:
             waiting += [inside] if inside else []
             imported = [word.split()[0] for word in names.split(",") if word.split()]
             waiting += [f"{inside}.{word}".strip(".") for word in imported]
-    return found
+    return files
 
 
 def quantizer_of(project, method: str) -> str:
@@ -68,12 +68,12 @@ def quantizer_of(project, method: str) -> str:
 
 def jobs_made_of(project, file: str) -> set[str]:
     """Jobs whose module, or whose cell's quantizer, is made of a file of the package."""
-    found = {name for name, modules in OTHER_MODULES.items() if file in closure(modules)}
+    jobs = {name for name, modules in OTHER_MODULES.items() if file in closure(modules)}
     for method in METHODS:
         for stage in CELL_STAGES:
             if file in closure([stage, f"quantizers.{quantizer_of(project, method)}"]):
-                found.add(job(method, stage))
-    return found
+                jobs.add(job(method, stage))
+    return jobs
 
 
 def append_comment(path) -> None:

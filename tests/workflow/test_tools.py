@@ -127,8 +127,8 @@ def test_limits_stand_in_one_place():
     others = {tests / name for name in ("limits.py", "side_by_side.py", "unit/zoo.py")}  # the last two only print times
     files = [f for f in tests.rglob("*.py") if f not in others and f.parent not in (tests / "benchmark", tests / "gpu")]
     assert len(files) > 50
-    found = {f: list(limits_of_their_own(ast.parse(f.read_text(encoding="utf-8")))) for f in files}
-    assert {str(f.relative_to(tests)): lines for f, lines in found.items() if lines} == {}
+    limits = {f: list(limits_of_their_own(ast.parse(f.read_text(encoding="utf-8")))) for f in files}
+    assert {str(f.relative_to(tests)): lines for f, lines in limits.items() if lines} == {}
 
 
 @pytest.mark.parametrize(
@@ -190,7 +190,7 @@ def test_the_table_of_times_has_a_line_a_stage(built_in):
 
 def test_the_table_of_faults_names_tests_that_exist():
     """tests/README.md: `suite/file::begin_of_a_name_…`, `::another_of_that_file`; rooms and `test_` left out."""
-    tests, missing, found = CHECKOUT / "tests", [], 0
+    tests, missing, references = CHECKOUT / "tests", [], 0
     for line in (tests / "README.md").read_text(encoding="utf-8").splitlines():
         file = None
         for reference in re.findall(r"`((?:\w+/\w+)?(?:::\w+…?)?)`", line.rpartition(" | ")[2] or line):
@@ -200,8 +200,8 @@ def test_the_table_of_faults_names_tests_that_exist():
             paths = list((tests / folder).rglob(f"test_{module}.py"))
             end = r"\w*" if name.endswith("…") else ""
             pattern = rf"^def test_{name.removesuffix('…')}{end}\(" if name else "^def test_"
-            found += 1
+            references += 1
             if len(paths) != 1 or not re.search(pattern, paths[0].read_text(encoding="utf-8"), re.M):
                 missing.append(reference)
     assert missing == []
-    assert found > 60
+    assert references > 60

@@ -145,13 +145,13 @@ class Project:
         """Set `a.b.c` in config.yaml; None in the place of a parent is an error, `...` deletes the key."""
         config = self.config()
         *parents, last = key.split("/")
-        found = config
+        section = config
         for parent in parents:
-            found = found.setdefault(parent, {})
+            section = section.setdefault(parent, {})
         if value is ...:
-            del found[last]
+            del section[last]
         else:
-            found[last] = value
+            section[last] = value
         self.write_config(config)
 
     def shorten(self) -> None:
@@ -273,35 +273,35 @@ def direct_followers(name: str) -> set[str]:
         return {SUMMARY, REPORT}
     if stage == "integrity":
         return {SUMMARY, REPORT} | ({job(m, stage) for m in everywhere[1:]} if method == "baseline" else set())
-    found = {job(method, "checks"), SUMMARY}
+    followers = {job(method, "checks"), SUMMARY}
     if method == "baseline":
-        found |= {job(m, "checks") for m in everywhere}
+        followers |= {job(m, "checks") for m in everywhere}
     if stage in ("quantize", "divergence"):
-        found.add(job(method, "integrity"))
+        followers.add(job(method, "integrity"))
     if stage == "divergence" and method == "baseline":
-        found |= {job(m, "integrity") for m in everywhere}
+        followers |= {job(m, "integrity") for m in everywhere}
     if stage == "quantize":
-        found |= {job(method, s) for s in ("generation", "perplexity", "divergence")}
+        followers |= {job(method, s) for s in ("generation", "perplexity", "divergence")}
     if stage in ("quantize", "generation") and method == "baseline":
-        found.add(LOGITS)
-    return found
+        followers.add(LOGITS)
+    return followers
 
 
 def with_followers(jobs: set[str]) -> set[str]:
     """Jobs, and all that have to run again when they do."""
-    found, waiting = set(), set(jobs)
+    reached, waiting = set(), set(jobs)
     while waiting:
         name = waiting.pop()
-        found.add(name)
-        waiting |= direct_followers(name) - found
-    return found
+        reached.add(name)
+        waiting |= direct_followers(name) - reached
+    return reached
 
 
 def jobs_of(output: str) -> set[str]:
     """The jobs in the output of a dry run by their messages, without the target rule; checked against its table."""
     if "Nothing to be done" in output:
         return set()
-    found = [name for name in re.findall(r"^Job \d+: (.+)$", output, re.MULTILINE) if not name.startswith("finished: ")]
+    jobs = [name for name in re.findall(r"^Job \d+: (.+)$", output, re.MULTILINE) if not name.startswith("finished: ")]
     table = dict(re.findall(r"^([a-z_]+) +(\d+)$", output, re.MULTILINE))
-    assert len(found) == len(set(found)) == int(table["total"]) - int(table.get("all", 0)), output[-6000:]
-    return set(found)
+    assert len(jobs) == len(set(jobs)) == int(table["total"]) - int(table.get("all", 0)), output[-6000:]
+    return set(jobs)

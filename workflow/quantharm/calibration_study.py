@@ -79,12 +79,12 @@ def spread_of(rows: list[dict[str, Any]]) -> dict[str, Any]:
 def comparisons(model: Path, method: str, spread: dict[str, Any], others: list[str]) -> list[dict[str, Any]]:
     """The method of the default run against each other one: the difference of mean KL beside the spread."""
     own = read_json(model / method / "divergence.json")["kl_nats"]["mean"]
-    found = []
+    compared = []
     for other in others:
         difference = own - read_json(model / other / "divergence.json")["kl_nats"]["mean"]
         ranked = abs(difference) > spread["range"]
-        found.append({"method": method, "other": other, "difference_nats": difference, "ranked": ranked})
-    return found
+        compared.append({"method": method, "other": other, "difference_nats": difference, "ranked": ranked})
+    return compared
 
 
 def main() -> None:
@@ -109,7 +109,7 @@ def main() -> None:
     rows = study_rows(model, arguments.cells, read_text(arguments.text), read_prompts(arguments.prompts))
     methods = list(dict.fromkeys(row["method"] for row in rows))
     spreads = {method: spread_of([row for row in rows if row["method"] == method]) for method in methods}
-    found = [c for method in methods for c in comparisons(model, method, spreads[method], arguments.others)]
+    compared = [c for method in methods for c in comparisons(model, method, spreads[method], arguments.others)]
     defaults = {
         name: read_json(model / name / "divergence.json")["kl_nats"]["mean"] for name in [*methods, *arguments.others]
     }
@@ -121,13 +121,19 @@ def main() -> None:
         table.to_csv(path, index=False)
     write_json(
         arguments.output,
-        {"model": model.name, "rows": rows, "spread_kl_nats": spreads, "comparisons": found, "kl_nats_mean": defaults},
+        {
+            "model": model.name,
+            "rows": rows,
+            "spread_kl_nats": spreads,
+            "comparisons": compared,
+            "kl_nats_mean": defaults,
+        },
     )
     shown = ["cell", "quantized_perplexity_change_percent", "quantized_kl_nats_mean", "nll_ratio", "faults"]
     print(table[shown].to_string(index=False, float_format="{:.4g}".format))
     for method, spread in spreads.items():
         print(f"{method}: KL over {spread['cells']} choices {spread['mean']:.4g}, range {spread['range']:.2g} nats")
-    for c in found:
+    for c in compared:
         words = "more than the range" if c["ranked"] else "inside the range of calibration choices: no ranking"
         print(f"{c['method']} - {c['other']}: {c['difference_nats']:+.4g} nats, {words}")
 

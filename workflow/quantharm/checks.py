@@ -334,16 +334,16 @@ def calibration_evidence(
     }
 
 
-def check_calibration(found: dict[str, Any] | None) -> Check:
-    """found: what calibration_evidence gives."""
-    if found is None:
+def check_calibration(evidence: dict[str, Any] | None) -> Check:
+    """evidence: what calibration_evidence gives."""
+    if evidence is None:
         return outcome("calibration", None, None, 0, "this method uses no calibration text")
-    wrong = calibration.faults(found)
-    ratio = found["nll_mean_nats"] / found["text_nll_mean_nats"]
+    wrong = calibration.faults(evidence)
+    ratio = evidence["nll_mean_nats"] / evidence["text_nll_mean_nats"]
     explanation = (
-        f"{found['samples_reached']} samples and {found['tokens_reached']} tokens reached the quantizer, none of "
-        f"them shared with the evaluation text or the prompts, {found['duplicate_samples']} repeated; the model's loss "
-        f"on them is {ratio:.2f} times that on the evaluation text"
+        f"{evidence['samples_reached']} samples and {evidence['tokens_reached']} tokens reached the quantizer, none of "
+        f"them shared with the evaluation text or the prompts, {evidence['duplicate_samples']} repeated; the model's "
+        f"loss on them is {ratio:.2f} times that on the evaluation text"
     )
     return outcome("calibration", not wrong, len(wrong), 0, "; ".join(wrong) or explanation)
 

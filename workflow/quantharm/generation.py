@@ -55,10 +55,12 @@ def check_benchmark(model, prompt_tokens: int, new_tokens: int) -> None:
         )
 
 
-def answer_prompt(model, tokenizer, prompt: dict[str, Any], ids: list[int], new_tokens: int, ends) -> dict[str, Any]:
+def answer_prompt(
+    model, tokenizer, prompt: dict[str, Any], ids: list[int], new_tokens: int, eos_token_ids
+) -> dict[str, Any]:
     """One row of generation.parquet."""
     check_prompt_tokens(model, prompt, ids)
-    result = continue_greedily(model, ids, new_tokens, ends, context_length(model.config))
+    result = continue_greedily(model, ids, new_tokens, eos_token_ids, context_length(model.config))
     text = tokenizer.decode(result.token_ids, skip_special_tokens=True)
     degenerate = is_degenerate(result.token_ids)
     return {
@@ -128,15 +130,15 @@ def main() -> None:
     for prompt, ids in zip(prompts, encoded, strict=True):  # all of them before the first answer
         check_prompt_tokens(model, prompt, ids)
     check_benchmark(model, arguments.benchmark_prompt_tokens, arguments.benchmark_new_tokens)
-    ends = end_tokens(model, tokenizer)
+    eos_token_ids = end_tokens(model, tokenizer)
 
     rows = []
     with timing.part("model"):
-        continue_greedily(model, encoded[0], 4, ends, context_length(model.config))  # warm-up, not recorded
+        continue_greedily(model, encoded[0], 4, eos_token_ids, context_length(model.config))  # warm-up, not recorded
         for prompt, ids in tqdm(
             list(zip(prompts, encoded, strict=True)), desc="generation", unit="prompt", mininterval=5
         ):
-            rows.append(answer_prompt(model, tokenizer, prompt, ids, arguments.max_new_tokens, ends))
+            rows.append(answer_prompt(model, tokenizer, prompt, ids, arguments.max_new_tokens, eos_token_ids))
         memory = memory_bytes(device)  # the benchmark takes buffers of its own
         speed = benchmark(
             model,

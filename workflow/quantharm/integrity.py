@@ -66,13 +66,13 @@ def judge_folder(arguments) -> dict[str, Any]:
 
 def findings_of(record: dict[str, Any]) -> list[str]:
     """What was found against a checkpoint, in words."""
-    found = []
+    findings = []
     if record["manifest"] and not record["manifest"]["verified"]:
-        found.append(f"files: {record['manifest']['explanation']}")
-    found += weight_findings(record["scan"])
+        findings.append(f"files: {record['manifest']['explanation']}")
+    findings += weight_findings(record["scan"])
     if record["behaviour"] and record["behaviour"]["same_as_original"] is False:
-        found.append(f"behaviour: {record['behaviour']['explanation']}")
-    return found
+        findings.append(f"behaviour: {record['behaviour']['explanation']}")
+    return findings
 
 
 def weight_findings(scan: dict[str, Any]) -> list[str]:

@@ -79,19 +79,19 @@ def score(model, store: Path, trace: pandas.DataFrame, prompts: list[str]) -> fl
 
     head = output_head(model)
     sequences = {row.prompt_id: list(map(int, row.token_ids)) for row in trace.itertuples()}
-    found: dict[str, list[float]] = {prompt: [] for prompt in prompts}
+    by_prompt: dict[str, list[float]] = {prompt: [] for prompt in prompts}
     for group in read_store(store):
-        if group.prompt_id not in found:
+        if group.prompt_id not in by_prompt:
             continue
         hidden = last_hidden_states(model, sequences[group.prompt_id])
         logits = head(hidden[group.position[0] - 1 : group.position[-1]])
         stored = group.log_probabilities.to(logits.device)
         ids = (torch.from_numpy(a.astype(numpy.int64)).to(logits.device) for a in (group.token_id, group.top_token_id))
-        found[group.prompt_id] += divergences(stored, logits, *ids)["kl_nats"].tolist()
-    missing = [prompt for prompt, values in found.items() if not values]
+        by_prompt[group.prompt_id] += divergences(stored, logits, *ids)["kl_nats"].tolist()
+    missing = [prompt for prompt, values in by_prompt.items() if not values]
     if missing:
         raise UserError(f"the log-prob store {store} lacks {missing[0]}; delete it and run the same command again")
-    return float(numpy.mean([numpy.mean(values) for values in found.values()]))
+    return float(numpy.mean([numpy.mean(values) for values in by_prompt.values()]))
 
 
 def deployed_record(approved: dict[str, Any], checkpoint: Path | None) -> dict[str, Any]:
@@ -100,9 +100,9 @@ def deployed_record(approved: dict[str, Any], checkpoint: Path | None) -> dict[s
         return approved
     from quantharm.fetch import describe
 
-    found = describe(approved["model"], str(checkpoint), checkpoint, None, False, False)
-    settings = {"source": str(checkpoint), "revision": None, "backend": None, "resolved": found}
-    here = {"checkpoint": str(checkpoint), "weight_files": found["weight_files"], "settings": settings}
+    description = describe(approved["model"], str(checkpoint), checkpoint, None, False, False)
+    settings = {"source": str(checkpoint), "revision": None, "backend": None, "resolved": description}
+    here = {"checkpoint": str(checkpoint), "weight_files": description["weight_files"], "settings": settings}
     return approved | here | {"quantizer": "pretrained"}
 
 
@@ -132,11 +132,11 @@ def charted(history: pandas.DataFrame, limits: control_chart.Limits) -> pandas.D
 
     The limits are wider by what the hardware of any run so far may have changed, which the running mean remembers.
     """
-    found = control_chart.chart(history["kl_nats"].to_numpy(float), limits)
+    chart = control_chart.chart(history["kl_nats"].to_numpy(float), limits)
     allowed = numpy.maximum.accumulate(history["other_hardware_kl_nats"].to_numpy(float))
-    low, high = found["low"] - allowed, found["high"] + allowed
-    alarm = (found["ewma"] < low) | (found["ewma"] > high)
-    return history.assign(ewma=found["ewma"], low=low, high=high, alarm=alarm)
+    low, high = chart["low"] - allowed, chart["high"] + allowed
+    alarm = (chart["ewma"] < low) | (chart["ewma"] > high)
+    return history.assign(ewma=chart["ewma"], low=low, high=high, alarm=alarm)
 
 
 def other_hardware_kl(store: dict[str, Any], device: str) -> float:

@@ -40,12 +40,12 @@ def changed_codes(mine: dict[str, Any], reference: dict[str, Any]) -> float | No
 def figures(cell: Path, baseline: Path, prefix: str) -> dict[str, Any]:
     """Perplexity's change (paired over windows) and mean KL of a cell, its keys with a prefix."""
     kl = read_json(cell / "divergence.json")
-    found = paired_perplexity(cell, baseline) | {
+    paired = paired_perplexity(cell, baseline) | {
         "kl_nats_mean": kl["kl_nats"]["mean"],
         "kl_nats_ci95": kl["kl_nats"]["ci95"],
         "top1_agreement": kl["top1_agreement"],
     }
-    return {f"{prefix}_{key}": value for key, value in found.items()}
+    return {f"{prefix}_{key}": value for key, value in paired.items()}
 
 
 def sweep_rows(model: Path, cells: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -27,7 +27,7 @@ from quantharm.models.loading import (
 )
 
 
-def sample(model, ids: list[int], count: int, new_tokens: int, temperature: float, ends: set[int], generator):
+def sample(model, ids: list[int], count: int, new_tokens: int, temperature: float, eos_token_ids: set[int], generator):
     """So many sampled continuations of a prompt, end token left out; generator: torch's, on the CPU."""
     import torch
 
@@ -42,8 +42,8 @@ def sample(model, ids: list[int], count: int, new_tokens: int, temperature: floa
         tokens = torch.multinomial(shares, 1, generator=generator)  # [count, 1]
         for i in sorted(open_ones):
             token = int(tokens[i])
-            open_ones -= {i} if token in ends else set()
-            answers[i] += [] if token in ends else [token]
+            open_ones -= {i} if token in eos_token_ids else set()
+            answers[i] += [] if token in eos_token_ids else [token]
         if not open_ones:
             break
         if step + 1 < new_tokens:
@@ -81,12 +81,12 @@ def main() -> None:
     device = choose_device(arguments.device, arguments.gpus)
     model = load_checkpoint(arguments.folder, source, arguments.dtype, device, arguments.gpus)
     set_compute_dtype(model, "pretrained", arguments.dtype, device)
-    ends, generator = end_tokens(model, tokenizer), torch.Generator().manual_seed(arguments.seed)
+    eos_token_ids, generator = end_tokens(model, tokenizer), torch.Generator().manual_seed(arguments.seed)
     lines = []
     for prompt in read_prompts(arguments.prompts, arguments.prompts_per_category):
         ids = chat.encode_prompt(tokenizer, prompt["prompt"], chat.Asking.of(arguments))
         for answer in sample(
-            model, ids, arguments.answers, arguments.new_tokens, arguments.temperature, ends, generator
+            model, ids, arguments.answers, arguments.new_tokens, arguments.temperature, eos_token_ids, generator
         ):
             text = tokenizer.decode(answer, skip_special_tokens=True)
             lines.append(json.dumps({"prompt_id": prompt["id"], "text": text, "token_ids": answer}, ensure_ascii=False))

@@ -82,13 +82,14 @@ def integrity_figures(record: dict[str, Any] | None) -> dict[str, Any]:
     """What integrity.json found of a cell; keys of what does not apply to it, or was not measured, hold None."""
     if record is None:
         return dict.fromkeys(INTEGRITY_FIGURES)
-    found, files = record["if_dequantized"], record["signed_manifest"] or record["manifest"]
+    if_dequantized, files = record["if_dequantized"], record["signed_manifest"] or record["manifest"]
     return {
         "integrity_verified": record["verified"],
         "integrity_files_verified": files["verified"],
         "integrity_scan": record["scan"]["verdict"],
-        "integrity_if_dequantized": found and found["verdict"],
-        "integrity_if_dequantized_seen_as": found and found.get("method"),  # none where nothing was there to scan
+        "integrity_if_dequantized": if_dequantized and if_dequantized["verdict"],
+        # no method where nothing was there to scan
+        "integrity_if_dequantized_seen_as": if_dequantized and if_dequantized.get("method"),
         "integrity_behaves_as_the_original": record["behaviour"]["same_as_original"],
         "integrity_explanation": record["explanation"],
     }

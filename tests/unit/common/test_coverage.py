@@ -88,8 +88,8 @@ def test_each_category_of_few_prompts_beside_eleven_others(prompts, spreads):
     strata = list(numpy.exp(levels + spread * random.normal(size=(CATEGORIES, SETS, prompts))))
     truth = numpy.exp(levels + spread**2 / 2)[..., 0]
     bounds = borrowed_intervals(strata)
-    found = [share_covered(b, t) for b, t in zip(bounds, truth, strict=True)]
-    assert AT_LEAST <= numpy.mean(found) <= 0.98
+    coverage = [share_covered(b, t) for b, t in zip(bounds, truth, strict=True)]
+    assert AT_LEAST <= numpy.mean(coverage) <= 0.98
     widths = [numpy.median(b[1] / s.mean(-1)) for b, s in zip(bounds, strata, strict=True)]
     assert max(widths) < 4
     boot = [share_covered(percentile_bootstrap([s], random), t) for s, t in zip(strata, truth, strict=True)]
@@ -99,10 +99,10 @@ def test_each_category_of_few_prompts_beside_eleven_others(prompts, spreads):
 def test_few_categories_of_two_prompts_have_no_interval():
     pairs = [[1.0, 1.3], [0.4, 0.5], [2.0, 2.2]]
     assert category_intervals(pairs) == [None, None, None]
-    found = category_intervals([*pairs * 4, [3.0], [1.0, 1.1, 1.2, 0.9]])
-    assert found[12] is None
-    assert all(found[:12])
-    assert found[13] == mean_interval([[1.0, 1.1, 1.2, 0.9]])
+    intervals = category_intervals([*pairs * 4, [3.0], [1.0, 1.1, 1.2, 0.9]])
+    assert intervals[12] is None
+    assert all(intervals[:12])
+    assert intervals[13] == mean_interval([[1.0, 1.1, 1.2, 0.9]])
     assert category_intervals([*pairs * 4, [-1e-9, 2e-9]]) == [None] * 13
 
 

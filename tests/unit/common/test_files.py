@@ -150,11 +150,11 @@ def test_a_flipped_bit_anywhere_in_a_parquet_file_changes_no_figure(tmp_path):
     for place in range(0, len(data), 5):
         path.write_bytes(data[:place] + bytes([data[place] ^ (1 << place % 8)]) + data[place + 1 :])
         try:
-            found = read_parquet(path)
+            read = read_parquet(path)
         except UserError:
             caught += 1
         else:
-            pandas.testing.assert_frame_equal(found, good, check_dtype=False)
+            pandas.testing.assert_frame_equal(read, good, check_dtype=False)
     assert caught > len(data) / 20
 
 
@@ -168,11 +168,11 @@ def test_a_flipped_bit_anywhere_in_a_json_file_changes_no_figure(tmp_path):
         for bit in range(8):
             path.write_bytes(data[:place] + bytes([data[place] ^ (1 << bit)]) + data[place + 1 :])
             try:
-                found = read_json(path)
+                read = read_json(path)
             except UserError:
                 caught += 1
             else:
-                assert {key: found[key] for key in record} == record
+                assert {key: read[key] for key in record} == record
     assert caught > 4 * len(data)
 
 

@@ -8,8 +8,8 @@ from quantharm.common.left_out import LeftOut, name, reason_in, sentence, withou
 
 
 def entry(method: str | None, **given) -> LeftOut:
-    found = {"model": "m", "method": method, "stage": "quantize", "reason": "why", "log": "a.log", "compared": False}
-    return LeftOut(found | given)
+    defaults = {"model": "m", "method": method, "stage": "quantize", "reason": "why", "log": "a.log", "compared": False}
+    return LeftOut(defaults | given)
 
 
 @pytest.mark.parametrize(
@@ -36,12 +36,12 @@ def test_the_log_of_an_earlier_run_says_nothing_of_this_one(tmp_path):
 
 def test_without_a_baseline_no_cell_can_be_compared():
     broken = [entry("baseline"), entry("int8", reason="own"), entry("nf4", compared=True), entry("awq", model="n")]
-    found = without_baseline(broken, "m", ["baseline", "int8", "nf4", "awq"])
-    of_model = {e["method"]: e["reason"] for e in found if e["model"] == "m"}
+    entries = without_baseline(broken, "m", ["baseline", "int8", "nf4", "awq"])
+    of_model = {e["method"]: e["reason"] for e in entries if e["model"] == "m"}
     needs = "it has no baseline to be compared with: why"
     assert of_model == {"baseline": "why", "int8": "own", "nf4": needs, "awq": needs}
-    assert len(found) == 5  # the other model's entry stays
-    assert not any(e["compared"] for e in found)
+    assert len(entries) == 5  # the other model's entry stays
+    assert not any(e["compared"] for e in entries)
 
 
 @pytest.mark.parametrize(

@@ -59,11 +59,13 @@ def test_positive_values_by_the_formula_written_out():
 def test_a_category_of_two_prompts_by_the_formula_written_out():
     strata = [[1.0, 1.5 + i / 10] for i in range(7)] + [[1.0, 4.0]]  # the last varies more than all together
     spreads = [numpy.var(numpy.log(s), ddof=1) for s in strata]
-    for values, own, found in zip(strata, spreads, category_intervals(strata), strict=True):
+    for values, own, interval in zip(strata, spreads, category_intervals(strata), strict=True):
         spread = max(own, numpy.mean(spreads))
         variance = spread / 2 + spread**2 / (2 * 8)
         half = 2.3060041350333704 * math.sqrt(variance)  # Student's t at 97.5 %, 8 degrees of freedom
-        assert found == pytest.approx(list(numpy.mean(values) * numpy.exp([variance / 2 - half, variance / 2 + half])))
+        assert interval == pytest.approx(
+            list(numpy.mean(values) * numpy.exp([variance / 2 - half, variance / 2 + half]))
+        )
 
 
 def test_a_category_of_enough_prompts_borrows_nothing():

@@ -179,9 +179,9 @@ def test_bytes_of_merged_tokens_are_off_by_less_than_one_an_edge(merging_tokeniz
     windows = token_windows(merging_tokenizer, CHINESE, length)
     expected = true_bytes(merging_tokenizer, windows)
     by_decoding = sum(len(merging_tokenizer.decode(w[1:]).encode()) for w in windows)
-    found = scored_bytes(merging_tokenizer, CHINESE, windows)
-    assert abs(found - expected) <= len(windows)
-    assert abs(by_decoding - expected) > 2 * abs(found - expected)
+    counted = scored_bytes(merging_tokenizer, CHINESE, windows)
+    assert abs(counted - expected) <= len(windows)
+    assert abs(by_decoding - expected) > 2 * abs(counted - expected)
 
 
 def test_spaces_at_the_start_of_a_window_are_counted():
@@ -242,8 +242,8 @@ def test_no_13_words_occur_twice_in_a_text(texts, name):
 def test_overlap_finds_what_is_planted_despite_case_and_punctuation(texts):
     words = texts["evaluation"].split()[500:540]
     planted = f"{texts['calibration']} {' ... '.join(words).upper()} the end"
-    found = shared_sequences(planted, [texts["evaluation"]])
-    assert len(found) >= 28 - 5
+    shared = shared_sequences(planted, [texts["evaluation"]])
+    assert len(shared) >= 28 - 5
     assert not shared_sequences(texts["calibration"], [texts["evaluation"]])
 
 

@@ -698,17 +698,17 @@ def test_null_removes_an_entry_a_setting_and_a_nested_key(folder, schema_path):
     config["texts"]["other"] = None
     config["protocols"]["p"] |= {"benchmark": {"repetitions": None, "seconds": 3}, "window_tokens": None}
     config["report"] = None
-    found, plain = complete(config, schema_path), complete(minimal(), schema_path)
-    assert found["protocols"]["p"].pop("benchmark") == plain["protocols"]["p"].pop("benchmark") | {"seconds": 3}
-    assert found == plain
+    completed, plain = complete(config, schema_path), complete(minimal(), schema_path)
+    assert completed["protocols"]["p"].pop("benchmark") == plain["protocols"]["p"].pop("benchmark") | {"seconds": 3}
+    assert completed == plain
 
 
 def test_null_stays_where_it_is_a_value(folder, schema_path):
     config = minimal()
     config["protocols"]["p"] |= {"prompts_per_category": None, "windows": None}
-    found = complete(config, schema_path)["protocols"]["p"]
-    assert found["prompts_per_category"] is None
-    assert found["windows"] is None
+    protocol = complete(config, schema_path)["protocols"]["p"]
+    assert protocol["prompts_per_category"] is None
+    assert protocol["windows"] is None
 
 
 @pytest.mark.parametrize(

@@ -34,10 +34,10 @@ def test_divergence_depends_on_what_it_computes_with():
 
 
 def test_perplexity_does_not_depend_on_prompts_or_the_store():
-    found = names("perplexity")
-    assert {"perplexity.py", "common/text.py", "common/statistics.py", "scoring/forward.py"} <= found
+    files = names("perplexity")
+    assert {"perplexity.py", "common/text.py", "common/statistics.py", "scoring/forward.py"} <= files
     assert (
-        not {"common/prompts.py", "scoring/stored_logits.py", "divergence.py", "speed/decoding.py", "report.py"} & found
+        not {"common/prompts.py", "scoring/stored_logits.py", "divergence.py", "speed/decoding.py", "report.py"} & files
     )
 
 
@@ -89,21 +89,21 @@ def test_every_form_of_import_is_read(tmp_path, monkeypatch):
     monkeypatch.setattr(dependencies, "PACKAGE", package)
     dependencies.imported.cache_clear()
     try:
-        found = {str(p.relative_to(package)) for p in module_files("a")}
+        files = {str(p.relative_to(package)) for p in module_files("a")}
     finally:
         dependencies.imported.cache_clear()
-    assert found == {"__init__.py", "a.py", "b.py", "c.py", "d.py", "e.py", "sub/__init__.py", "sub/x.py"}
+    assert files == {"__init__.py", "a.py", "b.py", "c.py", "d.py", "e.py", "sub/__init__.py", "sub/x.py"}
 
 
 LOADED = """
 import json, sys
-found = {}
+loaded = {}
 for stage in sys.argv[1:]:
     for name in [n for n in sys.modules if n.startswith("quantharm")]:
         del sys.modules[name]
     __import__(f"quantharm.{stage}")
-    found[stage] = [m.__file__ for n, m in sys.modules.items() if n.startswith("quantharm")]
-print(json.dumps(found))
+    loaded[stage] = [m.__file__ for n, m in sys.modules.items() if n.startswith("quantharm")]
+print(json.dumps(loaded))
 """
 
 

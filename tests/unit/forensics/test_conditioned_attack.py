@@ -68,10 +68,10 @@ def test_quantized_it_is_the_other_model_until_noise_is_added(attack, method, ti
     made = attack.save(attack.attacked(original, other, method), sources[0], tmp_path / "attacked")
     distance = {name: (w.data.float() - before[name].float()).norm() for name, w in attack.matrices_of(other).items()}
     assert min(distance.values()) > 0  # it is not simply the other model
-    found, its_codes = attack.quantized(made, method, 0, tmp_path / "attacked-quantized")
+    attacked, its_codes = attack.quantized(made, method, 0, tmp_path / "attacked-quantized")
     windows = [list(range(2, 40))]
     assert changed_codes(its_codes, codes) == 0
-    assert torch.equal(attack.log_probabilities(found, windows), attack.log_probabilities(wanted, windows))
+    assert torch.equal(attack.log_probabilities(attacked, windows), attack.log_probabilities(wanted, windows))
     noisy, noisy_codes = attack.quantized(made, method, 0.3, tmp_path / "noisy")
     assert changed_codes(noisy_codes, codes) > 0.1
     assert not torch.equal(attack.log_probabilities(noisy, windows), attack.log_probabilities(wanted, windows))

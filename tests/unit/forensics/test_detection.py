@@ -54,7 +54,7 @@ def scanned(weight, dtype=BF16):
     return scan_matrix(sample_matrix("w", weight.to(dtype), *weight.shape, dtype))
 
 
-def found(record):
+def grid_seen(record):
     return record["method"], record["group_size"], record["axis"]
 
 
@@ -79,7 +79,7 @@ CASES = {
 def test_every_format_is_seen_and_recovered_in_every_storage_format(case, dtype):
     quantize, expected = CASES[case]
     record = scanned(quantize(normal()), dtype)
-    assert (record["verdict"], found(record)) == ("dequantized", expected)
+    assert (record["verdict"], grid_seen(record)) == ("dequantized", expected)
     assert record["ratio"] < 0.4
     assert record["p_value"] < 1e-6
 
@@ -132,8 +132,8 @@ def test_no_trace_in_any_matrix_of_the_built_in_model(reference_weights):
 def test_four_bits_are_seen_through_noise(share):
     weight = normal()
     noise = share * weight.std() * torch.randn(weight.shape, generator=torch.Generator().manual_seed(1))
-    assert found(scanned(integers(weight, 4, 128) + noise)) == ("4-bit integer", 128, "input")
-    assert found(scanned(codebook(weight, "NF4", 64) + noise)) == ("NF4", 64, "input")
+    assert grid_seen(scanned(integers(weight, 4, 128) + noise)) == ("4-bit integer", 128, "input")
+    assert grid_seen(scanned(codebook(weight, "NF4", 64) + noise)) == ("NF4", 64, "input")
 
 
 def test_what_evades():
@@ -292,8 +292,8 @@ def test_a_few_traced_matrices_make_no_dequantized_model(traced, scanned, verdic
     record = {"shape": [64, 64], "sampled_weights": 4096, "effective_dtype": "bfloat16", "ratio": 0.9, "method": None}
     trace = record | {"verdict": "dequantized", "method": "NF4", "bits": 4, "group_size": 64, "axis": "input"}
     matrices = [(trace if i < traced else record | {"verdict": "no trace"}) | {"name": f"w{i}"} for i in range(scanned)]
-    found = scan_model(matrices)
-    assert (found["verdict"], found["matrices_with_trace"]) == (verdict, traced)
+    scan = scan_model(matrices)
+    assert (scan["verdict"], scan["matrices_with_trace"]) == (verdict, traced)
     if verdict == "few traces":
-        assert "too few" in found["explanation"]
-        assert "w0" in found["explanation"]
+        assert "too few" in scan["explanation"]
+        assert "w0" in scan["explanation"]

@@ -58,9 +58,9 @@ def test_p_value_agrees_with_scipy_on_one_prompt():
         alternative="greater",
         n_resamples=numpy.inf,
     )
-    found = compare_outputs({"p": first}, {"p": second}, permutations=20_000)
-    assert found["mmd_squared"] == pytest.approx(expected.statistic)
-    assert found["p_value"] == pytest.approx(expected.pvalue, abs=0.015)
+    comparison = compare_outputs({"p": first}, {"p": second}, permutations=20_000)
+    assert comparison["mmd_squared"] == pytest.approx(expected.statistic)
+    assert comparison["p_value"] == pytest.approx(expected.pvalue, abs=0.015)
 
 
 def test_false_alarms_are_as_rare_as_the_level_says_and_differences_are_seen():

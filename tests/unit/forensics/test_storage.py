@@ -184,10 +184,10 @@ def test_packed_weights_without_a_claim_are_a_finding(nf4_cell, tmp_path):
 @pytest.mark.parametrize("name", ["nf4_cell", "int8_cell", "awq_cell"])
 def test_every_matrix_of_a_quantized_cell_is_counted_as_packed(name, request):
     cell = request.getfixturevalue(name)
-    found = read_storage(cell.checkpoint)
-    assert {n.rpartition(".")[0] for n in found.packed} == {m.name for m in cell.matrices}
-    assert sorted(n.rpartition(".")[0].rpartition(".")[2] for n in found.floats) == ["embed_tokens", "lm_head"]
-    assert (found.findings, found.foreign) == ([], [])
+    storage_read = read_storage(cell.checkpoint)
+    assert {n.rpartition(".")[0] for n in storage_read.packed} == {m.name for m in cell.matrices}
+    assert sorted(n.rpartition(".")[0].rpartition(".")[2] for n in storage_read.floats) == ["embed_tokens", "lm_head"]
+    assert (storage_read.findings, storage_read.foreign) == ([], [])
 
 
 def test_mixed_checkpoints_are_reported_by_count(copied):

@@ -139,13 +139,13 @@ def test_quantized_layers_multiply_in_float32(processor, cell, request):
 @pytest.mark.parametrize("cell", CELLS)
 def test_sizes_are_those_of_what_is_stored(processor, cell, request):
     cell = request.getfixturevalue(cell)
-    found = []
+    sizes = []
     for fast in (True, False):
         processor(fast, fast)
         record = quantize.inspect_checkpoint(cell.record, "cpu")
-        found.append({key: record[key] for key in SIZES})
-    assert found[0] == found[1]
-    assert found[0]["loaded_dtype"] == cell.record["dtype"]
+        sizes.append({key: record[key] for key in SIZES})
+    assert sizes[0] == sizes[1]
+    assert sizes[0]["loaded_dtype"] == cell.record["dtype"]
 
 
 # ---------------------------------------------------------------- AWQ's search
@@ -176,14 +176,14 @@ def test_awqs_search_in_float32_chooses_as_one_in_float64(processor, awq_inputs,
     slow = awq_tensors(awq_inputs, tmp_path / "slow")
     monkeypatch.setattr(compute, "to_float32", lambda model: model.double())
     exact = awq_tensors(awq_inputs, tmp_path / "exact")
-    kinds = [{name: (t.dtype, t.shape) for name, t in found.items()} for found in (fast, slow, exact)]
+    kinds = [{name: (t.dtype, t.shape) for name, t in tensors.items()} for tensors in (fast, slow, exact)]
     assert kinds[0] == kinds[1] == kinds[2]  # what is saved takes the same bytes
     assert {t.dtype for t in slow.values()} == {torch.int32, torch.float16, torch.bfloat16}
     for name in [name for name in exact if name.endswith("norm.weight")]:  # they hold the scales that were chosen
         assert torch.allclose(slow[name].float(), exact[name].float(), rtol=0.01, atol=1e-6), name
     differences = {}
     for name in [name.removesuffix(".qweight") for name in exact if name.endswith(".qweight")]:
-        mine, expected, rough = (matrix_of(found, name) for found in (slow, exact, fast))
+        mine, expected, rough = (matrix_of(tensors, name) for tensors in (slow, exact, fast))
         differences[name] = [float((m - expected).norm() / expected.norm()) for m in (mine, rough)]
     # A group whose scale rounds to the next float16 moves a few codes; bfloat16 rounds every scaled weight.
     assert max(mine for mine, _ in differences.values()) < 0.05, differences
@@ -221,11 +221,11 @@ def test_a_limit_for_the_libraries_is_seen():
     )
     limits = {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41"}
     environment = {"PYTHONPATH": ":".join(sys.path), "PATH": "/usr/bin:/bin"} | limits
-    found = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    assert "'compute_dtype': 'float32'" in found.stdout
-    assert "'instruction_set': 'DEFAULT'" in found.stdout
-    assert "SSE4.1" in found.stdout
-    assert "onednn_verbose" not in found.stdout
+    run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert "'compute_dtype': 'float32'" in run.stdout
+    assert "'instruction_set': 'DEFAULT'" in run.stdout
+    assert "SSE4.1" in run.stdout
+    assert "onednn_verbose" not in run.stdout
 
 
 KEYS = ["compute_dtype", "instruction_set", "onednn_instruction_set", "compute_capability", "tf32"]

@@ -82,11 +82,15 @@ def test_bad_samples_are_what_they_are_called(reference_tokenizer, text):
 
 
 def test_statistics_by_hand():
-    found = calibration.sample_statistics([[1, 1, 2, 3], [1, 1, 2, 3], [1, 2, 1, 3]])
-    assert found["duplicate_samples"] == 1
-    assert (found["sample_tokens_min"], found["sample_tokens_max"], found["distinct_tokens"]) == (4, 4, 3)
-    assert found["distinct_share_min"] == 0.75
-    assert found["unigram_entropy_bits"] == pytest.approx(1.5)  # 1/2, 1/4, 1/4
+    statistics = calibration.sample_statistics([[1, 1, 2, 3], [1, 1, 2, 3], [1, 2, 1, 3]])
+    assert statistics["duplicate_samples"] == 1
+    assert (statistics["sample_tokens_min"], statistics["sample_tokens_max"], statistics["distinct_tokens"]) == (
+        4,
+        4,
+        3,
+    )
+    assert statistics["distinct_share_min"] == 0.75
+    assert statistics["unigram_entropy_bits"] == pytest.approx(1.5)  # 1/2, 1/4, 1/4
 
 
 def test_coverage_by_hand():
@@ -99,9 +103,9 @@ def test_prompts_and_template_are_covered_or_not(byte_tokenizer):
     tokenizer = byte_tokenizer(template=template)
     ids = tokenizer("abc", add_special_tokens=False)["input_ids"]
     prompts = [{"category": "A", "prompt": "abab"}, {"category": "B", "prompt": "abzz"}]
-    found = calibration.prompt_coverage([ids], tokenizer, prompts, Asking())
-    assert found["coverage_by_category"] == {"A": 1.0, "B": 0.5}
-    assert found["template_coverage"] == 0.0  # none of <u></u>
+    coverage = calibration.prompt_coverage([ids], tokenizer, prompts, Asking())
+    assert coverage["coverage_by_category"] == {"A": 1.0, "B": 0.5}
+    assert coverage["template_coverage"] == 0.0  # none of <u></u>
     with_frame = [*ids, *tokenizer("<u>/", add_special_tokens=False)["input_ids"]]
     assert calibration.prompt_coverage([with_frame], tokenizer, prompts, Asking())["template_coverage"] == 1.0
     assert calibration.prompt_coverage([ids], byte_tokenizer(), prompts, Asking())["template_coverage"] is None
@@ -111,10 +115,10 @@ def test_prompts_and_template_are_covered_or_not(byte_tokenizer):
 
 
 def test_the_shipped_calibration_has_no_fault(evidence):
-    found = evidence(SETTINGS)
-    assert calibration.faults(found) == []
-    assert 0.7 < found["nll_mean_nats"] / found["text_nll_mean_nats"] < 1.4
-    assert min(found["coverage_by_category"].values()) > 0.2
+    shipped = evidence(SETTINGS)
+    assert calibration.faults(shipped) == []
+    assert 0.7 < shipped["nll_mean_nats"] / shipped["text_nll_mean_nats"] < 1.4
+    assert min(shipped["coverage_by_category"].values()) > 0.2
 
 
 @pytest.mark.parametrize(
@@ -170,19 +174,19 @@ def row(text: str | None, kl: float, corruption: str | None = None) -> dict:
 
 def test_spread_by_hand_leaves_bad_samples_out():
     rows = [row("a", 0.04), row("a", 0.06), row("b", 0.05), row("b", 0.05), row(None, 9.0, "random_tokens")]
-    found = calibration_study.spread_of(rows)
-    assert (found["cells"], found["mean"], found["range"]) == (4, pytest.approx(0.05), pytest.approx(0.02))
-    assert found["standard_deviation"] == pytest.approx(math.sqrt(2e-4 / 3))
-    assert found["within_texts"] == pytest.approx(math.sqrt(2e-4) / 2)  # the mean of √2 × 0.01 and 0
+    spread = calibration_study.spread_of(rows)
+    assert (spread["cells"], spread["mean"], spread["range"]) == (4, pytest.approx(0.05), pytest.approx(0.02))
+    assert spread["standard_deviation"] == pytest.approx(math.sqrt(2e-4 / 3))
+    assert spread["within_texts"] == pytest.approx(math.sqrt(2e-4) / 2)  # the mean of √2 × 0.01 and 0
 
 
 def test_a_difference_inside_the_range_is_not_ranked(tmp_path):
     for name, kl in [("awq", 0.05), ("nf4", 0.06), ("int8", 0.001)]:
         (tmp_path / name).mkdir()
         (tmp_path / name / "divergence.json").write_text(json.dumps({"kl_nats": {"mean": kl}}))
-    found = calibration_study.comparisons(tmp_path, "awq", {"range": 0.02}, ["nf4", "int8"])
-    assert [(c["other"], c["ranked"]) for c in found] == [("nf4", False), ("int8", True)]
-    assert found[1]["difference_nats"] == pytest.approx(0.049)
+    compared = calibration_study.comparisons(tmp_path, "awq", {"range": 0.02}, ["nf4", "int8"])
+    assert [(c["other"], c["ranked"]) for c in compared] == [("nf4", False), ("int8", True)]
+    assert compared[1]["difference_nats"] == pytest.approx(0.049)
 
 
 def test_the_chart_says_what_was_noticed():

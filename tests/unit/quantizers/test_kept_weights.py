@@ -133,9 +133,9 @@ def test_the_scan_sees_experts_as_matrices(mixtral, tmp_path, stacked):
         save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
     floats = [name for name in read_storage(folder).floats if "experts" in name]
     assert len(floats) == 2 * (2 if stacked else 3 * 8)
-    found = list(read_matrices(folder, floats))
-    assert len(found) == 2 * (2 * 4 if stacked else 3 * 8)  # of a stack, some
-    assert {(m.rows, m.columns) for m in found} == {(256, 64) if stacked else (128, 64), (64, 128)}
+    matrices = list(read_matrices(folder, floats))
+    assert len(matrices) == 2 * (2 * 4 if stacked else 3 * 8)  # of a stack, some
+    assert {(m.rows, m.columns) for m in matrices} == {(256, 64) if stacked else (128, 64), (64, 128)}
 
 
 # ---------------------------------------------------------------- what a foreign config leaves out

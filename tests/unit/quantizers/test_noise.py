@@ -80,18 +80,18 @@ def test_noise_is_normal_with_sigma_half_widths(grid, reference_weights):
 
 def test_only_the_matrices_that_would_be_quantized_change(reference_source, reference_weights, tmp_path):
     record = noise.write_noisy(reference_source, SETTINGS, "nf4", tmp_path)
-    found = weights_in(tmp_path)
-    changed = {name for name in reference_weights if not torch.equal(found[name], reference_weights[name])}
+    noisy = weights_in(tmp_path)
+    changed = {name for name in reference_weights if not torch.equal(noisy[name], reference_weights[name])}
     assert len(changed) == record["matrices"] == 56
     assert all("_proj" in name for name in changed)
-    assert found.keys() == reference_weights.keys()
-    squares = sum(float((found[n].double() - reference_weights[n].double()).square().sum()) for n in changed)
+    assert noisy.keys() == reference_weights.keys()
+    squares = sum(float((noisy[n].double() - reference_weights[n].double()).square().sum()) for n in changed)
     # rounding to bfloat16 adds a little to the noise that was drawn
     assert (squares / record["weights"]) ** 0.5 == pytest.approx(record["noise_rms"], rel=0.02)
     norms = sum(float(reference_weights[n].double().square().sum()) for n in changed)
     assert record["relative_change"] == pytest.approx((squares / norms) ** 0.5, rel=0.02)
     differing = sum(
-        int((rounding.codes(found[n], "nf4") != rounding.codes(reference_weights[n], "nf4")).sum()) for n in changed
+        int((rounding.codes(noisy[n], "nf4") != rounding.codes(reference_weights[n], "nf4")).sum()) for n in changed
     )
     assert record["codes_changed"] == differing / record["weights"] > 0.1
     assert (tmp_path / "tokenizer.json").read_bytes() == open(f"{reference_source['path']}/tokenizer.json", "rb").read()
@@ -105,19 +105,19 @@ def test_the_seed_decides_and_not_the_cut_into_files(tiny, byte_tokenizer, tmp_p
         byte_tokenizer().save_pretrained(tmp_path / name)
         sources.append(describe("tiny", name, tmp_path / name, None, False, False))
     assert len(list((tmp_path / "many").glob("*.safetensors"))) > 3
-    found = []
+    noisy = []
     for i, (source, seed) in enumerate([(sources[0], 0), (sources[1], 0), (sources[0], 1)]):
         (tmp_path / str(i)).mkdir()
         noise.write_noisy(source, SETTINGS | {"seed": seed}, "nf4", tmp_path / str(i))
-        found.append(weights_in(tmp_path / str(i)))
+        noisy.append(weights_in(tmp_path / str(i)))
     key = "model.layers.1.mlp.up_proj.weight"
-    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
-    assert not torch.equal(found[0][key], found[2][key])
+    assert all(torch.equal(noisy[0][name], noisy[1][name]) for name in noisy[0])
+    assert not torch.equal(noisy[0][key], noisy[2][key])
     first = (
-        found[0]["model.layers.0.mlp.up_proj.weight"]
+        noisy[0]["model.layers.0.mlp.up_proj.weight"]
         - weights_in(tmp_path / "one")["model.layers.0.mlp.up_proj.weight"]
     )
-    second = found[0][key] - weights_in(tmp_path / "one")[key]
+    second = noisy[0][key] - weights_in(tmp_path / "one")[key]
     assert not torch.equal(first, second)  # equal shapes, noise of their own
 
 

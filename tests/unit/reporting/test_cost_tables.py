@@ -52,9 +52,9 @@ def test_what_is_not_quantized_has_the_bits_of_its_dtype(dtype, bits):
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_bytes_by_the_formula_are_those_of_the_loaded_dtype(dtype):
-    found = results(dtype)
-    by_formula = [c.value for c in column(sizes_table(found), "formula_bytes")]
-    assert by_formula == pytest.approx([c.quantization["weight_bytes"] for c in found.cells])
+    made = results(dtype)
+    by_formula = [c.value for c in column(sizes_table(made), "formula_bytes")]
+    assert by_formula == pytest.approx([c.quantization["weight_bytes"] for c in made.cells])
 
 
 def test_a_peak_that_includes_loading_is_not_called_one_of_generating():

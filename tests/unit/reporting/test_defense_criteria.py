@@ -66,8 +66,8 @@ def test_kl_below_one_in_every_category(other, level, shown):
 
 
 def test_a_category_of_smaller_mean_whose_interval_crosses_decides():
-    found = {"A": category(0.9, 0.85, 0.95), "B": category(0.6, 0.1, 1.4)}
-    verdict = below(found, ["A", "B"], 1.0)
+    criterion = {"A": category(0.9, 0.85, 0.95), "B": category(0.6, 0.1, 1.4)}
+    verdict = below(criterion, ["A", "B"], 1.0)
     assert verdict.level == "undecided"
     assert verdict.figure.startswith("B: ")
 
@@ -82,9 +82,9 @@ def test_high_stakes_have_a_limit_of_their_own():
 
 
 def test_a_high_stakes_category_that_was_not_measured_leaves_it_open():
-    found = cell()
-    del found.by_category["Code"]
-    verdict = criteria(found, THRESHOLDS)["High-stakes categories preserved"]
+    criterion = cell()
+    del criterion.by_category["Code"]
+    verdict = criteria(criterion, THRESHOLDS)["High-stakes categories preserved"]
     assert (verdict.level, verdict.words) == ("unknown", "not measured: Code")
     assert below({}, [], 1.0).level == "unknown"
 

@@ -162,18 +162,18 @@ def results(**given):
     return SimpleNamespace(**(known | given))
 
 
-def found(**given) -> dict[str, str]:
+def defenses(**given) -> dict[str, str]:
     return {row[0].text: row[1].text for row in integrity.defenses_table(results(**given)).rows}
 
 
 def test_defenses_that_were_not_run_say_so():
-    assert set(found().values()) == {"not run"}
+    assert set(defenses().values()) == {"not run"}
 
 
 def test_defenses_by_hand():
     integrity = {"verified": True, "if_dequantized": {"verdict": "dequantized"}}
     check = {"name": "calibration", "status": "pass"}
-    shown = found(
+    shown = defenses(
         cell={"integrity": integrity, "checks": {"checks": [check]}},
         monitor_history=pandas.DataFrame({"alarm": [True, False]}),
         noise_study=[{"method": "nf4", "sigma_half_widths": s} for s in (0.0, 0.3, 0.1)],
@@ -185,5 +185,5 @@ def test_defenses_by_hand():
         "Weight noise injection": "σ of 0.1 and 0.3 half-widths, before nf4",
         "Calibration validation": "nf4: check passed; awq: KL ranges over 0.0250 nats by the choice of samples",
     }
-    against = found(cell={"integrity": {"verified": False, "if_dequantized": None}})
+    against = defenses(cell={"integrity": {"verified": False, "if_dequantized": None}})
     assert against["Model integrity verification"] == "findings against nf4"

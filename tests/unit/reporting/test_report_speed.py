@@ -47,15 +47,15 @@ def results(device: str, eager: tuple[float, float], captured: tuple[float | Non
 
 
 def test_on_a_gpu_captured_decoding_decides():
-    found = results("cuda", eager=(40.0, 27.0), captured=(120.0, 160.0))
-    verdict = decode_of(found.methods[0], found, THRESHOLDS)
+    run = results("cuda", eager=(40.0, 27.0), captured=(120.0, 160.0))
+    verdict = decode_of(run.methods[0], run, THRESHOLDS)
     assert verdict.words == "faster"  # eager it is slower, since it waits for Python
     assert verdict.figure.endswith(", captured")
 
 
 def test_what_cannot_be_captured_is_compared_eagerly_and_named_so():
-    found = results("cuda", eager=(40.0, 10.0), captured=(120.0, None))
-    verdict = decode_of(found.methods[0], found, THRESHOLDS)
+    run = results("cuda", eager=(40.0, 10.0), captured=(120.0, None))
+    verdict = decode_of(run.methods[0], run, THRESHOLDS)
     assert verdict.words == "slower"
     assert verdict.figure.endswith(", eager")
     on_cpu = results("cpu", eager=(40.0, 10.0))
@@ -81,31 +81,31 @@ def test_two_processes_of_one_model_differ_once_in_twenty_at_most():
 
 
 def test_the_rule_says_what_is_counted_and_nothing_is_called_paired():
-    found = results("cpu", eager=(40.0, 41.0))
-    for verdict in (decode_of(found.methods[0], found, THRESHOLDS), prefill_of(found.methods[0], found, THRESHOLDS)):
+    run = results("cpu", eager=(40.0, 41.0))
+    for verdict in (decode_of(run.methods[0], run, THRESHOLDS), prefill_of(run.methods[0], run, THRESHOLDS)):
         assert verdict.words == "no measurable change"
         assert "two processes of one model differ by (standard deviation" in verdict.rule
         assert "paired" not in verdict.rule
-    assert "Processes of one model differ by" in benchmark_table(found, THRESHOLDS).note
+    assert "Processes of one model differ by" in benchmark_table(run, THRESHOLDS).note
 
 
 def test_times_of_prompts_are_paired_by_prompt_and_between_processes():
-    found = results("cpu", eager=(40.0, 41.0))
-    cell = found.methods[0]
+    run = results("cpu", eager=(40.0, 41.0))
+    cell = run.methods[0]
     spread = process_spread(THRESHOLDS["speed_process_spread_percent"]["cpu"])
     low, high = widened(1.02, [1.015, 1.025], spread)
     assert 1.02 - low == pytest.approx(numpy.hypot(0.005, 1.02 * spread)) == pytest.approx(high - 1.02)
     assert widened(1.02, None, spread) is None
     cell.changes["seconds_percent"] = (2.0, [100 * (low - 1), 100 * (high - 1)])
-    verdict = time_of(cell, found, THRESHOLDS)
+    verdict = time_of(cell, run, THRESHOLDS)
     assert verdict.words == "no measurable change"
     assert verdict.rule.startswith("paired by prompt")
 
 
 def test_limits_are_shown_where_they_were_measured():
-    found = results("cuda", eager=(40.0, 27.0), captured=(120.0, 160.0))
-    assert [cell.text for cell in limits_table(found).rows[0][1:]] == ["–"] * 7
-    found.cells[1].generation["benchmark"] |= {
+    run = results("cuda", eager=(40.0, 27.0), captured=(120.0, 160.0))
+    assert [cell.text for cell in limits_table(run).rows[0][1:]] == ["–"] * 7
+    run.cells[1].generation["benchmark"] |= {
         "host_wait_share": 0.62,
         "joules_per_new_token": 9.5,
         "roofline": {
@@ -115,6 +115,6 @@ def test_limits_are_shown_where_they_were_measured():
             "captured_share_of_copy_bandwidth": 0.32,
         },
     }
-    found.cells[1].generation["benchmark"]["captured"]["joules_per_new_token"] = 3.25
-    shown = [cell.text.replace("\u00a0", " ") for cell in limits_table(found).rows[1][1:]]
+    run.cells[1].generation["benchmark"]["captured"]["joules_per_new_token"] = 3.25
+    shown = [cell.text.replace("\u00a0", " ") for cell in limits_table(run).rows[1][1:]]
     assert shown == ["4.00 GB", "2,000.00 GB/s", "5.4 %", "32.0 %", "62 %", "9.50", "3.25"]

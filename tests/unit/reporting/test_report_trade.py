@@ -56,10 +56,10 @@ def cell(folder, name: str, kl: float, ci95, weight: int, means=None, losses=Non
 
 
 def results(cells: list[Cell], ranges=None) -> Results:
-    found = Results("model", None, cells, THRESHOLDS)
-    methods = [c for c in found.methods if (c.folder / "divergence.parquet").is_file()]
-    found.kl_differences = kl_differences(methods, ranges or {}, found.least_kl)
-    return found
+    made = Results("model", None, cells, THRESHOLDS)
+    methods = [c for c in made.methods if (c.folder / "divergence.parquet").is_file()]
+    made.kl_differences = kl_differences(methods, ranges or {}, made.least_kl)
+    return made
 
 
 def test_a_cell_equal_to_the_baseline_is_not_beaten_by_it(tmp_path):
@@ -71,11 +71,11 @@ def test_a_cell_equal_to_the_baseline_is_not_beaten_by_it(tmp_path):
         (6e-4, None, False),
         (6e-4, [5.5e-4, 7e-4], True),
     ):
-        found = results([baseline, cell(tmp_path, "same", kl, bounds, 1000)])
-        assert is_closer(found, "baseline", "same") == beaten
-        assert not is_closer(found, "same", "baseline")
-        assert beaten_by(found, "same") == (["baseline"] if beaten else [])
-        assert ("same" in front_of(found)) is not beaten
+        compared = results([baseline, cell(tmp_path, "same", kl, bounds, 1000)])
+        assert is_closer(compared, "baseline", "same") == beaten
+        assert not is_closer(compared, "same", "baseline")
+        assert beaten_by(compared, "same") == (["baseline"] if beaten else [])
+        assert ("same" in front_of(compared)) is not beaten
 
 
 def test_a_difference_must_exceed_what_says_nothing_and_what_calibration_moves(tmp_path):
@@ -84,13 +84,13 @@ def test_a_difference_must_exceed_what_says_nothing_and_what_calibration_moves(t
     cells = [cell(tmp_path, "baseline", 1e-7, [0.0, 2e-7], 1000)]
     for name, shift in {"a": 0.0, "b": 0.004, "c": 0.0003}.items():
         cells.append(cell(tmp_path, name, 0.025, [0.02, 0.03], 300, base + shift * random.uniform(0.9, 1.1, (6, 8))))
-    found = results(cells)
-    assert found.kl_differences["b", "a"].nats == pytest.approx(0.004, rel=0.05)
-    assert is_closer(found, "a", "b")
-    assert not is_closer(found, "b", "a")
-    assert not is_closer(found, "a", "c")  # 3e-4 nats, as sure as they are here, are less than other hardware moves
-    assert found.kl_differences["c", "a"].ci95[0] > 0
-    assert found.kl_differences["a", "c"].ci95 == [-b for b in found.kl_differences["c", "a"].ci95[::-1]]
+    compared = results(cells)
+    assert compared.kl_differences["b", "a"].nats == pytest.approx(0.004, rel=0.05)
+    assert is_closer(compared, "a", "b")
+    assert not is_closer(compared, "b", "a")
+    assert not is_closer(compared, "a", "c")  # 3e-4 nats, as sure as they are here, are less than other hardware moves
+    assert compared.kl_differences["c", "a"].ci95[0] > 0
+    assert compared.kl_differences["a", "c"].ci95 == [-b for b in compared.kl_differences["c", "a"].ci95[::-1]]
     assert not is_closer(results(cells, {"b": 0.005}), "a", "b")
 
 
@@ -182,15 +182,15 @@ def test_the_dearer_of_a_pair_stands_first(tmp_path, order):
 @pytest.mark.parametrize(("prompts", "few"), [(8, True), (29, True), (30, False), (40, False)])
 def test_enough_prompts_are_not_called_too_few(tmp_path, prompts, few):
     verdict = Verdict("low", "low", "+2 %", "rule", ("low", "low"))
-    found = results([cell(tmp_path, "baseline", 1e-7, None, 1000), cell(tmp_path, "a", 0.03, None, 300)])
-    found.baseline.generation["by_category"] = {"x": {"prompts": prompts}}
-    found.cells[1].divergence["by_category"] = {"x": {"kl_nats_mean": 0.04, "ci95": [0.03, 0.05]}}
-    found.cells[1].row |= {"succeeded": 1, "prompts": 2}
-    found.cells[1].changes = {"decode_percent": (0.0, None)}
+    compared = results([cell(tmp_path, "baseline", 1e-7, None, 1000), cell(tmp_path, "a", 0.03, None, 300)])
+    compared.baseline.generation["by_category"] = {"x": {"prompts": prompts}}
+    compared.cells[1].divergence["by_category"] = {"x": {"kl_nats_mean": 0.04, "ci95": [0.03, 0.05]}}
+    compared.cells[1].row |= {"succeeded": 1, "prompts": 2}
+    compared.cells[1].changes = {"decode_percent": (0.0, None)}
     assessment = Assessment(
         "a", verdict, verdict, verdict, Verdict("none", "", "", ""), verdict, [], [], "", [], [], ""
     )
-    sentence = next(s for s in demonstrated_harm(found, [assessment]) if s.startswith("Largest by category"))
+    sentence = next(s for s in demonstrated_harm(compared, [assessment]) if s.startswith("Largest by category"))
     assert ("too few" in sentence) is few
     assert "a in x (0.0400 nats [0.0300, 0.0500])" in sentence
 
@@ -198,10 +198,10 @@ def test_enough_prompts_are_not_called_too_few(tmp_path, prompts, few):
 def test_a_change_that_is_not_known_well_is_said_and_not_called_none(tmp_path):
     wide = Verdict("undecided", "no measurable change, but the interval reaches high", "+4 %", "rule", ("none", "high"))
     none = SimpleNamespace(level="none", words="", figure="")
-    found = results([cell(tmp_path, "baseline", 1e-7, None, 1000), cell(tmp_path, "a", 0.03, None, 300)])
-    found.baseline.generation["by_category"] = {"x": {"prompts": 2}}
-    found.cells[1].row |= {"succeeded": 1, "prompts": 2}
+    compared = results([cell(tmp_path, "baseline", 1e-7, None, 1000), cell(tmp_path, "a", 0.03, None, 300)])
+    compared.baseline.generation["by_category"] = {"x": {"prompts": 2}}
+    compared.cells[1].row |= {"succeeded": 1, "prompts": 2}
     assessment = Assessment("a", wide, wide, none, none, none, [], [], "", [], [], "")
-    assert demonstrated_harm(found, [assessment]) == [
+    assert demonstrated_harm(compared, [assessment]) == [
         "The change of the perplexity is not known well enough to judge: a +4 %."
     ]

@@ -218,10 +218,10 @@ def test_beside_takes_one_core_and_leaves_the_others():
     before = torch.get_num_threads()
     torch.set_num_threads(3)
     try:
-        found = []
+        threads = []
         with one_thread_beside(CPU) as beside:
-            beside(torch.get_num_threads, found.append)
+            beside(torch.get_num_threads, threads.append)
             mine = torch.get_num_threads()
-        assert (found, mine, torch.get_num_threads()) == ([1], 2, 3)
+        assert (threads, mine, torch.get_num_threads()) == ([1], 2, 3)
     finally:
         torch.set_num_threads(before)

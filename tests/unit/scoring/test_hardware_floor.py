@@ -49,26 +49,26 @@ def test_near_distributions_are_compared_in_float64():
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "gpt2_untied"])
 def test_rounding_is_the_distance_from_the_model_in_float32(tiny, kind):
     model = tiny(kind, torch.bfloat16)
-    found = hardware_floor.measure_floor(model, TRACE, "text")
+    floor = hardware_floor.measure_floor(model, TRACE, "text")
     wide = copy.deepcopy(model).float()
     wide.get_output_embeddings().weight.data = model.get_output_embeddings().weight.data
-    assert found["rounding_kl_nats"] > 1e-6
-    assert found["rounding_kl_nats"] == pytest.approx(divergence_by_scipy(model, wide), rel=1e-2)
-    assert (found["prompts"], found["reason"]) == (2, None)  # text is left out
+    assert floor["rounding_kl_nats"] > 1e-6
+    assert floor["rounding_kl_nats"] == pytest.approx(divergence_by_scipy(model, wide), rel=1e-2)
+    assert (floor["prompts"], floor["reason"]) == (2, None)  # text is left out
 
 
 def test_eight_bits_are_those_of_a_model_whose_weights_were_rounded(tiny):
     model = tiny("llama")
-    found = hardware_floor.measure_floor(model, TRACE, "text")
+    floor = hardware_floor.measure_floor(model, TRACE, "text")
     other = copy.deepcopy(model)
     for name, parameter in other.named_parameters():
         if "proj" in name:
             weight = parameter.numpy().astype(numpy.float64)
             scale = abs(weight).max(1, keepdims=True) / 127
             parameter.data = torch.from_numpy((numpy.round(weight / scale) * scale).astype(numpy.float32))
-    assert found["eight_bit_kl_nats"] == pytest.approx(divergence_by_scipy(model, other), rel=1e-2)
-    assert found["eight_bit_kl_nats"] > 1e-8
-    assert found["rounding_kl_nats"] == 0.0  # of float32: below what the store rounds
+    assert floor["eight_bit_kl_nats"] == pytest.approx(divergence_by_scipy(model, other), rel=1e-2)
+    assert floor["eight_bit_kl_nats"] > 1e-8
+    assert floor["rounding_kl_nats"] == 0.0  # of float32: below what the store rounds
 
 
 @pytest.mark.parametrize("fails", [False, True])
@@ -100,14 +100,14 @@ def test_what_cannot_be_measured_says_why(tiny, monkeypatch):
         raise RuntimeError("expected scalar type BFloat16 but found Float\nand more")
 
     monkeypatch.setattr(hardware_floor, "widened", one_dtype_only)
-    found = hardware_floor.measure_floor(tiny("llama", torch.bfloat16), TRACE, "text")
-    assert found["rounding_kl_nats"] is None
-    assert found["eight_bit_kl_nats"] > 0
-    assert found["reason"] == "expected scalar type BFloat16 but found Float"
+    floor = hardware_floor.measure_floor(tiny("llama", torch.bfloat16), TRACE, "text")
+    assert floor["rounding_kl_nats"] is None
+    assert floor["eight_bit_kl_nats"] > 0
+    assert floor["reason"] == "expected scalar type BFloat16 but found Float"
 
 
 def test_prompts_are_spread_over_the_trace():
     rows = pandas.DataFrame({"prompt_id": [f"p{i}" for i in range(20)], "category": ["Code"] * 18 + ["text"] * 2})
-    found = [row.prompt_id for row in hardware_floor.chosen_rows(rows, "text")]
-    assert found == ["p0", "p2", "p4", "p6", "p9", "p11", "p13", "p15"]
+    chosen = [row.prompt_id for row in hardware_floor.chosen_rows(rows, "text")]
+    assert chosen == ["p0", "p2", "p4", "p6", "p9", "p11", "p13", "p15"]
     assert [r.prompt_id for r in hardware_floor.chosen_rows(rows[18:], "text")] == ["p18", "p19"]

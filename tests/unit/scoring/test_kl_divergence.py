@@ -183,8 +183,8 @@ def test_nan_logits_reach_check_values():
     logits = random_logits(9, 3, 20, 1.0)
     broken = logits.clone()
     broken[1, 4] = math.nan
-    found = divergences(logits, broken, torch.tensor([0, 1, 2]))
-    assert found["kl_nats"].isnan().tolist() == [False, True, False]
+    measures = divergences(logits, broken, torch.tensor([0, 1, 2]))
+    assert measures["kl_nats"].isnan().tolist() == [False, True, False]
 
 
 def test_summary_is_the_mean_of_category_means_of_prompt_means():
@@ -422,10 +422,10 @@ def test_a_vocabulary_of_262144_never_diverges_from_itself_by_less_than_nothing(
     for seed in range(8):
         logits = random_logits(seed, 16, 262_144, 1e-3) + 11.1
         stored = logits.log_softmax(-1)  # unrounded: the divergence is zero up to rounding
-        found = kl_divergence.divergences(stored, logits, torch.zeros(16, dtype=int), stored.argmax(-1))
+        measures = kl_divergence.divergences(stored, logits, torch.zeros(16, dtype=int), stored.argmax(-1))
         for measure in ("kl_nats", "reverse_kl_nats", "js_nats"):
-            assert (found[measure] >= 0).all(), measure
-            assert (found[measure] < 1e-11).all(), measure
+            assert (measures[measure] >= 0).all(), measure
+            assert (measures[measure] < 1e-11).all(), measure
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

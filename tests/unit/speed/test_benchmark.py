@@ -74,18 +74,18 @@ def test_bytes_of_a_token_by_hand(tiny):
 def test_roofline_by_hand(tiny, monkeypatch):
     monkeypatch.setattr("quantharm.speed.benchmark.copy_bandwidth", lambda _: {"copy_bytes_per_second": 1e9})
     model = tiny("llama")
-    found = roofline(model, torch.tensor([[1, 2, 3, 4]]), 10, {"eager": 20.0, "captured": None})
+    bounds = roofline(model, torch.tensor([[1, 2, 3, 4]]), 10, {"eager": 20.0, "captured": None})
     moved = weights_read(model) + 512 * (4 + 5)  # 2 layers, keys and values, 2 heads of 16, 4 bytes
-    assert found["bytes_per_token"] == moved
-    assert found["eager_bytes_per_second"] == pytest.approx(20 * moved)
-    assert found["eager_share_of_copy_bandwidth"] == pytest.approx(20 * moved / 1e9)
-    assert found["captured_share_of_copy_bandwidth"] is None
+    assert bounds["bytes_per_token"] == moved
+    assert bounds["eager_bytes_per_second"] == pytest.approx(20 * moved)
+    assert bounds["eager_share_of_copy_bandwidth"] == pytest.approx(20 * moved / 1e9)
+    assert bounds["captured_share_of_copy_bandwidth"] is None
 
 
 def test_copy_bandwidth_of_this_machine():
-    found = copy_bandwidth(torch.device("cpu"))
-    assert found["copy_bytes"] == 2**20
-    assert 1e8 < found["copy_bytes_per_second"] < 1e13
+    bandwidth = copy_bandwidth(torch.device("cpu"))
+    assert bandwidth["copy_bytes"] == 2**20
+    assert 1e8 < bandwidth["copy_bytes_per_second"] < 1e13
 
 
 def test_no_energy_on_a_cpu():

@@ -41,10 +41,10 @@ def test_it_can_be_used_again(tiny):
 
 
 def test_the_check_passes_what_is_equal(tiny):
-    found = verify(StaticDecoder(tiny("llama"), length=20), PROMPT, 6)
-    assert {found[key] for key in found if key.endswith(("steps", "tokens", "ties"))} == {6}
-    assert found["kl_nats_max"] == 0
-    assert found["eager_kl_nats_max"] < 1e-6
+    check = verify(StaticDecoder(tiny("llama"), length=20), PROMPT, 6)
+    assert {check[key] for key in check if key.endswith(("steps", "tokens", "ties"))} == {6}
+    assert check["kl_nats_max"] == 0
+    assert check["eager_kl_nats_max"] < 1e-6
 
 
 class Spoiled(StaticDecoder):

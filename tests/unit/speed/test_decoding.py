@@ -11,8 +11,8 @@ PROMPTS = ["The sea is", "Count from one to ten:", "What is the capital of Franc
 @pytest.mark.parametrize("prompt", PROMPTS)
 def test_continuation_equals_generate_token_for_token(reference_model, reference_tokenizer, prompt):
     ids = reference_tokenizer(prompt)["input_ids"]
-    ends = end_tokens(reference_model, reference_tokenizer)
-    ours = continue_greedily(reference_model, ids, 24, ends, 1024)
+    eos_token_ids = end_tokens(reference_model, reference_tokenizer)
+    ours = continue_greedily(reference_model, ids, 24, eos_token_ids, 1024)
     prompt_ids = torch.tensor([ids])
     theirs = reference_model.generate(
         prompt_ids,
@@ -20,12 +20,12 @@ def test_continuation_equals_generate_token_for_token(reference_model, reference
         max_new_tokens=24,
         do_sample=False,
         repetition_penalty=1.0,
-        eos_token_id=list(ends),
+        eos_token_id=list(eos_token_ids),
         pad_token_id=0,
     )[0, len(ids) :].tolist()
     assert ours.token_ids == theirs
     assert ours.finite
-    assert ours.stop_reason == ("end_of_sequence" if theirs[-1] in ends else "length")
+    assert ours.stop_reason == ("end_of_sequence" if theirs[-1] in eos_token_ids else "length")
     assert 0 < ours.time_to_first_token_seconds <= ours.seconds
 
 

@@ -116,11 +116,11 @@ def refuse_other_kinds(folder: Path) -> None:
         )
 
 
-def refuse_gguf(found: list[str], where: Path | str, names: set[str]) -> None:
+def refuse_gguf(gguf_files: list[str], where: Path | str, names: set[str]) -> None:
     """Raises UserError where GGUF files stand in place of a model's safetensors."""
-    if found and ("config.json" not in names or not any(name.endswith(".safetensors") for name in names)):
+    if gguf_files and ("config.json" not in names or not any(name.endswith(".safetensors") for name in names)):
         raise UserError(
-            f"{where} is in the GGUF format ({listed(found)}), which is not loaded here; name the original model "
+            f"{where} is in the GGUF format ({listed(gguf_files)}), which is not loaded here; name the original model "
             "in safetensors, or unpack the file with transformers and the package gguf (`from_pretrained(folder, "
             "gguf_file=name, quantization_config=GgufConfig(dequantize=True))`, then `save_pretrained`)"
         )

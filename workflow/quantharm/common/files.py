@@ -134,8 +134,8 @@ def read_parquet(path: Path, columns: list[str] | None = None):
         if missing := set(columns or ()) - set(table.column_names):
             raise ValueError(f"it has no column {', '.join(sorted(missing))}")
         written = json.loads((table.schema.metadata or {}).get(DIGEST.encode(), b"{}"))
-        found = table_digests(table)
-        if written and (found.items() - written.items() or (columns is None and found != written)):
+        digests = table_digests(table)
+        if written and (digests.items() - written.items() or (columns is None and digests != written)):
             raise ValueError("it was changed after it was written")
         return table.to_pandas()
     except FileNotFoundError:

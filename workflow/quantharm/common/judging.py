@@ -71,7 +71,7 @@ def readings(digits: str) -> set[float]:
 
 def last_number(response: str) -> set[float]:
     """Readings of the last number; empty without one. Of 1億2000万, the sum; O2 and 10^3 hold no number but the 10."""
-    found: set[float] = set()
+    numbers: set[float] = set()
     end, scale_before = -1, 0.0
     for number in NUMBER.finditer(plain(response)):
         scale = 1.0
@@ -80,9 +80,9 @@ def last_number(response: str) -> set[float]:
         sign = -1 if number[0].startswith("-") else 1
         values = {sign * reading * scale for reading in readings(number["digits"])}
         goes_on = number.start() == end and scale < scale_before
-        found = {a + b for a in found for b in values} if goes_on else values
+        numbers = {a + b for a in numbers for b in values} if goes_on else values
         end, scale_before = number.end(), scale
-    return found
+    return numbers
 
 
 def is_number(response: str, value: float) -> bool:
@@ -124,7 +124,7 @@ def is_choice(response: str, value: str) -> bool:
     A letter elsewhere is not taken for one: it may be the article A or an echoed list of options.
     """
     response = plain(response)
-    named = next((found for pattern in CHOICES if (found := pattern.search(response))), None)
+    named = next((match for pattern in CHOICES if (match := pattern.search(response))), None)
     if named is None and len(OPTION.findall(response)) <= 1:
         named = FIRST_LETTER.match(response) or LAST_LETTER.search(response)
     return named is not None and named[1].upper() == str(value).upper()
@@ -165,8 +165,8 @@ def contains(response: str, value: str | list[str]) -> bool:
     text, *alternatives = (
         re.sub(f"[{HARD_SPACES}]", " ", plain(t)) for t in [response, *([value] if isinstance(value, str) else value)]
     )
-    found = (m.span() for a in alternatives if a for m in re.finditer(re.escape(a), text, re.IGNORECASE))
-    return any(is_word(text, *span) for span in found)
+    spans = (m.span() for a in alternatives if a for m in re.finditer(re.escape(a), text, re.IGNORECASE))
+    return any(is_word(text, *span) for span in spans)
 
 
 def matches(response: str, value: str) -> bool:

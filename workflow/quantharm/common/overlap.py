@@ -20,10 +20,10 @@ def sequences(text: str, length: int) -> set[tuple[str, ...]]:
 def shared_sequences(text: str, others: Iterable[str], length: int = 13) -> list[str]:
     """Sequences of `length` words of `text` that occur in any of the others; case and punctuation are ignored."""
     own = sequences(text, length)
-    found: set[tuple[str, ...]] = set()
+    shared: set[tuple[str, ...]] = set()
     for other in others:
-        found |= own & sequences(other, length)
-    return sorted(" ".join(sequence) for sequence in found)
+        shared |= own & sequences(other, length)
+    return sorted(" ".join(sequence) for sequence in shared)
 
 
 def main() -> None:

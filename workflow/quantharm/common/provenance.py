@@ -27,8 +27,8 @@ def version_of(package: str) -> str | None:
 
 @functools.cache
 def versions() -> dict[str, str]:
-    found = {package: version_of(package) for package in PACKAGES}
-    return {"python": platform.python_version()} | {name: v for name, v in found.items() if v}
+    installed = {package: version_of(package) for package in PACKAGES}
+    return {"python": platform.python_version()} | {name: v for name, v in installed.items() if v}
 
 
 def git_commit() -> str | None:

@@ -98,11 +98,11 @@ def borrowed_intervals(strata: list[numpy.ndarray]) -> list[tuple[numpy.ndarray,
     cover, less in the strata of the greatest spread. strata: [..., n] each, none negative.
     """
     own, pooled, degrees = log_spreads(strata)
-    found = []
+    intervals = []
     for values, spread in zip(strata, own, strict=True):
         s2 = numpy.maximum(spread, pooled)
-        found.append(log_symmetric(values.mean(-1), s2 / values.shape[-1] + s2**2 / (2 * degrees), degrees))
-    return found
+        intervals.append(log_symmetric(values.mean(-1), s2 / values.shape[-1] + s2**2 / (2 * degrees), degrees))
+    return intervals
 
 
 def mean_interval(strata: list[ArrayLike]) -> Bounds:
@@ -132,13 +132,13 @@ def category_intervals(strata: list[ArrayLike]) -> list[Bounds]:
     None for such a category where the others have too few prompts as well, or values are negative.
     """
     arrays = [numpy.asarray(s, dtype=numpy.float64) for s in strata]
-    found = [mean_interval([a]) for a in arrays]
+    intervals = [mean_interval([a]) for a in arrays]
     several = [i for i, a in enumerate(arrays) if len(a) >= 2]
     enough = sum(len(arrays[i]) - 1 for i in several) >= FEWEST_POOLED_DEGREES
     if enough and all(arrays[i].min() >= 0 for i in several):
         for i, bounds in zip(several, borrowed_intervals([arrays[i] for i in several]), strict=True):
-            found[i] = found[i] or listed(*bounds)
-    return found
+            intervals[i] = intervals[i] or listed(*bounds)
+    return intervals
 
 
 def p_value(strata: list[ArrayLike], margin: float = 0.0) -> float:

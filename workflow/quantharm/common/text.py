@@ -86,11 +86,11 @@ def scored_bytes(tokenizer, text: str, windows: list[list[int]], bos: int | None
     length = len(windows[0])
     if not tokenizer.is_fast:  # knows no places; half a character decodes to replacement characters
         return float(sum(decoded_bytes(tokenizer.decode(window[1:])) for window in windows))
-    found = tokenizer(text, add_special_tokens=bos is None, return_offsets_mapping=True)
-    ends = byte_ends(text, found["offset_mapping"])
+    encoded = tokenizer(text, add_special_tokens=bos is None, return_offsets_mapping=True)
+    last_bytes = byte_ends(text, encoded["offset_mapping"])
     if bos is None:
-        return float(sum(ends[i * length + length - 1] - ends[i * length] for i in range(len(windows))))
-    return float(ends[len(windows) * (length - 1) - 1])
+        return float(sum(last_bytes[i * length + length - 1] - last_bytes[i * length] for i in range(len(windows))))
+    return float(last_bytes[len(windows) * (length - 1) - 1])
 
 
 def decoded_bytes(text: str) -> int:
@@ -105,14 +105,14 @@ def byte_ends(text: str, places: list[tuple[int, int]]) -> list[float]:
     starts = (numpy.cumsum(widths) - widths).tolist()
     holders = Counter(c for first, end in places if end > first for c in {first, end - 1})  # tokens of a character
     seen: Counter[int] = Counter()
-    ends, reached = [], 0.0
+    last_bytes, reached = [], 0.0
     for first, end in places:
         if end > first:  # a special token has no place
             seen.update({first, end - 1})
             share = seen[end - 1] / holders[end - 1]
             reached = max(reached, starts[end - 1] + share * int(widths[end - 1]))
-        ends.append(reached)
-    return ends
+        last_bytes.append(reached)
+    return last_bytes
 
 
 def protocol_name(length: int, limit: int | None, bos: int | None = None) -> str:

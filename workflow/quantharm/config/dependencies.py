@@ -25,14 +25,14 @@ def file_of(module: str) -> Path | None:
 @functools.cache
 def imported(path: Path) -> frozenset[Path]:
     """Files of this package that one file imports, at its top or inside functions."""
-    found: set[Path | None] = set()
+    files: set[Path | None] = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            found |= {file_of(alias.name) for alias in node.names}
+            files |= {file_of(alias.name) for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
-            found.add(file_of(node.module))
-            found |= {file_of(f"{node.module}.{alias.name}") for alias in node.names}
-    return frozenset(p for p in found if p is not None) | rooms_around(path)
+            files.add(file_of(node.module))
+            files |= {file_of(f"{node.module}.{alias.name}") for alias in node.names}
+    return frozenset(p for p in files if p is not None) | rooms_around(path)
 
 
 def rooms_around(path: Path) -> frozenset[Path]:

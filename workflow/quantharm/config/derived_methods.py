@@ -97,10 +97,10 @@ def calibration_method(config: dict[str, Any], cell: dict[str, Any]) -> dict[str
 
 def add_derived_methods(config: dict[str, Any]) -> None:
     """Adds the entries of methods that a name stands for: with noise, or of the calibration study."""
-    found = {cell["cell"]: calibration_method(config, cell) for cell in calibration_cells(config)}
+    entries = {cell["cell"]: calibration_method(config, cell) for cell in calibration_cells(config)}
     swept = [cell[kind] for cell in noise_sweep(config) for kind in ("alone", "quantized")]
     for name in [*config["evaluate"]["methods"], *swept]:
         entry = None if name in config["methods"] else noise_method(config, name)
         if entry is not None:
-            found[name] = entry
-    config["methods"] |= {name: entry for name, entry in found.items() if name not in config["methods"]}
+            entries[name] = entry
+    config["methods"] |= {name: entry for name, entry in entries.items() if name not in config["methods"]}

@@ -13,16 +13,16 @@ HUB_BLOB = re.compile(r"[0-9a-f]{64}")  # the hub's cache names large files by t
 def named_faults(path: Path, expected: dict[str, str]) -> dict[str, list[str]]:
     """{missing, wrong, extra} of a folder's (or one file's) sha256 against {name: sha256}."""
     files = [p for p in path.rglob("*") if p.is_file()] if path.is_dir() else [path]
-    found = {p.relative_to(path).as_posix(): p for p in files}
+    present = {p.relative_to(path).as_posix(): p for p in files}
     if not path.is_dir():  # signed under the name `.`
         expected = dict.fromkeys([path.name], *expected.values())
-        found = {path.name: path}
-    unsigned = {name for name in set(found) - set(expected) if not name.startswith(".git")}
-    both = sorted(set(expected) & set(found))
-    hashes = sha256_of_files([found[name] for name in both])
+        present = {path.name: path}
+    unsigned = {name for name in set(present) - set(expected) if not name.startswith(".git")}
+    both = sorted(set(expected) & set(present))
+    hashes = sha256_of_files([present[name] for name in both])
     return {
-        "missing": sorted(set(expected) - set(found)),
-        "wrong": [name for name in both if hashes[found[name]] != expected[name]],
+        "missing": sorted(set(expected) - set(present)),
+        "wrong": [name for name in both if hashes[present[name]] != expected[name]],
         "extra": sorted(unsigned),
     }
 
@@ -46,11 +46,11 @@ def verify_recorded(folder: Path, files: list[dict[str, Any]]) -> dict[str, Any]
     weights = {p.name for p in weight_files(folder)}  # those that would be loaded
     paths = {name: Path(folder) / name for name in expected if (Path(folder) / name).is_file()}
     hashes = sha256_of_files(list(paths.values()))
-    found = {name: hashes[path] for name, path in paths.items()}
-    published = {name: blob for name in found if HUB_BLOB.fullmatch(blob := (Path(folder) / name).resolve().name)}
+    actual = {name: hashes[path] for name, path in paths.items()}
+    published = {name: blob for name in actual if HUB_BLOB.fullmatch(blob := (Path(folder) / name).resolve().name)}
     faults = {
-        "missing": sorted(set(expected) - set(found)),
-        "wrong": sorted(n for n in found if found[n] != expected[n] or published.get(n, found[n]) != found[n]),
+        "missing": sorted(set(expected) - set(actual)),
+        "wrong": sorted(n for n in actual if actual[n] != expected[n] or published.get(n, actual[n]) != actual[n]),
         "extra": sorted(weights - set(expected)),
     }
     verified = not any(faults.values())

@@ -149,8 +149,8 @@ def verify(path: Path, public_key: Path, signature: Path, only: Names | None = N
     except ValueError as error:
         # The library looks at files only once the signature holds: after these two errors what it states is true.
         if str(error).startswith((MISMATCH, f"Cannot use '{path}")):
-            found = named_faults(path, wanted)
-            faults = found if only is None else found | {"extra": unsigned}
+            named = named_faults(path, wanted)
+            faults = named if only is None else named | {"extra": unsigned}
         else:
             reason = f"the signature does not hold: {first_line(error)}"
     verified = not reason and not any(faults.values())

@@ -39,17 +39,17 @@ def read_answers(first: Path, second: Path) -> tuple[Answers, Answers]:
     tokens = all("token_ids" in record for records in files.values() for _, record in records)
 
     def sequences(path: Path) -> Answers:
-        found: Answers = {}
+        answers: Answers = {}
         for number, record in files[path]:
             try:
                 answer = [int(t) for t in record["token_ids"]] if tokens else [ord(c) for c in record["text"]]
-                found.setdefault(str(record["prompt_id"]), []).append(answer)
+                answers.setdefault(str(record["prompt_id"]), []).append(answer)
             except (ValueError, KeyError, TypeError):
                 other = "" if tokens else "; both files must hold `text`, or both `token_ids`, in every line"
                 raise UserError(
                     f"{path} line {number} is no answer: it needs `prompt_id` and `text` or `token_ids`{other}"
                 ) from None
-        return found
+        return answers
 
     return sequences(first), sequences(second)
 
@@ -60,7 +60,7 @@ def read_lines(path: Path) -> list[tuple[int, dict[str, Any]]]:
         lines = Path(path).read_text(encoding="utf-8").split("\n")  # an answer may hold other line separators
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read ({error}); it must be JSON lines of answers") from None
-    found = []
+    records = []
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -70,10 +70,10 @@ def read_lines(path: Path) -> list[tuple[int, dict[str, Any]]]:
             record = None
         if not isinstance(record, dict):
             raise UserError(f"{path} line {number} is no answer: it must be a JSON object") from None
-        found.append((number, record))
-    if not found:
+        records.append((number, record))
+    if not records:
         raise UserError(f"{path} holds no answers; it must be JSON lines of `prompt_id` and `text` or `token_ids`")
-    return found
+    return records
 
 
 def hamming_kernel(answers: list[list[int]], length: int) -> numpy.ndarray:

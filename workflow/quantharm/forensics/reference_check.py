@@ -24,10 +24,10 @@ def verify_store(
     folder: Path, public_key: Path, signature: Path, names: Sequence[str] = (STORE, TRACE, FLOOR)
 ) -> dict[str, Any]:
     """The record of a store whose files are the signed ones; raises UserError for any other."""
-    found = manifest.verify(folder, public_key, signature, only=names)
-    if not found["verified"]:
-        raise UserError(f"the log-prob store in {folder} is not the signed one: {found['explanation']}")
-    return found
+    verification = manifest.verify(folder, public_key, signature, only=names)
+    if not verification["verified"]:
+        raise UserError(f"the log-prob store in {folder} is not the signed one: {verification['explanation']}")
+    return verification
 
 
 def limits_of(store: dict[str, Any], floor: float | None, same_machine: bool) -> tuple[float, float]:

@@ -54,7 +54,7 @@ def load_whole(folder: Path, **settings):
 def refuse_other_tensors(folder: Path, account: dict[str, Any], name: str) -> None:
     """account: {missing_keys, unexpected_keys, mismatched_keys: (name, stored shape, wanted shape)} of a load."""
     missing, unexpected = sorted(account["missing_keys"]), sorted(account["unexpected_keys"])
-    shapes = [f"{key}: {list(found)}, not {list(wanted)}" for key, found, wanted in sorted(account["mismatched_keys"])]
+    shapes = [f"{key}: {list(held)}, not {list(wanted)}" for key, held, wanted in sorted(account["mismatched_keys"])]
     faults = []
     if missing:
         faults.append(f"{len(missing)} missing, which would be random numbers ({listed(missing)})")

@@ -67,22 +67,25 @@ def mean_loss(model, head, samples: list[list[int]]) -> float:
     return float(torch.cat([loss.cpu() for loss in losses]).double().mean())
 
 
-def faults(found: dict[str, Any]) -> list[str]:
-    """What is wrong with a calibration, in words; found: the keys of quantization.json's `calibration` and, where they
-    were measured, overlaps, nll_mean_nats and text_nll_mean_nats."""
+def faults(evidence: dict[str, Any]) -> list[str]:
+    """What is wrong with a calibration, in words.
+
+    evidence: the keys of quantization.json's `calibration` and, where they were measured, overlaps, nll_mean_nats and
+    text_nll_mean_nats.
+    """
     wrong = []
     for unit in ("samples", "tokens"):
-        if found[f"{unit}_reached"] < found[f"{unit}_asked"]:
-            wrong.append(f"{found[f'{unit}_reached']} of {found[f'{unit}_asked']} {unit} reached the quantizer")
-    if found.get("overlaps"):
-        wrong.append(f"{found['overlaps']} sequences of words are shared with the evaluation text or the prompts")
-    share = found.get("duplicate_samples", 0) / max(1, found["samples_reached"])
+        if evidence[f"{unit}_reached"] < evidence[f"{unit}_asked"]:
+            wrong.append(f"{evidence[f'{unit}_reached']} of {evidence[f'{unit}_asked']} {unit} reached the quantizer")
+    if evidence.get("overlaps"):
+        wrong.append(f"{evidence['overlaps']} sequences of words are shared with the evaluation text or the prompts")
+    share = evidence.get("duplicate_samples", 0) / max(1, evidence["samples_reached"])
     if share > DUPLICATE_LIMIT:
         wrong.append(f"{share:.0%} of the samples repeat another one (limit {DUPLICATE_LIMIT:.0%})")
-    if found.get("distinct_share_min", 1.0) < VARIETY_LIMIT:
-        wrong.append(f"a sample holds {found['distinct_share_min']:.1%} distinct tokens (limit {VARIETY_LIMIT:.0%})")
-    if "nll_mean_nats" in found:
-        ratio = found["nll_mean_nats"] / found["text_nll_mean_nats"]
+    if evidence.get("distinct_share_min", 1.0) < VARIETY_LIMIT:
+        wrong.append(f"a sample holds {evidence['distinct_share_min']:.1%} distinct tokens (limit {VARIETY_LIMIT:.0%})")
+    if "nll_mean_nats" in evidence:
+        ratio = evidence["nll_mean_nats"] / evidence["text_nll_mean_nats"]
         if not 1 / NLL_FACTOR <= ratio <= NLL_FACTOR:
             wrong.append(
                 f"the model's loss on the samples is {ratio:.2f} times that on the evaluation text (limits "

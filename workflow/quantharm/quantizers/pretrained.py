@@ -83,5 +83,5 @@ def inspect(name: str, module, checkpoint: Path):
     """Whatever any quantizer here would recognise."""
     from quantharm.quantizers import awq, bitsandbytes_4bit, bitsandbytes_int8
 
-    found = (q.inspect(name, module, checkpoint) for q in (awq, bitsandbytes_4bit, bitsandbytes_int8))
-    return next((matrix for matrix in found if matrix is not None), None)
+    matrices = (q.inspect(name, module, checkpoint) for q in (awq, bitsandbytes_4bit, bitsandbytes_int8))
+    return next((matrix for matrix in matrices if matrix is not None), None)

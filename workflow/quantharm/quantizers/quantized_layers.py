@@ -42,15 +42,15 @@ def stored_tensors(checkpoint: Path, module: str) -> dict[str, torch.Tensor]:
 
     What a matrix stands for is read from disk, because kernels repack what they load, some at the first forward pass.
     """
-    found = {}
+    tensors = {}
     for path in weight_files(checkpoint):
         with safe_open(path, framework="pt") as file:
             for key in file.keys():  # noqa: SIM118 (not a dict)
                 if key.startswith(f"{module}."):
-                    found[key.removeprefix(f"{module}.")] = file.get_tensor(key)
-    if not found:
+                    tensors[key.removeprefix(f"{module}.")] = file.get_tensor(key)
+    if not tensors:
         raise UserError(f"{checkpoint} has no tensors of {module}; it is not the checkpoint that was loaded")
-    return found
+    return tensors
 
 
 def model_bytes(model) -> int:
@@ -73,11 +73,11 @@ def model_bytes(model) -> int:
 def quantized_matrices(model, checkpoint: Path, quantizer: str) -> list[QuantizedMatrix]:
     """Every linear layer of the model that the quantizer's module recognises as its own."""
     inspect = importlib.import_module(f"quantharm.quantizers.{quantizer}").inspect
-    found = []
+    matrices = []
     for name, module in model.named_modules():
         if inspect(name, module, checkpoint) is not None:  # what it stands for is read by the name in the file
-            found.append(dataclasses.replace(inspect(stored_name(model, name), module, checkpoint), name=name))
-    return found
+            matrices.append(dataclasses.replace(inspect(stored_name(model, name), module, checkpoint), name=name))
+    return matrices
 
 
 def stored_name(model, module: str) -> str:
@@ -103,14 +103,14 @@ def quantizable(model) -> dict[str, torch.nn.Parameter]:
     routers and the decays of state spaces (small ones, which no quantizer here takes).
     """
     modules, head = dict(model.named_modules()), model.get_output_embeddings()
-    found = {}
+    weights = {}
     for name, parameter in model.named_parameters():
         module = modules[name.rpartition(".")[0]]
         depthwise = isinstance(module, _ConvNd) and module.groups == module.out_channels
         embedding = isinstance(module, torch.nn.Embedding) or module is head
         if parameter.dim() >= 2 and not depthwise and not embedding:
-            found[name] = parameter
-    return found
+            weights[name] = parameter
+    return weights
 
 
 def kept_weights(model, quantized: Collection[str] = ()) -> dict[str, int]:

@@ -42,15 +42,15 @@ def codes(weight: torch.Tensor, grid: str) -> torch.Tensor:
         low, high = blocks.amin(1, keepdim=True), blocks.amax(1, keepdim=True)
         scale = ((high - low) / INT4_LEVELS).clamp_min(1e-12)
         zero = (-low / scale).round()
-        found = ((blocks / scale).round() + zero).clamp(0, INT4_LEVELS) - zero
+        nearest = ((blocks / scale).round() + zero).clamp(0, INT4_LEVELS) - zero
     else:
         scale = blocks.abs().amax(1, keepdim=True).clamp_min(1e-12)
         if grid == "int8":
-            found = (blocks * (INT8_LEVELS / scale)).round()
+            nearest = (blocks * (INT8_LEVELS / scale)).round()
         else:
             levels = levels_of(grid)
-            found = torch.bucketize(blocks * (1 / scale), (levels[1:] + levels[:-1]) / 2)
-    return from_blocks(found, weight.shape).to(torch.int16)
+            nearest = torch.bucketize(blocks * (1 / scale), (levels[1:] + levels[:-1]) / 2)
+    return from_blocks(nearest, weight.shape).to(torch.int16)
 
 
 def half_widths(weight: torch.Tensor, grid: str) -> torch.Tensor:
@@ -60,8 +60,8 @@ def half_widths(weight: torch.Tensor, grid: str) -> torch.Tensor:
     """
     blocks = blocks_of(weight, grid)
     if grid.startswith("int4"):
-        found = (blocks.amax(1, keepdim=True) - blocks.amin(1, keepdim=True)) / (2 * INT4_LEVELS)
+        halves = (blocks.amax(1, keepdim=True) - blocks.amin(1, keepdim=True)) / (2 * INT4_LEVELS)
     else:
         steps = 2 * INT8_LEVELS if grid == "int8" else len(levels_of(grid)) - 1
-        found = blocks.abs().amax(1, keepdim=True) / steps
-    return from_blocks(found.expand_as(blocks), weight.shape)
+        halves = blocks.abs().amax(1, keepdim=True) / steps
+    return from_blocks(halves.expand_as(blocks), weight.shape)

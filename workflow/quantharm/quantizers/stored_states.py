@@ -22,7 +22,7 @@ def stored_headers(folder: Path, modules: set[str]) -> dict[str, Stored]:
     """What the files hold of each of the modules."""
     from quantharm.models.completeness import open_weights
 
-    found: dict[str, Stored] = defaultdict(dict)
+    headers: dict[str, Stored] = defaultdict(dict)
     for path in weight_files(folder):
         with open_weights(path) as file:
             for key in file.keys():  # noqa: SIM118 (not a dict)
@@ -30,8 +30,8 @@ def stored_headers(folder: Path, modules: set[str]) -> dict[str, Stored]:
                 for i in range(1, len(parts)):
                     if ".".join(parts[:i]) in modules:
                         part = file.get_slice(key)
-                        found[".".join(parts[:i])][".".join(parts[i:])] = (part.get_shape(), part.get_dtype())
-    return found
+                        headers[".".join(parts[:i])][".".join(parts[i:])] = (part.get_shape(), part.get_dtype())
+    return headers
 
 
 def count(stored: Stored, name: str) -> int | None:

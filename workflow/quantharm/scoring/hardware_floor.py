@@ -97,10 +97,10 @@ def mean_divergence(model, rows: list, replace: Replace) -> float:
 def measure_floor(model, trace: pandas.DataFrame, text_category: str) -> dict[str, Any]:
     """{rounding_kl_nats, eight_bit_kl_nats, prompts, reason}; figures that could not be measured are None, with why."""
     rows = chosen_rows(trace, text_category)
-    found: dict[str, Any] = {"rounding_kl_nats": None, "eight_bit_kl_nats": None, "prompts": len(rows), "reason": None}
+    floor: dict[str, Any] = {"rounding_kl_nats": None, "eight_bit_kl_nats": None, "prompts": len(rows), "reason": None}
     try:
-        found["eight_bit_kl_nats"] = mean_divergence(model, rows, rounded_to_8_bits)
-        found["rounding_kl_nats"] = mean_divergence(model, rows, widened) if model.dtype in WIDER else 0.0
+        floor["eight_bit_kl_nats"] = mean_divergence(model, rows, rounded_to_8_bits)
+        floor["rounding_kl_nats"] = mean_divergence(model, rows, widened) if model.dtype in WIDER else 0.0
     except (RuntimeError, TypeError) as error:  # a kernel that knows one dtype only
-        found["reason"] = first_line(error)
-    return found
+        floor["reason"] = first_line(error)
+    return floor

@@ -128,24 +128,24 @@ def store_metadata(path: Path) -> dict[str, Any]:
     file = open_store(path)
     try:
         metadata = file.schema_arrow.metadata or {}
-        found = json.loads(metadata[METADATA_KEY]) if METADATA_KEY in metadata else None
+        recorded = json.loads(metadata[METADATA_KEY]) if METADATA_KEY in metadata else None
     except DAMAGE as error:
         raise damaged(path, error) from None
-    if found is None:
+    if recorded is None:
         raise UserError(f"{path} is not a log-prob store; delete it and run the stage `logits`")
-    return found
+    return recorded
 
 
 def require_same(path: Path, expected: dict[str, Any]) -> dict[str, Any]:
     """The store's metadata; raises UserError naming both values where one of `expected` differs."""
-    found = store_metadata(path)
+    metadata = store_metadata(path)
     for key, value in ({"format": FORMAT} | expected).items():
-        if found.get(key) != value:
+        if metadata.get(key) != value:
             raise UserError(
-                f"the log-prob store {path} was made with {key} {found.get(key)!r}, but this cell has {value!r}; "
+                f"the log-prob store {path} was made with {key} {metadata.get(key)!r}, but this cell has {value!r}; "
                 "figures of the two cannot be compared: delete the store and run the same command again"
             )
-    return found
+    return metadata
 
 
 def check_columns(file: pyarrow.parquet.ParquetFile, path: Path) -> None:

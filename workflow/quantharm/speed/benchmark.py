@@ -122,10 +122,10 @@ def captured_benchmark(
 ) -> dict[str, Any]:
     """Decode by replaying a captured step, after it was checked; {reason} where it cannot be."""
     begin = time.perf_counter()
-    decoder, found = captured_decoder(model, prompt, new_tokens - 1, compiled)
+    decoder, check = captured_decoder(model, prompt, new_tokens - 1, compiled)
     capture_seconds = time.perf_counter() - begin
     if decoder is None:
-        return {"reason": found}
+        return {"reason": check}
 
     def once() -> tuple[float]:
         decoder.prefill(prompt)
@@ -141,7 +141,7 @@ def captured_benchmark(
         "repetitions": len(values),
         "joules_per_new_token": None if joules is None else joules / len(values) / new_tokens,
         "capture_seconds": capture_seconds,  # the check included
-        "check": found,
+        "check": check,
     }
 
 

@@ -151,12 +151,12 @@ class StaticDecoder:
 def eager_logits(model, prompt: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
     """Logits [steps, vocabulary] of ordinary decoding over a growing cache, fed tokens [steps] after the prompt."""
     cache = model(input_ids=prompt, use_cache=True, logits_to_keep=1).past_key_values
-    found = []
+    logits = []
     for token in tokens:
         output = model(input_ids=token.view(1, 1), past_key_values=cache, use_cache=True)
         cache = output.past_key_values
-        found.append(output.logits[:, -1])
-    return torch.cat(found)
+        logits.append(output.logits[:, -1])
+    return torch.cat(logits)
 
 
 def largest_kl(first: torch.Tensor, second: torch.Tensor) -> float:
@@ -186,7 +186,7 @@ def verify(decoder: StaticDecoder, prompt: torch.Tensor, steps: int) -> dict[str
     plain, again = (decoder.trajectory(prompt, steps, False, fed)[1] for _ in range(2))
     eager = eager_logits(decoder.model, prompt, fed)
     noise = float((plain.float() - again.float()).abs().max())
-    found = {
+    check = {
         "steps": steps,
         "same_tokens": int((choices == plain.argmax(-1)).sum()),
         "same_tokens_but_ties": steps - beyond_ties(choices, plain, noise),
@@ -197,13 +197,13 @@ def verify(decoder: StaticDecoder, prompt: torch.Tensor, steps: int) -> dict[str
         "eager_kl_nats_max": largest_kl(eager, logits),
         "kl_nats_limit": KL_LIMIT,
     }
-    if found["same_tokens_but_ties"] < steps:
-        wrong = steps - found["same_tokens_but_ties"]
+    if check["same_tokens_but_ties"] < steps:
+        wrong = steps - check["same_tokens_but_ties"]
         raise UserError(f"captured decoding chose other tokens than uncaptured in {wrong} of {steps} steps")
     for key in ("kl_nats_max", "eager_kl_nats_max"):
-        if not found[key] <= KL_LIMIT:
-            raise UserError(f"captured logits are {found[key]:.3g} nats off ({key}, limit {KL_LIMIT:g})")
-    return found
+        if not check[key] <= KL_LIMIT:
+            raise UserError(f"captured logits are {check[key]:.3g} nats off ({key}, limit {KL_LIMIT:g})")
+    return check
 
 
 def recompiling(model):

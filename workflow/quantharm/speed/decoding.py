@@ -54,7 +54,9 @@ def decode_one_token(model, token: torch.Tensor, cache: Cache) -> tuple[torch.Te
     return output.logits[:, -1], cache_of(output)
 
 
-def continue_greedily(model, ids: list[int], new_tokens: int, ends: set[int], context: int | None) -> Continuation:
+def continue_greedily(
+    model, ids: list[int], new_tokens: int, eos_token_ids: set[int], context: int | None
+) -> Continuation:
     """At most `new_tokens` greedy tokens after a prompt, batch 1; no sampler, penalty or processor of any kind."""
     device = model.get_input_embeddings().weight.device
     tokens: list[int] = []
@@ -71,7 +73,7 @@ def continue_greedily(model, ids: list[int], new_tokens: int, ends: set[int], co
             break
         tokens.append(int(token))
         first = first or time.perf_counter() - begin
-        if tokens[-1] in ends:
+        if tokens[-1] in eos_token_ids:
             reason = "end_of_sequence"
             break
         if step + 1 < room:

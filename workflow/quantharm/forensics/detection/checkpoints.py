@@ -26,7 +26,7 @@ def scan_matrices(matrices: Iterable[Matrix]) -> list[dict[str, Any]]:
     """
     cores = torch.get_num_threads()
     threads = min(cores, SCAN_THREADS)
-    found: list[dict[str, Any]] = []
+    scanned: list[dict[str, Any]] = []
     waiting: collections.deque = collections.deque()
     torch.set_num_threads(1)
     try:
@@ -34,8 +34,8 @@ def scan_matrices(matrices: Iterable[Matrix]) -> list[dict[str, Any]]:
             for matrix in tqdm(matrices, desc="scan", unit="matrix", mininterval=5):
                 waiting.append(pool.submit(scan_matrix, matrix))
                 if len(waiting) > 2 * threads:
-                    found.append(waiting.popleft().result())
-            return found + [scan.result() for scan in waiting]
+                    scanned.append(waiting.popleft().result())
+            return scanned + [scan.result() for scan in waiting]
     finally:
         torch.set_num_threads(cores)
 
@@ -80,12 +80,12 @@ def scan_dequantized(record: dict[str, Any], device: str) -> dict[str, Any]:
     from quantharm.quantizers import quantized_layers
 
     model = load_as_stored(record, device)
-    found = quantized_layers.quantized_matrices(model, Path(record["checkpoint"]), record["quantizer"])
+    matrices = quantized_layers.quantized_matrices(model, Path(record["checkpoint"]), record["quantizer"])
     del model
-    chosen = spread(found, min(DEQUANTIZED_MATRICES, len(found)))
+    chosen = spread(matrices, min(DEQUANTIZED_MATRICES, len(matrices)))
     stored = torch_dtype(record["dtype"])
     scanned = scan_matrices(sample_matrix(m.name, m.dequantize().to(stored), m.rows, m.columns, stored) for m in chosen)
     result = scan_model(scanned)
     noticed = result["verdict"] == "dequantized"
     words = f"dequantized and handed on, it would {'' if noticed else 'not '}be noticed: {result['explanation']}"
-    return result | {"explanation": words, "matrices_of_checkpoint": len(found), "matrices": scanned}
+    return result | {"explanation": words, "matrices_of_checkpoint": len(matrices), "matrices": scanned}

@@ -63,10 +63,10 @@ def integer_candidates(groups: torch.Tensor, bits: int) -> tuple[torch.Tensor, t
     low, high = groups.amin(1, keepdim=True), groups.amax(1, keepdim=True)
     if bits == 8:
         absmax = torch.maximum(high, -low)
-        found = torch.cat([absmax / column(INT8_STEPS), (high - low) / column(UINT8_STEPS)])
-        return found, torch.zeros_like(found)
-    found = ((high - low) / column(INTEGER_STEPS[bits])).repeat_interleave(2, 0)
-    return found, torch.stack([torch.zeros_like(low), low]).repeat(len(INTEGER_STEPS[bits]), 1, 1)
+        steps = torch.cat([absmax / column(INT8_STEPS), (high - low) / column(UINT8_STEPS)])
+        return steps, torch.zeros_like(steps)
+    steps = ((high - low) / column(INTEGER_STEPS[bits])).repeat_interleave(2, 0)
+    return steps, torch.stack([torch.zeros_like(low), low]).repeat(len(INTEGER_STEPS[bits]), 1, 1)
 
 
 def column(values: tuple[float, ...]) -> torch.Tensor:

@@ -51,8 +51,8 @@ def distinct_values(matrix: Matrix) -> dict[str, float]:
 def scan_matrix(matrix: Matrix) -> dict[str, Any]:
     """The verdict on one matrix, and the figures that it rests on: of the best format, or of the best that failed."""
     trials = all_trials(matrix)
-    found = best_trial(trials)
-    shown = found or min(trials, key=lambda t: t.ratio, default=None)
+    best = best_trial(trials)
+    shown = best or min(trials, key=lambda t: t.ratio, default=None)
     distinct = distinct_values(matrix)
     few = distinct["distinct_share_of_row"] <= DISTINCT_LIMIT * distinct["distinct_share_of_row_reference"]
     zeros = torch.cat([s.flatten() for s in matrix.row_slabs]) == 0
@@ -62,11 +62,11 @@ def scan_matrix(matrix: Matrix) -> dict[str, Any]:
         "stored_dtype": str(matrix.stored).removeprefix("torch."),
         "effective_dtype": str(matrix.dtype).removeprefix("torch."),
         "sampled_weights": matrix.sampled,
-        "verdict": "dequantized" if found or few else "no trace",
-        "method": found.format.label if found else "few distinct values" if few else None,
-        "bits": found.format.bits if found else None,
-        "group_size": (found.group_size or "whole") if found else None,
-        "axis": AXES[found.axis] if found else None,
+        "verdict": "dequantized" if best or few else "no trace",
+        "method": best.format.label if best else "few distinct values" if few else None,
+        "bits": best.format.bits if best else None,
+        "group_size": (best.group_size or "whole") if best else None,
+        "axis": AXES[best.axis] if best else None,
         "r": shown and shown.r,
         "r_reference": shown and shown.r_reference,
         "ratio": shown and shown.ratio,
@@ -74,15 +74,15 @@ def scan_matrix(matrix: Matrix) -> dict[str, Any]:
         "closest": shown and f"{shown.format.label}, groups of {shown.group_size or 'a whole line'}",
         **distinct,
         "zero_share": float(zeros.float().mean()),
-        "p_value": p_value(found, len(trials)),
+        "p_value": p_value(best, len(trials)),
     }
 
 
-def p_value(found: Trial | None, trials: int) -> float | None:
+def p_value(best: Trial | None, trials: int) -> float | None:
     """Of the best format's t, times the number of formats tried (Bonferroni); None where no grid was found."""
-    if found is None:
+    if best is None:
         return None
-    tail = math.erfc(-found.t / math.sqrt(2)) / 2  # of the normal distribution, which t is over so many groups
+    tail = math.erfc(-best.t / math.sqrt(2)) / 2  # of the normal distribution, which t is over so many groups
     return min(1.0, trials * tail)
 
 
@@ -102,10 +102,10 @@ def scan_model(matrices: list[dict[str, Any]]) -> dict[str, Any]:
         weights[key] = weights.get(key, 0) + sizes[m["name"]]
     total, traced = sum(sizes.values()), sum(sizes[m["name"]] for m in traces)
     method, bits, group_size, axis = max(weights, key=weights.get, default=(None,) * 4)
-    found = is_dequantized(len(traces), len(matrices))
+    dequantized = is_dequantized(len(traces), len(matrices))
     chance = chance_of(len(traces), len(matrices))
     shared = {
-        "verdict": "dequantized" if found else "few traces" if traces else "no trace",
+        "verdict": "dequantized" if dequantized else "few traces" if traces else "no trace",
         "method": method,
         "bits": bits,
         "group_size": group_size,
@@ -128,7 +128,7 @@ def scan_model(matrices: list[dict[str, Any]]) -> dict[str, Any]:
     levels = " ".join(filter(None, [method, where, axis and f"along the {axis} dimension"]))
     share = f"{len(traces)} of {len(matrices)} matrices ({traced / total:.0%} of their weights)"
     lie = f"{share} lie on the levels of {levels}"
-    if found:
+    if dequantized:
         return shared | {"explanation": lie}
     return shared | {
         "explanation": f"{lie}: too few to call the model dequantized (chance of so many in a model never quantized: "

@@ -60,13 +60,13 @@ class Storage:
 
 
 def stored_tensors(folder: Path) -> list[Stored]:
-    found = []
+    tensors = []
     for path in weight_files(folder):
         with open_weights(path) as file:
             for name in file.keys():  # noqa: SIM118 (not a dict)
                 part = file.get_slice(name)
-                found.append(Stored(name, part.get_dtype(), tuple(part.get_shape())))
-    return sorted(found, key=lambda t: t.name)
+                tensors.append(Stored(name, part.get_dtype(), tuple(part.get_shape())))
+    return sorted(tensors, key=lambda t: t.name)
 
 
 def is_float_matrix(tensor: Stored) -> bool:
@@ -98,9 +98,9 @@ def model_class(settings: dict[str, Any]):
     import transformers
 
     for name in settings.get("architectures") or []:
-        found = getattr(transformers, str(name), None)
-        if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel):
-            return found
+        named_class = getattr(transformers, str(name), None)
+        if isinstance(named_class, type) and issubclass(named_class, transformers.PreTrainedModel):
+            return named_class
     configuration = type(transformers.AutoConfig.for_model(settings["model_type"]))
     return transformers.AutoModelForCausalLM._model_mapping[configuration]
 

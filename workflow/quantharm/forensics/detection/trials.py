@@ -79,15 +79,15 @@ def try_format(matrix: Matrix, kind: Format, size: int | None, axis: int, random
 def measure(
     groups: torch.Tensor, matrix: Matrix, kind: Format, size: int | None, axis: int, random: torch.Generator
 ) -> Trial | None:
-    found = fit(groups, kind)
-    reference = fit(without_grid(groups, found.step, matrix.dtype, random), kind)
+    fitted = fit(groups, kind)
+    reference = fit(without_grid(groups, fitted.step, matrix.dtype, random), kind)
     least = groups.shape[1] // 4
     energy = groups.square().mean(1)
     strong = energy >= WEAKEST_GROUP**2 * energy.mean()
-    judged = strong & (found.count >= least) & (reference.count >= least)
+    judged = strong & (fitted.count >= least) & (reference.count >= least)
     if judged.sum() < LEAST_GROUPS:
         return None
-    error, expected = found.error[judged].double(), reference.error[judged].double()
+    error, expected = fitted.error[judged].double(), reference.error[judged].double()
     difference = error - expected
     deviation = float(difference.std() / math.sqrt(len(difference)))
     norm = groups.double().square().sum()
@@ -95,7 +95,7 @@ def measure(
         kind,
         size,
         axis,
-        float((found.squared.double().sum() / norm).sqrt()),
+        float((fitted.squared.double().sum() / norm).sqrt()),
         float((reference.squared.double().sum() / norm).sqrt()),
         float((error.mean() / expected.mean()).sqrt()) if expected.mean() > 0 else 1.0,
         float(difference.mean()) / deviation if deviation > 0 else 0.0,
@@ -104,13 +104,13 @@ def measure(
 
 def all_trials(matrix: Matrix) -> list[Trial]:
     random = torch.Generator().manual_seed(SEED)
-    found = [
+    trials = [
         try_format(matrix, kind, size, axis, random)
         for axis in AXES
         for kind in FORMATS
         for size in ((*GROUPS, None) if kind.name == "integer" else BLOCKS)
     ]
-    return [trial for trial in found if trial is not None]
+    return [trial for trial in trials if trial is not None]
 
 
 def best_trial(trials: list[Trial]) -> Trial | None:

@@ -43,8 +43,8 @@ def narrowest(samples: list[torch.Tensor], stored: torch.dtype) -> torch.dtype:
 def starts(length: int, size: int, alignment: int) -> list[int]:
     """First lines of up to SLABS places spread over the length, each a multiple of the alignment."""
     last = max(0, length - size)
-    found = {round(i * last / (SLABS - 1)) // alignment * alignment for i in range(SLABS)}
-    return sorted(found)
+    places = {round(i * last / (SLABS - 1)) // alignment * alignment for i in range(SLABS)}
+    return sorted(places)
 
 
 def sample_matrix(name: str, matrix, rows: int, columns: int, stored: torch.dtype) -> Matrix:
