@@ -24,6 +24,8 @@ from workflow_project import (
     with_followers,
 )
 
+from quantharm.config.resources import host_has_gpu
+
 PACKAGE = CHECKOUT / "workflow" / "quantharm"
 # The module of each job that is not a cell's: {job: modules}.
 OTHER_MODULES = {
@@ -233,3 +235,15 @@ def test_an_edited_python_module_of_the_workflow_itself_touches_nothing(finished
     append_comment(finished / "workflow/quantharm/config/resources.py")
     append_comment(finished / "workflow/quantharm/config/dependencies.py")
     assert finished.jobs() == set()
+
+
+@pytest.mark.skipif(host_has_gpu(), reason="this host has a GPU, for which its jobs queue")
+@pytest.mark.parametrize(("stage", "side_by_side"), [("integrity", True), ("generation", False)])
+def test_without_a_gpu_jobs_share_the_cores_except_those_that_are_timed(finished, stage, side_by_side):
+    finished.edit("device", "auto")
+    records = [finished.path(f"{method}/{stage}.json") for method in ("int8", "nf4")]
+    for record in records:
+        record.unlink()
+    targets = [str(record.relative_to(finished.folder)) for record in records]
+    result = finished.run(*targets, "--rerun-triggers", "mtime", "--resources", "gpu=1")
+    assert ("Execute 2 jobs" in result.output) is side_by_side

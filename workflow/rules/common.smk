@@ -13,6 +13,7 @@ from quantharm.reporting import names as report_names
 CONDA = any(method.name == "CONDA" for method in workflow.deployment_settings.deployment_method)
 OWN_PYTHON = config["python"] is None and not CONDA
 ENVIRONMENT = [".venv-evaluation/installed.txt"] if OWN_PYTHON else []
+MOST_THREADS = config["threads"]
 PYTHON = ".venv-evaluation/bin/python" if OWN_PYTHON else config["python"] or "python"
 
 # Every stage but fetch and fetch_text sets itself offline. A PYTHONPATH that is set already is kept, after our own.
@@ -26,6 +27,7 @@ os.environ.update(
 )
 shell.prefix(
     "set -euo pipefail; trap 'test $? -ne 137 || echo \"$KILLED\" >&2' EXIT;"
+    f" test $OMP_NUM_THREADS -le {MOST_THREADS} || export OMP_NUM_THREADS={MOST_THREADS} MKL_NUM_THREADS={MOST_THREADS};"
     f" export PYTHONPATH={shlex.quote(str(PACKAGE))}${{{{PYTHONPATH:+:$PYTHONPATH}}}}"
     f" OMP_WAIT_POLICY=passive MALLOC_MMAP_THRESHOLD_=33554432 MALLOC_TRIM_THRESHOLD_=268435456"
     f" WORKFLOW_PYTHON={shlex.quote(sys.executable)}; "
@@ -120,15 +122,26 @@ def needs(stage, model=None, most_gpus=float("inf")):
         return config["models"][model or wildcards.model]
 
     return {
-        "gpu": lambda wildcards: 0 if config["device"] == "cpu" else min(entry(wildcards)["gpus"], most_gpus),
+        "gpu": lambda wildcards: min(entry(wildcards)["gpus"], most_gpus) if may_use_gpus() else 0,
         "mem_mb": lambda wildcards, attempt: resources.mem_mb(stage, entry(wildcards), attempt),
         "runtime": lambda wildcards, attempt: resources.runtime_minutes(stage, entry(wildcards), attempt),
     }
 
 
+def may_use_gpus():
+    """Whether a job may take GPUs; if not, jobs on a CPU share its cores instead of queueing for `--resources gpu=1`."""
+    here = workflow.local_exec and not workflow.remote_exec
+    return config["device"] != "cpu" and (config["device"] == "cuda" or not here or resources.host_has_gpu())
+
+
 def threads_of_job(wildcards):
     """Threads of a model job: one for a small model, so that several jobs share the cores."""
     return resources.threads(config["models"][wildcards.model], config["threads"])
+
+
+def threads_of_timed_job(wildcards):
+    """As many as the config says, but all cores of this host where no GPU keeps other jobs from running beside it."""
+    return config["threads"] if may_use_gpus() else max(config["threads"], workflow.cores or 1)
 
 
 def local_files(source):

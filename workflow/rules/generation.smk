@@ -16,7 +16,7 @@ use rule model_stage as generation with:
         "results/logs/generation/{model}/{method}.log",
     benchmark:
         "results/benchmarks/generation/{model}/{method}.tsv"
-    threads: config["threads"]  # all of them, so that little runs beside what is timed
+    threads: threads_of_timed_job  # so that nothing runs beside what is timed
     resources:
         **needs("generation"),
     params:

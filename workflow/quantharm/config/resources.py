@@ -20,6 +20,7 @@ WEIGHT_BYTES = {"float32": 4}  # of all others: 2
 BASE_MINUTES = 20
 MINUTES_PER_BILLION = {"quantize": 8, "generation": 4, "default": 3}
 DEFAULT_BILLIONS = 7.0  # of a hub model whose entry does not say
+GPU_DRIVERS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")  # NVIDIA's, AMD's, and what Windows lends to its Linux
 SMALL_BILLIONS = 0.05  # up to here a job spends most of its time in one thread: starting, and small operations
 
 
@@ -49,3 +50,8 @@ def runtime_minutes(stage: str, model: dict[str, Any], attempt: int) -> int:
 def threads(model: dict[str, Any], most: int) -> int:
     """Threads of a job that is not timed, at most the config's: one for a small model, so that jobs share the cores."""
     return most if billion_parameters(model) > SMALL_BILLIONS else 1
+
+
+def host_has_gpu() -> bool:
+    """Whether this host has the driver of a GPU that PyTorch may use; PyTorch itself takes seconds to ask."""
+    return any(Path(driver).exists() for driver in GPU_DRIVERS)
