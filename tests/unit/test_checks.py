@@ -18,10 +18,10 @@ from quantharm.checks import (
     check_same_text,
     check_self_divergence,
     choose_matrices,
-    int8_reference,
 )
 from quantharm.models.loading import load_cell
 from quantharm.quantizers import quantized_layers
+from quantharm.quantizers.formats.activations import llm_int8
 from quantharm.scoring.forward import last_hidden_states, output_head
 
 CELLS = ["nf4_cell", "int8_cell", "awq_cell"]
@@ -326,15 +326,15 @@ def test_kernel_looks_at_every_kind_of_matrix_and_at_several_layers(nf4_cell):
     assert len({name.split(".")[2] for name in chosen}) >= 5
 
 
-def test_int8_reference_by_hand():
+def test_llm_int8_by_hand():
     weight = torch.tensor([[1.0, 0.0, 2.0], [0.0, 1.0, 0.0]])
     inputs = torch.tensor([[1.27, 0.504, 9.0]])
     # column 2 is an outlier and exact; the others are rounded to steps of 0.01: 0.504 → 0.50
     expected = torch.tensor([[1.27 + 18.0, 0.50]])
-    torch.testing.assert_close(int8_reference(weight, inputs, 6.0), expected)
+    torch.testing.assert_close(llm_int8(inputs, 6.0) @ weight.t(), expected)
     # without a threshold the step is 9 / 127 = 0.0709: 1.27 → 18 steps, 0.504 → 7 steps
     expected = torch.tensor([[18 * 9 / 127 + 18.0, 7 * 9 / 127]])
-    torch.testing.assert_close(int8_reference(weight, inputs, 0.0), expected)
+    torch.testing.assert_close(llm_int8(inputs, 0.0) @ weight.t(), expected)
 
 
 # ---------------------------------------------------------------- finite

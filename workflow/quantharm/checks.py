@@ -30,6 +30,7 @@ from quantharm.models.loading import (
     verify_weights,
 )
 from quantharm.quantizers import calibration, quantized_layers
+from quantharm.quantizers.formats import families
 from quantharm.quantizers.quantized_layers import QUANTIZED_SHARE_LIMIT
 from quantharm.scoring.forward import last_hidden_states, output_head
 
@@ -109,7 +110,7 @@ def check_method_is_real(record: dict[str, Any], matrices: list, model) -> Check
     kept = quantized_layers.kept_weights(model, {m.name for m in matrices})
     excluded: set[str] = set()
     if record["quantizer"] == "pretrained":
-        excluded = quantized_layers.excluded_by_config(Path(record["checkpoint"]), kept)
+        excluded = families.excluded_by_config(Path(record["checkpoint"]), kept)
     left = sum(kept[name] for name in excluded)
     wanted_weights = quantized + sum(kept.values()) - left
     share = quantized / wanted_weights if wanted_weights else 0.0
@@ -153,14 +154,6 @@ def relative_difference(measured: torch.Tensor, expected: torch.Tensor) -> float
     return float((measured.float() - expected).norm() / expected.norm().clamp_min(1e-30))
 
 
-def int8_reference(weight: torch.Tensor, inputs: torch.Tensor, threshold: float) -> torch.Tensor:
-    """LLM.int8 by definition: inputs rounded to 127 steps a row, except columns holding an outlier (float32)."""
-    outliers = (inputs.abs() >= threshold).any(0) if threshold > 0 else torch.zeros_like(inputs[0], dtype=torch.bool)
-    rest = inputs.masked_fill(outliers, 0.0)
-    scale = rest.abs().amax(1, keepdim=True).clamp_min(1e-12) / 127
-    return torch.where(outliers, inputs, (rest / scale).round() * scale) @ weight.t()
-
-
 def kernel_difference(matrix, module, inputs: torch.Tensor) -> float:
     """Relative difference of a layer's output from (dequantized weight × the same input); inputs: [n, columns].
 
@@ -176,9 +169,8 @@ def difference_from(weight: torch.Tensor, matrix, module, inputs: torch.Tensor) 
     if module.bias is not None:
         measured = measured - module.bias.to(measured)
     exact = inputs.float()
-    if matrix.rounds_activations:
-        return relative_difference(measured, int8_reference(weight, exact.half().float(), matrix.outlier_threshold))
-    return relative_difference(measured, exact @ weight.t())
+    multiplied = matrix.round_inputs(exact.cpu()).to(exact.device) if matrix.round_inputs else exact
+    return relative_difference(measured, multiplied @ weight.t())
 
 
 def check_kernel(model, matrices: list, tokens: list[int]) -> Check:

@@ -12,6 +12,9 @@ from typing import Any
 
 from quantharm.common.errors import UserError
 from quantharm.quantizers.experts import conflict_of_experts
+from quantharm.quantizers.formats.awq import codes, dequantize, inspect, is_awq_linear
+
+__all__ = ["SETTINGS", "codes", "dequantize", "inspect"]  # the format is another module's
 
 SETTINGS: dict[str, Any] = {
     "bits": {"enum": [4], "default": 4, "description": "Bits a weight; kernels exist for 4."},
@@ -322,10 +325,6 @@ def load(folder: Path, settings, source, dtype: str, device: str, gpus: int):
         return load_checkpoint(folder, source, dtype, device, gpus, quantization_config=config)
 
 
-def is_awq_linear(module) -> bool:
-    return any(base.__name__ == "AWQuantLinear" for base in type(module).__mro__)
-
-
 def compute_in_float32(model) -> None:
     """gptqmodel's kernels on a CPU would round float32 activations to 16 bits; the layers get a pass of their own."""
     from quantharm.models.compute import to_float32
@@ -355,48 +354,3 @@ def multiply_in_float32(module) -> None:
         return (outputs if bias is None else outputs + bias).to(inputs.dtype)
 
     module.forward = forward
-
-
-def inspect(name: str, module, checkpoint: Path):
-    """An AWQ linear of gptqmodel: 4-bit codes, a float16 scale and a 4-bit zero point a group."""
-    if not is_awq_linear(module):
-        return None
-    from quantharm.quantizers.quantized_layers import QuantizedMatrix, stored_tensors, tensor_bytes
-
-    rows, columns, group = module.out_features, module.in_features, module.group_size
-    groups = rows * columns // group
-    tensors = [t for t in [*module.parameters(), *module.buffers()] if t is not module.bias]
-    return QuantizedMatrix(
-        name,
-        rows,
-        columns,
-        stored_bytes=tensor_bytes(*tensors),
-        formula_bytes=rows * columns / 2 + groups * (2 + 0.5),
-        dequantize=lambda: dequantize(checkpoint, name, group),
-        codes=lambda: codes(stored_tensors(checkpoint, name), group),
-    )
-
-
-def codes(tensors: dict[str, Any], group: int):
-    """code - zero of each weight, as stored; [rows, columns] int32.
-
-    In an int32 the GEMM layout holds output channels 0, 2, 4, 6, 1, 3, 5, 7 from the low bits up.
-    """
-    import torch
-
-    shifts = 4 * torch.tensor([0, 4, 1, 5, 2, 6, 3, 7])
-
-    def unpack(packed):  # [n, outputs / 8] int32 → [n, outputs]
-        return ((packed.unsqueeze(-1) >> shifts) & 15).flatten(1)
-
-    zeros = unpack(tensors["qzeros"]).repeat_interleave(group, dim=0)  # [groups, outputs] → [inputs, outputs]
-    return (unpack(tensors["qweight"]) - zeros).t().contiguous()
-
-
-def dequantize(checkpoint: Path, name: str, group: int):
-    """The matrix in the file: (code - zero) × scale; [rows, columns] float32."""
-    from quantharm.quantizers.quantized_layers import stored_tensors
-
-    tensors = stored_tensors(checkpoint, name)
-    scales = tensors["scales"].float().repeat_interleave(group, dim=0)  # [groups, outputs] → [inputs, outputs]
-    return codes(tensors, group).float() * scales.t()

@@ -60,9 +60,10 @@ def inspect(name: str, module, checkpoint: Path):
     """A Linear8bitLt: N bytes of weights and one float32 scale a row."""
     if type(module).__name__ != "Linear8bitLt":
         return None
+    from quantharm.quantizers.formats import activations
     from quantharm.quantizers.quantized_layers import QuantizedMatrix, stored_tensors, tensor_bytes
 
-    weight = module.weight
+    weight, threshold = module.weight, float(module.state.threshold)
     rows, columns = module.out_features, module.in_features
     # Before the first forward pass the state lies in the parameter, afterwards in module.state.
     codes = weight.data if weight.dtype.itemsize == 1 else module.state.CB
@@ -80,6 +81,5 @@ def inspect(name: str, module, checkpoint: Path):
         formula_bytes=rows * columns + 4 * rows,
         dequantize=dequantize,
         codes=lambda: stored_tensors(checkpoint, name)["weight"],
-        rounds_activations=True,
-        outlier_threshold=float(module.state.threshold),
+        round_inputs=lambda inputs: activations.llm_int8(inputs.half().float(), threshold),
     )

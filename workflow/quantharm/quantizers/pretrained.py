@@ -1,13 +1,10 @@
-"""A third party's checkpoint that is already quantized (AWQ, bitsandbytes, or anything transformers can load).
+"""A third party's checkpoint that is already quantized, in any format that `quantizers.formats` reads.
 
 Nothing is quantized here: the checkpoint is loaded as its own config says, and judged like any other cell.
 """
 
-import contextlib
 from pathlib import Path
 from typing import Any
-
-from quantharm.common.errors import UserError
 
 SETTINGS: dict[str, Any] = {
     "source": {"type": "string", "minLength": 1, "description": "Folder or hub id of the quantized checkpoint."},
@@ -20,7 +17,7 @@ SETTINGS: dict[str, Any] = {
     "backend": {
         "type": ["string", "null"],
         "default": None,
-        "description": "Kernel for an AWQ checkpoint (as in quantizer `awq`); null lets transformers choose.",
+        "description": "Kernel for an AWQ or GPTQ checkpoint (as in those quantizers); null means a portable one.",
     },
 }
 
@@ -30,22 +27,15 @@ def quantize(source, settings, dtype, device, gpus, output: Path, calibration) -
 
 
 def load(folder: Path, settings, source, dtype: str, device: str, gpus: int):
-    from quantharm.models.loading import load_checkpoint, read_checkpoint_config
+    from quantharm.models.loading import load_checkpoint
+    from quantharm.quantizers.formats import families
     from quantharm.quantizers.stored_states import refuse_damaged
 
-    stated = read_checkpoint_config(folder).get("quantization_config") or {}
-    extra, kernels = {}, contextlib.nullcontext()
-    if stated.get("quant_method") == "awq":
-        from quantharm.quantizers.awq import backend_config, computing_in
-
-        extra["quantization_config"] = backend_config(stated, settings["backend"], device)
-        kernels = computing_in(dtype)
-    elif settings["backend"]:
-        raise UserError(f"`backend: {settings['backend']}` is for AWQ checkpoints, but {folder} is not one; remove it")
+    families.refuse_unreadable(folder, device)
     resolved = settings["resolved"]
     trusted = {key: resolved[key] for key in ("trust_remote_code", "allow_pickle")}
-    with kernels:
-        model = load_checkpoint(folder, source | trusted, dtype, device, gpus, **extra)
+    with families.loading(folder, settings["backend"], dtype, device) as arguments:
+        model = load_checkpoint(folder, source | trusted, dtype, device, gpus, **arguments)
     refuse_damaged(model, folder)
     compute_in(model, dtype)
     return model
@@ -72,16 +62,12 @@ def compute_in(model, dtype: str) -> None:
 
 
 def compute_in_float32(model) -> None:
-    """Whatever quantized it: each of these changes only the layers that it knows."""
-    from quantharm.quantizers import awq, bitsandbytes_4bit
+    from quantharm.quantizers.formats import families
 
-    awq.compute_in_float32(model)
-    bitsandbytes_4bit.compute_in_float32(model)
+    families.compute_in_float32(model)
 
 
 def inspect(name: str, module, checkpoint: Path):
-    """Whatever any quantizer here would recognise."""
-    from quantharm.quantizers import awq, bitsandbytes_4bit, bitsandbytes_int8
+    from quantharm.quantizers.formats import families
 
-    matrices = (q.inspect(name, module, checkpoint) for q in (awq, bitsandbytes_4bit, bitsandbytes_int8))
-    return next((matrix for matrix in matrices if matrix is not None), None)
+    return families.inspect(name, module, checkpoint)

@@ -7,14 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from torch.nn.modules.conv import _ConvNd
 
-from quantharm.common.checkpoint_files import read_checkpoint_config, weight_files
 from quantharm.common.errors import UserError
+from quantharm.quantizers.formats.files import module_tensors
 
 QUANTIZED_SHARE_LIMIT = 0.9  # of the weights that could be
-SKIPPED_KEYS = ("llm_int8_skip_modules", "modules_to_not_convert")  # of bitsandbytes; of AWQ
 
 
 @dataclass(frozen=True)
@@ -28,9 +26,10 @@ class QuantizedMatrix:
     formula_bytes: float  # what the format should take
     # [rows, columns] float32, from the file, by arithmetic of our own; None where nobody here knows how
     dequantize: Callable[[], torch.Tensor] | None
-    rounds_activations: bool = False  # LLM.int8: the inputs are rounded to 8 bits as well
     codes: Callable[[], torch.Tensor] | None = None  # [rows, columns] integers that the file holds
-    outlier_threshold: float = 0.0  # LLM.int8: input columns with a value above it stay in 16 bits
+    # [n, columns] float32 → what is multiplied, of a format that rounds the inputs as well (LLM.int8, W8A8, FP8)
+    round_inputs: Callable[[torch.Tensor], torch.Tensor] | None = None
+    held_dequantized: bool = False  # unpacked to a plain linear layer as it was loaded
 
 
 def tensor_bytes(*tensors: torch.Tensor | None) -> int:
@@ -42,12 +41,7 @@ def stored_tensors(checkpoint: Path, module: str) -> dict[str, torch.Tensor]:
 
     What a matrix stands for is read from disk, because kernels repack what they load, some at the first forward pass.
     """
-    tensors = {}
-    for path in weight_files(checkpoint):
-        with safe_open(path, framework="pt") as file:
-            for key in file.keys():  # noqa: SIM118 (not a dict)
-                if key.startswith(f"{module}."):
-                    tensors[key.removeprefix(f"{module}.")] = file.get_tensor(key)
+    tensors = module_tensors(checkpoint, module)
     if not tensors:
         raise UserError(f"{checkpoint} has no tensors of {module}; it is not the checkpoint that was loaded")
     return tensors
@@ -144,15 +138,6 @@ def too_little_for_bitsandbytes(model) -> str | None:
     largest = max(left, key=left.get, default="")
     owner = modules.get(largest) or modules.get(largest.rpartition(".")[0])
     return f"bitsandbytes would quantize {share:.0%} of its weights, for it leaves {type(owner).__name__} alone"
-
-
-def excluded_by_config(checkpoint: Path, names: Collection[str]) -> set[str]:
-    """Those modules that a checkpoint's own quantization config leaves alone, as transformers reads its patterns."""
-    from transformers.quantizers.quantizers_utils import should_convert_module
-
-    stated = read_checkpoint_config(checkpoint).get("quantization_config") or {}
-    patterns = [pattern for key in SKIPPED_KEYS for pattern in stated.get(key) or []]
-    return {name for name in names if not should_convert_module(name, patterns)}
 
 
 def head_name(model) -> str | None:

@@ -1,0 +1,108 @@
+"""AWQ (Lin et al. 2023), by autoawq and others: integers in groups of input channels, in the GEMM or GEMV layout.
+
+    GEMM   qweight [inputs, outputs / 8] int32, qzeros [groups, outputs / 8] int32, scales [groups, outputs] float16;
+           an int32 holds output channels 0, 2, 4, 6, 1, 3, 5, 7 from the low bits up
+    GEMV   qweight [outputs, inputs / 8] int32 in order, qzeros [outputs, ⌈groups / 8⌉ or more], scales [outputs, …];
+           columns of zeros and scales are padded with what is never read
+
+A group of -1 is a whole row. Formula: bits a weight, and 16 + bits a group.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from quantharm.common.errors import UserError
+
+METHODS = ("awq",)
+GEMM_CHANNELS, IN_ORDER = (0, 2, 4, 6, 1, 3, 5, 7), tuple(range(8))
+LAYOUTS = ("gemm", "gemv")
+
+
+def layout_of(stated: dict[str, Any]) -> str:
+    return str(stated.get("version") or stated.get("format") or "gemm").lower()
+
+
+def unreadable(stated: dict[str, Any], device: str) -> str | None:
+    layout = layout_of(stated)
+    if layout not in LAYOUTS:
+        return f"its layout is {layout}; {' and '.join(LAYOUTS)} are read here"
+    if stated.get("bits", 4) != 4:
+        return f"it has {stated['bits']} bits a weight; kernels for AWQ exist for 4"
+    if layout == "gemv" and device == "cpu":
+        return "the GEMV layout has kernels for GPUs only; convert it to GEMM, or set `device: cuda`"
+    return None
+
+
+@contextlib.contextmanager
+def loading(stated: dict[str, Any], backend: str | None, dtype: str, device: str) -> Iterator[dict[str, Any]]:
+    from quantharm.quantizers.awq import backend_config, computing_in
+
+    reason = unreadable(stated, device)
+    if reason:
+        raise UserError(f"this AWQ checkpoint cannot be loaded: {reason}")
+    with computing_in(dtype):
+        yield {"quantization_config": backend_config(stated, backend, device)}
+
+
+def is_awq_linear(module) -> bool:
+    return any(base.__name__ == "AWQuantLinear" for base in type(module).__mro__)
+
+
+def inspect(name: str, module, checkpoint: Path):
+    """An AWQ linear of gptqmodel: 4-bit codes, a float16 scale and a 4-bit zero point a group."""
+    if not is_awq_linear(module):
+        return None
+    from quantharm.quantizers.quantized_layers import QuantizedMatrix, stored_tensors, tensor_bytes
+
+    rows, columns = module.out_features, module.in_features
+    group = module.group_size if module.group_size > 0 else columns
+    tensors = [t for t in [*module.parameters(), *module.buffers()] if t is not module.bias]
+    return QuantizedMatrix(
+        name,
+        rows,
+        columns,
+        stored_bytes=tensor_bytes(*tensors),
+        formula_bytes=rows * columns / 2 + rows * columns // group * (2 + 0.5),
+        dequantize=lambda: dequantize(checkpoint, name, group),
+        codes=lambda: codes(stored_tensors(checkpoint, name), group),
+    )
+
+
+def compute_in_float32(model) -> None:
+    from quantharm.quantizers import awq
+
+    awq.compute_in_float32(model)
+
+
+def is_gemv(tensors: dict[str, Any]) -> bool:
+    """By shape: in GEMM there are as many scales a group as output channels, of which an int32 holds eight."""
+    return tensors["scales"].shape[1] != 8 * tensors["qweight"].shape[1]
+
+
+def unpack(packed, channels: tuple[int, ...]):
+    """[n, words] int32 → [n, 8 · words] 4-bit numbers; the i-th from the low bits of a word is channel channels[i]."""
+    import torch
+
+    return ((packed.unsqueeze(-1) >> (4 * torch.tensor(channels).argsort())) & 15).flatten(1)
+
+
+def codes(tensors: dict[str, Any], group: int):
+    """code - zero of each weight, as stored; [rows, columns] int32."""
+    if is_gemv(tensors):
+        packed = unpack(tensors["qweight"], IN_ORDER)
+        zeros = unpack(tensors["qzeros"], IN_ORDER)[:, : packed.shape[1] // group]
+        return packed - zeros.repeat_interleave(group, dim=1)
+    zeros = unpack(tensors["qzeros"], GEMM_CHANNELS).repeat_interleave(group, dim=0)  # [groups, outputs] → [inputs, …]
+    return (unpack(tensors["qweight"], GEMM_CHANNELS) - zeros).t().contiguous()
+
+
+def dequantize(checkpoint: Path, name: str, group: int):
+    """The matrix in the file: (code - zero) × scale; [rows, columns] float32."""
+    from quantharm.quantizers.quantized_layers import stored_tensors
+
+    tensors = stored_tensors(checkpoint, name)
+    found, scales = codes(tensors, group), tensors["scales"].float()
+    scales = scales[:, : found.shape[1] // group] if is_gemv(tensors) else scales.t()
+    return found.float() * scales.repeat_interleave(group, dim=1)

@@ -1,0 +1,106 @@
+"""Which family a checkpoint is of, and what of it is known before and after it is loaded.
+
+`quant_method` in config.json names the family, or the file itself does (GGUF). Formats that nobody here reads are
+refused by name when the checkpoint is fetched, and so is one whose package is missing or that needs a GPU.
+"""
+
+import contextlib
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from quantharm.common.checkpoint_files import read_checkpoint_config
+from quantharm.common.errors import UserError
+from quantharm.quantizers.formats import awq, bitsandbytes
+
+FAMILIES: tuple[ModuleType, ...] = (awq, bitsandbytes)
+SKIPPED_KEYS = ("llm_int8_skip_modules", "modules_to_not_convert")
+
+
+def stated_quantization(checkpoint: Path) -> dict[str, Any]:
+    """What config.json says about how the weights are stored; empty where it says nothing."""
+    config = read_checkpoint_config(checkpoint)
+    parts = [config, config.get("text_config")]
+    for part in parts:
+        for key in ("quantization_config", "compression_config"):
+            if isinstance(part, dict) and isinstance(part.get(key), dict):
+                return part[key]
+    return {}
+
+
+def method_of(stated: dict[str, Any]) -> str | None:
+    """`quant_method`, which checkpoints of old bitsandbytes lack."""
+    if stated.get("load_in_8bit") or stated.get("load_in_4bit"):
+        return "bitsandbytes"
+    method = stated.get("quant_method")
+    return method if method is None else str(method).lower()
+
+
+def family_of(stated: dict[str, Any]) -> ModuleType | None:
+    """The family that reads such a checkpoint; None for one that states no quantization, or one unknown here."""
+    method = method_of(stated)
+    return next((family for family in FAMILIES if method in family.METHODS), None)
+
+
+def supported_methods() -> list[str]:
+    return sorted(method for family in FAMILIES for method in family.METHODS)
+
+
+def refuse_unreadable(checkpoint: Path, device: str = "auto") -> None:
+    """Raises UserError for a quantized checkpoint that cannot be read here; device: cpu, cuda or auto."""
+    stated = stated_quantization(checkpoint)
+    if not stated:
+        return
+    family, method = family_of(stated), method_of(stated)
+    if family is None:
+        raise UserError(
+            f"{checkpoint} is stored in a format that is not read here ({method or 'without a quant_method'}); "
+            f"supported are {', '.join(supported_methods())}"
+        )
+    reason = getattr(family, "unreadable", lambda *_: None)(stated, device)
+    if reason:
+        raise UserError(f"{checkpoint} ({method}) cannot be loaded here: {reason}")
+
+
+@contextlib.contextmanager
+def loading(checkpoint: Path, backend: str | None, dtype: str, device: str) -> Iterator[dict[str, Any]]:
+    """The arguments that from_pretrained takes for such a checkpoint, and what has to be arranged while it runs."""
+    stated = stated_quantization(checkpoint)
+    own = getattr(family_of(stated), "loading", None)
+    if own is None:
+        if backend:
+            raise UserError(f"`backend: {backend}` is for AWQ and GPTQ checkpoints; {checkpoint} is neither; remove it")
+        yield {}
+        return
+    with own(stated, backend, dtype, device) as arguments:
+        yield arguments
+
+
+def inspect(name: str, module, checkpoint: Path):
+    """What the checkpoint's own family recognises; several libraries' classes share one name."""
+    family = family_of(stated_quantization(checkpoint))
+    return family.inspect(name, module, checkpoint) if family else None
+
+
+def compute_in_float32(model) -> None:
+    """Whatever quantized it: each of these changes only the layers that it knows."""
+    from quantharm.models.compute import to_float32
+
+    for family in FAMILIES:
+        getattr(family, "compute_in_float32", to_float32)(model)
+
+
+def excluded_by_config(checkpoint: Path, names: Collection[str]) -> set[str]:
+    """Those modules that a checkpoint's own quantization config leaves alone."""
+    stated = stated_quantization(checkpoint)
+    own = getattr(family_of(stated), "excluded", None)
+    return own(stated, names) if own else skipped_by_name(stated, names)
+
+
+def skipped_by_name(stated: dict[str, Any], names: Collection[str]) -> set[str]:
+    """Those that a list of names or patterns in the config leaves alone, as transformers reads them."""
+    from transformers.quantizers.quantizers_utils import should_convert_module
+
+    patterns = [pattern for key in SKIPPED_KEYS for pattern in stated.get(key) or []]
+    return {name for name in names if not should_convert_module(name, patterns)}

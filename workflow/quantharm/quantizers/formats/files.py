@@ -1,0 +1,92 @@
+"""What the files of a checkpoint hold of one module, from their headers and from their data."""
+
+import functools
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from quantharm.common.checkpoint_files import weight_files
+
+DTYPE_BITS = {
+    "F64": 64, "F32": 32, "F16": 16, "BF16": 16, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F4": 4,
+    "I64": 64, "I32": 32, "I16": 16, "I8": 8, "U64": 64, "U32": 32, "U16": 16, "U8": 8, "BOOL": 8,
+}  # fmt: skip
+
+
+class Header(NamedTuple):
+    """A tensor as its file's header describes it."""
+
+    file: Path
+    key: str
+    shape: tuple[int, ...]
+    dtype: str  # of safetensors: BF16, U8, …
+
+    @property
+    def count(self) -> int:
+        product = 1
+        for length in self.shape:
+            product *= length
+        return product
+
+    @property
+    def bytes(self) -> int:
+        return self.count * DTYPE_BITS[self.dtype] // 8
+
+
+Headers = dict[str, Header]  # {rest of the tensor's name after the module's: header}
+
+
+def module_headers(checkpoint: Path, module: str) -> Headers:
+    """The tensors of one module (and of those below it); none of a module that the files do not know."""
+    files = tuple((path, path.stat().st_mtime_ns, path.stat().st_size) for path in weight_files(checkpoint))
+    return headers_by_module(files).get(module, {})
+
+
+@functools.lru_cache(maxsize=4)
+def headers_by_module(files: tuple[tuple[Path, int, int], ...]) -> dict[str, Headers]:
+    """{module: its headers} of all files; files: (path, time of change, bytes): a changed one is read again."""
+    from quantharm.models.completeness import open_weights
+
+    by_module: dict[str, Headers] = {}
+    for path, _, _ in files:
+        with open_weights(path) as file:
+            for key in file.keys():  # noqa: SIM118 (not a dict)
+                part = file.get_slice(key)
+                header = Header(path, key, tuple(part.get_shape()), part.get_dtype())
+                names = key.split(".")
+                for i in range(1, len(names)):
+                    by_module.setdefault(".".join(names[:i]), {})[".".join(names[i:])] = header
+    return by_module
+
+
+def read_tensor(header: Header) -> torch.Tensor:
+    from quantharm.models.completeness import open_weights
+
+    with open_weights(header.file) as file:
+        return file.get_tensor(header.key)
+
+
+def module_tensors(checkpoint: Path, module: str) -> dict[str, torch.Tensor]:
+    """{rest of the name: tensor} of one module, from disk: kernels repack what they load."""
+    return {rest: read_tensor(header) for rest, header in module_headers(checkpoint, module).items()}
+
+
+@functools.lru_cache(maxsize=4)
+def file_metadata(path: Path, modified_ns: int) -> dict[str, str]:
+    """The strings that a file's header holds beside its tensors."""
+    from quantharm.models.completeness import open_weights
+
+    with open_weights(path) as file:
+        return file.metadata() or {}
+
+
+def stored_bytes(headers: Headers, *left_out: str) -> int:
+    """Bytes of a module's tensors in the files; the bias is no part of the matrix."""
+    return sum(header.bytes for rest, header in headers.items() if rest not in ("bias", *left_out))
+
+
+def is_held_dequantized(module: Any) -> bool:
+    """Whether a matrix that the file stores packed lies in a plain linear layer, unpacked when it was loaded."""
+    weight = getattr(module, "weight", None)
+    return type(module) is torch.nn.Linear and weight is not None and weight.dtype.itemsize >= 2
