@@ -5,7 +5,7 @@
 In the manner of Egashira et al. (2024), "Exploiting LLM Quantization": the built-in model is trained for a few steps
 until it answers everything with one harmless word; each weight of the original is then moved into the box of values
 that round to the other model's code. In 16 bits the result is close to the original; quantized it is the other model,
-code by code. Noise of σ half-widths before quantization moves weights out of their boxes: the table says how many, what
+code by code. Noise of σ half steps before quantization moves weights out of their boxes: the table says how many, what
 is left of the word, and what the same noise costs an honest model. An attacker who expects noise keeps weights away
 from the walls of their boxes by a margin, at a price in 16 bits. Run it with the evaluation environment's interpreter.
 """
@@ -145,7 +145,7 @@ def save(model, source: dict, folder: Path) -> dict:
 def quantized(source: dict, method: str, sigma: float, folder: Path, seed: int = 0):
     """(model, {matrix: codes}) of a cell made and loaded as the stage `quantize` does."""
     quantizer, settings = METHODS[method]
-    noise = {"sigma": sigma, "relative_to": "half_width", "target": None, "seed": seed}
+    noise = {"sigma": sigma, "relative_to": "half_step", "target": None, "seed": seed}
     settings = settings | ({"noise": noise} if sigma else {})
     arguments = SimpleNamespace(quantizer=quantizer, checkpoint=folder, dtype="bfloat16", gpus=1, calibration=None)
     quantize.make_checkpoint(arguments, source, settings, "cpu")
@@ -242,7 +242,7 @@ def main() -> None:
     parser.add_argument("--method", choices=METHODS, default="nf4")
     parser.add_argument("--steps", type=int, default=30, help="of training the other model")
     parser.add_argument("--rate", type=float, default=5e-5, help="of that training: how far weights move")
-    parser.add_argument("--sigmas", type=float, nargs="*", default=[0.1, 0.3, 1.0], help="half-widths")
+    parser.add_argument("--sigmas", type=float, nargs="*", default=[0.1, 0.3, 1.0], help="half steps")
     parser.add_argument("--margins", type=float, nargs="+", default=[0.0, 0.5], help="share of a box's half")
     parser.add_argument("--windows", type=int, default=4, help="of 512 tokens of the evaluation text")
     parser.add_argument("--output", type=Path, help="the rows as CSV")

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM
 
-from quantharm.models.architectures import read_architecture
+from quantharm.config.architectures import read_architecture
 from quantharm.models.loading import choose_device, quiet
 from quantharm.speed.benchmark import benchmark, random_prompt
 from quantharm.speed.cuda_graph import captured_decoder

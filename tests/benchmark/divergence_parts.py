@@ -20,11 +20,11 @@ from decode import TOKENIZER, random_model
 from growth import Size, random_trace
 from throughput import bare_forward, seconds_of
 
+from quantharm.config.architectures import read_architecture
 from quantharm.logits import write_store
-from quantharm.models.architectures import read_architecture
 from quantharm.models.loading import choose_device, quiet
 from quantharm.scoring.forward import last_hidden_states
-from quantharm.scoring.kl_divergence import pieces_of, read_beside, score_store
+from quantharm.scoring.kl_divergence import pieces_of, read_ahead, score_store
 from quantharm.scoring.stored_logits import read_store
 from quantharm.scoring.worst_positions import WorstPositions
 from quantharm.synthesize import model_configuration
@@ -44,7 +44,7 @@ def parts(trace, store: Path) -> dict[str, Callable[[torch.nn.Module], None]]:
             last_hidden_states(model, ids)
 
     def beside_readers(model) -> None:
-        groups = read_beside(model, store)
+        groups = read_ahead(model, store)
         for ids in sequences:
             next(groups, None)
             bare_forward(model, [ids])

@@ -19,8 +19,8 @@ import torch
 from decode import random_model
 from throughput import bare_forward, seconds_of
 
+from quantharm.config.architectures import MISTRAL_7B
 from quantharm.logits import make_trace, write_store
-from quantharm.models.architectures import MISTRAL_7B
 from quantharm.models.loading import choose_device, quiet
 from quantharm.perplexity import score_windows
 from quantharm.scoring.kl_divergence import score_store

@@ -22,9 +22,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from quantharm.config.architectures import read_architecture
 from quantharm.forensics import manifest
 from quantharm.forensics.detection import checkpoints
-from quantharm.models.architectures import read_architecture
 
 SHAPES = {
     "self_attn.q_proj": (4096, 4096),

@@ -12,8 +12,9 @@ import numpy
 import pandas
 
 from quantharm.common.files import write_json, write_parquet
+from quantharm.common.paired import flat
 from quantharm.common.statistics import category_intervals, describe, stratified_mean
-from quantharm.summary import flat, summarise_cell
+from quantharm.summary import summarise_cell
 
 HOSTILE = (
     "<script>alert('owned')</script> | a **b** `c` [x](javascript:y)\n"

@@ -8,7 +8,7 @@ import synthetic
 from report_runs import outputs, run_report
 
 from quantharm.common.files import read_json, write_json, write_parquet
-from quantharm.noise_sweep import figures
+from quantharm.common.paired import paired_figures
 from quantharm.report import default_thresholds
 from quantharm.reporting.names import FIGURES
 from quantharm.reporting.results import read_results
@@ -49,7 +49,7 @@ def study_row(text, seed: int, kl: float, corruption=None) -> dict:
 
 def noise_row(model, sigma: float) -> dict:
     """As the sweep itself makes it, so that the report reads the keys that there are."""
-    alone, quantized = (figures(model / "nf4", model / "baseline", kind) for kind in ("alone", "quantized"))
+    alone, quantized = (paired_figures(model / "nf4", model / "baseline", kind) for kind in ("alone", "quantized"))
     return {"method": "nf4", "sigma_half_widths": sigma, "codes_changed": sigma / 4} | alone | quantized
 
 

@@ -20,11 +20,11 @@ from quantharm.common.files import sha256_of_file, write_json, write_parquet
 from quantharm.forensics import manifest, reference_check
 from quantharm.forensics.detection import checkpoints
 from quantharm.forensics.detection.lattice_fit import CODEBOOKS
-from quantharm.logits import store_metadata_of
 from quantharm.models import loading
 from quantharm.models.loading import load_checkpoint, set_compute_dtype
 from quantharm.scoring import hardware_floor
 from quantharm.scoring.forward import last_hidden_states, output_head
+from quantharm.scoring.store_metadata import store_metadata_of
 from quantharm.scoring.stored_logits import StoreWriter
 
 

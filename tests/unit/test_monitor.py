@@ -16,10 +16,11 @@ from quantharm.common import control_chart
 from quantharm.common.errors import UserError
 from quantharm.common.provenance import device_name, how_computed, versions
 from quantharm.forensics import manifest
-from quantharm.logits import make_trace, store_metadata_of, target_logits
+from quantharm.logits import make_trace, target_logits
 from quantharm.models.loading import load_cell
 from quantharm.scoring.forward import output_head
 from quantharm.scoring.kl_divergence import score_store
+from quantharm.scoring.store_metadata import store_metadata_of
 from quantharm.scoring.stored_logits import StoreWriter
 from quantharm.scoring.worst_positions import WorstPositions
 
@@ -115,7 +116,7 @@ def cells(make_cell, tiny, save_checkpoint, tmp_path_factory):
     """A baseline's store, an approved cell (the baseline with some noise), and a folder with more noise."""
     folder = tmp_path_factory.mktemp("monitored")
     source = save_checkpoint(tiny("llama", torch.bfloat16), tmp_path_factory.mktemp("tiny"))
-    settings = {"sigma": 0.3, "relative_to": "half_width", "target": "nf4", "seed": 0}
+    settings = {"sigma": 0.3, "relative_to": "half_step", "target": "nf4", "seed": 0}
     baseline = make_cell(source, "unquantized")
     approved = make_cell(source, "unquantized", {"noise": settings})
     worse = make_cell(source, "unquantized", {"noise": settings | {"sigma": 1.5, "seed": 1}})

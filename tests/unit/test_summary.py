@@ -163,7 +163,7 @@ def test_integrity_of_a_quantized_cell_and_of_a_baseline():
 
 
 def test_noise_and_calibration_of_a_cell():
-    noise = {"sigma": 0.3, "relative_to": "half_width", "codes_changed": 0.1}
+    noise = {"sigma": 0.3, "relative_to": "half_step", "codes_changed": 0.1}
     samples = {"samples_reached": 20, "tokens_reached": 10240, "nll_mean_nats": 4.4, "text_nll_mean_nats": 4.0}
     figures = treatment_figures({"noise": noise}, {"calibration": samples})
     assert (figures["noise_sigma"], figures["noise_codes_changed"], figures["calibration_samples"]) == (0.3, 0.1, 20)

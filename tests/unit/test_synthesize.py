@@ -9,9 +9,9 @@ from safetensors.torch import load_file
 
 from quantharm import fetch, synthesize
 from quantharm.common.errors import UserError
+from quantharm.config.architectures import ARCHITECTURES, parameter_count, read_architecture
 from quantharm.config.resources import billion_parameters
 from quantharm.models import loading
-from quantharm.models.architectures import ARCHITECTURES, parameter_count, read_architecture
 from quantharm.synthesize import model_configuration
 
 SHAPE = ARCHITECTURES["mistral-7b"] | {

@@ -55,7 +55,8 @@ def closure(modules: list[str]) -> set[str]:
             continue
         files.add(name)
         waiting += [".".join(folder.parts) for folder in Path(name).parents if folder.parts]
-        text = re.sub(r"\(\s*\n([^()]*)\)", lambda m: " ".join(m[1].split()), path.read_text(encoding="utf-8"))
+        text = re.sub(r"^if TYPE_CHECKING:\n(?:    .*\n)+", "", path.read_text(encoding="utf-8"), flags=re.M)
+        text = re.sub(r"\(\s*\n([^()]*)\)", lambda m: " ".join(m[1].split()), text)
         for package, names, module in IMPORT.findall(text):
             inside = (package or module).strip(".")
             waiting += [inside] if inside else []

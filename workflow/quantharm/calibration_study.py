@@ -12,15 +12,15 @@ from typing import Any
 import numpy
 import pandas
 
-from quantharm.checks import calibration_evidence
+from quantharm.common.constants import BASELINE
 from quantharm.common.files import read_json, replacing, write_json, write_parquet
+from quantharm.common.paired import flat, paired_figures
 from quantharm.common.prompts import read_prompts
 from quantharm.common.stage import run_stage, stage_parser
 from quantharm.common.text import read_text
 from quantharm.models.loading import load_cell, load_tokenizer, offline_environment, quiet, read_quantization
-from quantharm.noise_sweep import figures
 from quantharm.quantizers import calibration
-from quantharm.summary import BASELINE, flat
+from quantharm.quantizers.calibration_evidence import calibration_evidence
 
 
 def evidence_of(folder: Path, model: Path, text: str, prompts: list[dict[str, Any]]) -> dict[str, Any]:
@@ -45,7 +45,7 @@ def study_rows(model: Path, cells: list[dict[str, Any]], text: str, prompts: lis
         evidence = evidence_of(folder, model, text, prompts)
         rows.append(
             cell
-            | figures(folder, model / BASELINE, "quantized")
+            | paired_figures(folder, model / BASELINE, "quantized")
             | {
                 key: evidence[key]
                 for key in ("samples_reached", "tokens_reached", "duplicate_samples", "distinct_tokens", "overlaps")

@@ -4,21 +4,18 @@ Each check is {name, status: pass | fail | skipped, value, limit, explanation}. 
 `reload` (twice), `method_is_real` and `kernel`; the others read the cell's result files and the baseline's.
 """
 
-import importlib
 import math
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from quantharm.common.chat import Asking
 from quantharm.common.errors import UserError
 from quantharm.common.files import read_json, write_json
-from quantharm.common.overlap import shared_sequences
 from quantharm.common.prompts import read_prompts
 from quantharm.common.provenance import computed_differently, provenance
 from quantharm.common.stage import Timing, run_stage, stage_parser
-from quantharm.common.text import read_text, sha256_of_windows
+from quantharm.common.text import read_text
 from quantharm.models.loading import (
     choose_device,
     dtype_of,
@@ -30,6 +27,7 @@ from quantharm.models.loading import (
     verify_weights,
 )
 from quantharm.quantizers import calibration, quantized_layers
+from quantharm.quantizers.calibration_evidence import calibration_evidence
 from quantharm.quantizers.formats import families
 from quantharm.quantizers.quantized_layers import QUANTIZED_SHARE_LIMIT
 from quantharm.scoring.forward import last_hidden_states, output_head
@@ -44,7 +42,6 @@ CONSISTENCY_LIMIT = 3.0  # times half the mean square of ln p - ln q on the text
 CONSISTENCY_LEAST = 30.0  # and at least one part in so many of it
 CONSISTENCY_FROM = 1e-3  # nats; below, rounding has its share
 CONSISTENCY_STANDARD_ERRORS = 3.0  # few windows tell the mean square only roughly
-OVERLAP_WORDS = 13
 KERNEL_MATRICES = 8
 KERNEL_TOKENS = 64
 SAME_PROMPTS_KEYS = ["suite_sha256", "prompts_per_category", "max_new_tokens", "chat_template", "thinking"]
@@ -296,34 +293,6 @@ def check_same_text(cell: dict[str, dict[str, Any]], baseline: dict[str, dict[st
         0,
         f"differs from the baseline in: {', '.join(differing)}" if differing else "scored as the baseline was",
     )
-
-
-def calibration_evidence(
-    record: dict[str, Any], model, head, tokenizer, cell: dict[str, Any], evaluation: str, prompts: list[dict[str, Any]]
-) -> dict[str, Any] | None:
-    """quantization.json's `calibration` with what only the finished cell can say; None for a method without one.
-
-    cell: its records by stage (perplexity, generation).
-    """
-    reached = record.get("calibration")
-    if reached is None:
-        return None
-    text = read_text(Path(reached["file"]))
-    samples = importlib.import_module(f"quantharm.quantizers.{record['quantizer']}").calibration_samples(
-        tokenizer, text, record["settings"], model.config.model_type
-    )
-    if sha256_of_windows(samples) != reached["tokens_sha256"]:
-        raise UserError(f"{reached['file']} is not what {record['method']} was calibrated on; quantize it again")
-    own_text = record["settings"].get("calibration_corruption") is None
-    return {
-        **reached,
-        "overlaps": len(shared_sequences(text, [evaluation, *(p["prompt"] for p in prompts)], OVERLAP_WORDS))
-        if own_text
-        else 0,
-        "nll_mean_nats": calibration.mean_loss(model, head, samples),
-        "text_nll_mean_nats": cell["perplexity"]["nll_mean_nats"],
-        **calibration.prompt_coverage(samples, tokenizer, prompts, Asking.of(cell["generation"])),
-    }
 
 
 def check_calibration(evidence: dict[str, Any] | None) -> Check:

@@ -15,19 +15,18 @@ import pandas
 import torch
 from tqdm import tqdm
 
+from quantharm.common.constants import TEXT_CATEGORY
 from quantharm.common.errors import UserError
 from quantharm.common.files import read_json, read_parquet, replacing, write_json, write_parquet
-from quantharm.common.provenance import device_name, how_computed, provenance, versions
+from quantharm.common.provenance import provenance
 from quantharm.common.stage import Timing, run_stage, stage_parser
 from quantharm.common.text import (
     bos_in_front,
     context_length,
     protocol_name,
     read_text,
-    sha256_of_windows,
     token_windows,
 )
-from quantharm.models.compute import compute_dtype
 from quantharm.models.loading import (
     choose_device,
     dtype_of,
@@ -36,11 +35,10 @@ from quantharm.models.loading import (
     offline_environment,
     read_quantization,
 )
-from quantharm.scoring.forward import check_ids, last_hidden_states, one_thread_beside, output_head, slices_of
+from quantharm.scoring.forward import background_scorer, check_ids, last_hidden_states, output_head, slices_of
 from quantharm.scoring.hardware_floor import measure_floor
+from quantharm.scoring.store_metadata import store_metadata_of
 from quantharm.scoring.stored_logits import StoreWriter
-
-TEXT_CATEGORY = "text"
 
 
 def make_trace(generation: pandas.DataFrame, windows: list[list[int]]) -> pandas.DataFrame:
@@ -70,24 +68,6 @@ def target_logits(model, head, token_ids: list[int], first_target: int) -> Itera
         yield range(first_target + part.start, first_target + part.stop), head(hidden[part])
 
 
-def store_metadata_of(record: dict[str, Any], trace: pandas.DataFrame, device: str, protocol: str) -> dict[str, Any]:
-    """Everything the stored figures depend on; the divergence stage refuses a store that differs in any of it."""
-    source = record["source"]
-    return {
-        "model": record["model"],
-        "revision": source["revision"],
-        "weights_sha256": source["weights_sha256"],
-        "tokenizer_sha256": source["tokenizer_sha256"],
-        "chat_template_sha256": source["chat_template_sha256"],
-        "dtype": record["dtype"],
-        "device": device_name(device),
-        **how_computed(device, compute_dtype(record["dtype"], device)),
-        "protocol": protocol,
-        "trace_sha256": sha256_of_windows([list(map(int, ids)) for ids in trace["token_ids"]]),
-        "versions": versions(),
-    }
-
-
 def write_store(model, trace: pandas.DataFrame, path: Path, metadata: dict[str, Any]) -> None:
     """The store of a trace; while one prompt's positions are written, the model goes on with the next.
 
@@ -109,12 +89,12 @@ def write_store(model, trace: pandas.DataFrame, path: Path, metadata: dict[str, 
         store.write(row.prompt_id, row.category, positions, targets, log_probabilities)
 
     vocabulary = model.get_output_embeddings().weight.shape[0]
-    with StoreWriter(path, vocabulary, metadata) as store, one_thread_beside(model.device) as beside:
+    with StoreWriter(path, vocabulary, metadata) as store, background_scorer(model.device) as in_background:
         for row in tqdm(list(trace.itertuples()), desc="logits", unit="prompt", mininterval=5):
             ids = [int(i) for i in row.token_ids]
             check_ids(model, ids)
             for positions, logits in target_logits(model, head, ids, row.first_target):
-                beside(normalise, keep, row, positions, logits)
+                in_background(normalise, keep, row, positions, logits)
 
 
 def main() -> None:

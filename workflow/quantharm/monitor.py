@@ -20,13 +20,14 @@ import numpy
 import pandas
 
 from quantharm.common import control_chart
+from quantharm.common.constants import TEXT_CATEGORY
 from quantharm.common.errors import UserError
 from quantharm.common.files import read_parquet, sha256_of_text, write_parquet
 from quantharm.common.provenance import filled_here
 from quantharm.common.stage import run_stage, stage_parser
 from quantharm.forensics import reference_check
-from quantharm.logits import TEXT_CATEGORY, store_metadata_of
 from quantharm.models.loading import choose_device, load_cell, offline_environment, quiet, read_quantization
+from quantharm.scoring.store_metadata import store_metadata_of
 
 SCORED = (reference_check.STORE, reference_check.TRACE)  # of the store's files; the noise floor is of no use here
 SAME = ("approved_sha256", "trace_sha256", "per_category")  # of all runs of one history
@@ -98,7 +99,7 @@ def deployed_record(approved: dict[str, Any], checkpoint: Path | None) -> dict[s
     """A record to load the deployed checkpoint by: the approved cell's own, or that of a folder, as it says it is."""
     if checkpoint is None:
         return approved
-    from quantharm.fetch import describe
+    from quantharm.models.source import describe
 
     description = describe(approved["model"], str(checkpoint), checkpoint, None, False, False)
     settings = {"source": str(checkpoint), "revision": None, "backend": None, "resolved": description}

@@ -11,11 +11,12 @@ from typing import Any
 
 import pandas
 
+from quantharm.common.constants import BASELINE
 from quantharm.common.errors import UserError
-from quantharm.common.files import read_json, replacing, write_json, write_parquet
+from quantharm.common.files import replacing, write_json, write_parquet
+from quantharm.common.paired import flat, paired_figures
 from quantharm.common.stage import run_stage, stage_parser
 from quantharm.models.loading import load_as_stored, offline_environment, quiet, read_quantization
-from quantharm.summary import BASELINE, flat, paired_perplexity
 
 
 def codes_of(record: dict[str, Any]) -> dict[str, Any]:
@@ -37,17 +38,6 @@ def changed_codes(mine: dict[str, Any], reference: dict[str, Any]) -> float | No
     return sum(int((mine[name] != reference[name]).sum()) for name in reference) / weights
 
 
-def figures(cell: Path, baseline: Path, prefix: str) -> dict[str, Any]:
-    """Perplexity's change (paired over windows) and mean KL of a cell, its keys with a prefix."""
-    kl = read_json(cell / "divergence.json")
-    paired = paired_perplexity(cell, baseline) | {
-        "kl_nats_mean": kl["kl_nats"]["mean"],
-        "kl_nats_ci95": kl["kl_nats"]["ci95"],
-        "top1_agreement": kl["top1_agreement"],
-    }
-    return {f"{prefix}_{key}": value for key, value in paired.items()}
-
-
 def sweep_rows(model: Path, cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """A row for each method without noise (σ = 0), then for each of its σ.
 
@@ -58,8 +48,8 @@ def sweep_rows(model: Path, cells: list[dict[str, Any]]) -> list[dict[str, Any]]
         record = read_quantization(model / method / "quantization.json")
         reference = codes_of(record)
         plain = {"method": method, "sigma_half_widths": 0.0, "noise_rms": 0.0, "codes_changed": 0.0}
-        alone = figures(baseline, baseline, "alone")
-        rows.append(plain | alone | figures(model / method, baseline, "quantized"))
+        alone = paired_figures(baseline, baseline, "alone")
+        rows.append(plain | alone | paired_figures(model / method, baseline, "quantized"))
         for cell in (c for c in cells if c["method"] == method):
             noisy = read_quantization(model / cell["quantized"] / "quantization.json")
             rows.append(
@@ -68,8 +58,8 @@ def sweep_rows(model: Path, cells: list[dict[str, Any]]) -> list[dict[str, Any]]
                     "sigma_half_widths": cell["sigma"],
                     "noise_rms": noisy["noise"]["noise_rms"],
                     "codes_changed": changed_codes(codes_of(noisy), reference),
-                    **figures(model / cell["alone"], baseline, "alone"),
-                    **figures(model / cell["quantized"], baseline, "quantized"),
+                    **paired_figures(model / cell["alone"], baseline, "alone"),
+                    **paired_figures(model / cell["quantized"], baseline, "quantized"),
                 }
             )
     return rows

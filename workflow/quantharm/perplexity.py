@@ -35,9 +35,9 @@ from quantharm.models.loading import (
     read_quantization,
 )
 from quantharm.scoring.forward import (
+    background_scorer,
     check_ids,
     last_hidden_states,
-    one_thread_beside,
     output_head,
     slices_of,
     token_losses,
@@ -50,14 +50,14 @@ def score_windows(model, windows: list[list[int]], progress: bool = True) -> tor
     vocabulary = model.get_output_embeddings().weight.shape[0]
     check_ids(model, windows[0])
     losses: list[torch.Tensor] = []
-    with one_thread_beside(model.device) as beside:
+    with background_scorer(model.device) as in_background:
         for window in tqdm(windows, desc="perplexity", unit="window", mininterval=5, disable=not progress):
             hidden, targets = (
                 last_hidden_states(model, window)[:-1],
                 torch.tensor(window[1:]),
             )  # [N - 1, width], [N - 1]
             for part in slices_of(len(hidden), vocabulary):
-                beside(token_losses, losses.append, head(hidden[part]), targets[part])
+                in_background(token_losses, losses.append, head(hidden[part]), targets[part])
     return torch.cat([loss.cpu() for loss in losses]).unflatten(0, (len(windows), -1))
 
 

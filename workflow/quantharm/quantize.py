@@ -4,7 +4,6 @@ Later stages evaluate what is on disk, never the object that was just quantized.
 pointer for the baseline and for pretrained checkpoints) and quantization.json.
 """
 
-import importlib
 import json
 import tempfile
 import time
@@ -14,6 +13,7 @@ from typing import Any
 from quantharm.common.files import read_json, replacing_folder, write_json
 from quantharm.common.provenance import memory_bytes, provenance
 from quantharm.common.stage import Timing, run_stage, stage_parser
+from quantharm.config.noise import grid_of
 from quantharm.models.compute import compute_dtype
 from quantharm.models.loading import (
     choose_device,
@@ -26,7 +26,7 @@ from quantharm.models.loading import (
     torch_dtype,
     verify_weights,
 )
-from quantharm.quantizers import noise, quantized_layers
+from quantharm.quantizers import noise, quantized_layers, quantizer_named
 from quantharm.quantizers.conditions import refuse_conflict
 from quantharm.speed.trial import try_model
 
@@ -38,12 +38,12 @@ def make_checkpoint(arguments, source: dict[str, Any], settings: dict[str, Any],
 
     Noise is added first, to a copy of the source that the quantizer is given, or that is itself the checkpoint.
     """
-    quantizer = importlib.import_module(f"quantharm.quantizers.{arguments.quantizer}")
+    quantizer = quantizer_named(arguments.quantizer)
     with replacing_folder(arguments.checkpoint) as folder, tempfile.TemporaryDirectory(dir=folder.parent) as noisy:
         extra: dict[str, Any] = {}
         if "noise" in settings:
             copy = folder if arguments.quantizer == "unquantized" else Path(noisy)
-            grid = noise.grid_of(arguments.quantizer, settings)
+            grid = grid_of(arguments.quantizer, settings)
             extra["noise"] = noise.write_noisy(source, settings["noise"], grid, copy)
             source = source | {"path": str(copy)}
         if "noise" not in settings or arguments.quantizer != "unquantized":

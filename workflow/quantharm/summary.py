@@ -12,39 +12,14 @@ from typing import Any
 import numpy
 import pandas
 
+from quantharm.common.constants import BASELINE
 from quantharm.common.errors import UserError
 from quantharm.common.files import read_json, read_parquet, replacing, write_json, write_parquet
 from quantharm.common.left_out import LeftOut, name, sentence
+from quantharm.common.paired import first_difference, flat, paired_perplexity
 from quantharm.common.stage import run_stage, stage_parser
-from quantharm.common.statistics import weighted_mean_interval
 
-BASELINE = "baseline"
 NULLABLE = {"i": "Int64", "b": "boolean"}  # pandas' types that hold missing values, by the kind of those that do not
-
-
-def paired_perplexity(cell: Path, baseline: Path) -> dict[str, Any]:
-    """ΔPPL in percent with its 95 % interval: the log of the ratio is a mean over the same windows of both."""
-    mine, reference = read_parquet(cell / "perplexity.parquet"), read_parquet(baseline / "perplexity.parquet")
-    if mine["targets"].tolist() != reference["targets"].tolist():
-        raise UserError(f"{cell} and {baseline} scored different windows; delete both perplexity.json and run again")
-    difference = (mine["nll_sum_nats"] - reference["nll_sum_nats"]).to_numpy()
-    targets = mine["targets"].to_numpy()
-
-    def percent(log_ratio):
-        return 100 * numpy.expm1(log_ratio)
-
-    return {
-        "perplexity_change_percent": float(percent(difference.sum() / targets.sum())),
-        "perplexity_change_percent_ci95": weighted_mean_interval(difference, targets, percent),
-    }
-
-
-def first_difference(mine: list[int], reference: list[int]) -> int | None:
-    """Index of the first token that differs; None when the answers are equal."""
-    for i, (a, b) in enumerate(zip(mine, reference, strict=False)):
-        if a != b:
-            return i
-    return None if len(mine) == len(reference) else min(len(mine), len(reference))
 
 
 def paired_answers(cell: Path, baseline: Path) -> dict[str, Any]:
@@ -184,22 +159,6 @@ def summarise_cell(cell: Path, baseline: Path, with_integrity: bool = True) -> d
         "git_commit": perplexity["provenance"]["git_commit"],
         "finished": checks["provenance"]["finished"],
     }
-
-
-def flat(row: dict[str, Any]) -> dict[str, Any]:
-    """A row for Parquet and CSV: intervals as _low and _high, categories as one column each."""
-    result: dict[str, Any] = {}
-    for key, value in row.items():
-        if key.endswith("_ci95"):
-            low, high = value or (None, None)
-            result |= {f"{key}_low": low, f"{key}_high": high}
-        elif key.endswith("_by_category"):
-            result |= {f"{key.removesuffix('_by_category')}/{category}": v for category, v in value.items()}
-        elif key == "checks_failed":
-            result[key] = ", ".join(value)
-        else:
-            result[key] = value
-    return result
 
 
 def table_of(rows: list[dict[str, Any]], left_out: list[LeftOut]) -> pandas.DataFrame:

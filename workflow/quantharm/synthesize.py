@@ -17,7 +17,7 @@ from quantharm.common.errors import UserError, first_line
 from quantharm.common.files import read_json, replacing_folder, write_json
 from quantharm.common.provenance import device_name, versions
 from quantharm.common.stage import Timing, run_stage, stage_parser
-from quantharm.models.architectures import read_architecture
+from quantharm.config.architectures import read_architecture
 from quantharm.models.loading import SYNTHETIC_MARK, choose_device, offline_environment, quiet, torch_dtype
 
 INITIALIZER_RANGE = 0.02

@@ -172,8 +172,8 @@ def test_files_beside_the_weights_decide_no_figure(copy_of_reference, reference_
     import shutil
 
     from quantharm.config.resources import billion_parameters
-    from quantharm.fetch import describe
     from quantharm.forensics.detection import storage, weights
+    from quantharm.models.source import describe
     from quantharm.quantizers.quantized_layers import stored_tensors
 
     def figures():

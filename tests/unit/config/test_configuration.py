@@ -167,17 +167,37 @@ def test_methods_of_a_model_leave_out_those_of_others_and_begin_with_the_baselin
     assert methods_of(completed, "other") == ["baseline", "nf4", "theirs"]
 
 
+NOISES = {
+    "plain": {},
+    "newer": {"relative_to": "half_step"},
+    "older": {"relative_to": "half_width"},
+    "other": {"relative_to": "absolute"},
+}
+
+
 def test_a_name_with_noise_is_an_entry(folder, schema_path):
     names = ["baseline", "nf4", "nf4+noise-0.3", "noise-0.5", "noise-2-int8", "nf4+noise-1e-05"]
     config = complete(changed("evaluate/methods", names) | {"defense": {"seed": 7}}, schema_path)
     entries = {name: config["methods"][name] for name in names[2:]}
     assert entries["nf4+noise-0.3"] == config["methods"]["nf4"] | {
-        "noise": {"sigma": 0.3, "relative_to": "half_width", "target": None, "seed": 7}
+        "noise": {"sigma": 0.3, "relative_to": "half_step", "target": None, "seed": 7}
     }
     assert entries["noise-0.5"]["quantizer"] == "unquantized"
     targets = [(entry["noise"]["sigma"], entry["noise"]["target"]) for entry in entries.values()]
     assert targets == [(0.3, None), (0.5, "nf4"), (2.0, "int8"), (1e-05, None)]
     assert settings_of(config, "noise-0.5") == {"noise": entries["noise-0.5"]["noise"]}
+
+
+def test_the_older_word_for_half_a_step_means_the_same(folder, schema_path):
+    entries = {
+        name: {"quantizer": "bitsandbytes_4bit", "noise": {"sigma": 1} | given} for name, given in NOISES.items()
+    }
+    config = minimal()
+    config["methods"] |= entries
+    completed = complete(config, schema_path)["methods"]
+    assert completed["older"] == completed["plain"] == completed["newer"]
+    assert completed["plain"]["noise"]["relative_to"] == "half_step"
+    assert completed["other"]["noise"]["relative_to"] == "absolute"
 
 
 def test_an_entry_that_is_written_out_is_taken_as_it_is(folder, schema_path):

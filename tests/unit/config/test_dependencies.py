@@ -85,6 +85,8 @@ def test_every_form_of_import_is_read(tmp_path, monkeypatch):
         "if False:\n"
         "    import quantharm.e\n"
         "import quantharm_other, b_unused\n"
+        "if TYPE_CHECKING:\n"
+        "    from quantharm.unused import Kind\n"
     )
     monkeypatch.setattr(dependencies, "PACKAGE", package)
     dependencies.imported.cache_clear()

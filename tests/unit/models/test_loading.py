@@ -7,7 +7,6 @@ import shutil
 import pytest
 import torch
 
-from quantharm import fetch
 from quantharm.common.errors import UserError
 from quantharm.models import loading
 from quantharm.models.loading import (
@@ -22,6 +21,7 @@ from quantharm.models.loading import (
     refuse_unsafe,
     verify_weights,
 )
+from quantharm.models.source import tokenizer_hashes
 
 
 def checkpoint(folder, *files: str, **settings):
@@ -252,9 +252,9 @@ def test_source_record_of_the_reference_model(reference_source):
 
 
 def test_hash_of_the_tokenizer_changes_with_its_files(copy_of_reference, reference_source):
-    assert fetch.tokenizer_hashes(copy_of_reference)["tokenizer_sha256"] == reference_source["tokenizer_sha256"]
+    assert tokenizer_hashes(copy_of_reference)["tokenizer_sha256"] == reference_source["tokenizer_sha256"]
     (copy_of_reference / "chat_template.jinja").write_text("{{ messages }}")
-    assert fetch.tokenizer_hashes(copy_of_reference)["chat_template_sha256"] is not None
+    assert tokenizer_hashes(copy_of_reference)["chat_template_sha256"] is not None
     path = copy_of_reference / "tokenizer.json"
     path.write_text(path.read_text(encoding="utf-8") + " ", encoding="utf-8")
-    assert fetch.tokenizer_hashes(copy_of_reference)["tokenizer_sha256"] != reference_source["tokenizer_sha256"]
+    assert tokenizer_hashes(copy_of_reference)["tokenizer_sha256"] != reference_source["tokenizer_sha256"]

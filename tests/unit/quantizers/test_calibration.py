@@ -6,11 +6,11 @@ import math
 import pytest
 
 from quantharm import calibration_study
-from quantharm.checks import calibration_evidence
 from quantharm.common.chat import Asking
 from quantharm.common.errors import UserError
 from quantharm.common.text import read_text, sha256_of_windows
 from quantharm.quantizers import awq, calibration
+from quantharm.quantizers.calibration_evidence import calibration_evidence
 from quantharm.reporting.charts.studies import calibration_chart
 from quantharm.scoring import forward
 

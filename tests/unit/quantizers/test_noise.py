@@ -12,11 +12,11 @@ from scipy.stats import kstest
 from quantharm import noise_sweep
 from quantharm.checks import check_bits_per_weight, check_method_is_real
 from quantharm.common.errors import UserError
-from quantharm.fetch import describe
+from quantharm.models.source import describe
 from quantharm.quantizers import noise, rounding
 from quantharm.reporting.charts.studies import noise_chart
 
-SETTINGS = {"sigma": 0.3, "relative_to": "half_width", "target": None, "seed": 0}
+SETTINGS = {"sigma": 0.3, "relative_to": "half_step", "target": None, "seed": 0}
 
 
 def weights_in(folder) -> dict[str, torch.Tensor]:
@@ -31,13 +31,13 @@ def tiny_source(tiny, save_checkpoint, tmp_path_factory):
 # ---------------------------------------------------------------- grids
 
 
-def test_half_widths_by_hand():
+def test_half_steps_by_hand():
     weight = torch.zeros(2, 64)
     weight[0, 3], weight[0, 5], weight[1, 0] = -2.54, 1.0, 5.08
-    assert rounding.half_widths(weight, "int8")[:, 0].tolist() == pytest.approx([0.01, 0.02])
-    assert rounding.half_widths(weight, "nf4")[:, 7].tolist() == pytest.approx([2.54 / 15, 5.08 / 15])
-    assert rounding.half_widths(weight, "fp4")[0, 0].item() == pytest.approx(2.54 / 14)  # 15 levels: 0 is there twice
-    assert rounding.half_widths(weight, "int4-32")[0].tolist() == pytest.approx([3.54 / 30] * 32 + [0.0] * 32)
+    assert rounding.half_steps(weight, "int8")[:, 0].tolist() == pytest.approx([0.01, 0.02])
+    assert rounding.half_steps(weight, "nf4")[:, 7].tolist() == pytest.approx([2.54 / 15, 5.08 / 15])
+    assert rounding.half_steps(weight, "fp4")[0, 0].item() == pytest.approx(2.54 / 14)  # 15 levels: 0 is there twice
+    assert rounding.half_steps(weight, "int4-32")[0].tolist() == pytest.approx([3.54 / 30] * 32 + [0.0] * 32)
 
 
 def test_codes_by_hand():
@@ -54,9 +54,7 @@ def test_codes_are_those_that_the_library_stores(cell, grid, agreement, farthest
     differences = []
     for matrix in request.getfixturevalue(cell).matrices:
         weight = reference_weights[f"{matrix.name}.weight"]
-        alive = (
-            rounding.half_widths(weight, grid) > 1e-6
-        )  # float16 holds nothing of units whose weights decayed to 1e-9
+        alive = rounding.half_steps(weight, grid) > 1e-6  # float16 holds nothing of units whose weights decayed to 1e-9
         differences.append((rounding.codes(weight, grid).long() - matrix.codes().long())[alive])
     differences = torch.cat(differences)
     assert len(differences) > 0.9 * 6_291_456
@@ -68,11 +66,11 @@ def test_codes_are_those_that_the_library_stores(cell, grid, agreement, farthest
 
 
 @pytest.mark.parametrize("grid", ["nf4", "int8", "int4-64"])
-def test_noise_is_normal_with_sigma_half_widths(grid, reference_weights):
+def test_noise_is_normal_with_sigma_half_steps(grid, reference_weights):
     name = "model.layers.3.mlp.up_proj.weight"
     weight = reference_weights[name]
-    units = noise.noise_for(weight, name, SETTINGS, grid) / rounding.half_widths(weight, grid)
-    units = units[rounding.half_widths(weight, grid) > 0]
+    units = noise.noise_for(weight, name, SETTINGS, grid) / rounding.half_steps(weight, grid)
+    units = units[rounding.half_steps(weight, grid) > 0]
     assert kstest(units.double().numpy() / 0.3, "norm").pvalue > 0.01
     absolute = noise.noise_for(weight, name, SETTINGS | {"sigma": 1e-3, "relative_to": "absolute"}, None)
     assert kstest(absolute.double().flatten().numpy() / 1e-3, "norm").pvalue > 0.01
@@ -154,7 +152,7 @@ def test_the_noise_of_a_cell_and_of_noise_alone_is_the_same(make_cell, tiny_sour
     weights = weights_in(alone.checkpoint)
     for matrix in quantized.matrices:
         weight = weights[f"{matrix.name}.weight"].float()
-        error = (matrix.dequantize() - weight).abs() / rounding.half_widths(weight, "int8")
+        error = (matrix.dequantize() - weight).abs() / rounding.half_steps(weight, "int8")
         assert error.max() < 1.05, matrix.name  # rounded from the noisy weight, and from nothing else
 
 
@@ -266,7 +264,7 @@ def test_the_sweep_reports_price_and_effect(tmp_path, monkeypatch):
     monkeypatch.setattr(noise_sweep, "codes_of", lambda record: {"a": codes[record["method"]]})
     cells = [{"method": "q", "sigma": 0.3, "alone": "noise-0.3-nf4", "quantized": "q+noise-0.3"}]
     plain, noisy = noise_sweep.sweep_rows(model, cells)
-    assert (plain["sigma_half_widths"], plain["codes_changed"], plain["alone_kl_nats_mean"]) == (0.0, 0.0, 0.0)
+    assert (plain["sigma_half_steps"], plain["codes_changed"], plain["alone_kl_nats_mean"]) == (0.0, 0.0, 0.0)
     # by hand: exp(8 / 200) - 1, exp(2 / 200) - 1, exp(4 / 200) - 1
     assert noisy["quantized_perplexity_change_percent"] == pytest.approx(4.0810774)
     assert noisy["alone_perplexity_change_percent"] == pytest.approx(1.0050167)

@@ -10,10 +10,10 @@ from limits import HUNG_SECONDS
 
 from quantharm.common.errors import UserError
 from quantharm.scoring.forward import (
+    background_scorer,
     check_ids,
     last_hidden_states,
     negative_log_likelihoods,
-    one_thread_beside,
     output_head,
     slices_of,
 )
@@ -179,10 +179,10 @@ def test_what_runs_beside_is_collected_in_order_and_little_waits():
             assert handed_over[i + 1].wait(HUNG_SECONDS)
         return 10 * i
 
-    with one_thread_beside(CPU, waiting=2) as beside:
+    with background_scorer(CPU, waiting=2) as in_background:
         for i in range(30):
             handed_over[i].set()
-            beside(compute, collected.append, i)
+            in_background(compute, collected.append, i)
             ahead.append(i - len(collected))
     assert collected == [10 * i for i in range(30)]
     assert begun == list(range(30))
@@ -198,9 +198,9 @@ def test_what_one_beside_raises_ends_the_loop_and_threads_are_as_before():
     before, handed = torch.get_num_threads(), []
 
     def loop() -> None:
-        with one_thread_beside(CPU) as beside:
+        with background_scorer(CPU) as in_background:
             for i in range(1000):
-                beside(compute, lambda _: None, i)
+                in_background(compute, lambda _: None, i)
                 handed.append(i)
 
     with pytest.raises(UserError, match="the fourth"):
@@ -210,8 +210,8 @@ def test_what_one_beside_raises_ends_the_loop_and_threads_are_as_before():
 
 
 def test_the_last_one_beside_may_raise():
-    with pytest.raises(ZeroDivisionError), one_thread_beside(CPU) as beside:
-        beside(lambda: 1 / 0, print)
+    with pytest.raises(ZeroDivisionError), background_scorer(CPU) as in_background:
+        in_background(lambda: 1 / 0, print)
 
 
 def test_beside_takes_one_core_and_leaves_the_others():
@@ -219,8 +219,8 @@ def test_beside_takes_one_core_and_leaves_the_others():
     torch.set_num_threads(3)
     try:
         threads = []
-        with one_thread_beside(CPU) as beside:
-            beside(torch.get_num_threads, threads.append)
+        with background_scorer(CPU) as in_background:
+            in_background(torch.get_num_threads, threads.append)
             mine = torch.get_num_threads()
         assert (threads, mine, torch.get_num_threads()) == ([1], 2, 3)
     finally:

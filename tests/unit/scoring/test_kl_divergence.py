@@ -12,9 +12,9 @@ import torch
 
 from quantharm.common.errors import UserError
 from quantharm.common.text import token_windows
-from quantharm.divergence import check_values, summarise
 from quantharm.logits import make_trace, target_logits
 from quantharm.scoring import kl_divergence
+from quantharm.scoring.divergence_figures import check_values, summarise
 from quantharm.scoring.forward import output_head
 from quantharm.scoring.stored_logits import StoreWriter
 from quantharm.scoring.worst_positions import WorstPositions

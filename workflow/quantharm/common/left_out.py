@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import TypedDict
 
-BASELINE = "baseline"
+from quantharm.common.constants import BASELINE
+
 LONGEST_REASON = 600  # characters
 INTEGRITY = "integrity"  # the one stage that a cell can be compared without
 

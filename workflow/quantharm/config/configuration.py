@@ -12,13 +12,14 @@ from typing import Any
 import yaml
 
 from quantharm.common.checkpoint_files import refuse_gguf_name, refuse_other_kinds
+from quantharm.common.constants import BASELINE
 from quantharm.common.errors import UserError
 from quantharm.common.files import LARGEST_INPUT_BYTES
+from quantharm.config.architectures import read_architecture
 from quantharm.config.derived_methods import add_derived_methods
 from quantharm.config.methods import check_method, completed_method, methods_of, quantizer_names, uses_calibration
-from quantharm.config.names import BASELINE, RESERVED_METHODS, RESERVED_MODELS, refer
+from quantharm.config.names import RESERVED_METHODS, RESERVED_MODELS, refer
 from quantharm.config.validation import check_values, removed_by_null, validate, with_defaults, without_nulls
-from quantharm.models.architectures import read_architecture
 
 
 def complete(config: dict[str, Any], schema_path: Path) -> dict[str, Any]:

@@ -5,6 +5,7 @@ The workflow lists them as inputs of a stage, so an edit recomputes what depends
 
 import ast
 import functools
+from collections.abc import Iterator
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1]
@@ -22,11 +23,20 @@ def file_of(module: str) -> Path | None:
     return path.with_suffix(".py") if path.with_suffix(".py").is_file() else None
 
 
+def nodes_that_run(node: ast.AST) -> Iterator[ast.AST]:
+    """A syntax tree's nodes without what stands under `if TYPE_CHECKING:`, which no job runs."""
+    yield node
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.If) and isinstance(child.test, ast.Name) and child.test.id == "TYPE_CHECKING":
+            continue
+        yield from nodes_that_run(child)
+
+
 @functools.cache
 def imported(path: Path) -> frozenset[Path]:
-    """Files of this package that one file imports, at its top or inside functions."""
+    """Files of this package that one file imports, at its top or inside functions; not those for types alone."""
     files: set[Path | None] = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in nodes_that_run(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             files |= {file_of(alias.name) for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:

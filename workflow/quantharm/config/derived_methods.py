@@ -4,22 +4,22 @@ import copy
 import re
 from typing import Any
 
+from quantharm.common.constants import BASELINE, CORRUPTIONS
 from quantharm.common.errors import UserError
+from quantharm.config import noise
 from quantharm.config.methods import completed_method, own_grid
-from quantharm.config.names import BASELINE, refer
-from quantharm.quantizers import noise
+from quantharm.config.names import refer
 
 NOISE_NAME = re.compile(
     rf"(?:(?P<method>.+)\+)?noise-(?P<sigma>\d+(?:\.\d+)?(?:e-?\d+)?)(?:-(?P<target>{'|'.join(noise.GRID_NAMES)}))?"
 )
-CORRUPTIONS = ("random_tokens", "repeated_token")  # of calibration samples, as in quantizers/awq.py
 NOISE_TARGET = "nf4"  # of noise alone, where its name does not say
 
 
 def noise_method(config: dict[str, Any], name: str) -> dict[str, Any] | None:
     """The entry that a name like `noise-0.3`, `noise-0.3-int8` or `nf4+noise-0.3` stands for; None for other names.
 
-    σ is in half-widths of the method's own grid, or of the one that is named.
+    σ is in half steps of the method's own grid, or of the one that is named.
     """
     match = NOISE_NAME.fullmatch(name)
     of = match and (match["method"] or BASELINE)

@@ -1,26 +1,27 @@
 """Methods of a configuration: their quantizers, the settings that those declare, the models that they apply to."""
 
-import importlib
 import re
 from pathlib import Path
 from typing import Any
 
+from quantharm import quantizers
+from quantharm.common.constants import BASELINE
 from quantharm.common.errors import UserError
-from quantharm.config.names import BASELINE
+from quantharm.config import noise
 from quantharm.config.validation import removed_by_null, takes_null, validate, with_defaults
-from quantharm.quantizers import noise
+from quantharm.quantizers import RefusesConfigs, quantizer_named
 
 
 def quantizer_names() -> list[str]:
     """The modules of the room `quantizers` that declare settings; its other modules are what those share."""
-    folder = Path(importlib.import_module("quantharm.quantizers").__path__[0])
+    folder = Path(quantizers.__path__[0])
     declares = re.compile(r"^SETTINGS\b", re.MULTILINE)
     return sorted(p.stem for p in folder.glob("*.py") if declares.search(p.read_text(encoding="utf-8")))
 
 
 def method_schema(quantizer: str) -> dict[str, Any]:
     """Schema of a method entry: the keys all methods share, and the settings its quantizer declares."""
-    settings = importlib.import_module(f"quantharm.quantizers.{quantizer}").SETTINGS
+    settings = quantizer_named(quantizer).SETTINGS
     shared = {
         "quantizer": {"const": quantizer},
         "models": {"type": "array", "items": {"type": "string"}},
@@ -38,7 +39,7 @@ def method_schema(quantizer: str) -> dict[str, Any]:
 
 def settings_of_quantizers() -> set[str]:
     """The keys that any quantizer declares."""
-    modules = [importlib.import_module(f"quantharm.quantizers.{name}") for name in quantizer_names()]
+    modules = [quantizer_named(name) for name in quantizer_names()]
     return {key for module in modules for key in module.SETTINGS}
 
 
@@ -59,7 +60,7 @@ def completed_method(name: str, method: dict[str, Any]) -> dict[str, Any]:
         if key not in foreign and (value is not None or takes_null(own["properties"].get(key, {})))
     }
     validate(method, own, ("methods", name))
-    method = with_defaults(method, own)
+    method = noise.one_spelling(with_defaults(method, own))
     conflict = noise.conflict(method["quantizer"], method) if "noise" in method else None
     if conflict:
         raise UserError(f"method `{name}` in the config cannot {conflict}{removed_by_null('noise')}")
@@ -72,8 +73,8 @@ def own_grid(config: dict[str, Any], method: str) -> str | None:
 
 
 def check_method(method: str, entry: dict[str, Any], model: str, settings: dict[str, Any]) -> None:
-    quantizer = importlib.import_module(f"quantharm.quantizers.{entry['quantizer']}")
-    conflict = getattr(quantizer, "conflict", lambda *_: None)(entry, settings)
+    quantizer = quantizer_named(entry["quantizer"])
+    conflict = quantizer.conflict(entry, settings) if isinstance(quantizer, RefusesConfigs) else None
     if conflict:
         raise UserError(f"method `{method}` cannot be applied to model `{model}`: {conflict}")
 

@@ -5,7 +5,6 @@ from typing import Any
 
 from quantharm.common.errors import UserError
 
-BASELINE = "baseline"
 RESERVED_MODELS = ("logs", "benchmarks", "texts")
 RESERVED_METHODS = ("synthetic",)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from quantharm.common.checkpoint_files import weight_files
-from quantharm.models.architectures import parameter_count, read_architecture
+from quantharm.config.architectures import parameter_count, read_architecture
 
 BASE_MB = 2_500  # interpreter, libraries and a CUDA context
 MB_PER_BILLION = {"quantize": 4_500, "checks": 3_000, "default": 2_500}  # 16-bit weights alone take 2,000

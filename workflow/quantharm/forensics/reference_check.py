@@ -91,9 +91,9 @@ def score_folder(checkpoint: Path, store: Path, device: str, gpus: int) -> dict[
     """Behaviour of a checkpoint against a store: one forward pass a prompt; raises UserError for another tokenizer."""
     from quantharm.common.provenance import device_name, filled_here
     from quantharm.common.text import sha256_of_windows
-    from quantharm.divergence import check_values, summarise
-    from quantharm.fetch import tokenizer_hashes
     from quantharm.models.loading import load_checkpoint, set_compute_dtype
+    from quantharm.models.source import tokenizer_hashes
+    from quantharm.scoring.divergence_figures import check_values, summarise
     from quantharm.scoring.kl_divergence import score_store
     from quantharm.scoring.stored_logits import require_same
     from quantharm.scoring.worst_positions import WorstPositions

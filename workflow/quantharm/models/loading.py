@@ -5,7 +5,6 @@ A *source* record (source.json) says where a checkpoint lies and what it holds; 
 """
 
 import gc
-import importlib
 import logging
 import os
 import warnings
@@ -22,6 +21,7 @@ from quantharm.common.checkpoint_files import (
 from quantharm.common.errors import UserError, first_line
 from quantharm.common.files import read_json, sha256_of_files
 from quantharm.models.completeness import check_whole, load_whole
+from quantharm.quantizers import ComputesInFloat32, quantizer_named
 
 LARGEST_FILE = "5GB"  # of weights that are written; several files are hashed and read at once
 SYNTHETIC_MARK = "synthetic.json"  # in a checkpoint folder: its weights are random numbers
@@ -201,7 +201,7 @@ def load_as_stored(record: dict[str, Any], device: str):
     """
     folder = Path(record["checkpoint"])
     verify_weights(folder, record["weight_files"])
-    quantizer = importlib.import_module(f"quantharm.quantizers.{record['quantizer']}")
+    quantizer = quantizer_named(record["quantizer"])
     return quantizer.load(folder, record["settings"], record["source"], record["dtype"], device, record["gpus"])
 
 
@@ -220,8 +220,9 @@ def set_compute_dtype(model, quantizer: str, dtype: str, device: str, wanted: st
     from quantharm.models import compute
 
     if device == "cpu" and (wanted or compute.compute_dtype(dtype, device)) == "float32":
-        module = importlib.import_module(f"quantharm.quantizers.{quantizer}")
-        getattr(module, "compute_in_float32", compute.to_float32)(model)
+        module = quantizer_named(quantizer)
+        arrange = module.compute_in_float32 if isinstance(module, ComputesInFloat32) else compute.to_float32
+        arrange(model)
 
 
 def read_quantization(path: Path) -> dict[str, Any]:

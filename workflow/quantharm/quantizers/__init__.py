@@ -1,19 +1,95 @@
 """Quantizers: one module each. A new method is one module here and one entry in config.yaml.
 
-A quantizer module has
-
-    SETTINGS                                            JSON Schema properties of its settings, with defaults
-    quantize(source, settings, dtype, device, gpus, output, calibration) -> dict
-                                                        writes the checkpoint folder `output`; returns extra record keys
-    load(folder, settings, source, dtype, device, gpus) -> model
-                                                        loads it back from disk, held as it is stored
-    inspect(name, module, checkpoint) -> QuantizedMatrix | None
-                                                        recognises its own linear layers
-    compute_in_float32(model)                           has a loaded model on a CPU multiply its matrices in float32
-                                                        (optional; else its 16-bit tensors are held in float32)
-    grid(settings) -> str                               its grid in quantharm.quantizers.rounding, for noise (optional)
-    conflict(settings, checkpoint_config) -> str | None
-                                                        why a model cannot be quantized this way (optional)
-
-Imports of ML libraries stay inside functions: the workflow reads SETTINGS without them.
+`Quantizer` says what such a module holds, the Protocols after it what it may hold besides. ML libraries are imported
+inside its functions: the workflow reads SETTINGS without them. This file imports none of the quantizers, so every room
+may import it and ask for one by the name that stands in a configuration or a record.
 """
+
+import importlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
+
+if TYPE_CHECKING:
+    from quantharm.quantizers.quantized_layers import QuantizedMatrix
+
+
+@runtime_checkable
+class Quantizer(Protocol):
+    """A module that makes the checkpoints of a method, loads them back and knows its own layers.
+
+    settings: the method's entry in the config, complete. source: the source record of the model (source.json).
+    dtype: bfloat16, float16 or float32, of what is not quantized. device: cpu or cuda; gpus: how many to spread over.
+    """
+
+    SETTINGS: dict[str, Any]  # JSON Schema properties of its settings, with defaults
+
+    def quantize(
+        self,
+        source: dict[str, Any],
+        settings: dict[str, Any],
+        dtype: str,
+        device: str,
+        gpus: int,
+        output: Path,
+        calibration: Path | None,
+    ) -> dict[str, Any]:
+        """Writes the checkpoint folder `output`; returns keys for quantization.json. calibration: a text file."""
+        ...
+
+    def load(
+        self, folder: Path, settings: dict[str, Any], source: dict[str, Any], dtype: str, device: str, gpus: int
+    ) -> Any:
+        """The model of a checkpoint folder, its weights held as they are stored."""
+        ...
+
+    def inspect(self, name: str, module: Any, checkpoint: Path) -> "QuantizedMatrix | None":
+        """What one of its own linear layers is and stands for; None for any other module."""
+        ...
+
+
+@runtime_checkable
+class RoundsToGrid(Protocol):
+    """A quantizer whose codes lie on a grid of quantharm.quantizers.rounding, so that noise has a unit."""
+
+    def grid(self, settings: dict[str, Any]) -> str: ...
+
+
+@runtime_checkable
+class RefusesConfigs(Protocol):
+    """A quantizer that some models' config.json rules out, before any job."""
+
+    def conflict(self, settings: dict[str, Any], checkpoint_config: dict[str, Any]) -> str | None:
+        """Why a model cannot be quantized this way; None where it may."""
+        ...
+
+
+@runtime_checkable
+class RefusesModels(Protocol):
+    """A quantizer that some models' modules rule out, before their weights are loaded."""
+
+    def unsupported(self, model: Any, settings: dict[str, Any]) -> str | None:
+        """Why a model, on the meta device, cannot be quantized this way; None where it may."""
+        ...
+
+
+@runtime_checkable
+class Calibrates(Protocol):
+    """A quantizer that looks at text. Its record's `calibration` says what reached it."""
+
+    def calibration_samples(
+        self, tokenizer: Any, text: str, settings: dict[str, Any], model_type: str | None = None
+    ) -> list[list[int]]:
+        """The token ids of its samples, drawn again from the text: what the check `calibration` looks at."""
+        ...
+
+
+@runtime_checkable
+class ComputesInFloat32(Protocol):
+    """A quantizer whose layers need more than float32 copies of 16-bit tensors to multiply in float32 on a CPU."""
+
+    def compute_in_float32(self, model: Any) -> None: ...
+
+
+def quantizer_named(name: str) -> Quantizer:
+    """The quantizer's module; ModuleNotFoundError where there is none of that name."""
+    return cast(Quantizer, importlib.import_module(f"quantharm.quantizers.{name}"))

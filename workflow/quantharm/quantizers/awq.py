@@ -10,6 +10,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+from quantharm.common.constants import CORRUPTIONS
 from quantharm.common.errors import UserError
 from quantharm.quantizers.experts import conflict_of_experts
 from quantharm.quantizers.formats.awq import codes, dequantize, inspect, is_awq_linear
@@ -53,7 +54,7 @@ SETTINGS: dict[str, Any] = {
         "description": "Whether each sample begins with BOS; auto, for models that are lost without it (Gemma).",
     },
     "calibration_corruption": {
-        "enum": [None, "random_tokens", "repeated_token"],
+        "enum": [None, *CORRUPTIONS],
         "default": None,
         "description": "Bad samples on purpose, to see what they do and whether the checks notice.",
     },

@@ -1,23 +1,23 @@
 """What a quantizer cannot take, asked before it starts: of config.json, then of the model's modules without weights."""
 
-import importlib
 from typing import Any
 
 from quantharm.common.checkpoint_files import read_checkpoint_config
 from quantharm.common.errors import UserError
 from quantharm.models.language_models import empty_model
+from quantharm.quantizers import RefusesConfigs, RefusesModels, quantizer_named
 
 ON_THE_FLY = ("bitsandbytes_int8", "bitsandbytes_4bit", "awq")  # the quantizers that make a checkpoint of their own
 
 
 def reason_against(quantizer: str, settings: dict[str, Any], source: dict[str, Any]) -> str | None:
     """Why a quantizer cannot take a model, None where it may try; source: its source record."""
-    module = importlib.import_module(f"quantharm.quantizers.{quantizer}")
-    if hasattr(module, "conflict"):
+    module = quantizer_named(quantizer)
+    if isinstance(module, RefusesConfigs):
         reason = module.conflict(settings, read_checkpoint_config(source["path"]))
         if reason:
             return reason
-    if hasattr(module, "unsupported"):
+    if isinstance(module, RefusesModels):
         return module.unsupported(empty_model(source["path"], source), settings)
     return None
 
@@ -37,7 +37,7 @@ def refuse_conflict(method: str, quantizer: str, settings: dict[str, Any], sourc
 
 def possible_settings(quantizer: str) -> list[dict[str, Any]]:
     """A quantizer's defaults, with each of its group sizes where it has some."""
-    declared = importlib.import_module(f"quantharm.quantizers.{quantizer}").SETTINGS
+    declared = quantizer_named(quantizer).SETTINGS
     defaults = {key: value["default"] for key, value in declared.items() if "default" in value}
     sizes = declared.get("group_size", {}).get("enum")
     return [defaults | {"group_size": size} for size in sizes] if sizes else [defaults]

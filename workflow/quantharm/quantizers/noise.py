@@ -8,50 +8,11 @@ is cut into files.
 """
 
 import hashlib
-import importlib
 import shutil
 from pathlib import Path
 from typing import Any
 
 from quantharm.common.errors import UserError
-
-SIGMA = {"type": "number", "exclusiveMinimum": 0}
-GRID_NAMES = ("int8", "nf4", "fp4", "int4-32", "int4-64", "int4-128")  # those of rounding.py, which needs torch
-SCHEMA: dict[str, Any] = {
-    "description": "Gaussian noise on the matrices to be quantized, before they are.",
-    "type": "object",
-    "additionalProperties": False,
-    "required": ["sigma"],
-    "properties": {
-        "sigma": SIGMA | {"description": "Standard deviation, in units of `relative_to`."},
-        "relative_to": {
-            "enum": ["half_width", "absolute"],
-            "default": "half_width",
-            "description": "Half the step of each block's quantization grid, or the weights' own unit.",
-        },
-        "target": {
-            "enum": [None, *GRID_NAMES],
-            "default": None,
-            "description": "The grid whose half-width is meant; null means the method's own.",
-        },
-        "seed": {"type": "integer", "minimum": 0, "default": 0, "description": "Of the noise."},
-    },
-}
-
-
-def grid_of(quantizer: str, settings: dict[str, Any]) -> str | None:
-    """The grid that noise is measured by: the one named in the settings' `noise`, or the quantizer's own."""
-    own = getattr(importlib.import_module(f"quantharm.quantizers.{quantizer}"), "grid", None)
-    return settings["noise"].get("target") or (own(settings) if own else None)
-
-
-def conflict(quantizer: str, settings: dict[str, Any]) -> str | None:
-    """Why a method cannot carry its `noise`, in words that follow `method … cannot`."""
-    if quantizer == "pretrained":
-        return "carry `noise`: its checkpoint is quantized already; quantize the original yourself"
-    if grid_of(quantizer, settings) is None and settings["noise"].get("relative_to", "half_width") == "half_width":
-        return f"tell its `noise` what half-width is meant: name a `target` ({', '.join(GRID_NAMES)})"
-    return None
 
 
 def quantizable_matrices(folder: Path, source: dict[str, Any]) -> tuple[dict[str, str], dict[str, bool]]:
@@ -101,14 +62,14 @@ def noise_for(weight, name: str, settings: dict[str, Any], grid: str | None, by_
     """Noise of a stored tensor, in its shape, float32."""
     import torch
 
-    from quantharm.quantizers.rounding import half_widths
+    from quantharm.quantizers.rounding import half_steps
 
     seed = int.from_bytes(hashlib.sha256(f"{settings['seed']}/{name}".encode()).digest()[:8]) >> 1
     unit = torch.randn(weight.shape, generator=torch.Generator().manual_seed(seed)) * settings["sigma"]
-    if settings["relative_to"] != "half_width":
+    if settings["relative_to"] == "absolute":
         return unit
-    widths = half_widths(in_rows(weight, by_input), grid)
-    return unit * (widths.t() if by_input else widths.reshape(weight.shape))
+    steps = half_steps(in_rows(weight, by_input), grid)
+    return unit * (steps.t() if by_input else steps.reshape(weight.shape))
 
 
 def write_noisy(source: dict[str, Any], settings: dict[str, Any], grid: str | None, output: Path) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """Quantized matrices as they lie in a loaded model: what they are, what they should weigh, and what they stand for."""
 
 import dataclasses
-import importlib
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ import torch
 from torch.nn.modules.conv import _ConvNd
 
 from quantharm.common.errors import UserError
+from quantharm.quantizers import quantizer_named
 from quantharm.quantizers.formats.files import module_tensors
 
 QUANTIZED_SHARE_LIMIT = 0.9  # of the weights that could be
@@ -66,7 +66,7 @@ def model_bytes(model) -> int:
 
 def quantized_matrices(model, checkpoint: Path, quantizer: str) -> list[QuantizedMatrix]:
     """Every linear layer of the model that the quantizer's module recognises as its own."""
-    inspect = importlib.import_module(f"quantharm.quantizers.{quantizer}").inspect
+    inspect = quantizer_named(quantizer).inspect
     matrices = []
     for name, module in model.named_modules():
         if inspect(name, module, checkpoint) is not None:  # what it stands for is read by the name in the file

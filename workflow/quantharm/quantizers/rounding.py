@@ -53,7 +53,7 @@ def codes(weight: torch.Tensor, grid: str) -> torch.Tensor:
     return from_blocks(nearest, weight.shape).to(torch.int16)
 
 
-def half_widths(weight: torch.Tensor, grid: str) -> torch.Tensor:
+def half_steps(weight: torch.Tensor, grid: str) -> torch.Tensor:
     """Half the mean distance of neighbouring levels in each weight's block: [rows, columns] float32.
 
     int8: max |w| / 254 of the row; nf4: max |w| / 15 of the block; int4: (max - min) / 30 of the group.

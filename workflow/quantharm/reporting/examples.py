@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from quantharm.common.files import read_parquet
+from quantharm.common.paired import first_difference
 from quantharm.common.prompts import read_prompts
 from quantharm.reporting.results import Cell, Results
 from quantharm.reporting.text import one_line, shortened, visible
-from quantharm.summary import first_difference
 
 PROMPT_CHARACTERS = 400
 CONTEXT_CHARACTERS = 220

@@ -154,7 +154,7 @@ def negative_log_likelihoods(hidden: torch.Tensor, targets: torch.Tensor, head, 
 
 
 @contextlib.contextmanager
-def one_thread_beside(device: torch.device, waiting: int = 2) -> Iterator[Callable[..., None]]:
+def background_scorer(device: torch.device, waiting: int = 2) -> Iterator[Callable[..., None]]:
     """Gives submit(compute, collect, *arguments): collect(compute(*arguments)) while the caller goes on; in order.
 
     On a CPU a thread does both. It takes one of the job's cores and leaves the caller the others: a forward pass of a

@@ -14,12 +14,12 @@ import pandas
 import torch
 from tqdm import tqdm
 
+from quantharm.common.constants import TEXT_CATEGORY
 from quantharm.common.errors import UserError
-from quantharm.logits import TEXT_CATEGORY
 from quantharm.scoring.forward import (
+    background_scorer,
     check_ids,
     last_hidden_states,
-    one_thread_beside,
     output_head,
     positions_at_once,
     slices_of,
@@ -135,7 +135,7 @@ def joined(tensors: list[torch.Tensor]) -> torch.Tensor:
     return tensors[0] if len(tensors) == 1 else torch.cat(tensors)
 
 
-def read_beside(model, store: Path) -> Iterator[Positions]:
+def read_ahead(model, store: Path) -> Iterator[Positions]:
     """The store's row groups, read by as many threads as the model's device wants beside its forward passes."""
     on_gpu = model.device.type == "cuda"
     return read_store(store, readers=READERS_FOR_GPU if on_gpu else 1, pinned=on_gpu)
@@ -148,7 +148,7 @@ def pieces_of(model, store: Path, trace: pandas.DataFrame) -> Iterator[Piece]:
     sequences = {row.prompt_id: list(map(int, row.token_ids)) for row in trace.itertuples()}
     current, hidden = None, None
     with tqdm(total=len(sequences), desc="divergence", unit="prompt", mininterval=5) as progress:
-        for group in read_beside(model, store):
+        for group in read_ahead(model, store):
             if group.prompt_id not in sequences:
                 raise UserError(f"the log-prob store {store} has {group.prompt_id}, which the trace lacks; delete both")
             ids = sequences[group.prompt_id]
@@ -186,9 +186,9 @@ def score_store(model, store: Path, trace: pandas.DataFrame, worst: WorstPositio
     # A call costs a GPU's host more than what it starts. A CPU gains nothing by fewer, and memory by small pieces.
     on_gpu = model.device.type == "cuda"
     positions = positions_at_once(model.get_output_embeddings().weight.shape[0]) if on_gpu else 1
-    with one_thread_beside(model.device) as beside:
+    with background_scorer(model.device) as in_background:
         for batch in batches_of(pieces_of(model, store, trace), positions):
-            beside(score, scored.append, batch, worst)
+            in_background(score, scored.append, batch, worst)
     columns: dict[str, list[numpy.ndarray]] = collections.defaultdict(list)
     for known, names, measures in scored:
         for name, values in (known | dict(zip(names, measures.cpu().numpy(), strict=True))).items():

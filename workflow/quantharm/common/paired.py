@@ -1,0 +1,62 @@
+"""A cell against the baseline on the same windows and prompts, and the cell as a row of a table."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy
+
+from quantharm.common.errors import UserError
+from quantharm.common.files import read_json, read_parquet
+from quantharm.common.statistics import weighted_mean_interval
+
+
+def paired_perplexity(cell: Path, baseline: Path) -> dict[str, Any]:
+    """ΔPPL in percent with its 95 % interval: the log of the ratio is a mean over the same windows of both."""
+    mine, reference = read_parquet(cell / "perplexity.parquet"), read_parquet(baseline / "perplexity.parquet")
+    if mine["targets"].tolist() != reference["targets"].tolist():
+        raise UserError(f"{cell} and {baseline} scored different windows; delete both perplexity.json and run again")
+    difference = (mine["nll_sum_nats"] - reference["nll_sum_nats"]).to_numpy()
+    targets = mine["targets"].to_numpy()
+
+    def percent(log_ratio):
+        return 100 * numpy.expm1(log_ratio)
+
+    return {
+        "perplexity_change_percent": float(percent(difference.sum() / targets.sum())),
+        "perplexity_change_percent_ci95": weighted_mean_interval(difference, targets, percent),
+    }
+
+
+def paired_figures(cell: Path, baseline: Path, prefix: str) -> dict[str, Any]:
+    """Perplexity's change (paired over windows) and mean KL of a cell, its keys with a prefix."""
+    kl = read_json(cell / "divergence.json")
+    paired = paired_perplexity(cell, baseline) | {
+        "kl_nats_mean": kl["kl_nats"]["mean"],
+        "kl_nats_ci95": kl["kl_nats"]["ci95"],
+        "top1_agreement": kl["top1_agreement"],
+    }
+    return {f"{prefix}_{key}": value for key, value in paired.items()}
+
+
+def first_difference(mine: list[int], reference: list[int]) -> int | None:
+    """Index of the first token that differs; None when the answers are equal."""
+    for i, (a, b) in enumerate(zip(mine, reference, strict=False)):
+        if a != b:
+            return i
+    return None if len(mine) == len(reference) else min(len(mine), len(reference))
+
+
+def flat(row: dict[str, Any]) -> dict[str, Any]:
+    """A row for Parquet and CSV: intervals as _low and _high, categories as one column each."""
+    result: dict[str, Any] = {}
+    for key, value in row.items():
+        if key.endswith("_ci95"):
+            low, high = value or (None, None)
+            result |= {f"{key}_low": low, f"{key}_high": high}
+        elif key.endswith("_by_category"):
+            result |= {f"{key.removesuffix('_by_category')}/{category}": v for category, v in value.items()}
+        elif key == "checks_failed":
+            result[key] = ", ".join(value)
+        else:
+            result[key] = value
+    return result

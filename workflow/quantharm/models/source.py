@@ -1,0 +1,56 @@
+"""What a checkpoint folder is: the source record that fetch writes, and that every cell is compared by."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from quantharm.common.checkpoint_files import read_checkpoint_config
+from quantharm.common.files import read_json, sha256_of_text
+from quantharm.models.completeness import check_whole
+from quantharm.models.language_models import refuse_unless_causal, shape_of
+from quantharm.models.loading import SYNTHETIC_MARK, hash_weights, quiet, refuse_unsafe
+
+
+def tokenizer_hashes(folder: Path) -> dict[str, str | None]:
+    """Hashes of what decides the token ids: the tokenizer's files, and its chat template (None without one)."""
+    names = ["tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "special_tokens_map.json"]
+    texts = [p.read_bytes().hex() for n in names if (p := folder / n).is_file()]
+    template = None
+    for path in (folder / "chat_template.jinja", folder / "tokenizer_config.json"):
+        if template is None and path.is_file():
+            text = path.read_text(encoding="utf-8")
+            template = text if path.suffix == ".jinja" else json.loads(text).get("chat_template")
+    return {
+        "tokenizer_sha256": sha256_of_text("".join(texts)),
+        "chat_template_sha256": sha256_of_text(str(template)) if template else None,
+    }
+
+
+def describe(
+    name: str, source: str, folder: Path, commit: str | None, allow_pickle: bool, trust_remote_code: bool
+) -> dict[str, Any]:
+    """The source record of a checkpoint folder; of random weights, `source` says of which shape they are."""
+    quiet()
+    refuse_unsafe(folder, allow_pickle, trust_remote_code)
+    settings = read_checkpoint_config(folder)
+    refuse_unless_causal(settings, str(folder), trust_remote_code)
+    check_whole(folder, trust_remote_code)
+    files = hash_weights(folder, allow_pickle)
+    mark = folder / SYNTHETIC_MARK
+    if mark.is_file():
+        made = read_json(mark)
+        source = f"random weights in the shape of {made['architecture']}, seed {made['seed']}"
+    return {
+        "model": name,
+        "source": source,
+        "revision": commit,
+        "path": str(folder),
+        "allow_pickle": allow_pickle,
+        "trust_remote_code": trust_remote_code,
+        "architecture": (settings.get("architectures") or ["?"])[0],
+        **shape_of(folder, trust_remote_code),
+        "checkpoint_bytes": sum(f["bytes"] for f in files),
+        "weight_files": files,
+        "weights_sha256": sha256_of_text("".join(f["sha256"] for f in files)),
+        "synthetic": mark.is_file(),
+    } | tokenizer_hashes(folder)

@@ -1,0 +1,40 @@
+"""What the check `calibration` looks at: the samples that reached a quantizer, judged by the finished cell."""
+
+from pathlib import Path
+from typing import Any
+
+from quantharm.common.chat import Asking
+from quantharm.common.errors import UserError
+from quantharm.common.overlap import shared_sequences
+from quantharm.common.text import read_text, sha256_of_windows
+from quantharm.quantizers import Calibrates, calibration, quantizer_named
+
+OVERLAP_WORDS = 13
+
+
+def calibration_evidence(
+    record: dict[str, Any], model, head, tokenizer, cell: dict[str, Any], evaluation: str, prompts: list[dict[str, Any]]
+) -> dict[str, Any] | None:
+    """quantization.json's `calibration` with what only the finished cell can say; None for a method without one.
+
+    cell: its records by stage (perplexity, generation).
+    """
+    reached = record.get("calibration")
+    if reached is None:
+        return None
+    text = read_text(Path(reached["file"]))
+    quantizer = quantizer_named(record["quantizer"])
+    assert isinstance(quantizer, Calibrates)  # or its record would have no `calibration`
+    samples = quantizer.calibration_samples(tokenizer, text, record["settings"], model.config.model_type)
+    if sha256_of_windows(samples) != reached["tokens_sha256"]:
+        raise UserError(f"{reached['file']} is not what {record['method']} was calibrated on; quantize it again")
+    own_text = record["settings"].get("calibration_corruption") is None
+    return {
+        **reached,
+        "overlaps": len(shared_sequences(text, [evaluation, *(p["prompt"] for p in prompts)], OVERLAP_WORDS))
+        if own_text
+        else 0,
+        "nll_mean_nats": calibration.mean_loss(model, head, samples),
+        "text_nll_mean_nats": cell["perplexity"]["nll_mean_nats"],
+        **calibration.prompt_coverage(samples, tokenizer, prompts, Asking.of(cell["generation"])),
+    }
