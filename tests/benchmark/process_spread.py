@@ -29,7 +29,8 @@ def measure(checkpoint: Path, dtype: str, **lengths) -> dict:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from quantharm.models.loading import choose_device, offline_environment, quiet
+    from quantharm.common.stage import offline_environment
+    from quantharm.models.loading import choose_device, quiet
     from quantharm.speed.benchmark import benchmark
 
     offline_environment()

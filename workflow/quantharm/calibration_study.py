@@ -16,9 +16,9 @@ from quantharm.common.constants import BASELINE
 from quantharm.common.files import read_json, replacing, write_json, write_parquet
 from quantharm.common.paired import flat, paired_figures
 from quantharm.common.prompts import read_prompts
-from quantharm.common.stage import run_stage, stage_parser
+from quantharm.common.stage import offline_environment, run_stage, stage_parser
 from quantharm.common.text import read_text
-from quantharm.models.loading import load_cell, load_tokenizer, offline_environment, quiet, read_quantization
+from quantharm.models.loading import load_cell, load_tokenizer, quiet, read_quantization
 from quantharm.quantizers import calibration
 from quantharm.quantizers.calibration_evidence import calibration_evidence
 

@@ -14,7 +14,7 @@ from quantharm.common.errors import UserError
 from quantharm.common.files import read_json, write_json
 from quantharm.common.prompts import read_prompts
 from quantharm.common.provenance import computed_differently, provenance
-from quantharm.common.stage import Timing, run_stage, stage_parser
+from quantharm.common.stage import add_device, begin_model_stage, run_stage, stage_parser
 from quantharm.common.text import read_text
 from quantharm.models.loading import (
     choose_device,
@@ -22,7 +22,6 @@ from quantharm.models.loading import (
     free_memory,
     load_cell,
     load_tokenizer,
-    offline_environment,
     read_quantization,
     verify_weights,
 )
@@ -316,12 +315,10 @@ def main() -> None:
     parser.add_argument("--text", type=Path, required=True, help="evaluation text")
     parser.add_argument("--prompts", type=Path, required=True, help="prompt suite")
     parser.add_argument("--on-failure", default="stop", choices=["stop", "report"], help="whether a failure fails")
-    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
+    add_device(parser)
     parser.add_argument("--output", type=Path, required=True, help="checks.json")
     arguments = parser.parse_args()
-    offline_environment()
-    timing = Timing()
-    timing.imports()
+    timing = begin_model_stage()
     record = read_quantization(arguments.cell / "quantization.json")
     device = choose_device(arguments.device, record["gpus"])
     stages = ("perplexity", "generation", "divergence")

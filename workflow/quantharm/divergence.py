@@ -8,17 +8,10 @@ holds the worst positions of the prompts with both models' first choices.
 from pathlib import Path
 
 from quantharm.common.files import read_parquet, write_json, write_parquet
-from quantharm.common.provenance import COMPUTE_KEYS, forget_device_peaks, memory_bytes, provenance
-from quantharm.common.stage import Timing, run_stage, stage_parser
+from quantharm.common.provenance import COMPUTE_KEYS, memory_bytes
+from quantharm.common.stage import begin_model_stage, cell_parser, run_stage
 from quantharm.common.text import bos_in_front, context_length, protocol_name
-from quantharm.models.loading import (
-    choose_device,
-    dtype_of,
-    load_cell,
-    load_tokenizer,
-    offline_environment,
-    read_quantization,
-)
+from quantharm.models.cell import open_cell
 from quantharm.scoring.divergence_figures import check_values, summarise
 from quantharm.scoring.kl_divergence import score_store
 from quantharm.scoring.store_metadata import store_metadata_of
@@ -29,27 +22,19 @@ SHOWN_OF_STORE = ("protocol", "device", "dtype", "versions", "hardware_floor", *
 
 
 def main() -> None:
-    parser = stage_parser(__doc__)
-    parser.add_argument("--quantization", type=Path, required=True, help="quantization.json of the cell")
+    parser = cell_parser(__doc__)
     parser.add_argument("--trace", type=Path, required=True, help="trace.parquet of the baseline")
     parser.add_argument("--logits", type=Path, required=True, help="logits.parquet of the baseline")
     parser.add_argument("--window-tokens", type=int, default=2048, help="of the store's protocol")
     parser.add_argument("--bos-every-window", default="auto", choices=["auto", "true", "false"])
     parser.add_argument("--text-windows", type=int, default=2, help="of the store's protocol")
-    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
     parser.add_argument("--rows", type=Path, required=True, help="divergence.parquet")
     parser.add_argument("--output", type=Path, required=True, help="divergence.json")
     arguments = parser.parse_args()
-    offline_environment()
-    timing = Timing()
-    timing.imports()
-    record = read_quantization(arguments.quantization)
-    device = choose_device(arguments.device, record["gpus"])
+    timing = begin_model_stage()
     trace = read_parquet(arguments.trace)
-    with timing.part("load"):
-        tokenizer = load_tokenizer(record["source"])
-        model = load_cell(record, device)
-    forget_device_peaks(device)
+    cell = open_cell(arguments.quantization, arguments.device, timing)
+    record, device, tokenizer, model = cell.record, cell.device, cell.tokenizer, cell.model
     length = min(arguments.window_tokens, context_length(model.config) or arguments.window_tokens)
     bos = bos_in_front(arguments.bos_every_window, tokenizer, model.config.model_type)
     expected = store_metadata_of(record, trace, device, protocol_name(length, arguments.text_windows, bos))
@@ -58,27 +43,25 @@ def main() -> None:
     with timing.part("model"):
         worst = WorstPositions()
         rows = score_store(model, arguments.logits, trace, worst)
-    check_values(rows, f"{record['model']} × {record['method']}")
+    check_values(rows, cell.title)
     write_parquet(arguments.rows, rows)
     result = summarise(rows)
     sequences = {row.prompt_id: list(map(int, row.token_ids)) for row in trace.itertuples()}
     write_json(
         arguments.output,
         {
-            "model": record["model"],
-            "method": record["method"],
-            "synthetic": record["source"]["synthetic"],
+            **cell.names(),
             **result,
             "worst_positions": with_texts(worst.records(rows, sequences), tokenizer, sequences),
             "trace_sha256": metadata["trace_sha256"],
             "store": {key: metadata.get(key) for key in SHOWN_OF_STORE},
             "peak_memory_bytes": memory_bytes(device)["peak_bytes"],
             "timing": timing.record(),
-            "provenance": provenance(device, record["dtype"], dtype_of(model)),
+            "provenance": cell.provenance(),
         },
     )
     print(
-        f"{record['model']} × {record['method']}: KL {result['kl_nats']['mean']:.3g} nats, "
+        f"{cell.title}: KL {result['kl_nats']['mean']:.3g} nats, "
         f"top-1 agreement {result['top1_agreement']:.2%} over {result['positions']:,} positions"
     )
 

@@ -16,17 +16,10 @@ from quantharm.common.errors import UserError
 from quantharm.common.files import sha256_of_file, write_json, write_parquet
 from quantharm.common.judging import judge
 from quantharm.common.prompts import read_prompts
-from quantharm.common.provenance import forget_device_peaks, memory_bytes, provenance
-from quantharm.common.stage import Timing, run_stage, stage_parser
+from quantharm.common.provenance import memory_bytes
+from quantharm.common.stage import begin_model_stage, cell_parser, run_stage
 from quantharm.common.text import context_length
-from quantharm.models.loading import (
-    choose_device,
-    dtype_of,
-    load_cell,
-    load_tokenizer,
-    offline_environment,
-    read_quantization,
-)
+from quantharm.models.cell import open_cell
 from quantharm.scoring.forward import check_ids
 from quantharm.speed.benchmark import benchmark
 from quantharm.speed.decoding import continue_greedily, end_tokens, is_degenerate
@@ -97,8 +90,7 @@ def summarise(rows: pandas.DataFrame) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = stage_parser(__doc__)
-    parser.add_argument("--quantization", type=Path, required=True, help="quantization.json of the cell")
+    parser = cell_parser(__doc__)
     parser.add_argument("--prompts", type=Path, required=True, help="prompt suite, JSON lines")
     parser.add_argument("--prompts-per-category", type=int, help="take only the first so many of each category")
     parser.add_argument("--max-new-tokens", type=int, default=100, help="longest answer")
@@ -111,20 +103,13 @@ def main() -> None:
     parser.add_argument("--benchmark-new-tokens", type=int, default=64)
     parser.add_argument("--benchmark-repetitions", type=int, default=10, help="at least")
     parser.add_argument("--benchmark-seconds", type=float, default=10.0, help="at least")
-    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
     parser.add_argument("--rows", type=Path, required=True, help="generation.parquet")
     parser.add_argument("--output", type=Path, required=True, help="generation.json")
     arguments = parser.parse_args()
-    offline_environment()
     prompts = read_prompts(arguments.prompts, arguments.prompts_per_category)
-    timing = Timing()
-    timing.imports()
-    record = read_quantization(arguments.quantization)
-    device = choose_device(arguments.device, record["gpus"])
-    with timing.part("load"):
-        tokenizer = load_tokenizer(record["source"])
-        model = load_cell(record, device)
-    forget_device_peaks(device)
+    timing = begin_model_stage()
+    cell = open_cell(arguments.quantization, arguments.device, timing)
+    device, tokenizer, model = cell.device, cell.tokenizer, cell.model
     asking = chat.Asking.of(arguments)
     encoded = [chat.encode_prompt(tokenizer, prompt["prompt"], asking) for prompt in prompts]
     for prompt, ids in zip(prompts, encoded, strict=True):  # all of them before the first answer
@@ -156,9 +141,7 @@ def main() -> None:
     write_json(
         arguments.output,
         {
-            "model": record["model"],
-            "method": record["method"],
-            "synthetic": record["source"]["synthetic"],
+            **cell.names(),
             "suite": str(arguments.prompts),
             "suite_sha256": sha256_of_file(arguments.prompts),
             "prompts_per_category": arguments.prompts_per_category,
@@ -171,11 +154,11 @@ def main() -> None:
             "model_load_seconds": timing.seconds["load"],
             "memory": memory,
             "timing": timing.record(),
-            "provenance": provenance(device, record["dtype"], dtype_of(model)),
+            "provenance": cell.provenance(),
         },
     )
     print(
-        f"{record['model']} × {record['method']}: {result['succeeded']} of {result['prompts']} prompts succeeded, "
+        f"{cell.title}: {result['succeeded']} of {result['prompts']} prompts succeeded, "
         f"{speed['decode_tokens_per_second']['median']:.1f} tokens a second when decoding"
     )
 

@@ -21,12 +21,11 @@ from typing import Any
 from quantharm.common.files import read_json, write_json
 from quantharm.common.provenance import provenance
 from quantharm.common.sanitize import print_line, visible
-from quantharm.common.stage import Timing, run_stage, stage_parser
+from quantharm.common.stage import Timing, add_device, offline_environment, run_stage, stage_parser
 from quantharm.forensics import file_hashes, manifest, reference_check
 from quantharm.forensics.detection.checkpoints import scan_dequantized, scan_folder
 from quantharm.models.loading import (
     choose_device,
-    offline_environment,
     read_checkpoint_config,
     read_quantization,
     refuse_unsafe,
@@ -162,7 +161,7 @@ def main() -> None:
     parser.add_argument("--cell", type=Path, help="as a stage: folder of the cell's result files")
     parser.add_argument("--baseline", type=Path, help="as a stage: the baseline's integrity.json")
     parser.add_argument("--floor", type=Path, help="as a stage: the baseline's divergence.json")
-    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
+    add_device(parser)
     parser.add_argument("--gpus", type=int, default=1, help="GPUs to spread the checkpoint over; a cell's record says")
     parser.add_argument("--output", type=Path, help="integrity.json")
     arguments = parser.parse_args()

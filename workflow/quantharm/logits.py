@@ -18,8 +18,7 @@ from tqdm import tqdm
 from quantharm.common.constants import TEXT_CATEGORY
 from quantharm.common.errors import UserError
 from quantharm.common.files import read_json, read_parquet, replacing, write_json, write_parquet
-from quantharm.common.provenance import provenance
-from quantharm.common.stage import Timing, run_stage, stage_parser
+from quantharm.common.stage import begin_model_stage, cell_parser, run_stage
 from quantharm.common.text import (
     bos_in_front,
     context_length,
@@ -27,14 +26,7 @@ from quantharm.common.text import (
     read_text,
     token_windows,
 )
-from quantharm.models.loading import (
-    choose_device,
-    dtype_of,
-    load_cell,
-    load_tokenizer,
-    offline_environment,
-    read_quantization,
-)
+from quantharm.models.cell import open_cell
 from quantharm.scoring.forward import background_scorer, check_ids, last_hidden_states, output_head, slices_of
 from quantharm.scoring.hardware_floor import measure_floor
 from quantharm.scoring.store_metadata import store_metadata_of
@@ -98,27 +90,20 @@ def write_store(model, trace: pandas.DataFrame, path: Path, metadata: dict[str, 
 
 
 def main() -> None:
-    parser = stage_parser(__doc__)
-    parser.add_argument("--quantization", type=Path, required=True, help="quantization.json of the baseline")
+    parser = cell_parser(__doc__)
     parser.add_argument("--generation", type=Path, required=True, help="generation.parquet of the baseline")
     parser.add_argument("--generation-record", type=Path, required=True, help="generation.json of the baseline")
     parser.add_argument("--text", type=Path, required=True, help="evaluation text")
     parser.add_argument("--window-tokens", type=int, default=2048, help="shortened to the model's context")
     parser.add_argument("--bos-every-window", default="auto", choices=["auto", "true", "false"])
     parser.add_argument("--text-windows", type=int, default=2, help="windows of the text to store")
-    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
     parser.add_argument("--trace", type=Path, required=True, help="trace.parquet")
     parser.add_argument("--output", type=Path, required=True, help="logits.parquet")
     parser.add_argument("--record", type=Path, required=True, help="logits.json: size, metadata, timing")
     arguments = parser.parse_args()
-    offline_environment()
-    timing = Timing()
-    timing.imports()
-    record = read_quantization(arguments.quantization)
-    device = choose_device(arguments.device, record["gpus"])
-    with timing.part("load"):
-        tokenizer = load_tokenizer(record["source"])
-        model = load_cell(record, device)
+    timing = begin_model_stage()
+    cell = open_cell(arguments.quantization, arguments.device, timing)
+    record, device, tokenizer, model = cell.record, cell.device, cell.tokenizer, cell.model
     length = min(arguments.window_tokens, context_length(model.config) or arguments.window_tokens)
     bos = bos_in_front(arguments.bos_every_window, tokenizer, model.config.model_type)
     windows = token_windows(tokenizer, read_text(arguments.text), length, bos)[: arguments.text_windows]
@@ -146,7 +131,7 @@ def main() -> None:
             "bytes_per_entry": bytes_per_entry,
             "metadata": metadata,
             "timing": timing.record(),
-            "provenance": provenance(device, record["dtype"], dtype_of(model)),
+            "provenance": cell.provenance(),
         },
     )
     print(

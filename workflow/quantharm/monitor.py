@@ -24,9 +24,9 @@ from quantharm.common.constants import TEXT_CATEGORY
 from quantharm.common.errors import UserError
 from quantharm.common.files import read_parquet, sha256_of_text, write_parquet
 from quantharm.common.provenance import filled_here
-from quantharm.common.stage import run_stage, stage_parser
+from quantharm.common.stage import add_device, offline_environment, run_stage, stage_parser
 from quantharm.forensics import reference_check
-from quantharm.models.loading import choose_device, load_cell, offline_environment, quiet, read_quantization
+from quantharm.models.loading import choose_device, load_cell, quiet, read_quantization
 from quantharm.scoring.store_metadata import store_metadata_of
 
 SCORED = (reference_check.STORE, reference_check.TRACE)  # of the store's files; the noise floor is of no use here
@@ -154,7 +154,7 @@ def main() -> None:
     parser.add_argument("--signature", type=Path, help="signature of the store (quantharm.forensics.manifest)")
     parser.add_argument("--public-key", type=Path, help="the signer's public key")
     parser.add_argument("--settings", type=json.loads, required=True, help="the config's `monitor:`, JSON")
-    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
+    add_device(parser)
     parser.add_argument("--history", type=Path, required=True, help="history.parquet; the chart lies beside it")
     arguments = parser.parse_args()
     if bool(arguments.signature) != bool(arguments.public_key):

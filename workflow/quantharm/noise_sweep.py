@@ -15,8 +15,8 @@ from quantharm.common.constants import BASELINE
 from quantharm.common.errors import UserError
 from quantharm.common.files import replacing, write_json, write_parquet
 from quantharm.common.paired import flat, paired_figures
-from quantharm.common.stage import run_stage, stage_parser
-from quantharm.models.loading import load_as_stored, offline_environment, quiet, read_quantization
+from quantharm.common.stage import offline_environment, run_stage, stage_parser
+from quantharm.models.loading import load_as_stored, quiet, read_quantization
 
 
 def codes_of(record: dict[str, Any]) -> dict[str, Any]:

@@ -14,8 +14,8 @@ from tqdm import tqdm
 
 from quantharm.common.errors import UserError
 from quantharm.common.files import sha256_of_text, write_json, write_parquet
-from quantharm.common.provenance import forget_device_peaks, memory_bytes, provenance
-from quantharm.common.stage import Timing, run_stage, stage_parser
+from quantharm.common.provenance import memory_bytes
+from quantharm.common.stage import begin_model_stage, cell_parser, run_stage
 from quantharm.common.statistics import weighted_mean_interval
 from quantharm.common.text import (
     bos_in_front,
@@ -26,14 +26,7 @@ from quantharm.common.text import (
     sha256_of_windows,
     token_windows,
 )
-from quantharm.models.loading import (
-    choose_device,
-    dtype_of,
-    load_cell,
-    load_tokenizer,
-    offline_environment,
-    read_quantization,
-)
+from quantharm.models.cell import open_cell
 from quantharm.scoring.forward import (
     background_scorer,
     check_ids,
@@ -62,26 +55,18 @@ def score_windows(model, windows: list[list[int]], progress: bool = True) -> tor
 
 
 def main() -> None:
-    parser = stage_parser(__doc__)
-    parser.add_argument("--quantization", type=Path, required=True, help="quantization.json of the cell")
+    parser = cell_parser(__doc__)
     parser.add_argument("--text", type=Path, required=True, help="evaluation text")
     parser.add_argument("--window-tokens", type=int, default=2048, help="shortened to the model's context")
     parser.add_argument("--bos-every-window", default="auto", choices=["auto", "true", "false"])
     parser.add_argument("--windows", type=int, help="score only the first so many (another protocol name)")
-    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
     parser.add_argument("--rows", type=Path, required=True, help="perplexity.parquet")
     parser.add_argument("--output", type=Path, required=True, help="perplexity.json")
     arguments = parser.parse_args()
-    offline_environment()
-    timing = Timing()
-    timing.imports()
-    record = read_quantization(arguments.quantization)
-    device = choose_device(arguments.device, record["gpus"])
+    timing = begin_model_stage()
     text = read_text(arguments.text)
-    with timing.part("load"):
-        tokenizer = load_tokenizer(record["source"])
-        model = load_cell(record, device)
-    forget_device_peaks(device)
+    cell = open_cell(arguments.quantization, arguments.device, timing)
+    device, tokenizer, model = cell.device, cell.tokenizer, cell.model
     length = min(arguments.window_tokens, context_length(model.config) or arguments.window_tokens)
     bos = bos_in_front(arguments.bos_every_window, tokenizer, model.config.model_type)
     windows = token_windows(tokenizer, text, length, bos)[: arguments.windows]
@@ -92,8 +77,8 @@ def main() -> None:
     finite = torch.isfinite(losses)
     if not finite.all():
         raise UserError(
-            f"{int((~finite).sum())} of {finite.numel()} tokens have a NaN or infinite loss in {record['model']} × "
-            f"{record['method']}, the first in window {int((~finite).any(1).nonzero()[0])}; this checkpoint cannot be "
+            f"{int((~finite).sum())} of {finite.numel()} tokens have a NaN or infinite loss in {cell.title}, "
+            f"the first in window {int((~finite).any(1).nonzero()[0])}; this checkpoint cannot be "
             "scored (try `dtype: bfloat16` or float32)"
         )
     sums = losses.double().sum(1).numpy()  # [windows]
@@ -109,9 +94,7 @@ def main() -> None:
     write_json(
         arguments.output,
         {
-            "model": record["model"],
-            "method": record["method"],
-            "synthetic": record["source"]["synthetic"],
+            **cell.names(),
             "protocol": protocol_name(length, arguments.windows, bos),
             "dataset": str(arguments.text),
             "dataset_sha256": sha256_of_text(text),
@@ -127,10 +110,10 @@ def main() -> None:
             "tokens_per_second": len(windows) * length / seconds,
             "peak_memory_bytes": memory_bytes(device)["peak_bytes"],
             "timing": timing.record(),
-            "provenance": provenance(device, record["dtype"], dtype_of(model)),
+            "provenance": cell.provenance(),
         },
     )
-    print(f"{record['model']} × {record['method']}: perplexity {math.exp(mean):.4f} on {scored:,} tokens")
+    print(f"{cell.title}: perplexity {math.exp(mean):.4f} on {scored:,} tokens")
 
 
 if __name__ == "__main__":

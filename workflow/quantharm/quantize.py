@@ -12,7 +12,7 @@ from typing import Any
 
 from quantharm.common.files import read_json, replacing_folder, write_json
 from quantharm.common.provenance import memory_bytes, provenance
-from quantharm.common.stage import Timing, run_stage, stage_parser
+from quantharm.common.stage import add_device, begin_model_stage, run_stage, stage_parser
 from quantharm.config.noise import grid_of
 from quantharm.models.compute import compute_dtype
 from quantharm.models.loading import (
@@ -21,7 +21,6 @@ from quantharm.models.loading import (
     free_memory,
     hash_weights,
     load_as_stored,
-    offline_environment,
     quiet,
     torch_dtype,
     verify_weights,
@@ -95,14 +94,12 @@ def main() -> None:
     parser.add_argument("--pretrained-source", type=Path, help="source.json of a pretrained quantized checkpoint")
     parser.add_argument("--calibration", type=Path, help="calibration text, for quantizers that use one")
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float16", "float32"])
-    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
+    add_device(parser)
     parser.add_argument("--gpus", type=int, default=1, help="GPUs to spread the model over")
     parser.add_argument("--checkpoint", type=Path, required=True, help="folder to write")
     parser.add_argument("--output", type=Path, required=True, help="quantization.json")
     arguments = parser.parse_args()
-    offline_environment()
-    timing = Timing()
-    timing.imports()
+    timing = begin_model_stage()
     quiet()
     device = choose_device(arguments.device, arguments.gpus)
     source = read_json(arguments.source)

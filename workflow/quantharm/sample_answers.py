@@ -14,12 +14,11 @@ from quantharm.common import chat
 from quantharm.common.errors import UserError
 from quantharm.common.files import write_text
 from quantharm.common.prompts import read_prompts
-from quantharm.common.stage import run_stage, stage_parser
+from quantharm.common.stage import add_device, offline_environment, run_stage, stage_parser
 from quantharm.models.loading import (
     choose_device,
     load_checkpoint,
     load_tokenizer,
-    offline_environment,
     quiet,
     read_checkpoint_config,
     refuse_unsafe,
@@ -62,7 +61,7 @@ def main() -> None:
     parser.add_argument("--temperature", type=float, default=1.0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float16", "float32"])
-    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
+    add_device(parser)
     parser.add_argument("--gpus", type=int, default=1, help="GPUs to spread the model over")
     parser.add_argument("--output", type=Path, required=True, help="JSON lines")
     arguments = parser.parse_args()

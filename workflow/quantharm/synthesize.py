@@ -16,9 +16,9 @@ from typing import Any
 from quantharm.common.errors import UserError, first_line
 from quantharm.common.files import read_json, replacing_folder, write_json
 from quantharm.common.provenance import device_name, versions
-from quantharm.common.stage import Timing, run_stage, stage_parser
+from quantharm.common.stage import add_device, begin_model_stage, run_stage, stage_parser
 from quantharm.config.architectures import read_architecture
-from quantharm.models.loading import SYNTHETIC_MARK, choose_device, offline_environment, quiet, torch_dtype
+from quantharm.models.loading import SYNTHETIC_MARK, choose_device, quiet, torch_dtype
 
 INITIALIZER_RANGE = 0.02
 SHARD_BYTES = 2 * 10**9  # of host memory; two shards at a time
@@ -124,12 +124,10 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the random weights")
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float16", "float32"])
     parser.add_argument("--tokenizer", type=Path, required=True, help="folder of the tokenizer, with its config.json")
-    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
+    add_device(parser)
     parser.add_argument("--output", type=Path, required=True, help="checkpoint folder to write")
     arguments = parser.parse_args()
-    offline_environment()
-    timing = Timing()
-    timing.imports()
+    timing = begin_model_stage()
     quiet()
     device = choose_device(arguments.device, 1)
     configuration = model_configuration(read_architecture(arguments.architecture), arguments.tokenizer)

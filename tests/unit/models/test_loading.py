@@ -7,8 +7,8 @@ import shutil
 import pytest
 import torch
 
+from quantharm.common import stage
 from quantharm.common.errors import UserError
-from quantharm.models import loading
 from quantharm.models.loading import (
     choose_device,
     device_map,
@@ -240,7 +240,7 @@ def test_a_model_loads_in_the_dtype_asked_and_cannot_learn(reference_source, dty
 
 def test_offline_environment(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
-    loading.offline_environment()
+    stage.offline_environment()
     assert os.environ["HF_HUB_OFFLINE"] == "1"
 
 

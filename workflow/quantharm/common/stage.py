@@ -28,6 +28,32 @@ def stage_parser(description: str) -> argparse.ArgumentParser:
     return argparse.ArgumentParser(description=description, formatter_class=Formatter, allow_abbrev=False)
 
 
+def cell_parser(description: str) -> argparse.ArgumentParser:
+    """stage_parser with the flags of a stage that loads one cell."""
+    parser = stage_parser(description)
+    parser.add_argument("--quantization", type=Path, required=True, help="quantization.json of the cell")
+    add_device(parser)
+    return parser
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
+
+
+def offline_environment() -> None:
+    """No stage but fetch may use the network, whatever the caller's environment says."""
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+
+def begin_model_stage() -> "Timing":
+    """Without network from here on; what every model stage imports counts as its start."""
+    offline_environment()
+    timing = Timing()
+    timing.imports()
+    return timing
+
+
 def run_stage(main: Callable[[], None]) -> None:
     """Run a stage's main(); faults that a user can mend end in one sentence and exit code 1, others in a traceback."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"

@@ -6,7 +6,6 @@ A *source* record (source.json) says where a checkpoint lies and what it holds; 
 
 import gc
 import logging
-import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -240,9 +239,3 @@ def free_memory(device: str) -> None:
         import torch
 
         torch.cuda.empty_cache()
-
-
-def offline_environment() -> None:
-    """No stage but fetch may use the network, whatever the caller's environment says."""
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"

@@ -1,0 +1,43 @@
+"""The cell that a stage evaluates: its record, and the model and tokenizer loaded from what is on disk."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from quantharm.common.provenance import forget_device_peaks, provenance
+from quantharm.common.stage import Timing
+from quantharm.models.loading import choose_device, dtype_of, load_cell, load_tokenizer, read_quantization
+
+
+@dataclass(frozen=True)
+class Cell:
+    record: dict[str, Any]  # quantization.json
+    device: str  # cpu or cuda
+    tokenizer: Any
+    model: Any
+
+    @property
+    def title(self) -> str:
+        return f"{self.record['model']} × {self.record['method']}"
+
+    def names(self) -> dict[str, Any]:
+        """The keys that each record of a cell begins with."""
+        return {
+            "model": self.record["model"],
+            "method": self.record["method"],
+            "synthetic": self.record["source"]["synthetic"],
+        }
+
+    def provenance(self) -> dict[str, Any]:
+        return provenance(self.device, self.record["dtype"], dtype_of(self.model))
+
+
+def open_cell(quantization: Path, device: str, timing: Timing) -> Cell:
+    """Loads the cell of a quantization.json on the device asked for, timed as `load`."""
+    record = read_quantization(quantization)
+    device = choose_device(device, record["gpus"])
+    with timing.part("load"):
+        tokenizer = load_tokenizer(record["source"])
+        model = load_cell(record, device)
+    forget_device_peaks(device)
+    return Cell(record, device, tokenizer, model)
