@@ -8,9 +8,15 @@ import torch
 from safetensors import safe_open
 
 from quantharm.common.errors import UserError
-from quantharm.speed.benchmark import benchmark, random_prompt
-from quantharm.speed.cuda_graph import StaticDecoder, captured_decoder, verify
+from quantharm.speed.answers import answer_suite
+from quantharm.speed.benchmark import benchmark
+from quantharm.speed.cuda_graph import captured_decoder, verify
+from quantharm.speed.decoding import continue_greedily
 from quantharm.speed.device_meters import EnergyMeter, copy_bandwidth, kernel_seconds
+from quantharm.speed.static_decoder import StaticDecoder
+from quantharm.speed.timings import random_prompt
+
+PROMPTS = [[5, 900, 77, 12000], list(range(100, 190)), [31000 - 7 * i for i in range(40)], [9, 8, 7]]
 
 
 def test_random_weights_are_finite_and_of_the_usual_scale(wide_source, load):
@@ -46,6 +52,48 @@ def test_captured_decode_may_be_compiled(load, method):
     assert "reason" not in variants[False], variants[False]
     rates = {compiled: c["decode_tokens_per_second"]["median"] for compiled, c in variants.items()}
     assert captured["compiled"] == (rates[True] > rates[False])
+
+
+@pytest.mark.parametrize("method", ["baseline", "nf4", "awq", "int8-all"])
+def test_prompts_of_different_lengths_are_answered_by_one_graph(load, method, monkeypatch):
+    model = load(method)
+    captures = []
+    capture = StaticDecoder.capture
+    monkeypatch.setattr(StaticDecoder, "capture", lambda *given: captures.append(1) or capture(*given))
+    answers = answer_suite(model, PROMPTS, 24, set())
+    assert (answers.decoding, answers.reason, captures) == ("captured", None, [1])
+    assert answers.check["tokens"] == answers.check["same_tokens_but_ties"] == 4 * 24
+    eager = [continue_greedily(model, ids, 24, set(), None).token_ids for ids in PROMPTS]
+    assert [a.token_ids[0] for a in answers.continuations] == [ids[0] for ids in eager]  # one and the same prefill
+    end = answers.continuations[1].token_ids[9]
+    stopped = answer_suite(model, PROMPTS[1:2], 24, {end}).continuations[0]
+    assert (stopped.token_ids[-1], stopped.stop_reason) == (end, "end_of_sequence")
+    assert len(stopped.token_ids) <= 10
+
+
+def test_llm_int8_answers_eagerly_and_says_why(load):
+    answers = answer_suite(load("int8"), PROMPTS[:1], 3, set())
+    assert answers.decoding == "eager"
+    assert answers.reason.startswith("LLM.int8 with a threshold")
+
+
+@pytest.mark.parametrize("method", ["baseline", "nf4", "int8"])
+def test_larger_batches_decode_more_tokens_a_second(load, method):
+    batches = benchmark(load(method), 64, 16, 5, 0.0, batch_sizes=[1, 8])["batches"]
+    assert [b["decoding"] for b in batches] == ["eager" if method == "int8" else "captured"] * 2, batches
+    one, eight = (b["decode_tokens_per_second"]["median"] for b in batches)
+    assert one < eight < 9 * one
+    assert 1e8 < batches[0]["peak_memory_bytes"] < batches[1]["peak_memory_bytes"]
+
+
+def test_a_batch_too_large_for_the_gpu_is_null_and_the_process_goes_on(load):
+    model = load("baseline")
+    held = torch.empty(torch.cuda.mem_get_info()[0] - 2**31, dtype=torch.uint8, device="cuda")
+    found = benchmark(model, 512, 8, 2, 0.0, batch_sizes=[1, 512])["batches"][1]
+    del held
+    assert found["decode_tokens_per_second"] is None
+    assert found["reason"].startswith("out of memory")
+    assert benchmark(model, 16, 8, 2, 0.0)["batches"][0]["reason"] is None
 
 
 def test_llm_int8_with_a_threshold_gives_the_reason(load):

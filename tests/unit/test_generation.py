@@ -4,7 +4,7 @@ import pandas
 import pytest
 
 from quantharm.common.errors import UserError
-from quantharm.generation import answer_prompt, summarise
+from quantharm.generation import check_prompt_tokens, row_of, summarise
 from quantharm.speed.decoding import continue_greedily
 
 
@@ -13,42 +13,48 @@ def prompt() -> dict:
     return {"id": "a-01", "category": "A", "prompt": "abc", "answer": {"kind": "contains", "value": "zzz"}}
 
 
+def row(model, tokenizer, prompt, ids: list[int], new_tokens: int) -> dict:
+    return row_of(tokenizer, prompt, ids, continue_greedily(model, ids, new_tokens, set(), 128), "eager")
+
+
 def test_a_row_holds_the_greedy_answer(tiny, byte_tokenizer, prompt):
     model, tokenizer = tiny("llama", vocab_size=258), byte_tokenizer()
     ids = tokenizer("abc")["input_ids"]
-    row = answer_prompt(model, tokenizer, prompt, ids, 10, set())
+    made = row(model, tokenizer, prompt, ids, 10)
     expected = continue_greedily(model, ids, 10, set(), 128).token_ids
-    assert row["token_ids"] == expected
-    assert row["prompt_token_ids"] == ids
-    assert row["text"] == tokenizer.decode(expected, skip_special_tokens=True)
-    assert (row["new_tokens"], row["stop_reason"], row["succeeded"], row["correct"]) == (10, "length", True, False)
-    assert 0 < row["time_to_first_token_seconds"] <= row["seconds"]
+    assert made["token_ids"] == expected
+    assert made["prompt_token_ids"] == ids
+    assert made["text"] == tokenizer.decode(expected, skip_special_tokens=True)
+    assert (made["new_tokens"], made["stop_reason"], made["succeeded"], made["correct"]) == (10, "length", True, False)
+    assert 0 < made["time_to_first_token_seconds"] <= made["seconds"]
+    assert made["decoding"] == "eager"
 
 
 def test_a_prompt_without_an_answer_is_not_judged(tiny, byte_tokenizer, prompt):
     del prompt["answer"]
-    row = answer_prompt(tiny("llama", vocab_size=258), byte_tokenizer(), prompt, [5, 6], 3, set())
-    assert row["correct"] is None
+    made = row(tiny("llama", vocab_size=258), byte_tokenizer(), prompt, [5, 6], 3)
+    assert made["correct"] is None
 
 
 def test_a_model_that_gives_nan_does_not_succeed(tiny, byte_tokenizer, prompt):
     model = tiny("llama", vocab_size=258)
     model.lm_head.weight.fill_(float("nan"))
-    row = answer_prompt(model, byte_tokenizer(), prompt, [5, 6], 3, set())
-    assert (row["finite"], row["succeeded"], row["token_ids"], row["stop_reason"]) == (False, False, [], "not_finite")
+    made = row(model, byte_tokenizer(), prompt, [5, 6], 3)
+    assert (made["finite"], made["succeeded"]) == (False, False)
+    assert (made["token_ids"], made["stop_reason"]) == ([], "not_finite")
 
 
 def test_a_model_that_repeats_itself_does_not_succeed(tiny, byte_tokenizer, prompt):
     model = tiny("llama", vocab_size=258)
     model.lm_head.weight.zero_()
-    row = answer_prompt(model, byte_tokenizer(), prompt, [5, 6], 30, set())
-    assert (row["degenerate"], row["succeeded"], row["finite"]) == (True, False, True)
+    made = row(model, byte_tokenizer(), prompt, [5, 6], 30)
+    assert (made["degenerate"], made["succeeded"], made["finite"]) == (True, False, True)
 
 
 @pytest.mark.parametrize("tokens", [128, 200])
-def test_a_prompt_that_fills_the_context_is_refused_by_name(tiny, byte_tokenizer, prompt, tokens):
+def test_a_prompt_that_fills_the_context_is_refused_by_name(tiny, prompt, tokens):
     with pytest.raises(UserError, match=rf"prompt a-01 has {tokens} tokens, which leaves no room .* of 128"):
-        answer_prompt(tiny("llama"), byte_tokenizer(), prompt, [5] * tokens, 10, set())
+        check_prompt_tokens(tiny("llama"), prompt, [5] * tokens)
 
 
 def test_figures_by_hand():

@@ -159,7 +159,7 @@ def test_a_quantized_model_whose_logits_are_not_finite_is_not_compared(chain):
 
 
 def test_prompts_that_the_model_cannot_take_end_before_the_first_answer(chain, monkeypatch):
-    monkeypatch.setattr(generation, "continue_greedily", None)
+    monkeypatch.setattr(generation, "answer_suite", None)
     good = chain.prompts.read_text()
     long = {"id": "endless", "category": "First", "prompt": "x" * 128}
     chain.prompts.write_text(good + json.dumps(long) + "\n")

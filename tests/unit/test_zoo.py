@@ -11,7 +11,7 @@ from quantharm.common.errors import UserError
 from quantharm.common.text import context_length
 from quantharm.models.language_models import refuse_unless_causal, shape_of
 from quantharm.scoring.forward import last_hidden_states, output_head
-from quantharm.speed import cuda_graph
+from quantharm.speed import static_decoder
 from quantharm.speed.benchmark import cache_bytes
 from quantharm.speed.decoding import decode_one_token, prefill
 from quantharm.speed.trial import try_model
@@ -174,10 +174,10 @@ def test_bytes_of_a_hybrids_cache_by_hand():
     ],
 )
 def test_what_a_graph_cannot_hold_has_a_reason(name, reason):
-    why = cuda_graph.why_no_fixed_cache(zoo.build(name))
+    why = static_decoder.why_no_fixed_cache(zoo.build(name))
     assert why is None if reason is None else reason in why
     if reason is None:
-        assert len(cuda_graph.StaticDecoder(zoo.build(name), 16).cache.layers) == 2
+        assert len(static_decoder.StaticDecoder(zoo.build(name), 16).cache.layers) == 2
 
 
 @pytest.mark.parametrize(

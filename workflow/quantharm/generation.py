@@ -1,7 +1,9 @@
 """Greedy answers of one cell to the prompt suite, then a benchmark of prefill and decode in the same process.
 
-A prompt succeeds when it gave at least one token, finite logits and no degenerate end. Writes a row a prompt
-(generation.parquet) and generation.json. The baseline's rows are the trace on which every method is compared.
+On a GPU the prompts are answered by a captured decoding step where there is one (speed/answers.py), elsewhere eagerly;
+`decoding` says which, of the record and of each row, and `decoding_reason` why not captured. A prompt succeeds when it
+gave at least one token, finite logits and no degenerate end. Writes a row a prompt (generation.parquet) and
+generation.json. The baseline's rows are the trace on which every method is compared.
 """
 
 import math
@@ -9,20 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import pandas
-from tqdm import tqdm
 
 from quantharm.common import chat
 from quantharm.common.errors import UserError
 from quantharm.common.files import sha256_of_file, write_json, write_parquet
 from quantharm.common.judging import judge
 from quantharm.common.prompts import read_prompts
-from quantharm.common.provenance import memory_bytes
 from quantharm.common.stage import begin_model_stage, cell_parser, run_stage
 from quantharm.common.text import context_length
 from quantharm.models.cell import open_cell
 from quantharm.scoring.forward import check_ids
+from quantharm.speed.answers import answer_suite
 from quantharm.speed.benchmark import benchmark
-from quantharm.speed.decoding import continue_greedily, end_tokens, is_degenerate
+from quantharm.speed.decoding import Continuation, end_tokens, is_degenerate
 
 
 def check_prompt_tokens(model, prompt: dict[str, Any], ids: list[int]) -> None:
@@ -48,12 +49,8 @@ def check_benchmark(model, prompt_tokens: int, new_tokens: int) -> None:
         )
 
 
-def answer_prompt(
-    model, tokenizer, prompt: dict[str, Any], ids: list[int], new_tokens: int, eos_token_ids
-) -> dict[str, Any]:
+def row_of(tokenizer, prompt: dict[str, Any], ids: list[int], result: Continuation, decoding: str) -> dict[str, Any]:
     """One row of generation.parquet."""
-    check_prompt_tokens(model, prompt, ids)
-    result = continue_greedily(model, ids, new_tokens, eos_token_ids, context_length(model.config))
     text = tokenizer.decode(result.token_ids, skip_special_tokens=True)
     degenerate = is_degenerate(result.token_ids)
     return {
@@ -62,6 +59,7 @@ def answer_prompt(
         "prompt_token_ids": ids,
         "token_ids": result.token_ids,
         "text": text,
+        "decoding": decoding,
         "new_tokens": len(result.token_ids),
         "seconds": result.seconds,
         "time_to_first_token_seconds": result.time_to_first_token_seconds,
@@ -101,6 +99,9 @@ def main() -> None:
     )
     parser.add_argument("--benchmark-compile", action="store_true", help="capture decoding compiled, too")
     parser.add_argument("--benchmark-new-tokens", type=int, default=64)
+    parser.add_argument(
+        "--benchmark-batch-sizes", type=int, nargs="*", default=[1], help="sequences decoded at once, a timing each"
+    )
     parser.add_argument("--benchmark-repetitions", type=int, default=10, help="at least")
     parser.add_argument("--benchmark-seconds", type=float, default=10.0, help="at least")
     parser.add_argument("--rows", type=Path, required=True, help="generation.parquet")
@@ -109,7 +110,7 @@ def main() -> None:
     prompts = read_prompts(arguments.prompts, arguments.prompts_per_category)
     timing = begin_model_stage()
     cell = open_cell(arguments.quantization, arguments.device, timing)
-    device, tokenizer, model = cell.device, cell.tokenizer, cell.model
+    tokenizer, model = cell.tokenizer, cell.model
     asking = chat.Asking.of(arguments)
     encoded = [chat.encode_prompt(tokenizer, prompt["prompt"], asking) for prompt in prompts]
     for prompt, ids in zip(prompts, encoded, strict=True):  # all of them before the first answer
@@ -117,14 +118,8 @@ def main() -> None:
     check_benchmark(model, arguments.benchmark_prompt_tokens, arguments.benchmark_new_tokens)
     eos_token_ids = end_tokens(model, tokenizer)
 
-    rows = []
     with timing.part("model"):
-        continue_greedily(model, encoded[0], 4, eos_token_ids, context_length(model.config))  # warm-up, not recorded
-        for prompt, ids in tqdm(
-            list(zip(prompts, encoded, strict=True)), desc="generation", unit="prompt", mininterval=5
-        ):
-            rows.append(answer_prompt(model, tokenizer, prompt, ids, arguments.max_new_tokens, eos_token_ids))
-        memory = memory_bytes(device)  # the benchmark takes buffers of its own
+        answers = answer_suite(model, encoded, arguments.max_new_tokens, eos_token_ids)
         speed = benchmark(
             model,
             arguments.benchmark_prompt_tokens,
@@ -133,7 +128,12 @@ def main() -> None:
             arguments.benchmark_seconds,
             arguments.benchmark_prefill_tokens,
             arguments.benchmark_compile,
+            arguments.benchmark_batch_sizes,
         )
+    rows = [
+        row_of(tokenizer, prompt, ids, continuation, answers.decoding)
+        for prompt, ids, continuation in zip(prompts, encoded, answers.continuations, strict=True)
+    ]
     table = pandas.DataFrame(rows).astype({"correct": "boolean"})
     write_parquet(arguments.rows, table)
     result = summarise(table)
@@ -148,11 +148,14 @@ def main() -> None:
             "max_new_tokens": arguments.max_new_tokens,
             **chat.asked(tokenizer, asking, encoded),
             **result,
+            "decoding": answers.decoding,
+            "decoding_reason": answers.reason,
+            "decoding_check": answers.check,
             "not_finite": int((~table["finite"]).sum()),
             "by_category": {c: summarise(part) for c, part in table.groupby("category", sort=False)},
             "benchmark": speed,
             "model_load_seconds": timing.seconds["load"],
-            "memory": memory,
+            "memory": answers.memory,
             "timing": timing.record(),
             "provenance": cell.provenance(),
         },

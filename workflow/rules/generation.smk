@@ -33,6 +33,7 @@ use rule model_stage as generation with:
             benchmark_prompt_tokens=protocol("benchmark.prompt_tokens"),
             benchmark_prefill_tokens=protocol("benchmark.prefill_tokens"),
             benchmark_compile=protocol("benchmark.compile"),
+            benchmark_batch_sizes=protocol("benchmark.batch_sizes"),
             benchmark_new_tokens=protocol("benchmark.new_tokens"),
             benchmark_repetitions=protocol("benchmark.repetitions"),
             benchmark_seconds=protocol("benchmark.seconds"),

@@ -112,6 +112,7 @@ def test_a_minimal_config_is_completed_with_all_defaults(folder, schema_path):
     assert config["protocols"]["p"]["benchmark"] == {
         "prompt_tokens": 256,
         "prefill_tokens": [2048],
+        "batch_sizes": [1, 8, 32],
         "compile": False,
         "new_tokens": 64,
         "repetitions": 10,
@@ -130,6 +131,7 @@ def test_completing_changes_neither_its_argument_nor_what_is_set(folder, schema_
     assert completed["protocols"]["p"]["benchmark"] == {
         "prompt_tokens": 256,
         "prefill_tokens": [2048],
+        "batch_sizes": [1, 8, 32],
         "compile": False,
         "new_tokens": 64,
         "repetitions": 10,

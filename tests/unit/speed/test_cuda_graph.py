@@ -7,16 +7,9 @@ import torch
 
 from quantharm.common.errors import UserError
 from quantharm.speed import cuda_graph
-from quantharm.speed.cuda_graph import (
-    StaticDecoder,
-    beyond_ties,
-    captured_decoder,
-    eager_logits,
-    largest_kl,
-    verify,
-    why_not,
-)
+from quantharm.speed.cuda_graph import beyond_ties, captured_decoder, eager_logits, largest_kl, verify, why_not
 from quantharm.speed.decoding import continue_greedily
+from quantharm.speed.static_decoder import StaticDecoder
 
 PROMPT = torch.tensor([[5, 9, 40, 7, 200]])
 
@@ -27,8 +20,19 @@ def test_a_fixed_cache_gives_the_tokens_and_logits_of_a_growing_one(tiny, kind):
     decoder = StaticDecoder(model, length=20)
     tokens, logits = decoder.trajectory(PROMPT, 9, replay=False)
     expected = continue_greedily(model, PROMPT[0].tolist(), 10, set(), None).token_ids
-    assert tokens.tolist() == expected
+    assert tokens[:, 0].tolist() == expected
     assert torch.allclose(logits, eager_logits(model, PROMPT, tokens[:-1]), atol=1e-5)
+
+
+@pytest.mark.parametrize("window", [None, 4])
+def test_prompts_of_a_batch_are_continued_as_each_alone(tiny, window):
+    model = tiny("mistral", sliding_window=window)
+    prompts = torch.tensor([[5, 9, 40, 7, 200], [3, 3, 80, 2, 11], [17, 250, 6, 91, 30]])
+    decoder = StaticDecoder(model, length=20, batch=3)
+    tokens, _ = decoder.trajectory(prompts, 9, replay=False)
+    for row, prompt in enumerate(prompts.tolist()):
+        assert tokens[:, row].tolist() == continue_greedily(model, prompt, 10, set(), None).token_ids
+    assert verify(decoder, prompts, 6)["same_tokens"] == 18
 
 
 def test_it_can_be_used_again(tiny):
@@ -73,7 +77,7 @@ def test_the_check_catches_a_replay_that_differs(tiny, spoil, words):
 
 def test_the_check_catches_steps_that_differ_from_eager_decoding(tiny):
     decoder = StaticDecoder(tiny("llama"), length=20)
-    decoder.mask = lambda rows: torch.zeros((1, 1, len(rows), 20))  # everything may be seen, empty places too
+    decoder.mask = lambda rows, _: torch.zeros((1, 1, len(rows), 20))  # everything may be seen, empty places too
     with pytest.raises(UserError, match="eager_kl_nats_max"):
         verify(decoder, PROMPT, 6)
 
@@ -89,24 +93,23 @@ def pretend_gpu(model):
 
 def test_reasons_that_are_known_beforehand(tiny):
     model = pretend_gpu(tiny("mistral"))
-    assert why_not(model, 100) is None
+    assert why_not(model) is None
     model.config.sliding_window = 64
-    assert why_not(model, 64) is None
-    assert "100 tokens are more than the model's sliding window of 64" in why_not(model, 100)
+    assert why_not(model) is None
     layer = torch.nn.Module()
     layer.__class__ = type("Linear8bitLt", (torch.nn.Module,), {})
     model.add_module("quantized", layer)
     layer.state = SimpleNamespace(threshold=0.0)
-    assert why_not(model, 64) is None
+    assert why_not(model) is None
     layer.state.threshold = 6.0
-    assert "LLM.int8 with a threshold" in why_not(model, 64)
+    assert "LLM.int8 with a threshold" in why_not(model)
 
 
 def test_a_cache_that_cannot_be_of_fixed_size_is_a_reason(tiny, monkeypatch):
     model = pretend_gpu(tiny("llama"))
-    assert why_not(model, 64) is None
+    assert why_not(model) is None
     monkeypatch.setattr(cuda_graph, "why_no_fixed_cache", lambda asked: "recurrent states" if asked is model else None)
-    assert why_not(model, 64) == "recurrent states"
+    assert why_not(model) == "recurrent states"
 
 
 def test_a_step_that_cannot_be_recorded_gives_a_reason(tiny, monkeypatch):

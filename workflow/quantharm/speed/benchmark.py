@@ -1,4 +1,4 @@
-"""The benchmark of the generation stage: prefill and decode by a fixed prompt, batch 1.
+"""The benchmark of the generation stage: prefill and decode by a fixed prompt, batch 1, and of larger batches.
 
 Prefill is the time from a prompt on the device to its first token there: the time to first token without tokenizing.
 Decode is timed twice: eagerly, as a Python loop runs it, and captured as a CUDA graph (`captured`), which leaves the
@@ -12,42 +12,20 @@ kernels' own time; with `compile_too` also after torch.compile has fused its sma
 The first two repetitions are discarded (allocation, kernel choice). Medians with intervals, and all values.
 """
 
-import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from transformers.cache_utils import CacheLayerMixin, LinearAttentionCacheLayerMixin
 
-from quantharm.common.statistics import describe
 from quantharm.common.text import context_length
 from quantharm.quantizers.quantized_layers import model_bytes, tensor_bytes
-from quantharm.speed.cuda_graph import captured_decoder
+from quantharm.speed.batches import batch_benchmark, batch_of_one
 from quantharm.speed.decoding import Cache, decode_one_token, prefill
-from quantharm.speed.device_meters import EnergyMeter, copy_bandwidth, kernel_seconds, synchronise
+from quantharm.speed.device_meters import EnergyMeter, PeakMemory, copy_bandwidth, kernel_seconds
+from quantharm.speed.timings import eager_benchmark, fastest_captured, prefill_benchmark, random_prompt
 
 PROFILED_TOKENS = 8
-
-
-def repeat(
-    once: Callable[[], tuple[float, ...]], repetitions: int, seconds: float, meter: EnergyMeter
-) -> tuple[list[tuple[float, ...]], float | None]:
-    """(values of at least `repetitions` calls over at least `seconds`, their joules); two more come first, unused."""
-    for _ in range(2):
-        once()
-    begin, before = time.perf_counter(), meter.joules()
-    values = []
-    while len(values) < repetitions or time.perf_counter() - begin < seconds:
-        values.append(once())
-    after = meter.joules()
-    return values, None if before is None else after - before
-
-
-def random_prompt(model, tokens: int) -> torch.Tensor:
-    """[1, tokens] seeded ids, the same for every method of a model."""
-    embeddings = model.get_input_embeddings().weight
-    generator = torch.Generator().manual_seed(0)
-    return torch.randint(0, embeddings.shape[0], (1, tokens), generator=generator).to(embeddings.device)
 
 
 def weights_read(model) -> int:
@@ -70,89 +48,6 @@ def cache_bytes(cache: Cache) -> tuple[int, int]:
             elif isinstance(layer, list | tuple):  # RWKV's states
                 fixed += tensor_bytes(*(t for t in layer if isinstance(t, torch.Tensor)))
     return grows, fixed
-
-
-def eager_benchmark(model, prompt: torch.Tensor, new_tokens: int, repetitions: int, seconds: float, meter) -> dict:
-    """Prefill and eager decode; decode counts the tokens after the first, which prefill gives.
-
-    End-of-sequence tokens are decoded like any other, so every repetition does the same work.
-    """
-    device = prompt.device
-
-    def once() -> tuple[float, float]:
-        synchronise(device)
-        begin = time.perf_counter()
-        logits, cache = prefill(model, prompt)
-        token = logits.argmax(-1, keepdim=True)
-        synchronise(device)
-        middle = time.perf_counter()
-        for _ in range(new_tokens - 1):
-            logits, cache = decode_one_token(model, token, cache)
-            token = logits.argmax(-1, keepdim=True)
-        synchronise(device)
-        return middle - begin, (new_tokens - 1) / (time.perf_counter() - middle)
-
-    values, joules = repeat(once, repetitions, seconds, meter)
-    return {
-        "repetitions": len(values),
-        "prefill_seconds": describe([v[0] for v in values]),
-        "decode_tokens_per_second": describe([v[1] for v in values]),
-        "joules_per_new_token": None if joules is None else joules / len(values) / new_tokens,  # prefill included
-    }
-
-
-def prefill_benchmark(model, tokens: int, repetitions: int, meter: EnergyMeter) -> dict[str, Any]:
-    """Prefill of a prompt of another length."""
-    prompt = random_prompt(model, tokens)
-
-    def once() -> tuple[float]:
-        synchronise(prompt.device)
-        begin = time.perf_counter()
-        logits, _ = prefill(model, prompt)
-        logits.argmax(-1)
-        synchronise(prompt.device)
-        return (time.perf_counter() - begin,)
-
-    times = [value[0] for value in repeat(once, repetitions, 0.0, meter)[0]]
-    return {"prompt_tokens": tokens, "seconds": describe(times)}
-
-
-def captured_benchmark(
-    model, prompt: torch.Tensor, new_tokens: int, repetitions: int, seconds: float, meter: EnergyMeter, compiled: bool
-) -> dict[str, Any]:
-    """Decode by replaying a captured step, after it was checked; {reason} where it cannot be."""
-    begin = time.perf_counter()
-    decoder, check = captured_decoder(model, prompt, new_tokens - 1, compiled)
-    capture_seconds = time.perf_counter() - begin
-    if decoder is None:
-        return {"reason": check}
-
-    def once() -> tuple[float]:
-        decoder.prefill(prompt)
-        synchronise(prompt.device)
-        begin = time.perf_counter()
-        decoder.decode(new_tokens - 1)
-        synchronise(prompt.device)
-        return ((new_tokens - 1) / (time.perf_counter() - begin),)
-
-    values, joules = repeat(once, repetitions, seconds, meter)
-    return {
-        "decode_tokens_per_second": describe([v[0] for v in values]),
-        "repetitions": len(values),
-        "joules_per_new_token": None if joules is None else joules / len(values) / new_tokens,
-        "capture_seconds": capture_seconds,  # the check included
-        "check": check,
-    }
-
-
-def fastest_captured(*arguments, compile_too: bool) -> dict[str, Any]:
-    """The faster of the model's own kernels captured and of them fused by torch.compile; the other one beside it."""
-    own = captured_benchmark(*arguments, compiled=False) | {"compiled": False}
-    if not compile_too:
-        return own
-    compiled = captured_benchmark(*arguments, compiled=True) | {"compiled": True}
-    first, other = sorted([own, compiled], key=lambda c: -c.get("decode_tokens_per_second", {}).get("median", 0.0))
-    return first | {"other": other}
 
 
 def host_wait_share(model, prompt: torch.Tensor, eager_tokens_per_second: float) -> float | None:
@@ -191,10 +86,11 @@ def benchmark(
     new_tokens: int,
     repetitions: int,
     seconds: float,
-    prefill_tokens: list[int] | tuple[int, ...] = (),
+    prefill_tokens: Sequence[int] = (),
     compile_too: bool = False,
+    batch_sizes: Sequence[int] = (1,),
 ) -> dict[str, Any]:
-    """All of it for one model: prompt_tokens + new_tokens decoded, and prefill at further lengths.
+    """All of it for one model: prompt_tokens + new_tokens decoded, prefill at further lengths, and larger batches.
 
     Lengths are cut to what the model's context leaves room for.
     """
@@ -202,17 +98,23 @@ def benchmark(
     prompt_tokens = min(prompt_tokens, context - new_tokens) if context else prompt_tokens
     prompt = random_prompt(model, prompt_tokens)
     meter = EnergyMeter(prompt.device)
+    peak = PeakMemory(prompt.device)
     eager = eager_benchmark(model, prompt, new_tokens, repetitions, seconds, meter)
-    lengths = sorted({min(tokens, context or tokens) for tokens in prefill_tokens} - {prompt_tokens})
     captured = fastest_captured(model, prompt, new_tokens, repetitions, seconds, meter, compile_too=compile_too)
+    alone = batch_of_one(prompt, eager, captured, peak.bytes())
+    lengths = sorted({min(tokens, context or tokens) for tokens in prefill_tokens} - {prompt_tokens})
     rate = eager["decode_tokens_per_second"]["median"]
     captured_rate = captured["decode_tokens_per_second"]["median"] if "reason" not in captured else None
     return {
         "prompt_tokens": prompt_tokens,
         "new_tokens": new_tokens,
         **eager,
-        "prefill": [prefill_benchmark(model, tokens, repetitions, meter) for tokens in lengths],
+        "prefill": [prefill_benchmark(model, random_prompt(model, n), repetitions, meter) for n in lengths],
         "captured": captured,
+        "batches": [
+            alone if size == 1 else batch_benchmark(model, random_prompt(model, prompt_tokens, size), new_tokens, meter)
+            for size in sorted(set(batch_sizes))
+        ],
         "host_wait_share": host_wait_share(model, prompt, rate),
         "roofline": roofline(model, prompt, new_tokens, {"eager": rate, "captured": captured_rate}),
         "energy_reason": meter.reason,

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 from statistics import median
 
 import torch
@@ -34,6 +35,31 @@ def copy_bandwidth(device: torch.device) -> dict[str, float | int]:
     if device.type == "cuda":
         torch.cuda.empty_cache()
     return {"copy_bytes": size, "copy_bytes_per_second": median(rates[2:])}
+
+
+class PeakMemory:
+    """The most memory that this process held since this object was made: allocated on its GPUs, resident on a CPU."""
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self.known = True
+        if device.type == "cuda":
+            for i in range(torch.cuda.device_count()):
+                torch.cuda.reset_peak_memory_stats(i)
+            return
+        try:
+            Path("/proc/self/clear_refs").write_text("5")  # the peak becomes what is resident now (proc(5))
+        except OSError:
+            self.known = False
+
+    def bytes(self) -> int | None:
+        """None where the system does not tell."""
+        if self.device.type == "cuda":
+            return sum(torch.cuda.max_memory_allocated(i) for i in range(torch.cuda.device_count()))
+        if not self.known:
+            return None
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next((1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:")), None)
 
 
 class EnergyMeter:

@@ -1,0 +1,128 @@
+"""Answers by steps over a fixed cache, as a GPU captures them; here each step is called, all else is the same."""
+
+import pytest
+import torch
+import zoo
+
+from quantharm.speed import answers, cuda_graph
+from quantharm.speed.answers import answer_suite
+from quantharm.speed.decoding import continue_greedily
+from quantharm.speed.static_decoder import NOT_FINITE, StaticDecoder, why_no_fixed_cache
+
+CAUSAL = [name for name in zoo.ZOO if name not in zoo.NOT_CAUSAL]
+PROMPTS = [[7, 100, 33], [250 - i for i in range(40)], [18, 90, 41, 12, 9, 301, 77]]  # 40 fill a window of 32
+NEW_TOKENS = 12
+ALIBI = ("BLOOM",)  # makes its positions of a mask of two dimensions, which a fixed cache cannot give
+
+
+@pytest.fixture
+def steps_instead_of_graphs(monkeypatch):
+    """`captured` on a CPU: nothing is recorded, so that what would be replayed is computed."""
+    monkeypatch.setattr(cuda_graph, "why_not", why_no_fixed_cache)
+    monkeypatch.setattr(StaticDecoder, "capture", StaticDecoder.prefill)
+
+
+def eager(model, new_tokens=NEW_TOKENS, eos_token_ids=frozenset(), context=None):
+    return [continue_greedily(model, ids, new_tokens, set(eos_token_ids), context) for ids in PROMPTS]
+
+
+@pytest.mark.parametrize("name", CAUSAL)
+def test_every_architecture_answers_as_eager_decoding_does(name, steps_instead_of_graphs):
+    """With end tokens that occur, prompts of different lengths and windows that are passed; or the reason why not."""
+    model = zoo.build(name)
+    eos_token_ids = {result.token_ids[5] for result in eager(model)[:1]}
+    answered = answer_suite(model, PROMPTS, NEW_TOKENS, eos_token_ids)
+    expected = eager(model, eos_token_ids=eos_token_ids)
+    assert [a.token_ids for a in answered.continuations] == [a.token_ids for a in expected]
+    assert [a.stop_reason for a in answered.continuations] == [a.stop_reason for a in expected]
+    assert answered.continuations[0].stop_reason == "end_of_sequence"
+    if name in ALIBI:
+        assert (answered.decoding, answered.reason[:32]) == ("eager", "the step could not be captured: ")
+        return
+    reason = why_no_fixed_cache(model)
+    assert (answered.decoding, answered.reason) == (("eager", reason) if reason else ("captured", None))
+
+
+def test_prompts_that_fill_the_context_stop_there(tiny, steps_instead_of_graphs):
+    model = tiny("gpt2")  # a context of 128: its table of positions has no row after it
+    prompts = [list(range(5, 129)), [7, 8], list(range(5, 132)), list(range(2, 116))]
+    answered = answer_suite(model, prompts, 20, set())
+    expected = [continue_greedily(model, ids, 20, set(), 128) for ids in prompts]
+    assert answered.decoding == "captured"
+    assert [(a.token_ids, a.stop_reason) for a in answered.continuations] == [
+        (a.token_ids, a.stop_reason) for a in expected
+    ]
+    assert [len(a.token_ids) for a in expected] == [4, 20, 1, 14]
+
+
+def test_an_answer_may_end_at_its_first_token(tiny, steps_instead_of_graphs):
+    model = tiny("llama")
+    first = continue_greedily(model, PROMPTS[0], 1, set(), None).token_ids[0]
+    answered = answer_suite(model, PROMPTS[:1], 9, {first})
+    assert (answered.continuations[0].token_ids, answered.continuations[0].stop_reason) == ([first], "end_of_sequence")
+    assert answered.check == {"tokens": 1, "same_tokens": 1, "same_tokens_but_ties": 1}
+
+
+def test_times_are_of_the_answer_alone(tiny, steps_instead_of_graphs):
+    answered = answer_suite(tiny("llama"), PROMPTS, 9, set())
+    assert all(0 < a.time_to_first_token_seconds < a.seconds for a in answered.continuations)
+    assert answered.memory["peak_bytes"] > 0
+
+
+def test_without_a_gpu_answers_are_eager_and_say_why(tiny):
+    answered = answer_suite(tiny("llama"), PROMPTS, 3, set())
+    assert (answered.decoding, answered.reason, answered.check) == ("eager", "CUDA graphs need a GPU", None)
+    assert answer_suite(tiny("llama"), PROMPTS, 1, set()).reason == "an answer of one token takes no decoding step"
+
+
+def spoil_late_steps(monkeypatch):
+    """As a graph would that loses what it wrote: right where it was checked, wrong from position 60 on."""
+    right = StaticDecoder.mask
+
+    def mask(self, rows, window):
+        return torch.where((self.columns < 30) & (rows >= 60), self.masked, right(self, rows, window))
+
+    monkeypatch.setattr(StaticDecoder, "mask", mask)
+
+
+def test_answers_that_one_pass_does_not_give_are_given_again_eagerly(tiny, steps_instead_of_graphs, monkeypatch):
+    spoil_late_steps(monkeypatch)
+    model = tiny("llama")
+    prompts = [*PROMPTS, [9, 8, 7]]
+    assert answer_suite(model, prompts, 9, set()).decoding == "captured"  # none reaches position 60
+    answered = answer_suite(model, prompts, 60, set())
+    assert answered.decoding == "eager"
+    assert answered.reason.startswith("captured decoding chose other tokens than one forward pass over the answers in ")
+    assert [a.token_ids for a in answered.continuations] == [
+        continue_greedily(model, ids, 60, set(), 128).token_ids for ids in prompts
+    ]
+
+
+def test_a_step_that_is_wrong_at_once_is_not_used(tiny, steps_instead_of_graphs, monkeypatch):
+    monkeypatch.setattr(StaticDecoder, "mask", lambda self, rows, _: torch.zeros((1, 1, len(rows), len(self.columns))))
+    answered = answer_suite(tiny("llama"), PROMPTS, 9, set())
+    assert (answered.decoding, "eager_kl_nats_max" in answered.reason) == ("eager", True)
+
+
+def test_logits_that_are_not_finite_end_an_answer(tiny):
+    model = tiny("llama")
+    decoder = StaticDecoder(model, 20)
+    steps = []
+
+    def not_a_number(_, __, output):
+        steps.append(1)
+        if len(steps) == 3:  # the prompt, one step, and now
+            output.logits.fill_(float("nan"))
+
+    model.register_forward_hook(not_a_number)
+    answered = decoder.continue_greedily(PROMPTS[0], 9, set(), None)
+    assert (len(answered.token_ids), answered.stop_reason, answered.finite) == (2, "not_finite", False)
+    assert int(decoder.outcome) != NOT_FINITE  # the step that ran ahead went on
+
+
+def test_answers_cut_short_where_one_pass_is_finite_are_not_believed(tiny):
+    model = tiny("llama")
+    whole = continue_greedily(model, PROMPTS[0], 3, set(), None)
+    cut = type(whole)(whole.token_ids, "not_finite", 1.0, 1.0, False)
+    with pytest.raises(answers.UserError, match="not finite where one forward pass gives finite ones"):
+        answers.check_answers(model, PROMPTS[:1], [cut])

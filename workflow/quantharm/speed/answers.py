@@ -1,0 +1,119 @@
+"""Answers to a prompt suite: by the captured step, where there is one and its answers are proven, else eagerly.
+
+One graph serves all prompts: each is read eagerly, then its keys and values are copied into the graph's cache. The step
+is compared with eager decoding before the first answer (cuda_graph.verify), and all answers afterwards with one
+ordinary forward pass over each prompt and its answer, which must choose the same tokens; only where two logits tie by
+rounding may it choose another. Where one differs, all prompts are answered again, eagerly, and the reason is kept.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from quantharm.common.errors import UserError
+from quantharm.common.provenance import forget_device_peaks, memory_bytes
+from quantharm.common.text import context_length
+from quantharm.scoring.forward import last_hidden_states, output_head, slices_of
+from quantharm.speed.cuda_graph import beyond_ties, captured_decoder
+from quantharm.speed.decoding import Continuation, continue_greedily
+from quantharm.speed.static_decoder import WARM_UP_STEPS, StaticDecoder
+
+CAPTURED, EAGER = "captured", "eager"
+VERIFIED_STEPS = 16  # compared with eager decoding before the first answer
+WARM_UP_TOKENS = 4
+
+
+@dataclass(frozen=True)
+class Answers:
+    """One greedy continuation a prompt, and how they were decoded."""
+
+    continuations: list[Continuation]
+    decoding: str  # captured or eager
+    reason: str | None  # why they are not captured
+    check: dict[str, int] | None  # of captured ones: tokens, and how many of them one forward pass chooses as well
+    memory: dict[str, int]  # as provenance.memory_bytes says, while answering
+
+
+def answer_suite(model, prompts: list[list[int]], new_tokens: int, eos_token_ids: set[int]) -> Answers:
+    """Answers of at most `new_tokens` tokens to encoded prompts, batch 1, in their order; a warm-up comes first."""
+    context = context_length(model.config)
+    decoder, reason = suite_decoder(model, prompts, new_tokens, context)
+    if decoder is not None:
+        continuations, memory = timed_answers(
+            model,
+            prompts,
+            lambda ids, tokens: decoder.continue_greedily(ids, tokens, eos_token_ids, context),
+            new_tokens,
+        )
+        try:
+            check = check_answers(model, prompts, continuations)
+            return Answers(continuations, CAPTURED, None, check, memory)
+        except UserError as error:
+            reason = str(error)
+            del decoder
+    continuations, memory = timed_answers(
+        model, prompts, lambda ids, tokens: continue_greedily(model, ids, tokens, eos_token_ids, context), new_tokens
+    )
+    return Answers(continuations, EAGER, reason, None, memory)
+
+
+def suite_decoder(
+    model, prompts: list[list[int]], new_tokens: int, context: int | None
+) -> tuple[StaticDecoder | None, str | None]:
+    """(a captured decoder for all prompts, None) or (None, the reason why there is none)."""
+    if new_tokens < 2:
+        return None, "an answer of one token takes no decoding step"
+    longest = max(prompts, key=len)
+    length = len(longest) + new_tokens
+    steps = min(VERIFIED_STEPS, new_tokens - 1)
+    if context:
+        length = min(length, context)
+        longest = longest[: context - max(steps, WARM_UP_STEPS + 1)]  # capturing and checking go no further than it
+    device = model.get_input_embeddings().weight.device
+    if not longest:
+        return None, f"the model's context of {context} leaves no room for a check"
+    decoder, check = captured_decoder(model, torch.tensor([longest], device=device), steps, length=length)
+    return decoder, None if decoder is not None else check
+
+
+def timed_answers(
+    model, prompts: list[list[int]], answer: Callable[[list[int], int], Continuation], new_tokens: int
+) -> tuple[list[Continuation], dict[str, int]]:
+    """(answers, memory while answering); nothing of the warm-up is in either."""
+    device = model.get_input_embeddings().weight.device.type
+    answer(prompts[0], min(WARM_UP_TOKENS, new_tokens))
+    forget_device_peaks(device)
+    shown = tqdm(prompts, desc="generation", unit="prompt", mininterval=5)
+    return [answer(ids, new_tokens) for ids in shown], memory_bytes(device)
+
+
+def check_answers(model, prompts: list[list[int]], continuations: list[Continuation]) -> dict[str, Any]:
+    """{tokens, same_tokens, same_tokens_but_ties} of one forward pass over each prompt and its answer.
+
+    Raises UserError where it chooses other tokens, or its logits are finite and the answer's were not.
+    """
+    head = output_head(model)
+    vocabulary = model.get_output_embeddings().weight.shape[0]
+    check = {"tokens": 0, "same_tokens": 0, "same_tokens_but_ties": 0}
+    for ids, continuation in zip(prompts, continuations, strict=True):
+        hidden = last_hidden_states(model, [*ids, *continuation.token_ids])[len(ids) - 1 :]  # one more than tokens
+        if not continuation.finite and torch.isfinite(head(hidden[-1:])).all():
+            raise UserError(
+                "captured decoding gave logits that are not finite where one forward pass gives finite ones"
+            )
+        tokens = torch.tensor(continuation.token_ids, device=hidden.device, dtype=torch.long)
+        for part in slices_of(len(tokens), vocabulary):
+            logits, chosen = head(hidden[part]), tokens[part].to(hidden.device)
+            check["tokens"] += len(chosen)
+            check["same_tokens"] += int((logits.argmax(-1) == chosen).sum())
+            check["same_tokens_but_ties"] += len(chosen) - beyond_ties(chosen.to(logits.device), logits)
+    wrong = check["tokens"] - check["same_tokens_but_ties"]
+    if wrong:
+        raise UserError(
+            f"captured decoding chose other tokens than one forward pass over the answers in {wrong} of "
+            f"{check['tokens']} places"
+        )
+    return check

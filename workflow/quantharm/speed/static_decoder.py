@@ -1,0 +1,198 @@
+"""Greedy decoding over keys and values of a fixed size: one step that may be captured as a CUDA graph and replayed.
+
+The prompt is read as ever, over a growing cache with the model's own masks; its keys and values are then copied into
+buffers of a fixed size, in which decoding goes on. A step gets a mask of its own: the columns that hold no token yet
+are hidden, and in layers with a sliding window those before the window.
+"""
+
+import inspect
+import time
+
+import torch
+from transformers.cache_utils import Cache, DynamicCache, StaticLayer
+
+from quantharm.common.text import language_config
+from quantharm.speed.decoding import Continuation, prefill
+from quantharm.speed.device_meters import synchronise
+
+WARM_UP_STEPS = 3
+GROWING_LAYERS = ("DynamicLayer", "DynamicSlidingWindowLayer")  # of keys and values; a fixed size can replace them
+NOT_FINITE = -1  # in place of a token whose logits are not all finite
+
+
+def cache_layers(model) -> list:
+    """The layers of the cache that the model decodes with, empty."""
+    return DynamicCache(config=model.config).layers
+
+
+def why_no_fixed_cache(model) -> str | None:
+    """The reason why a model cannot decode over keys and values of a fixed size, None where it can."""
+    if "past_key_values" not in inspect.signature(model.forward).parameters:
+        return f"{type(model).__name__} keeps recurrent states instead of keys and values"
+    others = {type(layer).__name__ for layer in cache_layers(model)} - set(GROWING_LAYERS)
+    if others:
+        return f"{type(model).__name__} keeps more than keys and values ({', '.join(sorted(others))})"
+    if getattr(language_config(model.config), "attention_chunk_size", None):
+        return f"{type(model).__name__} attends in chunks, for which a fixed cache has no mask here"
+    return None
+
+
+def sliding_windows(model) -> dict[str, int | None]:
+    """{kind of layer, as the configuration names it: the tokens that it sees, None for all of them}."""
+    layers = cache_layers(model)
+    kinds = getattr(language_config(model.config), "layer_types", None) or [""] * len(layers)
+    return {kind: getattr(layer, "sliding_window", None) for kind, layer in zip(kinds, layers, strict=True)}
+
+
+class Reading:
+    """A token [1, 1] on its way to the host, which may give the device more to do before it waits for it."""
+
+    def __init__(self, token: torch.Tensor):
+        self.copy = token.to("cpu", non_blocking=True, copy=True)
+        self.arrived = torch.cuda.Event() if token.is_cuda else None
+        if self.arrived:
+            self.arrived.record()
+
+    def token(self) -> int:
+        if self.arrived:
+            self.arrived.synchronize()
+        return int(self.copy)
+
+
+class StaticDecoder:
+    """Greedy decoding of prompts of one length at once; all of its state lies on the device.
+
+    length: tokens that the cache holds. `compiled` lets torch.compile fuse the step's small kernels before it is
+    captured.
+    """
+
+    def __init__(self, model, length: int, batch: int = 1, compiled: bool = False):
+        self.model = model
+        device = model.get_input_embeddings().weight.device
+        dtype = model.get_input_embeddings().weight.dtype
+        self.cache = Cache(layers=[StaticLayer(max_cache_len=length) for _ in cache_layers(model)])
+        self.windows = {k: w if w and w < length else None for k, w in sliding_windows(model).items()}
+        self.token = torch.zeros((batch, 1), dtype=torch.long, device=device)
+        self.outcome = torch.zeros((batch, 1), dtype=torch.long, device=device)  # the token, or NOT_FINITE
+        self.position = torch.zeros((batch, 1), dtype=torch.long, device=device)
+        self.columns = torch.arange(length, device=device)
+        self.masked = torch.tensor(torch.finfo(dtype).min, dtype=dtype, device=device)
+        self.logits: torch.Tensor | None = None  # [batch, vocabulary]
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self.forward = torch.compile(self.next_logits, dynamic=False) if compiled else self.next_logits
+
+    def mask(self, rows: torch.Tensor, window: int | None) -> torch.Tensor:
+        """[1, 1, len(rows), length]: 0 where a position may be seen, the smallest number elsewhere."""
+        age = rows.unsqueeze(-1) - self.columns
+        seen = age >= 0 if window is None else (age >= 0) & (age < window)
+        return torch.where(seen, torch.zeros_like(self.masked), self.masked)[None, None]
+
+    def masks(self, rows: torch.Tensor) -> torch.Tensor | dict[str, torch.Tensor]:
+        """One mask, or one for each kind of layer where they see different things."""
+        if len(set(self.windows.values())) == 1:
+            return self.mask(rows, next(iter(self.windows.values())))
+        return {kind: self.mask(rows, window) for kind, window in self.windows.items()}
+
+    def prefill(self, prompt: torch.Tensor) -> None:
+        """Start anew with a prompt [batch, T]; leaves its next token in place."""
+        logits, cache = prefill(self.model, prompt)
+        self.cache.reset()
+        for fixed, grown in zip(self.cache.layers, cache["past_key_values"].layers, strict=True):
+            left_out = prompt.shape[1] - grown.keys.shape[-2]  # before the window, which nothing sees any more
+            fixed.update(*(torch.nn.functional.pad(kept, (0, 0, left_out, 0)) for kept in (grown.keys, grown.values)))
+        self.choose(logits)
+        self.position.fill_(prompt.shape[1])
+
+    def choose(self, logits: torch.Tensor) -> None:
+        """Put the likeliest token in place."""
+        self.token.copy_(logits.argmax(-1, keepdim=True))
+        finite = torch.isfinite(logits).all(-1, keepdim=True)
+        self.outcome.copy_(torch.where(finite, self.token, torch.full_like(self.token, NOT_FINITE)))
+
+    def next_logits(self, token: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
+        """Logits [batch, vocabulary] after one more token at a position, both [batch, 1]."""
+        output = self.model(
+            input_ids=token,
+            position_ids=position,
+            attention_mask=self.masks(position[0]),
+            past_key_values=self.cache,
+            use_cache=True,
+        )
+        return output.logits[:, -1]
+
+    def step(self) -> None:
+        """One token on: its logits, the next token, the next position; nothing of it waits for the host."""
+        logits = self.forward(self.token, self.position)
+        if self.logits is None:
+            self.logits = torch.empty_like(logits)
+        self.logits.copy_(logits)
+        self.choose(logits)
+        self.position.add_(1)
+
+    def capture(self, prompt: torch.Tensor) -> None:
+        """Record one step; afterwards `decode` replays it. Raises RuntimeError where something cannot be recorded."""
+        self.prefill(prompt)
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(WARM_UP_STEPS):  # kernels chosen, memory taken
+                self.step()
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            self.step()
+        self.graph = graph
+
+    def decode(self, steps: int, replay: bool = True) -> None:
+        for _ in range(steps):
+            if replay and self.graph is not None:
+                self.graph.replay()
+            else:
+                self.step()
+
+    def trajectory(
+        self, prompt: torch.Tensor, steps: int, replay: bool, tokens: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(choices [steps + 1, batch], logits [steps, batch, vocabulary]) from a prompt on, fed its own or `tokens`."""
+        self.prefill(prompt)
+        choices, logits = [self.token[:, 0].clone()], []
+        for step in range(steps):
+            if tokens is not None:
+                self.token.copy_(tokens[step].view(-1, 1))
+            self.decode(1, replay)
+            choices.append(self.token[:, 0].clone())
+            logits.append(self.logits.clone())
+        return torch.stack(choices), torch.stack(logits)
+
+    def continue_greedily(
+        self, ids: list[int], new_tokens: int, eos_token_ids: set[int], context: int | None
+    ) -> Continuation:
+        """decoding.continue_greedily by steps of fixed size, batch 1.
+
+        While the host looks whether a token ends the answer, the device computes the next one.
+        """
+        room = new_tokens if context is None else min(new_tokens, context - len(ids))
+        prompt = torch.tensor([ids], device=self.token.device)
+        tokens: list[int] = []
+        synchronise(self.token.device)
+        begin = time.perf_counter()
+        self.prefill(prompt)
+        ahead = Reading(self.outcome)
+        ahead.token()
+        first = time.perf_counter() - begin
+        reason = "length" if room == new_tokens else "context"
+        for step in range(room):
+            current = ahead
+            if step + 1 < room:
+                self.decode(1)
+                ahead = Reading(self.outcome)
+            token = current.token()
+            if token == NOT_FINITE:
+                reason = "not_finite"
+                break
+            tokens.append(token)
+            if token in eos_token_ids:
+                reason = "end_of_sequence"
+                break
+        seconds = time.perf_counter() - begin
+        return Continuation(tokens, reason, seconds, first, reason != "not_finite")

@@ -1,0 +1,134 @@
+"""The clock around prefill and decode: repetitions of a batch of prompts of one length, batch 1 included.
+
+Each gives medians with intervals and all values (statistics.describe). Rates count the tokens of all sequences.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from quantharm.common.statistics import describe
+from quantharm.speed.cuda_graph import captured_decoder
+from quantharm.speed.decoding import decode_one_token, prefill
+from quantharm.speed.device_meters import EnergyMeter, synchronise
+
+
+def repeat(
+    once: Callable[[], tuple[float, ...]], repetitions: int, seconds: float, meter: EnergyMeter
+) -> tuple[list[tuple[float, ...]], float | None]:
+    """(values of at least `repetitions` calls over at least `seconds`, their joules); two more come first, unused."""
+    for _ in range(2):
+        once()
+    begin, before = time.perf_counter(), meter.joules()
+    values = []
+    while len(values) < repetitions or time.perf_counter() - begin < seconds:
+        values.append(once())
+    after = meter.joules()
+    return values, None if before is None else after - before
+
+
+def random_prompt(model, tokens: int, batch: int = 1) -> torch.Tensor:
+    """[batch, tokens] seeded ids, the same for every method of a model."""
+    embeddings = model.get_input_embeddings().weight
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, embeddings.shape[0], (batch, tokens), generator=generator).to(embeddings.device)
+
+
+def energy(joules: float | None, values: list, prompt: torch.Tensor, new_tokens: int) -> float | None:
+    """Joules per new token, prefill included."""
+    return None if joules is None else joules / len(values) / new_tokens / len(prompt)
+
+
+def eager_benchmark(model, prompt: torch.Tensor, new_tokens: int, repetitions: int, seconds: float, meter) -> dict:
+    """Prefill and eager decode; decode counts the tokens after the first, which prefill gives.
+
+    End-of-sequence tokens are decoded like any other, so every repetition does the same work.
+    """
+    device = prompt.device
+
+    def once() -> tuple[float, float]:
+        synchronise(device)
+        begin = time.perf_counter()
+        logits, cache = prefill(model, prompt)
+        token = logits.argmax(-1, keepdim=True)
+        synchronise(device)
+        middle = time.perf_counter()
+        for _ in range(new_tokens - 1):
+            logits, cache = decode_one_token(model, token, cache)
+            token = logits.argmax(-1, keepdim=True)
+        synchronise(device)
+        return middle - begin, len(prompt) * (new_tokens - 1) / (time.perf_counter() - middle)
+
+    values, joules = repeat(once, repetitions, seconds, meter)
+    return {
+        "repetitions": len(values),
+        "prefill_seconds": describe([v[0] for v in values]),
+        "decode_tokens_per_second": describe([v[1] for v in values]),
+        "joules_per_new_token": energy(joules, values, prompt, new_tokens),
+    }
+
+
+def prefill_benchmark(model, prompt: torch.Tensor, repetitions: int, meter: EnergyMeter) -> dict[str, Any]:
+    """Prefill alone."""
+
+    def once() -> tuple[float]:
+        synchronise(prompt.device)
+        begin = time.perf_counter()
+        logits, _ = prefill(model, prompt)
+        logits.argmax(-1)
+        synchronise(prompt.device)
+        return (time.perf_counter() - begin,)
+
+    times = [value[0] for value in repeat(once, repetitions, 0.0, meter)[0]]
+    return {"prompt_tokens": prompt.shape[1], "seconds": describe(times)}
+
+
+def captured_benchmark(
+    model,
+    prompt: torch.Tensor,
+    new_tokens: int,
+    repetitions: int,
+    seconds: float,
+    meter: EnergyMeter,
+    compiled: bool = False,
+    checked_tokens: int | None = None,
+) -> dict[str, Any]:
+    """Decode by replaying a captured step, after it was checked; {reason} where it cannot be.
+
+    The check decodes `checked_tokens`, by default as many as are timed.
+    """
+    begin = time.perf_counter()
+    checked = min(checked_tokens or new_tokens, new_tokens) - 1
+    decoder, check = captured_decoder(model, prompt, checked, compiled, prompt.shape[1] + new_tokens)
+    capture_seconds = time.perf_counter() - begin
+    if decoder is None:
+        return {"reason": check}
+
+    def once() -> tuple[float]:
+        decoder.prefill(prompt)
+        synchronise(prompt.device)
+        begin = time.perf_counter()
+        decoder.decode(new_tokens - 1)
+        synchronise(prompt.device)
+        return (len(prompt) * (new_tokens - 1) / (time.perf_counter() - begin),)
+
+    values, joules = repeat(once, repetitions, seconds, meter)
+    return {
+        "decode_tokens_per_second": describe([v[0] for v in values]),
+        "repetitions": len(values),
+        "joules_per_new_token": energy(joules, values, prompt, new_tokens),
+        "capture_seconds": capture_seconds,  # the check included
+        "check": check,
+    }
+
+
+def fastest_captured(*arguments, compile_too: bool) -> dict[str, Any]:
+    """The faster of the model's own kernels captured and of them fused by torch.compile; the other one beside it."""
+    own = captured_benchmark(*arguments, compiled=False) | {"compiled": False}
+    if not compile_too:
+        return own
+    compiled = captured_benchmark(*arguments, compiled=True) | {"compiled": True}
+    first, other = sorted([own, compiled], key=lambda c: -c.get("decode_tokens_per_second", {}).get("median", 0.0))
+    return first | {"other": other}
