@@ -13,8 +13,9 @@ from transformers import AutoModelForCausalLM
 
 from quantharm.config.architectures import read_architecture
 from quantharm.models.loading import choose_device, quiet
-from quantharm.speed.benchmark import benchmark, random_prompt
+from quantharm.speed.benchmark import benchmark
 from quantharm.speed.cuda_graph import captured_decoder
+from quantharm.speed.timings import random_prompt
 from quantharm.synthesize import model_configuration
 
 TOKENIZER = Path("data/reference-model")

@@ -89,10 +89,10 @@ def test_larger_batches_decode_more_tokens_a_second(load, method):
 def test_a_batch_too_large_for_the_gpu_is_null_and_the_process_goes_on(load):
     model = load("baseline")
     held = torch.empty(torch.cuda.mem_get_info()[0] - 2**31, dtype=torch.uint8, device="cuda")
-    found = benchmark(model, 512, 8, 2, 0.0, batch_sizes=[1, 512])["batches"][1]
+    too_large = benchmark(model, 512, 8, 2, 0.0, batch_sizes=[1, 512])["batches"][1]
     del held
-    assert found["decode_tokens_per_second"] is None
-    assert found["reason"].startswith("out of memory")
+    assert too_large["decode_tokens_per_second"] is None
+    assert too_large["reason"].startswith("out of memory")
     assert benchmark(model, 16, 8, 2, 0.0)["batches"][0]["reason"] is None
 
 

@@ -2,10 +2,13 @@
 
 import pandas
 import pytest
+from stage_chain import Chain
 
 from quantharm.common.errors import UserError
 from quantharm.generation import check_prompt_tokens, row_of, summarise
+from quantharm.speed import cuda_graph
 from quantharm.speed.decoding import continue_greedily
+from quantharm.speed.static_decoder import StaticDecoder
 
 
 @pytest.fixture
@@ -79,3 +82,30 @@ def test_figures_by_hand():
         "judged": 2,
         "correct": 1,
     }
+
+
+@pytest.fixture
+def cell(tiny, save_checkpoint, tmp_path, monkeypatch):
+    """The baseline of a tiny model, ready to be asked."""
+    chain = Chain(tmp_path, save_checkpoint(tiny("llama", vocab_size=258), tmp_path / "model"), monkeypatch)
+    chain.call("quantize")
+    return chain
+
+
+def test_the_record_and_each_row_say_how_prompts_were_answered(cell, monkeypatch):
+    cell.call("generation", benchmark_batch_sizes=2)
+    eager, rows = cell.read("baseline/generation.json"), pandas.read_parquet(cell / "baseline/generation.parquet")
+    assert (eager["decoding"], eager["decoding_reason"]) == ("eager", "CUDA graphs need a GPU")
+    assert eager["decoding_check"] is None
+    assert set(rows["decoding"]) == {"eager"}
+    assert [batch["batch_size"] for batch in eager["benchmark"]["batches"]] == [2]
+
+    monkeypatch.setattr(cuda_graph, "why_not", lambda model: None)
+    monkeypatch.setattr(StaticDecoder, "capture", StaticDecoder.prefill)
+    cell.call("generation")
+    captured, again = cell.read("baseline/generation.json"), pandas.read_parquet(cell / "baseline/generation.parquet")
+    assert (captured["decoding"], captured["decoding_reason"]) == ("captured", None)
+    assert captured["decoding_check"]["same_tokens"] == captured["decoding_check"]["tokens"] == rows["new_tokens"].sum()
+    assert set(again["decoding"]) == {"captured"}
+    assert [list(ids) for ids in again["token_ids"]] == [list(ids) for ids in rows["token_ids"]]
+    assert again["stop_reason"].tolist() == rows["stop_reason"].tolist()
