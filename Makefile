@@ -29,8 +29,9 @@ slurm-test: environments ## the whole workflow through a SLURM of one node, and 
 	sh tests/install.sh slurm
 	OMP_WAIT_POLICY=passive .venv/bin/python -m pytest tests/slurm
 
-lint: .venv/installed ## ruff, snakefmt, snakemake --lint
+lint: .venv/installed ## ruff, mypy, snakefmt, snakemake --lint
 	.venv/bin/ruff check . && .venv/bin/ruff format --check .
+	.venv/bin/mypy
 	.venv/bin/snakefmt --check Snakefile workflow
 	.venv/bin/snakemake --lint
 

@@ -225,11 +225,11 @@ def main() -> None:
         rows = [row for summary in summaries for row in summary["cells"]]
         left_out = [entry for summary in summaries for entry in summary.get("left_out", [])] + left_out
     else:
-        baseline = next((c for c in arguments.cells if c.name == BASELINE), None)
-        if baseline is None and arguments.cells:
+        baselines = [cell for cell in arguments.cells if cell.name == BASELINE]
+        if not baselines and arguments.cells:
             raise UserError(f"no cell `{BASELINE}` is among {', '.join(map(str, arguments.cells))}; add the method")
         lacking = {entry["method"] for entry in left_out if entry["compared"]}
-        rows = [summarise_cell(cell, baseline, cell.name not in lacking) for cell in arguments.cells]
+        rows = [summarise_cell(cell, baselines[0], cell.name not in lacking) for cell in arguments.cells]
     table = table_of(rows, left_out)
     write_parquet(arguments.parquet, table)
     with replacing(arguments.csv) as path:

@@ -80,7 +80,8 @@ def random_tensors(model, device: str, seed: int) -> Iterator[tuple[str, Any]]:
 
 def shards_of(tensors: Iterator[tuple[str, Any]]) -> Iterator[dict[str, Any]]:
     """{name: tensor in the host's memory}, as many in order as have no more than SHARD_BYTES."""
-    shard, filled = {}, 0
+    shard: dict[str, Any] = {}
+    filled = 0
     for name, tensor in tensors:
         if shard and filled + tensor.nbytes > SHARD_BYTES:
             yield shard
@@ -101,7 +102,8 @@ def write_checkpoint(model, tensors: Iterator[tuple[str, Any]], folder: Path) ->
 
     A thread writes a shard while the next one is made.
     """
-    index, size = {}, 0
+    index: dict[str, str] = {}  # {tensor: file}
+    size = 0
     with concurrent.futures.ThreadPoolExecutor(1) as writer:
         written = writer.submit(lambda: None)
         for number, shard in enumerate(shards_of(tensors), 1):

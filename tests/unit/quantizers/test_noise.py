@@ -66,7 +66,7 @@ def test_codes_are_those_that_the_library_stores(cell, grid, agreement, farthest
 
 
 @pytest.mark.parametrize("grid", ["nf4", "int8", "int4-64"])
-def test_noise_is_normal_with_sigma_half_steps(grid, reference_weights):
+def test_noise_is_normal_with_sigma_half_widths(grid, reference_weights):
     name = "model.layers.3.mlp.up_proj.weight"
     weight = reference_weights[name]
     units = noise.noise_for(weight, name, SETTINGS, grid) / rounding.half_steps(weight, grid)
@@ -264,7 +264,7 @@ def test_the_sweep_reports_price_and_effect(tmp_path, monkeypatch):
     monkeypatch.setattr(noise_sweep, "codes_of", lambda record: {"a": codes[record["method"]]})
     cells = [{"method": "q", "sigma": 0.3, "alone": "noise-0.3-nf4", "quantized": "q+noise-0.3"}]
     plain, noisy = noise_sweep.sweep_rows(model, cells)
-    assert (plain["sigma_half_steps"], plain["codes_changed"], plain["alone_kl_nats_mean"]) == (0.0, 0.0, 0.0)
+    assert (plain["sigma_half_widths"], plain["codes_changed"], plain["alone_kl_nats_mean"]) == (0.0, 0.0, 0.0)
     # by hand: exp(8 / 200) - 1, exp(2 / 200) - 1, exp(4 / 200) - 1
     assert noisy["quantized_perplexity_change_percent"] == pytest.approx(4.0810774)
     assert noisy["alone_perplexity_change_percent"] == pytest.approx(1.0050167)

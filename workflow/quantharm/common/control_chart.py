@@ -34,9 +34,9 @@ def chart(values, limits: Limits) -> dict[str, numpy.ndarray]:
     """{ewma, low, high, alarm} of each value in order; values: [..., T], each row a process of its own."""
     values = numpy.asarray(values, dtype=numpy.float64)
     weight, ewma, last = limits.weight, numpy.empty_like(values), limits.mean
-    for t in range(values.shape[-1]):
-        last = weight * values[..., t] + (1 - weight) * last
-        ewma[..., t] = last
+    for i in range(values.shape[-1]):
+        last = weight * values[..., i] + (1 - weight) * last
+        ewma[..., i] = last
     t = numpy.arange(1, values.shape[-1] + 1)
     half = limits.standard_deviation * limits.width * numpy.sqrt(weight / (2 - weight) * (1 - (1 - weight) ** (2 * t)))
     low, high = limits.mean - half, limits.mean + half

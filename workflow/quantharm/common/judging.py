@@ -6,6 +6,7 @@ full-width forms, and numbers grouped as 1,234.5, 1.234,5, 1 234,5, 1'234.5 or 1
 
 import re
 import unicodedata
+from collections.abc import Callable
 from typing import Any
 
 # Letters that are written in words with spaces around them and stand beside digits in names (O2, x4).
@@ -173,7 +174,13 @@ def matches(response: str, value: str) -> bool:
     return re.search(value, response, re.IGNORECASE | re.MULTILINE) is not None
 
 
-JUDGES = {"exact": is_exact, "number": is_number, "choice": is_choice, "contains": contains, "regex": matches}
+JUDGES: dict[str, Callable[[str, Any], bool]] = {
+    "exact": is_exact,
+    "number": is_number,
+    "choice": is_choice,
+    "contains": contains,
+    "regex": matches,
+}
 
 
 def judge(response: str, answer: dict[str, Any] | None) -> bool | None:

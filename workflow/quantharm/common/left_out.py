@@ -46,7 +46,7 @@ def without_baseline(left_out: list[LeftOut], model: str, methods: list[str]) ->
     cause = absent[BASELINE]
     kept = [entry for entry in left_out if entry["model"] != model or entry["method"] in absent]
     return kept + [
-        LeftOut(cause | {"method": method, "reason": without(BASELINE, cause["reason"])})
+        {**cause, "method": method, "reason": without(BASELINE, cause["reason"])}
         for method in methods
         if method not in absent
     ]

@@ -19,7 +19,8 @@ def read_prompts(path: Path, per_category: int | None = None) -> list[dict[str, 
         raise UserError(f"the prompt file {path} does not exist; correct `prompts:` in the config")
     if path.stat().st_size > LARGEST_INPUT_BYTES:
         raise UserError(f"the prompt file {path} is larger than {LARGEST_INPUT_BYTES >> 20} MB; split it into suites")
-    prompts, seen, taken = [], set(), {}
+    prompts, seen = [], set()
+    taken: dict[str, int] = {}  # prompts of each category so far
     with open(path, encoding="utf-8-sig") as lines:
         try:
             for number, line in enumerate(lines, 1):

@@ -78,7 +78,8 @@ def leave() -> NoReturn:
     With torch and transformers that takes 1.2 of a stage's 5 seconds: 30 of the default run's 250 on two cores.
     What is to happen at the end happens (threads are waited for, functions of atexit called, output is flushed).
     """
-    threading._shutdown()
+    shutdown: Callable[[], None] = vars(threading)["_shutdown"]  # waits for threads; no public name does
+    shutdown()
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()
@@ -93,7 +94,8 @@ def sentence_for(error: Exception) -> str | None:
     """
     text = str(error)
     if getattr(error, "errno", None) in DISK_FULL or any(f"(os error {number})" in text for number in DISK_FULL):
-        where = f" while writing {error.filename}" if getattr(error, "filename", None) else ""
+        file = getattr(error, "filename", None)
+        where = f" while writing {file}" if file else ""
         return f"the disk (or your quota) is full{where}; free some space and run the same command again"
     if isinstance(error, MemoryError) or "can't allocate memory" in text:
         return "out of memory; give the job more (`billion_parameters:` in the config) or choose a smaller model"

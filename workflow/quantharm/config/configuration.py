@@ -139,7 +139,7 @@ def check_python(interpreter: str | None) -> None:
 
 def signature_files(config: dict[str, Any]) -> dict[str, str]:
     """{key: path} of signatures and of the keys that verify them; raises UserError for one without the other."""
-    files = {}
+    files: dict[str, str] = {}
     signed = {"monitor": config["monitor"]} | {f"models.{name}": entry for name, entry in config["models"].items()}
     for where, entry in signed.items():
         given = {key: entry[key] for key in ("signature", "public_key") if entry.get(key) is not None}

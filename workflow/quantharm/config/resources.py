@@ -38,7 +38,7 @@ def billion_parameters(model: dict[str, Any]) -> float:
 
 def mem_mb(stage: str, model: dict[str, Any], attempt: int) -> int:
     per_billion = MB_PER_BILLION.get(stage, MB_PER_BILLION["default"])
-    wide = WEIGHT_BYTES.get(model.get("dtype"), 2) / 2
+    wide = WEIGHT_BYTES.get(model.get("dtype", ""), 2) / 2
     return int((BASE_MB + per_billion * billion_parameters(model) * wide) * (attempt + 1) / 2)
 
 

@@ -59,8 +59,8 @@ def schema_of_other(schema: dict[str, Any]) -> dict[str, Any]:
     return other if isinstance(other, dict) else {}
 
 
-def sentence(error: jsonschema.ValidationError) -> str:
-    """One sentence for a schema error: which key, what is wrong, what would be right."""
+def sentence(error: Any) -> str:
+    """One sentence for jsonschema's ValidationError: which key, what is wrong, what would be right."""
     where = ".".join(str(part) for part in error.absolute_path)
     at = f"`{where}` in the config" if where else "the config"
     if error.validator == "additionalProperties":

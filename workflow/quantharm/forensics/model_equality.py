@@ -78,7 +78,7 @@ def read_lines(path: Path) -> list[tuple[int, dict[str, Any]]]:
 
 def hamming_kernel(answers: list[list[int]], length: int) -> numpy.ndarray:
     """[n, n] share of the first `length` places at which two answers agree, having ended included."""
-    padded = numpy.full((len(answers), length), END, dtype=numpy.int64)
+    padded: numpy.ndarray = numpy.full((len(answers), length), END, dtype=numpy.int64)
     for row, answer in zip(padded, answers, strict=True):
         part = answer[:length]
         row[: len(part)] = part
@@ -91,7 +91,7 @@ def squared_mmd(kernel: numpy.ndarray, first: numpy.ndarray) -> numpy.ndarray:
     kernel: [n, n]; first: [permutations, n], 1 for the answers that count as the first model's.
     """
     off = kernel - numpy.diag(numpy.diag(kernel))
-    second = 1 - first
+    second: numpy.ndarray = 1 - first
     m, n = first[0].sum(), second[0].sum()
     within_first = numpy.einsum("pi,ij,pj->p", first, off, first, optimize=True) / (m * (m - 1))
     within_second = numpy.einsum("pi,ij,pj->p", second, off, second, optimize=True) / (n * (n - 1))

@@ -73,8 +73,9 @@ def conversion_errors(error: RuntimeError) -> list[str]:
     """Names of the tensors that transformers could not convert; it raises, and leaves the names to its log."""
     for frame, _ in traceback.walk_tb(error.__traceback__):
         account = frame.f_locals.get("loading_info")
-        if getattr(account, "conversion_errors", None):
-            return list(account.conversion_errors)
+        names = getattr(account, "conversion_errors", None)
+        if names:
+            return list(names)
     return []
 
 

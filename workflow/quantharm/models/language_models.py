@@ -63,7 +63,7 @@ def refuse_unless_causal(settings: dict[str, Any], where: str, trust_remote_code
     kind = settings.get("model_type")
     if trust_remote_code and settings.get("auto_map"):
         return
-    if kind not in CONFIG_MAPPING_NAMES:
+    if kind is None or kind not in CONFIG_MAPPING_NAMES:
         from transformers import __version__
 
         raise UserError(

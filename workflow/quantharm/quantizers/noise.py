@@ -68,6 +68,7 @@ def noise_for(weight, name: str, settings: dict[str, Any], grid: str | None, by_
     unit = torch.randn(weight.shape, generator=torch.Generator().manual_seed(seed)) * settings["sigma"]
     if settings["relative_to"] == "absolute":
         return unit
+    assert grid is not None  # config.noise.conflict refuses a method without one
     steps = half_steps(in_rows(weight, by_input), grid)
     return unit * (steps.t() if by_input else steps.reshape(weight.shape))
 

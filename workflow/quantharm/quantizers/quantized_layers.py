@@ -69,8 +69,11 @@ def quantized_matrices(model, checkpoint: Path, quantizer: str) -> list[Quantize
     inspect = quantizer_named(quantizer).inspect
     matrices = []
     for name, module in model.named_modules():
-        if inspect(name, module, checkpoint) is not None:  # what it stands for is read by the name in the file
-            matrices.append(dataclasses.replace(inspect(stored_name(model, name), module, checkpoint), name=name))
+        if inspect(name, module, checkpoint) is None:
+            continue
+        matrix = inspect(stored_name(model, name), module, checkpoint)  # what it stands for is read by the file's name
+        assert matrix is not None
+        matrices.append(dataclasses.replace(matrix, name=name))
     return matrices
 
 
@@ -135,7 +138,7 @@ def too_little_for_bitsandbytes(model) -> str | None:
     share = 1 - sum(left.values()) / weights if weights else 0.0
     if share >= QUANTIZED_SHARE_LIMIT:
         return None
-    largest = max(left, key=left.get, default="")
+    largest = max(left, key=lambda name: left[name], default="")
     owner = modules.get(largest) or modules.get(largest.rpartition(".")[0])
     return f"bitsandbytes would quantize {share:.0%} of its weights, for it leaves {type(owner).__name__} alone"
 

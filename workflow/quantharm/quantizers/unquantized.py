@@ -56,6 +56,7 @@ def holds_rounded_weights(module) -> bool:
         return False
     import torch
 
-    weight = getattr(module, "weight", None)
-    is_plain = type(weight) in (torch.nn.Parameter, torch.Tensor) and weight.is_floating_point()
-    return not is_plain or weight.numel() < module.in_features * module.out_features
+    weight: Any = getattr(module, "weight", None)
+    if type(weight) not in (torch.nn.Parameter, torch.Tensor):
+        return True
+    return not weight.is_floating_point() or weight.numel() < module.in_features * module.out_features

@@ -146,7 +146,7 @@ def pieces_of(model, store: Path, trace: pandas.DataFrame) -> Iterator[Piece]:
     head = output_head(model)
     vocabulary = model.get_output_embeddings().weight.shape[0]
     sequences = {row.prompt_id: list(map(int, row.token_ids)) for row in trace.itertuples()}
-    current, hidden = None, None
+    current, hidden = None, torch.empty(0)
     with tqdm(total=len(sequences), desc="divergence", unit="prompt", mininterval=5) as progress:
         for group in read_ahead(model, store):
             if group.prompt_id not in sequences:

@@ -161,6 +161,7 @@ class StaticDecoder:
                 self.token.copy_(tokens[step].view(-1, 1))
             self.decode(1, replay)
             choices.append(self.token[:, 0].clone())
+            assert self.logits is not None  # decode has written them
             logits.append(self.logits.clone())
         return torch.stack(choices), torch.stack(logits)
 

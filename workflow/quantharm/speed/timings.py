@@ -22,11 +22,11 @@ def repeat(
     for _ in range(2):
         once()
     begin, before = time.perf_counter(), meter.joules()
-    values = []
+    values: list[tuple[float, ...]] = []
     while len(values) < repetitions or time.perf_counter() - begin < seconds:
         values.append(once())
     after = meter.joules()
-    return values, None if before is None else after - before
+    return values, None if before is None or after is None else after - before
 
 
 def random_prompt(model, tokens: int, batch: int = 1) -> torch.Tensor:
@@ -124,11 +124,20 @@ def captured_benchmark(
     }
 
 
-def fastest_captured(*arguments, compile_too: bool) -> dict[str, Any]:
+def fastest_captured(
+    model,
+    prompt: torch.Tensor,
+    new_tokens: int,
+    repetitions: int,
+    seconds: float,
+    meter: EnergyMeter,
+    compile_too: bool,
+) -> dict[str, Any]:
     """The faster of the model's own kernels captured and of them fused by torch.compile; the other one beside it."""
-    own = captured_benchmark(*arguments, compiled=False) | {"compiled": False}
+    arguments = model, prompt, new_tokens, repetitions, seconds, meter
+    own = captured_benchmark(*arguments, False) | {"compiled": False}
     if not compile_too:
         return own
-    compiled = captured_benchmark(*arguments, compiled=True) | {"compiled": True}
+    compiled = captured_benchmark(*arguments, True) | {"compiled": True}
     first, other = sorted([own, compiled], key=lambda c: -c.get("decode_tokens_per_second", {}).get("median", 0.0))
     return first | {"other": other}

@@ -82,9 +82,12 @@ def scan_dequantized(record: dict[str, Any], device: str) -> dict[str, Any]:
     model = load_as_stored(record, device)
     matrices = quantized_layers.quantized_matrices(model, Path(record["checkpoint"]), record["quantizer"])
     del model
-    chosen = spread(matrices, min(DEQUANTIZED_MATRICES, len(matrices)))
+    known = [(m, m.dequantize) for m in matrices if m.dequantize is not None]
     stored = torch_dtype(record["dtype"])
-    scanned = scan_matrices(sample_matrix(m.name, m.dequantize().to(stored), m.rows, m.columns, stored) for m in chosen)
+    scanned = scan_matrices(
+        sample_matrix(m.name, dequantize().to(stored), m.rows, m.columns, stored)
+        for m, dequantize in spread(known, min(DEQUANTIZED_MATRICES, len(known)))
+    )
     result = scan_model(scanned)
     noticed = result["verdict"] == "dequantized"
     words = f"dequantized and handed on, it would {'' if noticed else 'not '}be noticed: {result['explanation']}"

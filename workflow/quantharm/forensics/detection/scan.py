@@ -101,7 +101,7 @@ def scan_model(matrices: list[dict[str, Any]]) -> dict[str, Any]:
         key = (m["method"], m["bits"], m["group_size"], m["axis"])
         weights[key] = weights.get(key, 0) + sizes[m["name"]]
     total, traced = sum(sizes.values()), sum(sizes[m["name"]] for m in traces)
-    method, bits, group_size, axis = max(weights, key=weights.get, default=(None,) * 4)
+    method, bits, group_size, axis = max(weights, key=lambda key: weights[key], default=(None,) * 4)
     dequantized = is_dequantized(len(traces), len(matrices))
     chance = chance_of(len(traces), len(matrices))
     shared = {

@@ -1,14 +1,16 @@
 """Samples of the linear matrices in a checkpoint's safetensors files, slice by slice: memory does not grow with it."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
 from quantharm.common.checkpoint_files import weight_files
 from quantharm.models.completeness import open_weights
 
+T = TypeVar("T")
 WEIGHTS_A_SAMPLE = 65_536  # of each matrix, and along each axis
 SLABS = 4  # places in a matrix that a sample is taken from
 ALIGNMENT = 256  # rows; the largest block of a codebook, so that blocks over the end of a row stay whole
@@ -77,7 +79,7 @@ def sample_matrix(name: str, matrix, rows: int, columns: int, stored: torch.dtyp
     )
 
 
-def spread(values: list[int], count: int) -> list[int]:
+def spread(values: Sequence[T], count: int) -> list[T]:
     """So many of the values, evenly chosen, repeated where there are fewer."""
     return [values[i * len(values) // count] for i in range(count)]
 
@@ -94,8 +96,10 @@ def read_matrices(folder: Path, names: Collection[str]) -> Iterator[Matrix]:
             for name in sorted(set(file.keys()) & set(names)):
                 part = file.get_slice(name)
                 dtype, shape = FLOATS[part.get_dtype()], part.get_shape()
+                rows, columns = shape[-2:] if len(shape) > 1 else (0, 0)
                 if len(shape) == 3 and linear_shape(shape[1:]):  # [experts, rows, columns]
                     for expert in spread(list(range(shape[0])), min(SLABS, shape[0])):
-                        yield sample_matrix(f"{name}[{expert}]", file.get_slice(name)[expert], *shape[1:], dtype)
+                        matrix = file.get_slice(name)[expert]
+                        yield sample_matrix(f"{name}[{expert}]", matrix, rows, columns, dtype)
                 elif linear_shape(shape):
-                    yield sample_matrix(name, part, *shape, dtype)
+                    yield sample_matrix(name, part, rows, columns, dtype)

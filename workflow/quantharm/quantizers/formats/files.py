@@ -23,7 +23,7 @@ class Header(NamedTuple):
     dtype: str  # of safetensors: BF16, U8, …
 
     @property
-    def count(self) -> int:
+    def elements(self) -> int:
         product = 1
         for length in self.shape:
             product *= length
@@ -31,7 +31,7 @@ class Header(NamedTuple):
 
     @property
     def bytes(self) -> int:
-        return self.count * DTYPE_BITS[self.dtype] // 8
+        return self.elements * DTYPE_BITS[self.dtype] // 8
 
 
 Headers = dict[str, Header]  # {rest of the tensor's name after the module's: header}
