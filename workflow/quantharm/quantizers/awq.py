@@ -1,8 +1,7 @@
 """AWQ (Lin et al. 2023) by autoawq: integers in groups of input channels, after scaling the salient ones up.
 
 Quantized with autoawq, loaded with transformers (whose kernels come from gptqmodel). The kernel is named, because the
-automatic choice may download or compile one. Calibration text is packed to samples of one fixed length: autoawq drops
-samples longer than its limit without a word.
+automatic choice may download or compile one.
 """
 
 import contextlib
@@ -10,12 +9,18 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from quantharm.common.constants import CORRUPTIONS
 from quantharm.common.errors import UserError
+from quantharm.quantizers.calibration_samples import (
+    CALIBRATION_SETTINGS,
+    calibration_record,
+    calibration_samples,
+    pack_calibration,
+    samples_for,
+)
 from quantharm.quantizers.experts import conflict_of_experts
 from quantharm.quantizers.formats.awq import codes, dequantize, inspect, is_awq_linear
 
-__all__ = ["SETTINGS", "codes", "dequantize", "inspect"]  # the format is another module's
+__all__ = ["SETTINGS", "calibration_samples", "codes", "dequantize", "inspect", "pack_calibration"]
 
 SETTINGS: dict[str, Any] = {
     "bits": {"enum": [4], "default": 4, "description": "Bits a weight; kernels exist for 4."},
@@ -25,39 +30,7 @@ SETTINGS: dict[str, Any] = {
         "description": "Input channels that share a scale; divides every width of the model.",
     },
     "zero_point": {"type": "boolean", "default": True, "description": "Whether each group has a zero point."},
-    "calibration_samples": {
-        "type": "integer",
-        "minimum": 1,
-        "default": 128,
-        "description": "Samples of calibration text.",
-    },
-    "calibration_tokens": {
-        "type": "integer",
-        "minimum": 16,
-        "default": 512,
-        "description": "Tokens in each sample.",
-    },
-    "calibration_text": {
-        "type": ["string", "null"],
-        "default": None,
-        "description": "A text of its own for this method; null means the config's `calibration`.",
-    },
-    "calibration_seed": {
-        "type": ["integer", "null"],
-        "minimum": 0,
-        "default": None,
-        "description": "Draws the samples from all of the text; null takes the first ones in order.",
-    },
-    "calibration_bos": {
-        "enum": ["auto", "true", "false"],
-        "default": "auto",
-        "description": "Whether each sample begins with BOS; auto, for models that are lost without it (Gemma).",
-    },
-    "calibration_corruption": {
-        "enum": [None, *CORRUPTIONS],
-        "default": None,
-        "description": "Bad samples on purpose, to see what they do and whether the checks notice.",
-    },
+    **CALIBRATION_SETTINGS,
     "backend": {
         "type": ["string", "null"],
         "enum": [
@@ -168,39 +141,6 @@ def complete_for_loading(model) -> None:
             setattr(module, expected["act"], ScaledActivation(activation, torch.ones(before.out_features)))
 
 
-def pack_calibration(tokenizer, text: str, samples: int, tokens: int, bos: int | None = None) -> list[list[int]]:
-    """The text's tokens in consecutive samples of exactly `tokens`, as many as there are up to `samples`.
-
-    bos: put in front of each, as one of its tokens.
-    """
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    front = [] if bos is None else [bos]
-    step = tokens - len(front)
-    return [front + ids[i : i + step] for i in range(0, len(ids) - step + 1, step)][:samples]
-
-
-def calibration_samples(
-    tokenizer, text: str, settings: dict[str, Any], model_type: str | None = None
-) -> list[list[int]]:
-    """The samples that a method's settings ask for; the same ones whenever they are asked for."""
-    import random
-
-    from quantharm.common.text import bos_in_front
-
-    bos = bos_in_front(settings.get("calibration_bos", "auto"), tokenizer, model_type)
-    samples, tokens = settings["calibration_samples"], settings["calibration_tokens"]
-    seed, corruption = settings.get("calibration_seed"), settings.get("calibration_corruption")
-    draw = random.Random(seed or 0)
-    if corruption == "random_tokens":
-        return [draw.choices(range(len(tokenizer)), k=tokens) for _ in range(samples)]
-    if corruption == "repeated_token":
-        return [[draw.randrange(len(tokenizer))] * tokens] * samples
-    if seed is None:
-        return pack_calibration(tokenizer, text, samples, tokens, bos)
-    packed = pack_calibration(tokenizer, text, len(text), tokens, bos)
-    return draw.sample(packed, min(samples, len(packed)))
-
-
 def quantize(source, settings, dtype, device, gpus, output: Path, calibration) -> dict[str, Any]:
     import warnings
 
@@ -208,26 +148,19 @@ def quantize(source, settings, dtype, device, gpus, output: Path, calibration) -
     from awq import AutoAWQForCausalLM
 
     from quantharm.common.checkpoint_files import weight_files
-    from quantharm.common.text import read_text, sha256_of_windows
     from quantharm.models.completeness import check_whole
     from quantharm.models.compute import compute_dtype, to_float32
     from quantharm.models.loading import (
         LARGEST_FILE,
         device_map,
         load_tokenizer,
-        read_checkpoint_config,
         refuse_unsafe,
         torch_dtype,
     )
     from quantharm.quantizers.awq_search import repaired_quantizer
-    from quantharm.quantizers.calibration import sample_statistics
 
     tokenizer = load_tokenizer(source)
-    packed = calibration_samples(
-        tokenizer, read_text(calibration), settings, read_checkpoint_config(source["path"]).get("model_type")
-    )
-    if not packed:
-        raise UserError(f"{calibration} is shorter than one sample of {settings['calibration_tokens']} tokens")
+    packed = samples_for(source, settings, calibration)
     refuse_unsafe(source["path"], source["allow_pickle"], source["trust_remote_code"])
     check_whole(source["path"], source["trust_remote_code"])  # autoawq would not ask
     model = AutoAWQForCausalLM.from_pretrained(
@@ -263,18 +196,7 @@ def quantize(source, settings, dtype, device, gpus, output: Path, calibration) -
         parameter.data = parameter.data.to(held.get(name, torch_dtype(dtype)))
     model.model.config.use_cache = True
     model.save_quantized(str(output), shard_size=LARGEST_FILE)
-    return {
-        "calibration": {
-            "file": str(calibration),
-            "samples_asked": settings["calibration_samples"],
-            "tokens_asked": settings["calibration_samples"] * settings["calibration_tokens"],
-            "samples_packed": len(packed),
-            "samples_reached": seen[0],
-            "tokens_reached": seen[0] * seen[1],
-            "tokens_sha256": sha256_of_windows(packed),
-            **sample_statistics(packed),
-        }
-    }
+    return {"calibration": calibration_record(packed, settings, calibration, seen[0], seen[0] * seen[1])}
 
 
 def backend_config(stated: dict[str, Any], backend: str | None, device: str):

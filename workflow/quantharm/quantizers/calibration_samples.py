@@ -1,0 +1,110 @@
+"""The samples of text that a quantizer calibrates on: which settings choose them, and how they are packed.
+
+All of one length: autoawq drops samples longer than its limit without a word, and gptqmodel up to 7.3 calibrated on the
+last batch alone where lengths differ.
+"""
+
+import random
+from pathlib import Path
+from typing import Any
+
+from quantharm.common.constants import CORRUPTIONS
+
+CALIBRATION_SETTINGS: dict[str, Any] = {
+    "calibration_samples": {
+        "type": "integer",
+        "minimum": 1,
+        "default": 128,
+        "description": "Samples of calibration text.",
+    },
+    "calibration_tokens": {
+        "type": "integer",
+        "minimum": 16,
+        "default": 512,
+        "description": "Tokens in each sample.",
+    },
+    "calibration_text": {
+        "type": ["string", "null"],
+        "default": None,
+        "description": "A text of its own for this method; null means the config's `calibration`.",
+    },
+    "calibration_seed": {
+        "type": ["integer", "null"],
+        "minimum": 0,
+        "default": None,
+        "description": "Draws the samples from all of the text; null takes the first ones in order.",
+    },
+    "calibration_bos": {
+        "enum": ["auto", "true", "false"],
+        "default": "auto",
+        "description": "Whether each sample begins with BOS; auto, for models that are lost without it (Gemma).",
+    },
+    "calibration_corruption": {
+        "enum": [None, *CORRUPTIONS],
+        "default": None,
+        "description": "Bad samples on purpose, to see what they do and whether the checks notice.",
+    },
+}
+
+
+def pack_calibration(tokenizer, text: str, samples: int, tokens: int, bos: int | None = None) -> list[list[int]]:
+    """The text's tokens in consecutive samples of exactly `tokens`, as many as there are up to `samples`.
+
+    bos: put in front of each, as one of its tokens.
+    """
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    front = [] if bos is None else [bos]
+    step = tokens - len(front)
+    return [front + ids[i : i + step] for i in range(0, len(ids) - step + 1, step)][:samples]
+
+
+def calibration_samples(
+    tokenizer, text: str, settings: dict[str, Any], model_type: str | None = None
+) -> list[list[int]]:
+    """The samples that a method's settings ask for; the same ones whenever they are asked for."""
+    from quantharm.common.text import bos_in_front
+
+    bos = bos_in_front(settings.get("calibration_bos", "auto"), tokenizer, model_type)
+    samples, tokens = settings["calibration_samples"], settings["calibration_tokens"]
+    seed, corruption = settings.get("calibration_seed"), settings.get("calibration_corruption")
+    draw = random.Random(seed or 0)
+    if corruption == "random_tokens":
+        return [draw.choices(range(len(tokenizer)), k=tokens) for _ in range(samples)]
+    if corruption == "repeated_token":
+        return [[draw.randrange(len(tokenizer))] * tokens] * samples
+    if seed is None:
+        return pack_calibration(tokenizer, text, samples, tokens, bos)
+    packed = pack_calibration(tokenizer, text, len(text), tokens, bos)
+    return draw.sample(packed, min(samples, len(packed)))
+
+
+def samples_for(source: dict[str, Any], settings: dict[str, Any], calibration: Path) -> list[list[int]]:
+    """The samples of a quantizer's run; raises UserError for a text shorter than one of them."""
+    from quantharm.common.errors import UserError
+    from quantharm.common.text import read_text
+    from quantharm.models.loading import load_tokenizer, read_checkpoint_config
+
+    model_type = read_checkpoint_config(source["path"]).get("model_type")
+    packed = calibration_samples(load_tokenizer(source), read_text(calibration), settings, model_type)
+    if not packed:
+        raise UserError(f"{calibration} is shorter than one sample of {settings['calibration_tokens']} tokens")
+    return packed
+
+
+def calibration_record(
+    packed: list[list[int]], settings: dict[str, Any], calibration: Path, samples_reached: int, tokens_reached: int
+) -> dict[str, Any]:
+    """quantization.json's `calibration`: what was asked for, what was given, and what reached the quantizer."""
+    from quantharm.common.text import sha256_of_windows
+    from quantharm.quantizers.calibration import sample_statistics
+
+    return {
+        "file": str(calibration),
+        "samples_asked": settings["calibration_samples"],
+        "tokens_asked": settings["calibration_samples"] * settings["calibration_tokens"],
+        "samples_packed": len(packed),
+        "samples_reached": samples_reached,
+        "tokens_reached": tokens_reached,
+        "tokens_sha256": sha256_of_windows(packed),
+        **sample_statistics(packed),
+    }
