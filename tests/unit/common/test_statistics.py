@@ -1,6 +1,8 @@
 """Means and intervals, against scipy's own tests and formulas written out; what they cover is in test_coverage.py."""
 
 import math
+import re
+from pathlib import Path
 
 import numpy
 import pytest
@@ -187,3 +189,12 @@ def test_describe_by_hand():
     assert result["p90"] == pytest.approx(4 + 0.5 * 6)  # halfway between the 5th and the 6th value
     assert result["values"] == [1.0, 2.0, 3.0, 4.0, 10.0, 3.0]
     assert result["ci95"] == [1.0, 10.0]
+
+
+def test_no_stage_imports_what_takes_half_a_second():
+    """scipy.special has the distributions that are used, in a tenth of the time; every job would pay for the rest."""
+    package = Path(__file__).resolve().parents[3] / "workflow" / "quantharm"
+    sources = [path for path in package.rglob("*.py") if "reporting" not in path.parts]
+    users = [path.name for path in sources if re.search(r"scipy\.stats|scipy import .*stats", path.read_text())]
+    assert len(sources) > 50
+    assert [name for name in users if name != "statistics.py"] == []  # which says why not

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import numpy
 from numpy.typing import ArrayLike
-from scipy.stats import binom, norm, t
+from scipy.special import bdtr, ndtri, stdtr, stdtrit  # not scipy.stats, which takes half a second to import
 
 Bounds = list[float] | None
 CONFIDENCE = 0.95
@@ -21,7 +21,7 @@ LEAST_SHARE = 0.1  # of a stratum's mean; smaller values count as this much in t
 
 def two_sided(degrees: ArrayLike) -> numpy.ndarray:
     """Quantile of Student's t at 97.5 %."""
-    return t.ppf(0.5 + CONFIDENCE / 2, degrees)
+    return stdtrit(degrees, 0.5 + CONFIDENCE / 2)
 
 
 def listed(low, high) -> list[float]:
@@ -153,7 +153,7 @@ def p_value(strata: list[ArrayLike], margin: float = 0.0) -> float:
     error, degrees = standard_error(arrays)
     if beyond <= 0:
         return 1.0
-    return float(2 * t.sf(beyond / error, degrees)) if error > 0 else 0.0
+    return float(2 * stdtr(degrees, -beyond / error)) if error > 0 else 0.0
 
 
 def holm(p_values: dict) -> dict:
@@ -200,7 +200,7 @@ def median_interval(values: ArrayLike) -> Bounds:
     """
     array = numpy.sort(numpy.asarray(values, dtype=numpy.float64))
     n = len(array)
-    rank = max((r for r in range(1, n // 2 + 1) if 2 * binom.cdf(r - 1, n, 0.5) <= 1 - CONFIDENCE), default=0)
+    rank = max((r for r in range(1, n // 2 + 1) if 2 * bdtr(r - 1, n, 0.5) <= 1 - CONFIDENCE), default=0)
     return listed(array[rank - 1], array[n - rank]) if rank else None
 
 
@@ -235,7 +235,7 @@ def paired_share_interval(gained: int, lost: int, total: int) -> Bounds:
     if total < 2:
         return None
     change = (gained - lost) / (total + 2)
-    half = norm.ppf(0.5 + CONFIDENCE / 2) * numpy.sqrt((gained + lost + 2) / (total + 2) - change**2)
+    half = ndtri(0.5 + CONFIDENCE / 2) * numpy.sqrt((gained + lost + 2) / (total + 2) - change**2)
     half /= numpy.sqrt(total + 2)
     return listed(max(-1.0, change - half), min(1.0, change + half))
 

@@ -1,6 +1,6 @@
 """From traced matrices to a traced checkpoint: how many of them false alarms explain."""
 
-from scipy import stats
+from scipy.special import bdtrc
 
 # Of matrices never quantized, the share that is called dequantized: more than was ever seen (integrity_detection.md).
 FALSE_ALARM_A_MATRIX = 0.01
@@ -9,7 +9,7 @@ FALSE_ALARM_A_CHECKPOINT = 0.001  # accepted
 
 def chance_of(traced: int, scanned: int) -> float:
     """P(so many traces or more) in a checkpoint never quantized: binomial, FALSE_ALARM_A_MATRIX a matrix."""
-    return float(stats.binom.sf(traced - 1, scanned, FALSE_ALARM_A_MATRIX))
+    return float(bdtrc(traced - 1, scanned, FALSE_ALARM_A_MATRIX))
 
 
 def is_dequantized(traced: int, scanned: int) -> bool:
