@@ -29,9 +29,8 @@ slurm-test: environments ## the whole workflow through a SLURM of one node, and 
 	sh tests/install.sh slurm
 	OMP_WAIT_POLICY=passive .venv/bin/python -m pytest tests/slurm
 
-lint: .venv/installed ## ruff, mypy, snakefmt, snakemake --lint
+lint: .venv/installed ## ruff, snakefmt, snakemake --lint
 	.venv/bin/ruff check . && .venv/bin/ruff format --check .
-	.venv/bin/mypy
 	.venv/bin/snakefmt --check Snakefile workflow
 	.venv/bin/snakemake --lint
 
@@ -42,7 +41,7 @@ timing: .venv/installed ## where the time of the finished jobs went
 	.venv/bin/python tests/benchmark/stage_times.py results
 
 clean: ## results and environments
-	rm -rf results .snakemake .venv .venv-evaluation
+	rm -rf results .snakemake .venv .venv-evaluation .venv-extra
 
 .venv/installed: envs/workflow.txt
 	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(v not in ((3, 11), (3, 12)) and "error: Python 3.11 or 3.12 is needed, this is %d.%d; run make PYTHON=python3.12" % v)'

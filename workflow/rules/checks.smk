@@ -7,6 +7,7 @@ use rule stage as checks with:
     """Whether the cell's numbers may be believed; a failed check fails this job and is named in its log."""
     input:
         ENVIRONMENT,
+        extra_packages,
         package("checks"),
         expand("results/{{model}}/{{method}}/{stage}.json", stage=CELL_RECORDS),
         expand("results/{{model}}/baseline/{stage}.json", stage=CELL_RECORDS[:-1]),

@@ -38,6 +38,7 @@ wildcard_constraints:
     model="|".join(map(re.escape, config["models"])),
     method="|".join(map(re.escape, config["methods"])),
     text="|".join(map(re.escape, config["texts"])),
+    extra="[a-z0-9-]+",
 
 
 def modules(*names):
@@ -53,6 +54,18 @@ def package(stage):
         return modules(stage, *([f"quantizers.{method['quantizer']}"] if method else []))
 
     return files
+
+
+def extra_packages(wildcards):
+    """Input function: the packages that a cell's method needs beside the evaluation environment's."""
+    names = methods.extra_packages(config["methods"][wildcards.method]) if OWN_PYTHON or CONDA else []
+    return [f".venv-extra/{name}/installed.txt" for name in names]
+
+
+def packages_of(wildcards):
+    """Has a cell's job find them."""
+    folders = [os.path.dirname(path) for path in extra_packages(wildcards)] if "method" in wildcards.keys() else []
+    return f"PYTHONPATH={':'.join(map(shlex.quote, folders))}:$PYTHONPATH" if folders else ""
 
 
 def model_value(key):

@@ -5,6 +5,7 @@ use rule model_stage as divergence with:
     """Compare a cell with the baseline's log-prob store, position by position."""
     input:
         ENVIRONMENT,
+        extra_packages,
         package("divergence"),
         checkpoint="results/{model}/{method}/checkpoint",
         quantization="results/{model}/{method}/quantization.json",

@@ -5,6 +5,7 @@ use rule model_stage as generation with:
     """Answer the prompt suite, then time prefill and decode."""
     input:
         ENVIRONMENT,
+        extra_packages,
         package("generation"),
         checkpoint="results/{model}/{method}/checkpoint",
         quantization="results/{model}/{method}/quantization.json",

@@ -5,6 +5,7 @@ use rule model_stage as integrity with:
     """Whether the checkpoint is what it is said to be: files, traces of quantization, behaviour."""
     input:
         ENVIRONMENT,
+        extra_packages,
         package("integrity"),
         checkpoint="results/{model}/{method}/checkpoint",
         quantization="results/{model}/{method}/quantization.json",

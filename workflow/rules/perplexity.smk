@@ -5,6 +5,7 @@ use rule model_stage as perplexity with:
     """Score the evaluation text, protocol concat-N."""
     input:
         ENVIRONMENT,
+        extra_packages,
         package("perplexity"),
         checkpoint="results/{model}/{method}/checkpoint",
         quantization="results/{model}/{method}/quantization.json",

@@ -5,6 +5,7 @@ use rule model_stage as quantize with:
     """Quantize, save, load what was saved, and measure it."""
     input:
         ENVIRONMENT,
+        extra_packages,
         package("quantize"),
         source="results/{model}/source.json",
         calibration=calibration_of,

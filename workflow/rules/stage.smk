@@ -10,10 +10,11 @@ rule stage:
     params:
         python=PYTHON,
         environment="",
+        packages=packages_of,
     message:
         "{wildcards.model}: {rule}"
     shell:
-        "{params.environment} {params.python:q} -m quantharm.{params.command} > {log:q} 2>&1"
+        "{params.packages} {params.environment} {params.python:q} -m quantharm.{params.command} > {log:q} 2>&1"
 
 
 use rule stage as model_stage with:

@@ -9,7 +9,7 @@ from quantharm.common.constants import BASELINE
 from quantharm.common.errors import UserError
 from quantharm.config import noise
 from quantharm.config.validation import removed_by_null, takes_null, validate, with_defaults
-from quantharm.quantizers import RefusesConfigs, quantizer_named
+from quantharm.quantizers import NeedsPackages, RefusesConfigs, quantizer_named
 
 
 def quantizer_names() -> list[str]:
@@ -82,6 +82,12 @@ def check_method(method: str, entry: dict[str, Any], model: str, settings: dict[
 def uses_calibration(method: dict[str, Any]) -> bool:
     """Whether a method's quantizer has settings for a calibration text."""
     return any(key.startswith("calibration") for key in method)
+
+
+def extra_packages(method: dict[str, Any]) -> list[str]:
+    """The files in envs/ (without .txt) that name what a method needs beside the evaluation environment."""
+    module = quantizer_named(method["quantizer"])
+    return [module.PACKAGES] if isinstance(module, NeedsPackages) else []
 
 
 def methods_of(config: dict[str, Any], model: str) -> list[str]:

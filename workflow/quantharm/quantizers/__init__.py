@@ -84,6 +84,13 @@ class Calibrates(Protocol):
 
 
 @runtime_checkable
+class NeedsPackages(Protocol):
+    """A quantizer whose packages are not in the evaluation environment, but in a folder that its cells alone see."""
+
+    PACKAGES: str  # a file in envs/, without .txt: pins of every package, since none is brought by another
+
+
+@runtime_checkable
 class ComputesInFloat32(Protocol):
     """A quantizer whose layers need more than float32 copies of 16-bit tensors to multiply in float32 on a CPU."""
 
