@@ -17,6 +17,7 @@ from quantharm.common.errors import UserError
 from quantharm.common.files import read_json, read_parquet, replacing, write_json, write_parquet
 from quantharm.common.left_out import LeftOut, name, sentence
 from quantharm.common.paired import first_difference, flat, paired_perplexity
+from quantharm.common.provenance import COMPUTE_KEYS
 from quantharm.common.stage import run_stage, stage_parser
 
 NULLABLE = {"i": "Int64", "b": "boolean"}  # pandas' types that hold missing values, by the kind of those that do not
@@ -103,8 +104,7 @@ def summarise_cell(cell: Path, baseline: Path, with_integrity: bool = True) -> d
         "revision": quantization["source"]["revision"],
         "dtype": quantization["dtype"],
         "device": perplexity["provenance"]["device"],
-        "compute_dtype": perplexity["provenance"]["compute_dtype"],
-        "instruction_set": perplexity["provenance"].get("instruction_set"),
+        **{key: perplexity["provenance"].get(key) for key in COMPUTE_KEYS},
         "parameters": quantization["parameters"],
         "checkpoint_bytes": quantization["checkpoint_bytes"],
         "weight_bytes": quantization["weight_bytes"],
@@ -115,11 +115,13 @@ def summarise_cell(cell: Path, baseline: Path, with_integrity: bool = True) -> d
         "saved_bytes": reference["weight_bytes"] - quantization["weight_bytes"],
         "quantize_seconds": quantization["seconds"],
         "perplexity_protocol": perplexity["protocol"],
+        "text_tokens_sha256": perplexity["tokens_sha256"],
         "perplexity_tokens_scored": perplexity["tokens_scored"],
         "perplexity": perplexity["perplexity"],
         "perplexity_ci95": perplexity["perplexity_ci95"],
         **paired_perplexity(cell, baseline),
         "bits_per_byte": perplexity["bits_per_byte"],
+        "trace_sha256": divergence["trace_sha256"],
         "kl_nats_mean": divergence["kl_nats"]["mean"],
         "kl_nats_ci95": divergence["kl_nats"]["ci95"],
         **{f"kl_nats_{q}": divergence["kl_nats"][q] for q in ("median", "p90", "p99", "p99_9", "max")},
@@ -130,6 +132,8 @@ def summarise_cell(cell: Path, baseline: Path, with_integrity: bool = True) -> d
         "text_kl_nats_mean": divergence["text"] and divergence["text"]["kl_nats_mean"],
         "text_log_perplexity_ratio": divergence["text"] and divergence["text"]["log_perplexity_ratio"],
         "kl_nats_by_category": {c: v["kl_nats_mean"] for c, v in divergence["by_category"].items()},
+        "prompt_tokens_sha256": generation.get("prompt_tokens_sha256"),
+        "max_new_tokens": generation["max_new_tokens"],
         "prompts": generation["prompts"],
         "succeeded": generation["succeeded"],
         "judged": generation["judged"],
@@ -143,11 +147,14 @@ def summarise_cell(cell: Path, baseline: Path, with_integrity: bool = True) -> d
         "seconds_mean_by_category": {c: v["seconds_mean"] for c, v in generation["by_category"].items()},
         "new_tokens_mean_by_category": {c: v["new_tokens_mean"] for c, v in generation["by_category"].items()},
         "succeeded_by_category": {c: v["succeeded"] / v["prompts"] for c, v in generation["by_category"].items()},
+        "benchmark_prompt_tokens": speed["prompt_tokens"],
+        "benchmark_new_tokens": speed["new_tokens"],
         "prefill_seconds_median": speed["prefill_seconds"]["median"],
         "prefill_seconds_ci95": speed["prefill_seconds"]["ci95"],
         "decode_tokens_per_second_median": speed["decode_tokens_per_second"]["median"],
         "decode_tokens_per_second_ci95": speed["decode_tokens_per_second"]["ci95"],
         "captured_decode_tokens_per_second_median": captured.get("decode_tokens_per_second", {}).get("median"),
+        "captured_decode_tokens_per_second_ci95": captured.get("decode_tokens_per_second", {}).get("ci95"),
         "decode_speed_relative": speed["decode_tokens_per_second"]["median"]
         / baseline_speed["decode_tokens_per_second"]["median"],
         "memory_allocated_bytes": generation["memory"].get("allocated_bytes"),

@@ -8,7 +8,7 @@ import pytest
 from quantharm.config.dependencies import PACKAGE
 
 # From the top down: a room imports itself and those after it.
-ROOMS = ["reporting", "forensics", "speed", "engines", "quantizers", "scoring", "models", "config", "common"]
+ROOMS = ["gating", "reporting", "forensics", "speed", "engines", "quantizers", "scoring", "models", "config", "common"]
 REGISTRY = "quantharm.quantizers"  # the Protocol and the loading by name: no quantizer, so everybody may import it
 MODULES = sorted(PACKAGE.rglob("*.py"))
 

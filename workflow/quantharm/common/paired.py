@@ -55,7 +55,7 @@ def flat(row: dict[str, Any]) -> dict[str, Any]:
             result |= {f"{key}_low": low, f"{key}_high": high}
         elif key.endswith("_by_category"):
             result |= {f"{key.removesuffix('_by_category')}/{category}": v for category, v in value.items()}
-        elif key == "checks_failed":
+        elif isinstance(value, list):
             result[key] = ", ".join(value)
         else:
             result[key] = value

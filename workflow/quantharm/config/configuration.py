@@ -42,6 +42,7 @@ def complete(config: dict[str, Any], schema_path: Path) -> dict[str, Any]:
     add_derived_methods(config)
     choose_monitored(config)
     check_names(config)
+    check_budget(config)
     check_files(config)
     check_python(config["python"])
     for name in config["models"]:
@@ -99,6 +100,19 @@ def check_names(config: dict[str, Any]) -> None:
             raise UserError(f"`texts.{name}` in the config needs either `path` or `dataset`{both}")
 
 
+def check_budget(config: dict[str, Any]) -> None:
+    """The models and methods that a budget names exist, and so does the earlier run."""
+    budget = config["budget"]
+    for kind in ("models", "methods"):
+        for name in budget[kind]:
+            refer(config, kind, name, f"budget.{kind}")
+    if budget["against"] is not None and not os.path.exists(budget["against"]):
+        raise UserError(
+            f"`budget.against` in the config is {budget['against'][:200]!r}, which is not here; name the summary.json "
+            "of an earlier run, or its folder of results"
+        )
+
+
 def check_files(config: dict[str, Any]) -> None:
     """Every text and prompt suite that the configuration names is a file here, and small enough to be one."""
     files = {f"texts.{name}.path": text["path"] for name, text in config["texts"].items() if "path" in text}
@@ -112,6 +126,7 @@ def check_files(config: dict[str, Any]) -> None:
         for name, entry in config[kind].items()
         if isinstance(entry.get("source"), str)
     }
+    sources |= {"budget.against": config["budget"]["against"]} if config["budget"]["against"] else {}
     for key, path in (sources | files).items():
         if set("{}") & set(path) or not path.isprintable():
             raise UserError(

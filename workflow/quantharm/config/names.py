@@ -5,7 +5,7 @@ from typing import Any
 
 from quantharm.common.errors import UserError
 
-RESERVED_MODELS = ("logs", "benchmarks", "texts")
+RESERVED_MODELS = ("logs", "benchmarks", "texts", "gate")
 RESERVED_METHODS = ("synthetic",)
 
 

@@ -1,0 +1,119 @@
+"""The figures that limits are on, each with its interval and what it is over."""
+
+from typing import Any
+
+from scipy.stats import binomtest
+
+from quantharm.common.constants import TEXT_CATEGORY
+from quantharm.gating.limits import Limit
+from quantharm.gating.verdicts import Bounds, Figure
+from quantharm.reporting.format import listing
+from quantharm.reporting.results import Cell, Results
+from quantharm.reporting.verdicts import other_hardware_percent
+
+EXACT = ("weight_bytes", "checkpoint_bytes", "compression", "checks", "integrity")
+SYNTHETIC = "synthetic weights have no quality"
+NO_TASKS = "no tasks were run (`tasks` of the protocol)"
+
+
+def share_interval(part: int, whole: int) -> Bounds:
+    """Clopper and Pearson's (1934): it covers at least 95 %, with few items and with none as well."""
+    bounds = binomtest(part, whole).proportion_ci(0.95, "exact")
+    return [float(bounds.low), float(bounds.high)]
+
+
+def figure_of(limit: Limit, cell: Cell, results: Results) -> Figure:
+    """A cell's figure for a limit; one without a value says why."""
+    if limit.key == "checks":
+        return Figure(float(len(cell.failed)), exact=True)
+    if limit.key == "integrity":
+        verified = cell.row["integrity_verified"]
+        missing = "the stage integrity was not finished" if verified is None else ""
+        return Figure(None if verified is None else float(not verified), exact=True, missing=missing)
+    if cell.failed:
+        return Figure(None, missing=f"it failed {listing(cell.failed)}: its figures are not to be believed")
+    if limit.key in EXACT:
+        return Figure(float(cell.row[limit.key]), exact=True)
+    if limit.key == "decode_rate_ratio":
+        return decode_rate_ratio(cell)
+    if cell.synthetic:
+        return Figure(None, missing=SYNTHETIC)
+    return QUALITY[limit.key](limit, cell, results)
+
+
+def decode_rate_ratio(cell: Cell) -> Figure:
+    """By captured decoding where both cells have it, else eager."""
+    change, bounds = cell.decode_change
+    repetitions = len(cell.generation["benchmark"]["decode_tokens_per_second"]["values"])
+    ratios = bounds and [1 + bound / 100 for bound in bounds]
+    return Figure(1 + change / 100, ratios, repetitions, "repetitions")
+
+
+def mean_kl(limit: Limit, cell: Cell, results: Results) -> Figure:
+    prompts = sum(category["prompts"] for category in cell.by_category.values())
+    return Figure(cell.row["kl_nats_mean"], cell.row["kl_nats_ci95"], prompts, "prompts", floor=results.least_kl)
+
+
+def category_kl(limit: Limit, cell: Cell, results: Results) -> Figure:
+    measured = cell.by_category.get(limit.subject or "")
+    if measured is None:
+        return Figure(None, missing=f"no prompt of this run is of the category {limit.subject}")
+    return Figure(measured["kl_nats_mean"], measured["ci95"], measured["prompts"], "prompts", floor=results.least_kl)
+
+
+def text_kl(limit: Limit, cell: Cell, results: Results) -> Figure:
+    measured = cell.divergence["by_category"].get(TEXT_CATEGORY)
+    if measured is None:
+        return Figure(None, missing="no window of the text is in the store (`text_windows` of the protocol)")
+    return Figure(measured["kl_nats_mean"], measured["ci95"], measured["prompts"], "windows", floor=results.least_kl)
+
+
+def perplexity_change(limit: Limit, cell: Cell, results: Results) -> Figure:
+    tokens = cell.row["perplexity_tokens_scored"]
+    return Figure(
+        cell.row["perplexity_change_percent"],
+        cell.row["perplexity_change_percent_ci95"],
+        cell.perplexity["windows"],
+        "windows",
+        floor=other_hardware_percent(results.other_hardware_kl, tokens),
+    )
+
+
+def recovery(limit: Limit, cell: Cell, results: Results) -> Figure:
+    """Accuracy over all tasks, as a share of the baseline's."""
+    tasks = cell.row.get("tasks_overall")
+    if tasks is None:
+        return Figure(None, missing=NO_TASKS)
+    if tasks["recovery"] is None:
+        return Figure(None, missing="the baseline answered no task item right")
+    return Figure(tasks["recovery"], tasks["recovery_ci95"], tasks["items"], "items", resolution=resolution(tasks))
+
+
+def flips(limit: Limit, cell: Cell, results: Results) -> Figure:
+    """Share of task items that turned, from right to wrong or from wrong to right."""
+    tasks = cell.row.get("tasks_overall")
+    if tasks is None:
+        return Figure(None, missing=NO_TASKS)
+    many, items = tasks["flips"], tasks["items"]
+    return Figure(many / items, share_interval(many, items), items, "items")
+
+
+def resolution(tasks: dict[str, Any]) -> str:
+    """What so many items can show at all."""
+    least = tasks.get("smallest_detectable_difference")
+    return "" if least is None else f"; so many items show a change of accuracy from {100 * least:.2g} points on"
+
+
+def not_measured(limit: Limit, cell: Cell, results: Results) -> Figure:
+    return Figure(None, missing="no long answers were judged")
+
+
+QUALITY = {
+    "kl_nats": mean_kl,
+    "category_kl_nats": category_kl,
+    "text_kl_nats": text_kl,
+    "perplexity_change_percent": perplexity_change,
+    "recovery": recovery,
+    "flips": flips,
+    "loops": not_measured,
+}

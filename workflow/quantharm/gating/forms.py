@@ -1,0 +1,154 @@
+"""The lines of a budget as text for a terminal, as Markdown, and as JUnit XML for CI services."""
+
+import re
+from xml.etree import ElementTree
+
+from quantharm.common.sanitize import visible
+from quantharm.gating.advice import Advice
+from quantharm.gating.judging import UNFINISHED
+from quantharm.gating.limits import kind_of
+from quantharm.gating.verdicts import BREACH, PASS, Line
+from quantharm.reporting.format import MISSING, interval
+from quantharm.reporting.tables.table import Cell, Column, Table, markdown_table, name_cell, text_cell
+from quantharm.reporting.text import one_line
+
+TONES = {PASS: "pass", BREACH: "fail"}
+COLUMNS = [
+    Column("model", "Model", "left"),
+    Column("method", "Method", "left"),
+    Column("limit", "Limit on", "left"),
+    Column("figure", "Figure [95\u00a0%]"),
+    Column("bound", "Limit"),
+    Column("over", "Over"),
+    Column("verdict", "Verdict", "left"),
+]
+
+
+def cell_of(entry: Line) -> str:
+    return entry["model"] if entry["method"] is None else f"{entry['model']} × {entry['method']}"
+
+
+def limit_on(entry: Line) -> str:
+    """`mean KL in Translation`"""
+    if entry["limit"] == UNFINISHED:
+        return "the cell"
+    return kind_of(entry["limit"]).label + (f" in {entry['subject']}" if entry["subject"] else "")
+
+
+def bound_of(entry: Line) -> str:
+    """`≤ 0.05 nats`"""
+    if entry["bound"] is None:
+        return MISSING
+    kind = kind_of(entry["limit"])
+    return f"{'≤' if entry['at_most'] else '≥'} {kind.show(entry['bound'])}{kind.unit}"
+
+
+def figure_text(entry: Line) -> str:
+    """`0.031 nats [0.027, 0.036]`"""
+    if entry["value"] is None:
+        return MISSING
+    kind = kind_of(entry["limit"])
+    return f"{kind.show(entry['value'])}{kind.unit} {interval(entry['ci95'], kind.show)}".strip()
+
+
+def over(entry: Line) -> str:
+    """`24 prompts`"""
+    return f"{entry['counted']:,} {entry['of']}" if entry["counted"] else MISSING
+
+
+def budget_table(lines: list[Line]) -> Table:
+    def figure(entry: Line) -> Cell:
+        if entry["value"] is None:
+            return text_cell(MISSING)
+        kind = kind_of(entry["limit"])
+        return Cell(
+            f"{kind.show(entry['value'])}{kind.unit}",
+            entry["value"],
+            entry["ci95"],
+            interval(entry["ci95"], kind.show),
+        )
+
+    rows = [
+        [
+            name_cell(entry["model"]),
+            name_cell(entry["method"] or "all"),
+            text_cell(limit_on(entry)),
+            figure(entry),
+            Cell(bound_of(entry), entry["bound"]),
+            text_cell(over(entry)),
+            text_cell(entry["verdict"], TONES.get(entry["verdict"], "undecided"), entry["reason"]),
+        ]
+        for entry in lines
+    ]
+    note = (
+        "A limit is kept where the whole 95 % interval is within it, and breached where the whole interval is beyond; "
+        "undecided where the interval holds the limit."
+    )
+    return Table("budget", "The budget", COLUMNS, rows, note)
+
+
+def terminal_table(lines: list[Line]) -> str:
+    """Columns padded to their widest entry; reasons below their line."""
+    labels = [column.label for column in COLUMNS]
+    rows = [
+        [
+            entry["model"],
+            entry["method"] or "all",
+            limit_on(entry),
+            figure_text(entry),
+            bound_of(entry),
+            over(entry),
+            entry["verdict"],
+        ]
+        for entry in lines
+    ]
+    rows = [[one_line(text) for text in row] for row in [labels, *rows]]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(labels))]
+    text = []
+    for row, reason in zip(rows, ["", *(entry["reason"] for entry in lines)], strict=True):
+        text.append("  ".join(word.ljust(width) for word, width in zip(row, widths, strict=True)).rstrip())
+        if reason:
+            text.append(f"    {one_line(reason)}")
+    return "\n".join(text)
+
+
+def markdown(passed: bool, sentence: str, lines: list[Line], advice: list[Advice]) -> str:
+    from quantharm.reporting.text import markdown as escaped
+
+    parts = [f"# Budget: {'passed' if passed else 'FAILED'}", escaped(sentence)]
+    parts += [f"**{escaped(entry['model'])}**: {escaped(entry['sentence'])}" for entry in advice]
+    return "\n\n".join([*parts, markdown_table(budget_table(lines))]) + "\n"
+
+
+def xml_text(text: str) -> str:
+    """What XML 1.0 can hold: no control characters, no halves of surrogates."""
+    return re.sub(r"[^\t\n -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", "", visible(text))
+
+
+def junit(lines: list[Line]) -> str:
+    """A suite a model, a case a limit: `failure` where the gate fails, `skipped` where it accepts what is not known."""
+    root = ElementTree.Element("testsuites", name="quantharm budget")
+    for model in dict.fromkeys(entry["model"] for entry in lines):
+        own = [entry for entry in lines if entry["model"] == model]
+        counts = {
+            "tests": len(own),
+            "failures": sum(not entry["accepted"] for entry in own),
+            "errors": 0,
+            "skipped": sum(entry["accepted"] and entry["verdict"] != PASS for entry in own),
+        }
+        attributes = {"name": xml_text(model)} | {key: str(many) for key, many in counts.items()}
+        suite = ElementTree.SubElement(root, "testsuite", attributes)
+        for entry in own:
+            name = f"{limit_on(entry)} {bound_of(entry)}".removesuffix(f" {MISSING}")
+            case = ElementTree.SubElement(suite, "testcase", classname=xml_text(cell_of(entry)), name=xml_text(name))
+            words = f"{entry['verdict']}: {figure_text(entry)} over {over(entry)}"
+            words += f"; {entry['reason']}" if entry["reason"] else ""
+            if not entry["accepted"]:
+                failure = ElementTree.SubElement(case, "failure", type=entry["verdict"], message=xml_text(words))
+                failure.text = xml_text(words)
+            elif entry["verdict"] != PASS:
+                ElementTree.SubElement(case, "skipped", message=xml_text(words))
+            else:
+                ElementTree.SubElement(case, "system-out").text = xml_text(words)
+    ElementTree.indent(root)
+    return ElementTree.tostring(root, encoding="unicode", xml_declaration=True) + "\n"

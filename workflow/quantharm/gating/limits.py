@@ -1,0 +1,98 @@
+"""The limits of a budget, and which of them hold for a cell.
+
+A limit is under its key in the config's `budget:`. `budget.models.<model>` and `budget.methods.<method>` replace it key
+by key, in this order; null takes a limit away.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from quantharm.reporting.format import fixed, number, percent, share, size
+
+LIMIT_ON_EACH_CATEGORY = "category_kl_nats"
+OF_THE_BASELINE_TOO = ("checks", "integrity")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a key of the budget limits."""
+
+    label: str
+    show: Callable[[float], str]
+    at_most: bool = True  # else at least
+    unit: str = ""  # after the figure, where `show` does not give it
+
+
+@dataclass(frozen=True)
+class Limit:
+    key: str
+    subject: str | None  # a category, where the limit is on each of them
+    bound: float
+
+
+def times(value: float) -> str:
+    return f"{fixed(value, 2)}×"
+
+
+def one_decimal_share(value: float) -> str:
+    return share(value, 1)
+
+
+def whole(value: float) -> str:
+    return f"{value:.0f}"
+
+
+KINDS = {
+    "kl_nats": Kind("mean KL", number, unit=" nats"),
+    "category_kl_nats": Kind("mean KL", number, unit=" nats"),
+    "text_kl_nats": Kind("mean KL on the text", number, unit=" nats"),
+    "perplexity_change_percent": Kind("perplexity change", percent),
+    "recovery": Kind("recovery on tasks", one_decimal_share, at_most=False),
+    "flips": Kind("flipped task items", one_decimal_share),
+    "loops": Kind("answers that loop, beyond the baseline's", one_decimal_share),
+    "weight_bytes": Kind("weights loaded", size),
+    "checkpoint_bytes": Kind("checkpoint", size),
+    "compression": Kind("smaller by", times, at_most=False),
+    "decode_rate_ratio": Kind("decode rate ÷ the baseline's", times, at_most=False),
+    "checks": Kind("failed checks", whole),
+    "integrity": Kind("integrity findings", whole),
+}
+WORSE_KINDS = {
+    "kl_nats": Kind("mean KL, more than before", number, unit=" nats"),
+    "perplexity_change_percent": Kind("perplexity change, more than before", percent),
+    "recovery": Kind("recovery on tasks, less than before", one_decimal_share),
+    "weight_bytes": Kind("weights loaded, more than before", one_decimal_share),
+    "decode_rate_ratio": Kind("decode rate ratio, less than before", one_decimal_share),
+}
+
+
+def kind_of(key: str) -> Kind:
+    """`kl_nats`, or `worse.kl_nats` for the same compared with an earlier run."""
+    return WORSE_KINDS[key.removeprefix("worse.")] if key.startswith("worse.") else KINDS[key]
+
+
+def has_limits(budget: dict[str, Any]) -> bool:
+    """Whether a budget limits anything; without, there is nothing to judge."""
+    entries = [budget, *budget["models"].values(), *budget["methods"].values()]
+    return budget["against"] is not None or any(entry.get(key) for entry in entries for key in KINDS)
+
+
+def limits_of(budget: dict[str, Any], model: str, method: str, categories: list[str], baseline: bool) -> list[Limit]:
+    """The limits on a cell, in the order of KINDS; on the baseline, those on its checks and its integrity alone.
+
+    A number for `category_kl_nats` is a limit on each of the model's `categories`.
+    """
+    chosen = {key: budget.get(key) for key in KINDS}
+    for entry in (budget["models"].get(model, {}), budget["methods"].get(method, {})):
+        chosen |= {key: value for key, value in entry.items() if key in KINDS}
+    limits = []
+    for key, value in chosen.items():
+        if value is None or value is False or (baseline and key not in OF_THE_BASELINE_TOO):
+            continue
+        if key == LIMIT_ON_EACH_CATEGORY:
+            each = value if isinstance(value, dict) else dict.fromkeys(categories, value)
+            limits += [Limit(key, category, float(bound)) for category, bound in each.items() if bound is not None]
+        else:
+            limits.append(Limit(key, None, 0.0 if value is True else float(value)))
+    return limits
