@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from record_types import RECORDS, faults
 
 from quantharm.common.files import write_json
 from quantharm.common.stage import run_stage
@@ -116,6 +117,8 @@ class Chain:
 
     def call(self, stage: str, method: str = "baseline", **changed) -> None:
         self.run(stage, self.arguments(stage, method, **changed))
+        record = "quantization" if stage == "quantize" else stage  # it holds the source record
+        assert faults(self.read(f"{method}/{record}.json"), RECORDS[record], record) == []
 
     def run(self, stage: str, words: list[str]) -> None:
         """A stage with a command line of its own."""

@@ -5,6 +5,7 @@ import json
 import re
 
 import pytest
+from record_types import RECORDS, faults
 from workflow_project import ENDS, FETCH, LOGITS, METHODS, TEXT, jobs_of
 
 PROVENANCE = {"git_commit", "device", "versions"}
@@ -35,6 +36,14 @@ CHECKS = {
 @pytest.fixture(scope="module")
 def project(built_in):
     return built_in[0]
+
+
+def test_records_have_the_keys_of_their_types_and_no_others(project):
+    files = [path for path in (project / "results/reference").rglob("*.json") if path.stem in RECORDS]
+    assert {path.stem for path in files} > {"source", "quantization", "generation", "logits", "integrity", "summary"}
+    for path in files:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        assert faults(record, RECORDS[path.stem], path.stem) == [], path
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -1,0 +1,135 @@
+"""generation.json: answers to the prompt suite, and the benchmark of prefill and decode."""
+
+from typing import NotRequired, TypedDict
+
+from quantharm.common.records.parts import CellNames, Finished, Memory, Repeated
+
+
+class Answers(TypedDict):
+    """Of the suite, or of one category of it."""
+
+    prompts: int
+    succeeded: int  # answers of at least one token, finite logits, not degenerate
+    seconds_mean: float  # a prompt
+    time_to_first_token_seconds_mean: float
+    new_tokens_mean: float  # a prompt
+    tokens_per_second: float  # all new tokens ÷ all seconds
+    degenerate: int  # answers that end in a short cycle
+    judged: int  # prompts whose answer a program can judge
+    correct: int  # of those
+
+
+class Asked(TypedDict):
+    """What decides the token ids of the prompts."""
+
+    chat_template: str  # auto, required or never
+    thinking: bool  # whether templates that know a switch for it have it on
+    template_date: str  # what a template is told as today
+    system_prompt: str | None
+    thinking_switch: bool  # whether the template has one
+    prompt_tokens_sha256: str  # of all prompts' token ids
+
+
+class CapturedCheck(TypedDict):
+    """Captured decoding against uncaptured and eager decoding, step by step."""
+
+    steps: int
+    tokens: int  # steps × sequences
+    same_tokens: int  # as uncaptured
+    same_tokens_but_ties: int  # choices between logits nearer than rounding not counted against it
+    kl_nats_max: float  # from uncaptured, at any step
+    kl_nats_max_of_two_uncaptured: float  # what two runs of one kind differ by
+    logit_difference_max: float
+    eager_same_tokens: int
+    eager_kl_nats_max: float
+    kl_nats_limit: float
+
+
+class AnswersCheck(TypedDict):
+    """Captured answers against one ordinary forward pass over each."""
+
+    tokens: int
+    same_tokens: int  # that the forward pass chooses as well
+    same_tokens_but_ties: int  # choices between logits nearer than rounding not counted against it
+
+
+class Captured(TypedDict):
+    """Decoding as a CUDA graph; `reason` and no rate where there is none."""
+
+    reason: NotRequired[str | None]
+    decode_tokens_per_second: NotRequired[Repeated]
+    repetitions: NotRequired[int]
+    joules_per_new_token: NotRequired[float | None]
+    capture_seconds: NotRequired[float]  # the check included
+    check: NotRequired[CapturedCheck]
+
+
+class FastestCaptured(Captured):
+    compiled: bool  # by torch.compile, before it was captured
+    other: NotRequired["FastestCaptured"]  # the slower of the two, where both were measured
+
+
+class Eager(TypedDict):
+    """Prefill and decode as a Python loop runs them."""
+
+    repetitions: int
+    prefill_seconds: Repeated
+    decode_tokens_per_second: Repeated
+    joules_per_new_token: float | None  # prefill included; null where there is no meter
+
+
+class PrefillRecord(TypedDict):
+    prompt_tokens: int
+    seconds: Repeated
+
+
+class BatchRecord(TypedDict):
+    """Several sequences at once. Figures are null where `reason` says why there are none."""
+
+    batch_size: int  # sequences
+    prompt_tokens: int  # of each
+    decoding: str | None  # captured or eager
+    decoding_reason: str | None  # why it is not captured
+    prefill_seconds: Repeated | None
+    decode_tokens_per_second: Repeated | None  # of all sequences together
+    peak_memory_bytes: int | None  # weights included
+    reason: str | None
+
+
+class Roofline(TypedDict):
+    """What decoding moves, beside what the device's memory can move."""
+
+    copy_bytes: int  # that each copy moved
+    copy_bytes_per_second: float  # read plus written
+    weight_bytes_per_token: int
+    bytes_per_token: int  # weights, KV cache and states
+    eager_bytes_per_second: float | None
+    eager_share_of_copy_bandwidth: float | None
+    captured_bytes_per_second: float | None  # null where nothing was captured
+    captured_share_of_copy_bandwidth: float | None
+
+
+class BenchmarkRecord(Eager):
+    prompt_tokens: int
+    new_tokens: int  # exactly so many
+    prefill: list[PrefillRecord]  # at further lengths
+    captured: FastestCaptured
+    batches: list[BatchRecord]
+    host_wait_share: float | None  # of eager decoding, in which the GPU waits for Python
+    roofline: Roofline
+    energy_reason: str | None  # why there is no energy
+
+
+class GenerationRecord(CellNames, Asked, Answers, Finished):
+    suite: str  # file of the prompts
+    suite_sha256: str
+    prompts_per_category: int | None  # null: all
+    max_new_tokens: int  # of the longest answer
+    decoding: str  # of the suite: captured or eager
+    decoding_reason: str | None  # why it is not captured
+    decoding_check: AnswersCheck | None  # of captured answers
+    not_finite: int  # prompts that met a NaN or infinite logit
+    by_category: dict[str, Answers]
+    benchmark: BenchmarkRecord
+    model_load_seconds: float
+    memory: Memory  # of the answers

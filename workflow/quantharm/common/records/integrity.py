@@ -1,0 +1,107 @@
+"""integrity.json: whether a checkpoint is what it is said to be."""
+
+from typing import NotRequired, TypedDict
+
+from quantharm.common.records.parts import Interval, Provenance, Sealed, TimingRecord
+
+
+class Files(TypedDict):
+    """Files against a manifest: as recorded when fetched, or signed by the owner."""
+
+    kind: str  # recorded or signed
+    verified: bool
+    files: int  # that were to be there
+    missing: list[str]
+    wrong: list[str]  # with other content
+    extra: list[str]  # that the manifest does not name
+    explanation: str
+    signature: NotRequired[str]  # file
+    public_key: NotRequired[str]  # file
+
+
+class Behaviour(TypedDict):
+    """Divergence from the log-prob store of the original."""
+
+    kl_nats_mean: float
+    kl_nats_ci95: Interval | None
+    noise_floor_kl_nats: float | None  # of the baseline against its own store
+    limit_kl_nats: float  # above it no hardware makes it the original
+    same_limit_kl_nats: float  # up to it a model is the original
+    eight_bit_kl_nats: float | None  # what weights rounded to 8 bits give
+    top1_agreement: float
+    verdict: str  # same, cannot be told, different
+    same_as_original: bool | None
+    explanation: str
+    store_model: NotRequired[str]  # whose store it is
+
+
+class MatrixScan(TypedDict):
+    """Traces of quantization in one matrix, by the best format or the best of those that failed."""
+
+    name: str
+    shape: list[int]  # [rows, columns]
+    stored_dtype: str
+    effective_dtype: str  # the narrowest that holds every weight
+    sampled_weights: int
+    verdict: str  # dequantized or no trace
+    method: str | None
+    bits: int | None
+    group_size: int | str | None  # weights that share a scale, or `whole`
+    axis: str | None
+    r: float | None  # error from the format's levels ÷ norm of the weights
+    r_reference: float | None  # the same of weights without a grid
+    ratio: float | None  # r ÷ r_reference over the groups
+    t: float | None  # of Student's test of the groups' errors
+    closest: str | None  # format
+    distinct_share_of_block: float  # distinct values ÷ values, in blocks of 128
+    distinct_share_of_block_reference: float  # after a small relative move
+    distinct_share_of_row: float
+    distinct_share_of_row_reference: float
+    zero_share: float
+    p_value: float | None  # Bonferroni over the formats tried
+
+
+class ScanVerdict(TypedDict):
+    """Traces of quantization over the matrices of a checkpoint."""
+
+    verdict: str  # dequantized, few traces, no trace, packed, partly packed, not scanned
+    explanation: str
+    method: NotRequired[str | None]  # that the traces look like
+    bits: NotRequired[int | None]
+    group_size: NotRequired[int | str | None]  # weights that share a scale, or `whole`
+    axis: NotRequired[str | None]
+    matrices_scanned: NotRequired[int]
+    matrices_with_trace: NotRequired[int]
+    share_of_weights: NotRequired[float]  # in matrices with a trace
+    share_agreeing: NotRequired[float | None]  # of the weights with a trace, those of this format, group and axis
+    chance_if_never_quantized: NotRequired[float]  # that so many matrices show a trace
+    coverage: NotRequired[float]  # share of the weights that was sampled
+    effective_dtypes: NotRequired[list[str]]
+
+
+class FolderScan(ScanVerdict):
+    matrices: list[MatrixScan]
+    findings: list[str]  # what config.json says otherwise than the weights are stored
+    matrices_packed: NotRequired[int]  # openly stored as quantized
+    foreign_matrices: NotRequired[int]  # that the architecture lacks
+
+
+class DequantizedScan(ScanVerdict):
+    matrices: list[MatrixScan]
+    matrices_of_checkpoint: int  # quantized ones; some of them are scanned
+
+
+class IntegrityRecord(Sealed):
+    model: NotRequired[str]  # of a cell
+    method: NotRequired[str]  # of a cell
+    checkpoint: str  # folder
+    manifest: Files | None
+    signed_manifest: NotRequired[Files | None]  # of a cell
+    store_manifest: NotRequired[Files | None]  # of a folder that was handed over
+    behaviour: Behaviour | None
+    scan: FolderScan
+    if_dequantized: NotRequired[DequantizedScan | None]  # of a cell: the scan of what its matrices stand for
+    verified: bool | None  # null where nothing vouches for it
+    explanation: str
+    timing: NotRequired[TimingRecord]
+    provenance: NotRequired[Provenance]

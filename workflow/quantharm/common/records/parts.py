@@ -1,0 +1,95 @@
+"""What several records hold: provenance, memory, times, intervals, repeated measurements, files of weights."""
+
+from typing import NotRequired, TypedDict
+
+Interval = list[float]  # [low, high] of 95 %
+
+
+class HowComputed(TypedDict):
+    """What decides how products are rounded, beside the device's name."""
+
+    compute_dtype: str | None  # that matrices were multiplied in; null where no model was run
+    instruction_set: NotRequired[str]  # of a CPU, as PyTorch uses it
+    onednn_instruction_set: NotRequired[str | None]  # of a CPU, as oneDNN uses it
+    compute_capability: NotRequired[list[str]]  # of the GPUs
+    tf32: NotRequired[bool]  # whether a GPU may round float32 factors to 10 bits
+
+
+class Provenance(HowComputed):
+    """What produced a record."""
+
+    device: str  # `NVIDIA H200` or `CPU: …`
+    device_type: str  # cpu or cuda
+    dtype: str | None  # of the weights on disk
+    versions: dict[str, str]  # {package: version}, `python` among them
+    git_commit: str | None  # of this project's checkout, with `-dirty` where files differ from it
+    host_cpu: str  # its name
+    threads: int  # that the process was given
+    command: list[str]
+    finished: str  # ISO 8601, UTC
+    driver: NotRequired[str | None]  # of the GPU
+    cuda: NotRequired[str | None]  # version that PyTorch was built for
+    gpus: NotRequired[int]  # that the process saw
+
+
+class Memory(TypedDict):
+    """Memory of the stage's process. On a CPU its peak resident set stands for the device's."""
+
+    peak_bytes: int  # most that was allocated on the device
+    host_peak_bytes: int  # largest resident set of the process
+    allocated_bytes: NotRequired[int]  # on the GPU, when it was asked
+    reserved_bytes: NotRequired[int]  # most that PyTorch's allocator held of the GPU
+
+
+class TimingRecord(TypedDict):
+    """Seconds by part of a stage."""
+
+    start_seconds: NotRequired[float]  # interpreter and imports
+    load_seconds: NotRequired[float]  # of model and tokenizer
+    model_seconds: NotRequired[float]  # forward passes, quantizing, scanning
+    other_seconds: float
+    total_seconds: float  # since the process began
+
+
+class MeanWithInterval(TypedDict):
+    mean: float
+    ci95: Interval | None  # null where there is too little to say
+
+
+class Repeated(TypedDict):
+    """One quantity, measured several times in one process."""
+
+    median: float
+    p90: float
+    ci95: Interval | None  # of the median; null for fewer than six values
+    values: list[float]
+
+
+class WeightFile(TypedDict):
+    """A file of weights that is loaded."""
+
+    name: str  # below the checkpoint's folder
+    bytes: int
+    modified_ns: int  # time of its last change; it is hashed again only when this differs
+    sha256: str
+
+
+class Sealed(TypedDict):
+    """A record as a file of its own."""
+
+    record_sha256: NotRequired[str]  # of the record without this key; in the file, gone once it is read
+
+
+class CellNames(TypedDict):
+    """What each record of a cell begins with."""
+
+    model: str  # name in the config
+    method: str  # name in the config
+    synthetic: bool  # random weights in the shape of a model: its quality figures mean nothing
+
+
+class Finished(Sealed):
+    """What each record of a stage ends with."""
+
+    timing: TimingRecord
+    provenance: Provenance

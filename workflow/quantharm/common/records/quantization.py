@@ -1,0 +1,75 @@
+"""quantization.json: a cell's checkpoint, as it lies on disk and as it was loaded back."""
+
+from typing import Any, NotRequired, TypedDict
+
+from quantharm.common.records.parts import CellNames, Finished, Memory, WeightFile
+from quantharm.common.records.source import SourceRecord
+
+
+class SampleStatistics(TypedDict):
+    """Of the token samples that a quantizer was calibrated on."""
+
+    sample_tokens_min: int  # of the shortest sample
+    sample_tokens_max: int  # of the longest
+    duplicate_samples: int  # that repeat another one
+    distinct_tokens: int  # in all samples
+    distinct_share_min: float  # distinct tokens ÷ tokens, of the sample where it is lowest
+    unigram_entropy_bits: float  # a token, of the samples' own frequencies
+
+
+class CalibrationReached(SampleStatistics):
+    """What a quantizer that calibrates was asked to use, and how much of it reached it."""
+
+    file: str  # the text
+    samples_asked: int
+    tokens_asked: int
+    samples_packed: int
+    samples_reached: int
+    tokens_reached: int
+    tokens_sha256: str  # of the samples' token ids
+
+
+class NoiseAdded(TypedDict):
+    """Gaussian noise that was added to the weights before they were quantized."""
+
+    sigma: float  # standard deviation, in the unit of `relative_to`
+    relative_to: str  # half_step or absolute
+    target: str | None  # the grid
+    seed: int
+    matrices: int  # that were changed
+    weights: int  # in them
+    noise_rms: float
+    relative_change: float  # norm of the noise ÷ norm of the weights
+    codes_changed: float | None  # share of weights that round to another code of the grid
+
+
+class CheckpointMeasured(TypedDict):
+    """The checkpoint as it was loaded back from disk."""
+
+    load_seconds: float
+    loaded_dtype: str  # of what is not quantized
+    weight_bytes: int  # parameters, buffers, scales and tables in memory
+    parameters: int  # weights that they stand for
+    bits_per_weight: float | None  # of the quantized matrices, scales included; null where there are none
+    bits_per_weight_formula: float | None  # what the format should take
+    linear_classes: list[str]  # of the quantized layers
+    quantized_modules: list[str]
+    quantized_weights: int  # in the quantized modules
+    quantizable_weights: int  # in all matrices that a quantizer could take
+    kept_modules: list[str]  # matrices left as they were
+    output_head: str | None  # name of the module
+
+
+class QuantizationRecord(CellNames, CheckpointMeasured, Finished):
+    quantizer: str  # module in quantharm.quantizers
+    settings: dict[str, Any]  # all of the method's, defaults included
+    dtype: str  # that every cell of the model is loaded in
+    gpus: int  # that the model is spread over
+    source: SourceRecord  # of the unquantized model
+    checkpoint: str  # folder
+    checkpoint_bytes: int  # on disk
+    weight_files: list[WeightFile]
+    seconds: float  # of quantizing and saving
+    memory: Memory  # of quantizing
+    calibration: NotRequired[CalibrationReached]  # of a method that calibrates
+    noise: NotRequired[NoiseAdded]  # of a method with noise

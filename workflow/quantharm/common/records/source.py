@@ -1,0 +1,36 @@
+"""source.json: where a model lies and what it is, as `fetch` saw it."""
+
+from typing import NotRequired, TypedDict
+
+from quantharm.common.records.parts import Sealed, WeightFile
+
+
+class TokenizerHashes(TypedDict):
+    """Of what decides the token ids."""
+
+    tokenizer_sha256: str  # over the tokenizer's files
+    chat_template_sha256: str | None  # null where there is none
+
+
+class Shape(TypedDict):
+    """Of the language model; null where its configuration does not say."""
+
+    hidden_size: int | None
+    layers: int | None
+    vocabulary: int | None  # tokens
+    context: int | None  # tokens
+
+
+class SourceRecord(TokenizerHashes, Shape, Sealed):
+    model: str  # name in the config
+    source: str  # folder or hub id; of random weights, which shape they have
+    revision: str | None  # commit of a hub model
+    path: str  # folder that it is loaded from
+    allow_pickle: bool  # weights that can run code are accepted
+    trust_remote_code: bool  # the checkpoint's own Python code is run
+    architecture: str  # class of transformers
+    checkpoint_bytes: int  # of the files that are loaded
+    weight_files: list[WeightFile]
+    weights_sha256: str  # over the files' hashes
+    synthetic: bool  # random weights in the shape of a model
+    huggingface_hub: NotRequired[str | None]  # version of the package that fetched it

@@ -1,0 +1,111 @@
+"""summary.json: every figure of a model's cells, a row a cell. Differences are from the baseline, pair by pair."""
+
+from typing import TypedDict
+
+from quantharm.common.left_out import LeftOut
+from quantharm.common.records.parts import Interval, Sealed
+
+
+class PairedPerplexity(TypedDict):
+    perplexity_change_percent: float  # over the same windows
+    perplexity_change_percent_ci95: Interval | None
+
+
+class PairedAnswers(TypedDict):
+    flips_right_to_wrong: int  # answers that the baseline gave right
+    flips_wrong_to_right: int
+    identical_responses: int
+    first_difference_median: float | None  # tokens until the first that differs; null where all are the same
+
+
+class IntegrityFigures(TypedDict):
+    """Of integrity.json; null where it is missing or does not apply."""
+
+    integrity_verified: bool | None
+    integrity_files_verified: bool | None
+    integrity_scan: str | None  # its verdict
+    integrity_if_dequantized: str | None  # verdict on what the cell stands for
+    integrity_if_dequantized_seen_as: str | None  # format that it was taken for
+    integrity_behaves_as_the_original: bool | None
+    integrity_explanation: str | None
+
+
+class TreatmentFigures(TypedDict):
+    """Weight noise and calibration samples; null where a cell has none."""
+
+    noise_sigma: float | None  # in units of noise_relative_to
+    noise_relative_to: str | None
+    noise_codes_changed: float | None  # share of weights
+    calibration_samples: int | None
+    calibration_tokens: int | None
+    calibration_loss_ratio: float | None  # model's loss on them ÷ on the evaluation text
+
+
+class SummaryRow(PairedPerplexity, PairedAnswers, IntegrityFigures, TreatmentFigures):
+    model: str
+    method: str
+    synthetic: bool
+    quantizer: str
+    source: str
+    revision: str | None
+    dtype: str
+    device: str
+    compute_dtype: str | None
+    instruction_set: str | None
+    parameters: int
+    checkpoint_bytes: int
+    weight_bytes: int  # loaded
+    bits_per_weight: float | None
+    bits_per_weight_formula: float | None
+    quantized_modules: int
+    compression: float  # the baseline's weight_bytes ÷ the cell's
+    saved_bytes: int  # the baseline's weight_bytes - the cell's
+    quantize_seconds: float
+    perplexity_protocol: str
+    perplexity_tokens_scored: int
+    perplexity: float
+    perplexity_ci95: Interval | None
+    bits_per_byte: float
+    kl_nats_mean: float
+    kl_nats_ci95: Interval | None
+    kl_nats_median: float  # this and the next: over positions
+    kl_nats_p90: float
+    kl_nats_p99: float
+    kl_nats_p99_9: float
+    kl_nats_max: float
+    reverse_kl_nats_mean: float
+    js_nats_mean: float
+    top1_agreement: float
+    delta_p_rms: float
+    text_kl_nats_mean: float | None
+    text_log_perplexity_ratio: float | None
+    kl_nats_by_category: dict[str, float]
+    prompts: int
+    succeeded: int
+    judged: int
+    correct: int
+    seconds_mean: float  # a prompt
+    seconds_change_percent: float
+    time_to_first_token_seconds_mean: float
+    new_tokens_mean: float
+    tokens_per_second: float
+    seconds_mean_by_category: dict[str, float]
+    new_tokens_mean_by_category: dict[str, float]
+    succeeded_by_category: dict[str, float]  # share of the prompts
+    prefill_seconds_median: float
+    prefill_seconds_ci95: Interval | None
+    decode_tokens_per_second_median: float  # eager
+    decode_tokens_per_second_ci95: Interval | None
+    captured_decode_tokens_per_second_median: float | None
+    decode_speed_relative: float  # eager, ÷ the baseline's
+    memory_allocated_bytes: int | None
+    memory_reserved_bytes: int | None
+    memory_peak_bytes: int
+    checks_failed: list[str]
+    git_commit: str | None
+    finished: str  # ISO 8601, UTC
+
+
+class SummaryRecord(Sealed):
+    cells: list[SummaryRow]  # the baseline first
+    left_out: list[LeftOut]  # cells that could not be finished
