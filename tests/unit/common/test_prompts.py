@@ -79,6 +79,16 @@ def test_96_prompts_8_of_each_category(suite):
     assert len(suite) == len({p["id"] for p in suite}) == len({p["prompt"] for p in suite}) == 96
 
 
+def test_the_suite_of_long_answers_is_of_the_same_form(root, schema, suite):
+    prompts = read_prompts(root / "data" / "prompts-long.jsonl")
+    for prompt in prompts:
+        jsonschema.validate(prompt, schema)
+    counts = collections.Counter(prompt["category"] for prompt in prompts)
+    assert set(counts.values()) == {6}
+    assert set(counts) < set(CATEGORIES)
+    assert not {prompt["prompt"] for prompt in prompts} & {prompt["prompt"] for prompt in suite}
+
+
 def test_the_package_reads_the_suite_as_it_is(root, suite):
     assert read_prompts(root / "data" / "prompts.jsonl") == suite
 
