@@ -1,9 +1,14 @@
 """quantharm: what quantization does to a language model, measured. One module a stage."""
 
 import gc
+import os
 import sys
 
 # A stage starts: torch and transformers make objects by the million and no garbage; looking for it takes 0.7 seconds
 # of each stage's 5, measured with the stage `checks`.
 if sys.argv[0] == "-m":
     gc.set_threshold(100_000)
+    if "QUANTHARM_WARM_START" in os.environ:
+        from quantharm.common.warm_start import hand_over
+
+        hand_over()

@@ -1,11 +1,15 @@
 # What the rules ask for: which files a stage is made of, which protocol, how much memory.
+import atexit
 import json
 import os
 import re
 import shlex
+import shutil
 import sys
+import tempfile
 from pathlib import Path
 
+from quantharm.common import warm_start
 from quantharm.config import derived_methods, methods, names, resources
 from quantharm.config.dependencies import module_files
 from quantharm.reporting import names as report_names
@@ -32,6 +36,11 @@ shell.prefix(
     f" OMP_WAIT_POLICY=passive MALLOC_MMAP_THRESHOLD_=33554432 MALLOC_TRIM_THRESHOLD_=268435456"
     f" WORKFLOW_PYTHON={shlex.quote(sys.executable)}; "
 )
+
+if config["warm_start"] and workflow.is_main_process:  # the first job starts the interpreter that later ones are forks of
+    folder_of_server = tempfile.mkdtemp(prefix="quantharm-")
+    atexit.register(shutil.rmtree, folder_of_server, True)
+    os.environ[warm_start.VARIABLE] = f"{folder_of_server}:{os.getpid()}"
 
 
 wildcard_constraints:

@@ -1,0 +1,173 @@
+"""Stages as forks of one interpreter: they end as if they had been started, and nothing outlives its caller."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from quantharm.common import warm_start
+
+PACKAGE = Path(warm_start.__file__).parents[2]
+STAGE = """
+import os, signal, sys, time
+print("output", sys.argv[1:], os.environ.get("COLOUR"), os.getcwd(), "decimal" in sys.modules, flush=True)
+print(os.getpid(), os.environ.get("QUANTHARM_WARM_START"), file=sys.stderr, flush=True)
+{ending}
+"""
+PATIENCE = 120  # seconds until something hangs for good
+
+
+def until(condition):
+    for _ in range(PATIENCE * 20):
+        if condition():
+            return
+        time.sleep(0.05)
+    raise AssertionError("waited too long")
+
+
+def gone(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """Its folder: a server that has imported `decimal`, of a run that is this process."""
+    folder = tmp_path_factory.mktemp("server")
+    command = [sys.executable, "-P", warm_start.__file__, str(folder), str(os.getpid()), "decimal", "not_a_library"]
+    process = subprocess.Popen(command)
+    until(lambda: (folder / "socket").exists())
+    yield folder
+    process.kill()
+    process.wait()
+
+
+@pytest.fixture
+def stage(server, tmp_path):
+    """stage(ending, …): starts `python -m a_stage` of a package that begins as quantharm does; returns the process."""
+
+    def start(ending: str = "", *flags: str, folder=server, run: int | None = None, **environment) -> subprocess.Popen:
+        package = tmp_path / "package" / "quantharm"
+        package.mkdir(parents=True, exist_ok=True)
+        (package / "__init__.py").write_text((PACKAGE / "quantharm" / "__init__.py").read_text())
+        (package / "a_stage.py").write_text(STAGE.format(ending=ending))
+        if not (package / "common").exists():
+            (package / "common").symlink_to(PACKAGE / "quantharm" / "common")
+        variables = os.environ | {
+            "PYTHONPATH": str(package.parent),
+            warm_start.VARIABLE: f"{folder}:{run or os.getpid()}",
+            **environment,
+        }
+        command = [sys.executable, "-m", "quantharm.a_stage", *flags]
+        return subprocess.Popen(
+            command, env=variables, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+
+    return start
+
+
+def test_a_stage_has_its_callers_words_folder_and_environment_and_the_servers_imports(stage, tmp_path):
+    process = stage("", "--flag", "a value", COLOUR="green")
+    out, err = process.communicate(timeout=PATIENCE)
+    assert out == f"output ['--flag', 'a value'] green {tmp_path} True\n"
+    forked, variable = err.split()
+    assert (int(forked) != process.pid, variable, process.returncode) == (True, "None", 0)
+
+
+@pytest.mark.parametrize(
+    ("ending", "code", "words"),
+    [
+        ("sys.exit(3)", 3, ""),
+        ("sys.exit('error: one sentence')", 1, "error: one sentence"),
+        ("1 / 0", 1, "ZeroDivisionError"),
+        ("os.kill(os.getpid(), signal.SIGKILL)", -signal.SIGKILL, ""),
+    ],
+)
+def test_it_ends_as_the_fork_ended(stage, ending, code, words):
+    process = stage(ending)
+    _, err = process.communicate(timeout=PATIENCE)
+    assert process.returncode == code
+    assert words in err
+
+
+def test_an_edited_module_counts(stage):
+    stage("print('first')").communicate(timeout=PATIENCE)
+    out, _ = stage("print('second')").communicate(timeout=PATIENCE)
+    assert out.endswith("second\n")
+
+
+def test_an_interruption_reaches_the_fork(stage):
+    process = stage(
+        "try:\n    print('ready', flush=True)\n    time.sleep(600)\n"
+        "except KeyboardInterrupt:\n    sys.exit('error: interrupted')"
+    )
+    until(lambda: process.stdout.readline() == "ready\n")
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=PATIENCE)
+    assert (process.returncode, err.splitlines()[1:]) == (1, ["error: interrupted"])
+
+
+def test_a_fork_does_not_outlive_its_caller(stage):
+    process = stage("time.sleep(600)")
+    fork = int(process.stderr.readline().split()[0])
+    process.kill()
+    process.communicate(timeout=PATIENCE)
+    until(lambda: gone(fork))
+
+
+def test_what_a_cluster_started_is_started_as_ever(stage):
+    """A job of another process tree, or of a folder that is not on this host."""
+    other = subprocess.Popen(["sleep", "600"])
+    for keywords in ({"run": other.pid}, {"folder": "/nowhere"}):
+        process = stage("", **keywords)
+        out, err = process.communicate(timeout=PATIENCE)
+        assert int(err.split()[0]) == process.pid
+        assert out.endswith("False\n")
+    other.kill()
+    other.wait()
+
+
+def test_the_first_job_starts_the_server_and_is_started_as_ever(stage, tmp_path, monkeypatch):
+    folder = tmp_path / "new"
+    folder.mkdir()
+    run = subprocess.Popen(["sleep", "600"])
+    monkeypatch.setattr(sys, "orig_argv", [sys.executable, "-m", "quantharm.checks"])
+    monkeypatch.setattr(warm_start, "is_ancestor", lambda process: process == run.pid)
+    monkeypatch.setattr(warm_start, "LIBRARIES", ())
+    monkeypatch.setenv(warm_start.VARIABLE, f"{folder}:{run.pid}")
+    started = []
+    monkeypatch.setattr(warm_start.subprocess, "Popen", lambda command, **_: started.append(command))
+    warm_start.hand_over()
+    warm_start.hand_over()
+    assert len(started) == 1
+    assert started[0][-2:] == [str(folder), str(run.pid)]
+    monkeypatch.undo()
+    server = subprocess.Popen([*started[0], "decimal"])
+    until(lambda: (folder / "socket").exists())
+    run.kill()
+    run.wait()  # and the server ends with its run
+    server.wait(PATIENCE)
+    assert not folder.exists()
+
+
+def test_stages_that_use_the_network_are_started_as_ever(server, monkeypatch):
+    monkeypatch.setenv(warm_start.VARIABLE, f"{server}:{os.getpid()}")
+    for name in warm_start.ONLINE:
+        monkeypatch.setattr(sys, "orig_argv", [sys.executable, "-m", name])
+        warm_start.hand_over()  # returns
+
+
+def test_a_library_that_starts_cuda_is_left_out(monkeypatch):
+    assert not warm_start.cuda_has_started() or os.path.exists("/dev/nvidia0")
+    assert warm_start.can_be_imported("decimal")
+    assert not warm_start.can_be_imported("not_a_library")
+    monkeypatch.setattr(warm_start, "cuda_has_started", lambda: "fractions" in sys.modules)
+    sys.modules.pop("fractions", None)
+    assert not warm_start.can_be_imported("fractions")
+    assert "fractions" not in sys.modules  # tried in a fork
