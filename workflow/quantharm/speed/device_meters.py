@@ -1,5 +1,6 @@
 """What a device gives: its copy bandwidth, the energy it took, the time in which it computed."""
 
+import contextlib
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -60,6 +61,32 @@ class PeakMemory:
             return None
         lines = Path("/proc/self/status").read_text().splitlines()
         return next((1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:")), None)
+
+
+class ProcessorWait:
+    """How much this process waits for processors that others use, from when this object was made.
+
+    Linux counts for each thread how long it ran and how long it was ready to and did not (schedstat).
+    """
+
+    def __init__(self) -> None:
+        self.before = thread_times()
+
+    def share(self) -> float | None:
+        """Time waited / (time run + time waited), over the threads that are still there; None where nobody counts."""
+        after = thread_times()
+        ran, waited = (sum(t[i] - self.before.get(thread, (0, 0))[i] for thread, t in after.items()) for i in (0, 1))
+        return waited / (ran + waited) if ran + waited else None
+
+
+def thread_times() -> dict[str, tuple[int, int]]:
+    """{thread: (nanoseconds that it ran, nanoseconds that it waited for a processor)} of this process."""
+    times = {}
+    for path in Path("/proc/self/task").glob("*/schedstat"):
+        with contextlib.suppress(OSError, ValueError):  # it may have ended meanwhile
+            ran, waited, _ = path.read_text().split()
+            times[path.parent.name] = (int(ran), int(waited))
+    return times
 
 
 class EnergyMeter:

@@ -12,7 +12,7 @@ import torch
 from quantharm.common.statistics import describe
 from quantharm.speed.cuda_graph import captured_decoder
 from quantharm.speed.decoding import decode_one_token, prefill
-from quantharm.speed.device_meters import EnergyMeter, synchronise
+from quantharm.speed.device_meters import EnergyMeter, ProcessorWait, synchronise
 
 
 def repeat(
@@ -61,9 +61,11 @@ def eager_benchmark(model, prompt: torch.Tensor, new_tokens: int, repetitions: i
         synchronise(device)
         return middle - begin, len(prompt) * (new_tokens - 1) / (time.perf_counter() - middle)
 
+    wait = ProcessorWait()
     values, joules = repeat(once, repetitions, seconds, meter)
     return {
         "repetitions": len(values),
+        "processor_wait_share": wait.share(),
         "prefill_seconds": describe([v[0] for v in values]),
         "decode_tokens_per_second": describe([v[1] for v in values]),
         "joules_per_new_token": energy(joules, values, prompt, new_tokens),

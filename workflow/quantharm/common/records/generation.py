@@ -73,6 +73,7 @@ class Eager(TypedDict):
     """Prefill and decode as a Python loop runs them."""
 
     repetitions: int
+    processor_wait_share: float | None  # of the time in which its threads were ready: others had the processors
     prefill_seconds: Repeated
     decode_tokens_per_second: Repeated
     joules_per_new_token: float | None  # prefill included; null where there is no meter
