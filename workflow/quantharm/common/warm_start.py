@@ -135,7 +135,9 @@ def can_be_imported(library: str) -> bool:
 def serve(folder: str, run: int, libraries: tuple[str, ...]) -> None:
     """Until the run has ended: a fork for each call."""
     for library in libraries:
-        if can_be_imported(library):
+        imported = can_be_imported(library)
+        print(f"{library}: {'imported' if imported else 'left out'}", flush=True)
+        if imported:
             importlib.import_module(library)
     gc.freeze()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those that attend to a call
