@@ -331,6 +331,28 @@ def write_generation(folder: Path, identity: dict, rate: float, shared, random, 
         }
     if identity["method"] == "int8":
         record["benchmark"]["captured"] = {"reason": "LLM.int8 with a threshold cannot be captured"}
+    timings = record["benchmark"].get("captured", {"reason": "not here"})
+    reason = timings.get("reason")
+    record |= {"decoding": "eager" if reason else "captured", "decoding_reason": reason, "decoding_check": None}
+    alone = timings.get("decode_tokens_per_second", decode)
+    record["benchmark"]["processor_wait_share"] = 0.001
+    record["benchmark"]["batches"] = [
+        {
+            "batch_size": size,
+            "prompt_tokens": 256,
+            "decoding": record["decoding"],
+            "decoding_reason": reason,
+            "prefill_seconds": describe(size * numpy.array(record["benchmark"]["prefill_seconds"]["values"])),
+            "decode_tokens_per_second": describe(gain * numpy.array(alone["values"])),
+            "peak_memory_bytes": int(weight_bytes * (1 + size / 50)),
+            "reason": None,
+        }
+        for size, gain in ((1, 1), (8, 7 if identity["method"] == "baseline" else 5), (32, 20))
+    ]
+    if identity["method"] == "int8":
+        record["benchmark"]["batches"][2] |= dict.fromkeys(
+            ("decoding", "decoding_reason", "prefill_seconds", "decode_tokens_per_second", "peak_memory_bytes")
+        ) | {"reason": "out of memory (CUDA out of memory)"}
     write_json(folder / "generation.json", identity | record)
 
 

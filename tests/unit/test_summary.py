@@ -271,3 +271,16 @@ def test_only_a_cell_whose_integrity_failed_is_read_without_it(written, tmp_path
     left_out = [ENTRY | {"stage": "integrity", "compared": True}, ENTRY | {"method": "int8"}]
     written("--cells", [tmp_path / name for name in ("baseline", "nf4", "awq")], left_out)
     assert asked == {"baseline": True, "nf4": False, "awq": True}
+
+
+def test_rates_and_memory_by_batch_are_columns_of_their_own():
+    batches = [
+        {"batch_size": 1, "decode_tokens_per_second": {"median": 50.0}, "peak_memory_bytes": 7},
+        {"batch_size": 32, "decode_tokens_per_second": None, "peak_memory_bytes": None},
+    ]
+    assert summary.flat(summary.batch_figures(batches)) == {
+        "decode_tokens_per_second/batch 1": 50.0,
+        "decode_tokens_per_second/batch 32": None,
+        "peak_memory_bytes/batch 1": 7,
+        "peak_memory_bytes/batch 32": None,
+    }

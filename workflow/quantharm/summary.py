@@ -18,6 +18,8 @@ from quantharm.common.files import read_json, read_parquet, replacing, write_jso
 from quantharm.common.left_out import LeftOut, name, sentence
 from quantharm.common.paired import first_difference, flat, paired_perplexity
 from quantharm.common.provenance import COMPUTE_KEYS
+from quantharm.common.records.generation import BatchRecord
+from quantharm.common.records.summary import BatchFigures
 from quantharm.common.stage import run_stage, stage_parser
 
 NULLABLE = {"i": "Int64", "b": "boolean"}  # pandas' types that hold missing values, by the kind of those that do not
@@ -84,6 +86,15 @@ def treatment_figures(quantization: dict[str, Any], checks: dict[str, Any]) -> d
     }
 
 
+def batch_figures(batches: list[BatchRecord]) -> BatchFigures:
+    """Medians and peaks by batch size, None where memory did not suffice."""
+    rates = {str(batch["batch_size"]): batch["decode_tokens_per_second"] for batch in batches}
+    return {
+        "decode_tokens_per_second_by_batch": {size: rate and rate["median"] for size, rate in rates.items()},
+        "peak_memory_bytes_by_batch": {str(batch["batch_size"]): batch["peak_memory_bytes"] for batch in batches},
+    }
+
+
 def summarise_cell(cell: Path, baseline: Path, with_integrity: bool = True) -> dict[str, Any]:
     """One row: identity, sizes, perplexity, divergence, generation, memory, checks, integrity."""
     quantization, perplexity, divergence, generation, checks = (
@@ -144,6 +155,7 @@ def summarise_cell(cell: Path, baseline: Path, with_integrity: bool = True) -> d
         "time_to_first_token_seconds_mean": generation["time_to_first_token_seconds_mean"],
         "new_tokens_mean": generation["new_tokens_mean"],
         "tokens_per_second": generation["tokens_per_second"],
+        "decoding": generation["decoding"],
         "seconds_mean_by_category": {c: v["seconds_mean"] for c, v in generation["by_category"].items()},
         "new_tokens_mean_by_category": {c: v["new_tokens_mean"] for c, v in generation["by_category"].items()},
         "succeeded_by_category": {c: v["succeeded"] / v["prompts"] for c, v in generation["by_category"].items()},
@@ -155,6 +167,7 @@ def summarise_cell(cell: Path, baseline: Path, with_integrity: bool = True) -> d
         "decode_tokens_per_second_ci95": speed["decode_tokens_per_second"]["ci95"],
         "captured_decode_tokens_per_second_median": captured.get("decode_tokens_per_second", {}).get("median"),
         "captured_decode_tokens_per_second_ci95": captured.get("decode_tokens_per_second", {}).get("ci95"),
+        **batch_figures(speed["batches"]),
         "decode_speed_relative": speed["decode_tokens_per_second"]["median"]
         / baseline_speed["decode_tokens_per_second"]["median"],
         "memory_allocated_bytes": generation["memory"].get("allocated_bytes"),

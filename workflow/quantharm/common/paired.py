@@ -55,6 +55,8 @@ def flat(row: dict[str, Any]) -> dict[str, Any]:
             result |= {f"{key}_low": low, f"{key}_high": high}
         elif key.endswith("_by_category"):
             result |= {f"{key.removesuffix('_by_category')}/{category}": v for category, v in value.items()}
+        elif key.endswith("_by_batch"):
+            result |= {f"{key.removesuffix('_by_batch')}/batch {size}": v for size, v in value.items()}
         elif isinstance(value, list):
             result[key] = ", ".join(value)
         else:

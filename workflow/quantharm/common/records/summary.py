@@ -41,7 +41,14 @@ class TreatmentFigures(TypedDict):
     calibration_loss_ratio: float | None  # model's loss on them ÷ on the evaluation text
 
 
-class SummaryRow(PairedPerplexity, PairedAnswers, IntegrityFigures, TreatmentFigures):
+class BatchFigures(TypedDict):
+    """By batch size; null where memory did not suffice."""
+
+    decode_tokens_per_second_by_batch: dict[str, float | None]  # median, of all sequences; captured where it can be
+    peak_memory_bytes_by_batch: dict[str, int | None]  # weights included
+
+
+class SummaryRow(PairedPerplexity, PairedAnswers, IntegrityFigures, TreatmentFigures, BatchFigures):
     model: str
     method: str
     synthetic: bool
@@ -89,6 +96,7 @@ class SummaryRow(PairedPerplexity, PairedAnswers, IntegrityFigures, TreatmentFig
     time_to_first_token_seconds_mean: float
     new_tokens_mean: float
     tokens_per_second: float
+    decoding: str  # of the prompts: captured or eager
     seconds_mean_by_category: dict[str, float]
     new_tokens_mean_by_category: dict[str, float]
     succeeded_by_category: dict[str, float]  # share of the prompts
