@@ -19,7 +19,7 @@ import numpy
 from scipy.stats import chi2
 
 from quantharm.report import default_thresholds
-from quantharm.reporting.results import change_of_medians, process_spread
+from quantharm.reporting.differences import change_of_medians, process_spread
 
 FIGURES = ("prefill_seconds", "decode_tokens_per_second", "captured_decode_tokens_per_second")
 

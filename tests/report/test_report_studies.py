@@ -11,9 +11,9 @@ from quantharm.common.files import read_json, write_json, write_parquet
 from quantharm.common.paired import paired_figures
 from quantharm.report import default_thresholds
 from quantharm.reporting.names import FIGURES
+from quantharm.reporting.ranking import is_closer
 from quantharm.reporting.results import read_results
 from quantharm.reporting.tables.studies import calibration_caveat, calibration_table, monitor_table, noise_table
-from quantharm.reporting.tables.trade import is_closer
 
 THRESHOLDS = default_thresholds()
 FOUND = {

@@ -199,7 +199,7 @@ def test_a_model_over_two_gpus_says_so_and_is_not_timed_beside_one_on_one(report
     assert not ran_on_one_device([beside[0], spread])
     assert run_report(*outputs(folders[1]), f"--model={folders[1]}").returncode == 0
     assert "<span>NVIDIA H200 × 2</span>" in (folders[1] / "report.html").read_text(encoding="utf-8")
-    assert "on NVIDIA H200 × 2. Every" in (folders[1] / "EVALUATION_SUMMARY.md").read_text(encoding="utf-8")
+    assert " · NVIDIA H200 × 2 · " in (folders[1] / "EVALUATION_SUMMARY.md").read_text(encoding="utf-8")
 
 
 def test_cells_of_two_devices_are_refused(reports, tmp_path):

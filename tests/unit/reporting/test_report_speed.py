@@ -5,8 +5,10 @@ import pytest
 
 from quantharm.common.statistics import describe, widened
 from quantharm.report import default_thresholds
-from quantharm.reporting.results import Cell, Results, change_of_medians, process_spread
-from quantharm.reporting.tables.speed import benchmark_table, decode_of, limits_table, prefill_of, time_of
+from quantharm.reporting.differences import change_of_medians, process_spread
+from quantharm.reporting.judgement import decode_of, prefill_of, time_of
+from quantharm.reporting.results import Cell, Results
+from quantharm.reporting.tables.speed import benchmark_table, limits_table
 
 THRESHOLDS = default_thresholds()
 
@@ -48,18 +50,18 @@ def results(device: str, eager: tuple[float, float], captured: tuple[float | Non
 
 def test_on_a_gpu_captured_decoding_decides():
     run = results("cuda", eager=(40.0, 27.0), captured=(120.0, 160.0))
-    verdict = decode_of(run.methods[0], run, THRESHOLDS)
+    verdict = decode_of(run.methods[0], run)
     assert verdict.words == "faster"  # eager it is slower, since it waits for Python
     assert verdict.figure.endswith(", captured")
 
 
 def test_what_cannot_be_captured_is_compared_eagerly_and_named_so():
     run = results("cuda", eager=(40.0, 10.0), captured=(120.0, None))
-    verdict = decode_of(run.methods[0], run, THRESHOLDS)
+    verdict = decode_of(run.methods[0], run)
     assert verdict.words == "slower"
     assert verdict.figure.endswith(", eager")
     on_cpu = results("cpu", eager=(40.0, 10.0))
-    assert not decode_of(on_cpu.methods[0], on_cpu, THRESHOLDS).figure.endswith("eager")
+    assert not decode_of(on_cpu.methods[0], on_cpu).figure.endswith("eager")
 
 
 def test_two_processes_of_one_model_differ_once_in_twenty_at_most():
@@ -82,11 +84,11 @@ def test_two_processes_of_one_model_differ_once_in_twenty_at_most():
 
 def test_the_rule_says_what_is_counted_and_nothing_is_called_paired():
     run = results("cpu", eager=(40.0, 41.0))
-    for verdict in (decode_of(run.methods[0], run, THRESHOLDS), prefill_of(run.methods[0], run, THRESHOLDS)):
+    for verdict in (decode_of(run.methods[0], run), prefill_of(run.methods[0], run)):
         assert verdict.words == "no measurable change"
         assert "two processes of one model differ by (standard deviation" in verdict.rule
         assert "paired" not in verdict.rule
-    assert "Processes of one model differ by" in benchmark_table(run, THRESHOLDS).note
+    assert "Processes of one model differ by" in benchmark_table(run).note
 
 
 def test_times_of_prompts_are_paired_by_prompt_and_between_processes():
@@ -97,7 +99,7 @@ def test_times_of_prompts_are_paired_by_prompt_and_between_processes():
     assert 1.02 - low == pytest.approx(numpy.hypot(0.005, 1.02 * spread)) == pytest.approx(high - 1.02)
     assert widened(1.02, None, spread) is None
     cell.changes["seconds_percent"] = (2.0, [100 * (low - 1), 100 * (high - 1)])
-    verdict = time_of(cell, run, THRESHOLDS)
+    verdict = time_of(cell, run)
     assert verdict.words == "no measurable change"
     assert verdict.rule.startswith("paired by prompt")
 

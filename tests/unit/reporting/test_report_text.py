@@ -2,8 +2,8 @@
 
 import pytest
 
-from quantharm.report import environment, inline_svg
 from quantharm.reporting.examples import parting, token
+from quantharm.reporting.page import environment, inline_svg
 from quantharm.reporting.text import markdown, one_line, shortened, visible
 
 
@@ -37,13 +37,18 @@ def test_markdown_has_no_markup_left(text, safe):
     assert markdown(text) == safe
 
 
-def test_html_templates_escape_and_markdown_templates_do_not():
-    templates = environment()
-    hostile = "<script>alert(1)</script>\u202e"
-    assert templates.autoescape("model.html.jinja")
-    assert not templates.autoescape("model.md.jinja")
-    shown = templates.from_string("{% autoescape true %}{{ x }}{% endautoescape %}").render(x=hostile)
-    assert shown == "&lt;script&gt;alert(1)&lt;/script&gt;⟨U+202E⟩"
+def test_what_a_template_shows_is_escaped_for_its_form():
+    """In macros, filters and joined lists, too, and once only."""
+    hostile = "<script>alert(1)</script>\u202e*x*"
+    escaped = {
+        "html": "&lt;script&gt;alert(1)&lt;/script&gt;⟨U+202E⟩*x*",
+        "markdown": r"\<script\>alert(1)\</script\>⟨U+202E⟩\*x\*",
+    }
+    macro = "{% macro m(y) %}{{ y }}{% endmacro %}"
+    for form, shown in escaped.items():
+        for source in ("{{ x }}", macro + "{{ m(x) }}", "{{ x|sentence_case }}", "{{ '%s'|format(x) }}"):
+            assert environment(form).from_string(source).render(x=hostile) == shown
+        assert environment(form).from_string("{{ [x, x]|join(' ') }}").render(x=hostile) == f"{shown} {shown}"
 
 
 def test_answers_part_between_words():

@@ -8,17 +8,12 @@ import pytest
 
 from quantharm.common.files import write_parquet
 from quantharm.report import default_thresholds
-from quantharm.reporting.assessment import Assessment, demonstrated_harm
-from quantharm.reporting.results import Cell, Results, kl_differences
-from quantharm.reporting.tables.trade import (
-    beaten_by,
-    front_of,
-    is_closer,
-    is_measurable,
-    per_saved,
-    price_ratio,
-    trade_off_pairs_table,
-)
+from quantharm.reporting.demonstrated import demonstrated_harm
+from quantharm.reporting.differences import is_measurable, kl_differences
+from quantharm.reporting.judgement import Judgement
+from quantharm.reporting.ranking import beaten_by, front_of, is_closer
+from quantharm.reporting.results import Cell, Results
+from quantharm.reporting.tables.trade import per_saved, price_ratio, trade_off_pairs_table
 from quantharm.reporting.verdicts import Verdict
 
 THRESHOLDS = default_thresholds()
@@ -57,8 +52,8 @@ def cell(folder, name: str, kl: float, ci95, weight: int, means=None, losses=Non
 
 def results(cells: list[Cell], ranges=None) -> Results:
     made = Results("model", None, cells, THRESHOLDS)
-    methods = [c for c in made.methods if (c.folder / "divergence.parquet").is_file()]
-    made.kl_differences = kl_differences(methods, ranges or {}, made.least_kl)
+    folders = {c.method: c.folder for c in made.methods if (c.folder / "divergence.parquet").is_file()}
+    made.kl_differences = kl_differences(folders, ranges or {}, made.least_kl)
     return made
 
 
@@ -187,10 +182,8 @@ def test_enough_prompts_are_not_called_too_few(tmp_path, prompts, few):
     compared.cells[1].divergence["by_category"] = {"x": {"kl_nats_mean": 0.04, "ci95": [0.03, 0.05]}}
     compared.cells[1].row |= {"succeeded": 1, "prompts": 2}
     compared.cells[1].changes = {"decode_percent": (0.0, None)}
-    assessment = Assessment(
-        "a", verdict, verdict, verdict, Verdict("none", "", "", ""), verdict, [], [], "", [], [], ""
-    )
-    sentence = next(s for s in demonstrated_harm(compared, [assessment]) if s.startswith("Largest by category"))
+    judged = Judgement(compared.cells[1], verdict, verdict, verdict, Verdict("none", "", "", ""), verdict)
+    sentence = next(s for s in demonstrated_harm(compared, {"a": judged}) if s.startswith("Largest by category"))
     assert ("too few" in sentence) is few
     assert "a in x (0.0400 nats [0.0300, 0.0500])" in sentence
 
@@ -201,7 +194,7 @@ def test_a_change_that_is_not_known_well_is_said_and_not_called_none(tmp_path):
     compared = results([cell(tmp_path, "baseline", 1e-7, None, 1000), cell(tmp_path, "a", 0.03, None, 300)])
     compared.baseline.generation["by_category"] = {"x": {"prompts": 2}}
     compared.cells[1].row |= {"succeeded": 1, "prompts": 2}
-    assessment = Assessment("a", wide, wide, none, none, none, [], [], "", [], [], "")
-    assert demonstrated_harm(compared, [assessment]) == [
+    judged = Judgement(compared.cells[1], wide, none, wide, none, none)
+    assert demonstrated_harm(compared, {"a": judged}) == [
         "The change of the perplexity is not known well enough to judge: a +4 %."
     ]

@@ -4,6 +4,7 @@ That benchmark writes integrity-detection.csv, from which the report and the ben
 """
 
 import csv
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from scipy import stats
 from quantharm.common.errors import UserError
 from quantharm.forensics.detection.chance import FALSE_ALARM_A_CHECKPOINT, FALSE_ALARM_A_MATRIX, is_dequantized
 from quantharm.reporting.format import count, fixed, listing, share
-from quantharm.reporting.tables.table import Cell, Column, Table
+from quantharm.reporting.tables.columns import named
+from quantharm.reporting.tables.table import Cell, Column, Table, table_of
 
 RATES = Path(__file__).parents[2] / "report" / "integrity-detection.csv"
 NOTHING, RANDOM, NATIVE = "nothing", "random matrices", "nothing (ternary, as BitNet)"
@@ -74,12 +76,13 @@ def joined(rates: Rates) -> Rates:
 def detection_table(rates: Rates) -> Table:
     """Matrices with a trace of those scanned; aside, for how many method, group and axis were right if not for all."""
     rates = joined(rates)
-    names = list(dict.fromkeys(row["quantizer"] for row in rates if row["quantizer"] != RANDOM))
+    names = dict.fromkeys(row["quantizer"] for row in rates if row["quantizer"] != RANDOM)
     known = {(row["quantizer"], row["change"]): row for row in rates}
-    columns = changes(rates)
-    rows = [[Cell(name, name, header=True), *[cell_of(known.get((name, c))) for c in columns]] for name in names]
-    heads = [Column("quantized_with", "Quantized with", "left"), *[Column(f"detected/{c}", c) for c in columns]]
-    return Table("integrity-detection", "What the scan catches and what evades it", heads, rows)
+    columns = [
+        Column(f"detected/{change}", change, cell=lambda name, change=change: cell_of(known.get((name, change))))
+        for change in changes(rates)
+    ]
+    return table_of("integrity-detection", [named("quantized_with", "Quantized with"), *columns], names)
 
 
 def short_table(rates: Rates) -> Table:
@@ -93,15 +96,14 @@ def short_table(rates: Rates) -> Table:
         eight = row["expected"].startswith("8-bit")
         kind = "never quantized" if is_clean(row) else "8 bits" if eight else "4 bits and fewer"
         kinds["ternary, as native training" if row["quantizer"] == NATIVE else kind].append(row)
-    lines = []
-    for change in changes(rates):
-        line = [Cell(change, change)]
-        for rows in kinds.values():
-            found, of = (sum(r[key] for r in rows if r["change"] == change) for key in ("detected", "matrices"))
-            line.append(Cell(f"{found} of {of}"))
-        lines.append(line)
-    heads = [Column("changed_by", "Then changed by", "left"), *[Column(kind, kind) for kind in kinds]]
-    return Table("integrity-detection-short", "What the scan catches and what evades it", heads, lines)
+
+    def caught(kind: str, change: str) -> Cell:
+        detected, of = (sum(r[key] for r in kinds[kind] if r["change"] == change) for key in ("detected", "matrices"))
+        return Cell(f"{detected} of {of}")
+
+    columns = [Column("changed_by", "Then changed by", "left", lambda change: Cell(change, change))]
+    columns += [Column(kind, kind, cell=partial(caught, kind)) for kind in kinds]
+    return table_of("integrity-detection", columns, changes(rates))
 
 
 def cell_of(row: dict[str, Any] | None) -> Cell:

@@ -10,9 +10,9 @@ FIGURES = {
     "sizes": "Sizes against the formula",
 }
 TABLES = {
-    "executive-summary": "Executive summary",
+    "executive-summary": "What each method costs and gains",
     "perplexity": "Perplexity",
-    "divergence": "KL divergence",
+    "divergence": "KL divergence from the baseline",
     "divergence-by-category": "KL divergence by category",
     "sizes": "Size and compression",
     "memory": "Memory when generating",
@@ -32,7 +32,7 @@ TABLES = {
     "checks": "Checks",
     "calibration": "Calibration",
     "integrity": "Integrity",
-    "integrity-detection": "What the scan for dequantized weights catches",
+    "integrity-detection": "What the scan catches and what evades it",
     "configuration": "Configuration of the cells",
     "environment": "Technical environment",
     "files": "Files",
@@ -45,6 +45,6 @@ OVERVIEW_FIGURES = {
 OVERVIEW_TABLES = {
     "overview": "All models and methods",
     "overview-harm": "Harm, model by method",
-    "overview-defense": "Defense criteria, model by method",
-    "overview-risk": "Deployment risks, model by method",
+    "overview-defense": "Defense criteria",
+    "overview-risk": "Deployment risks",
 }

@@ -3,35 +3,28 @@
 Cells that did not run on one device, in one dtype and under one protocol are refused: their figures are not comparable.
 """
 
-import itertools
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy
 import pandas
 
+from quantharm.common.constants import BASELINE, TEXT_CATEGORY
 from quantharm.common.errors import UserError
 from quantharm.common.files import read_json, read_parquet
 from quantharm.common.left_out import LeftOut
 from quantharm.common.provenance import computed_differently
-from quantharm.common.statistics import (
-    holm,
-    median_ratio_interval,
-    p_value,
-    paired_share_interval,
-    stratified_mean,
-    weighted_mean_interval,
-    widened,
+from quantharm.reporting.differences import (
+    Bounds,
+    Difference,
+    kl_differences,
+    process_spread,
+    prompt_changes,
+    speed_changes,
 )
 
-BASELINE = "baseline"
-TEXT_CATEGORY = "text"  # as in logits.py, which needs torch
 STAGES = ("generation", "perplexity", "divergence")
-LEVEL = 0.05  # a difference among several is claimed below this p-value, adjusted for their number
 Rows = dict[str, Any]
-Bounds = list[float] | None
 
 
 def other_hardware_kl(divergence: dict[str, Any], thresholds: dict[str, Any]) -> float:
@@ -84,24 +77,6 @@ class Cell:
         return {c: v for c, v in self.divergence["by_category"].items() if c != TEXT_CATEGORY}
 
 
-@dataclass(frozen=True)
-class Difference:
-    """Mean KL of one method minus another's, in nats, with its 95 % interval and its p-value among all pairs (Holm)."""
-
-    nats: float
-    ci95: Bounds
-    p_value: float
-
-    @property
-    def measurable(self) -> bool:
-        """Whether the interval excludes zero, and does so among all pairs that were compared."""
-        return self.ci95 is not None and not self.ci95[0] <= 0 <= self.ci95[1] and self.p_value < LEVEL
-
-    @property
-    def turned(self) -> "Difference":
-        return Difference(-self.nats, self.ci95 and [-self.ci95[1], -self.ci95[0]], self.p_value)
-
-
 @dataclass
 class Results:
     """All cells of one model, the baseline's first."""
@@ -128,6 +103,10 @@ class Results:
     def believed(self) -> list[Cell]:
         """The cells that passed their checks."""
         return [cell for cell in self.cells if not cell.failed]
+
+    @property
+    def believed_methods(self) -> list[Cell]:
+        return [cell for cell in self.methods if not cell.failed]
 
     @property
     def synthetic(self) -> bool:
@@ -163,6 +142,17 @@ class Results:
     def categories(self) -> list[str]:
         return list(self.baseline.generation["by_category"])
 
+    @property
+    def prompts_per_category(self) -> tuple[int, int]:
+        """The fewest and the most."""
+        counts = [v["prompts"] for v in self.baseline.generation["by_category"].values()]
+        return min(counts), max(counts)
+
+    @property
+    def categories_are_descriptive(self) -> bool:
+        """Whether there are too few prompts to test a single category."""
+        return self.prompts_per_category[0] < self.thresholds["prompts_to_test_a_category"]
+
 
 def read_cell(folder: Path, row: Rows) -> Cell:
     records = {stage: read_json(folder / f"{stage}.json") for stage in ("quantization", *STAGES, "checks")}
@@ -182,11 +172,8 @@ def read_results(folder: Path, thresholds: Rows) -> Results:
     require_comparable(cells)
     for cell in cells[1:]:
         cell.changes = changes_from_baseline(cell, cells[0], thresholds["speed_process_spread_percent"])
-    study, noise, history = (
-        folder / "calibration_study.json",
-        folder / "noise_sweep.json",
-        folder / "monitor/history.parquet",
-    )
+    study, noise = folder / "calibration_study.json", folder / "noise_sweep.json"
+    history = folder / "monitor/history.parquet"
     results = Results(
         rows[0]["model"],
         folder,
@@ -197,8 +184,17 @@ def read_results(folder: Path, thresholds: Rows) -> Results:
         noise_study=read_json(noise)["rows"] if noise.is_file() else None,
         monitor_history=read_parquet(history) if history.is_file() else None,
     )
-    results.kl_differences = kl_differences(results.methods, results.calibration_ranges, results.least_kl)
+    folders = {cell.method: cell.folder for cell in results.methods}
+    results.kl_differences = kl_differences(folders, results.calibration_ranges, results.least_kl)
     return results
+
+
+def changes_from_baseline(cell: Cell, baseline: Cell, spreads: dict[str, float]) -> dict[str, tuple[float, Bounds]]:
+    """{figure: (change, 95 % interval)} over prompts and of the benchmark."""
+    device = cell.generation["provenance"]["device_type"]
+    speeds = (c.generation["benchmark"] for c in (cell, baseline))
+    over_prompts = prompt_changes(cell.folder, baseline.folder, process_spread(spreads[device]))
+    return over_prompts | speed_changes(*speeds, device, spreads)
 
 
 def require_comparable(cells: list[Cell]) -> None:
@@ -217,90 +213,6 @@ def require_comparable(cells: list[Cell]) -> None:
                 f"{cell.row['model']} × {cell.method} was scored with protocol {cell.perplexity['protocol']} and the "
                 f"baseline with {baseline.perplexity['protocol']}: delete both perplexity.json and run again"
             )
-
-
-def percent_of_ratio(ratio):
-    return 100 * (ratio - 1)
-
-
-def process_spread(percent: float) -> float:
-    """Half-width in ln of the ratio of two processes' times; percent: their standard deviation. Two, so √2 of it."""
-    return 1.96 * 2**0.5 * math.log1p(percent / 100)
-
-
-def captured_rate(cell: Cell) -> Rows | None:
-    """Timings of the captured decode; None where there is none."""
-    return cell.generation["benchmark"].get("captured", {}).get("decode_tokens_per_second")
-
-
-def changes_from_baseline(cell: Cell, baseline: Cell, spreads: dict[str, float]) -> dict[str, Any]:
-    """{figure: (change, 95 % interval)}: paired over prompts; the benchmark's repetitions are two sets, not pairs.
-
-    spreads: how much two processes of one model differ in speed, in percent (config: speed_process_spread_percent);
-    repetitions within one process do not show it.
-    """
-    device = cell.generation["provenance"]["device_type"]
-    spread = process_spread(spreads[device])
-    columns = ["prompt_id", "category", "seconds", "new_tokens", "succeeded"]
-    both = read_parquet(cell.folder / "generation.parquet", columns).merge(
-        read_parquet(baseline.folder / "generation.parquet", columns), on="prompt_id", suffixes=("", "_baseline")
-    )
-    seconds, reference = both["seconds"].to_numpy(), both["seconds_baseline"].to_numpy()
-    tokens = (both["new_tokens"] - both["new_tokens_baseline"]).to_numpy(float)
-    now, before = both["succeeded"].astype(bool), both["succeeded_baseline"].astype(bool)
-    gained, lost = int((now & ~before).sum()), int((before & ~now).sum())
-    share = paired_share_interval(gained, lost, len(both))
-    changes = {
-        "seconds_percent": (
-            percent_of_ratio(seconds.sum() / reference.sum()),
-            in_percent(widened(seconds.sum() / reference.sum(), weighted_mean_interval(seconds, reference), spread)),
-        ),
-        "new_tokens": (float(tokens.mean()), weighted_mean_interval(tokens, numpy.ones(len(both)))),
-        "succeeded_points": (100.0 * (gained - lost) / len(both), share and [100 * bound for bound in share]),
-    }
-    for name, figure in (("prefill", "prefill_seconds"), ("decode", "decode_tokens_per_second")):
-        mine, theirs = (c.generation["benchmark"][figure]["values"] for c in (cell, baseline))
-        changes[f"{name}_percent"] = change_of_medians(mine, theirs, spread)
-    captured, reference = captured_rate(cell), captured_rate(baseline)
-    if captured and reference:
-        spread = process_spread(spreads[f"{device}_captured"])
-        changes["captured_decode_percent"] = change_of_medians(captured["values"], reference["values"], spread)
-    return changes
-
-
-def in_percent(bounds: Bounds) -> Bounds:
-    return bounds and [percent_of_ratio(bound) for bound in bounds]
-
-
-def change_of_medians(mine: list[float], reference: list[float], spread: float) -> tuple[float, Bounds]:
-    """(percent, interval) of the ratio of two medians of repetitions; spread: as process_spread gives it."""
-    ratio = float(numpy.median(mine) / numpy.median(reference))
-    return percent_of_ratio(ratio), in_percent(median_ratio_interval(mine, reference, spread))
-
-
-def kl_differences(cells: list[Cell], ranges: dict[str, float], floor: float) -> dict[tuple[str, str], Difference]:
-    """{(first, second): mean KL of the first minus the second's}, paired over prompts within categories.
-
-    ranges: how much KL varies with a method's calibration samples, in nats: intervals are widened by it on both sides.
-    A difference of no more than it and `floor` (nats that say nothing) has the p-value 1.
-    """
-    means = {}
-    for cell in cells:
-        rows = read_parquet(cell.folder / "divergence.parquet", ["prompt_id", "category", "kl_nats"])
-        rows = rows[rows["category"] != TEXT_CATEGORY]
-        means[cell.method] = rows.groupby(["category", "prompt_id"], sort=False)["kl_nats"].mean()
-    figures, p_values = {}, {}
-    for first, second in itertools.combinations(means, 2):
-        difference = (means[first] - means[second]).dropna()
-        strata = [part.to_numpy() for _, part in difference.groupby(level="category", sort=False)]
-        extra = ranges.get(first, 0.0) + ranges.get(second, 0.0)
-        found = stratified_mean(strata)
-        bounds = found["ci95"] and [found["ci95"][0] - extra, found["ci95"][1] + extra]
-        figures[first, second] = found["mean"], bounds
-        p_values[first, second] = p_value(strata, extra + floor)
-    adjusted = holm(p_values)
-    pairs = {pair: Difference(*figure, adjusted[pair]) for pair, figure in figures.items()}
-    return pairs | {pair[::-1]: difference.turned for pair, difference in pairs.items()}
 
 
 def window_losses(cell: Cell) -> pandas.DataFrame:

@@ -4,9 +4,9 @@ from typing import Any
 
 from quantharm.reporting.format import interval, listing, number, percent
 from quantharm.reporting.results import Cell, Results, other_hardware_kl
-from quantharm.reporting.tables.quality import mark
+from quantharm.reporting.tables.columns import by_method, named, text
 from quantharm.reporting.tables.table import Cell as TableCell
-from quantharm.reporting.tables.table import Column, Table, text_cell, verdict_cell
+from quantharm.reporting.tables.table import Table, table_of, text_cell, verdict_cell
 from quantharm.reporting.verdicts import Verdict, largest, not_judged, risk_verdict, within
 
 
@@ -19,19 +19,23 @@ def risks(cell: Cell, thresholds: dict[str, Any]) -> dict[str, Verdict]:
     return {name: not_judged(verdict) for name, verdict in found.items()} if cell.synthetic else found
 
 
-def risk_table(results: Results, thresholds: dict[str, Any]) -> Table:
-    found = [risks(cell, thresholds) for cell in results.methods]
-    rows = []
-    for application, entry in thresholds["applications"].items():
-        rule = f"{listing(entry['categories'])}: low below {entry['low']:g}, medium below {entry['medium']:g} nats"
-        cells = [verdict_cell(verdicts[application], True) for verdicts in found]
-        rows.append([TableCell(application, application, header=True), *cells, text_cell(rule)])
+def risk_table(results: Results) -> Table:
+    applications = results.thresholds["applications"]
+    judged = {cell.method: risks(cell, results.thresholds) for cell in results.methods}
+
+    def rule(application: str) -> str:
+        entry = applications[application]
+        return f"{listing(entry['categories'])}: low below {entry['low']:g}, medium below {entry['medium']:g} nats"
+
+    def risk(cell: Cell, application: str) -> TableCell:
+        return verdict_cell(judged[cell.method][application], True)
+
     columns = [
-        Column("application", "Application", "left"),
-        *[Column(f"risk/{cell.method}", f"{cell.method}{mark(cell)}", "left") for cell in results.methods],
-        Column("rule", "Rests on, and rule", "left"),
+        named("application", "Application"),
+        *by_method("risk", results.methods, risk, align="left"),
+        text("rule", "Rests on, and rule", rule),
     ]
-    return Table("deployment-risk", "Deployment risks", columns, rows)
+    return table_of("deployment-risk", columns, applications)
 
 
 def risk_caveat(results: Results) -> str:
@@ -128,28 +132,26 @@ def detection_verdict(record: dict[str, Any] | None, floor: float) -> Verdict:
     return Verdict("fail", "fail", "noticed by neither", rule)
 
 
-def defense_table(results: Results, thresholds: dict[str, Any]) -> Table:
-    found = [criteria(cell, thresholds) for cell in results.methods]
-    rows = []
-    for name in found[0] if found else []:
-        cells = [
-            text_cell("not assessed", "failed", f"failed {', '.join(cell.failed)}")
-            if cell.failed
-            else verdict_cell(verdicts[name], True)
-            for cell, verdicts in zip(results.methods, found, strict=True)
-        ]
-        rows.append([TableCell(name, name, header=True), *cells, text_cell(found[0][name].rule)])
+def defense_table(results: Results) -> Table:
+    judged = {cell.method: criteria(cell, results.thresholds) for cell in results.methods}
+    first = next(iter(judged.values()), {})
+
+    def outcome(cell: Cell, name: str) -> TableCell:
+        if cell.failed:
+            return text_cell("not assessed", "failed", f"failed {', '.join(cell.failed)}")
+        return verdict_cell(judged[cell.method][name], True)
+
     columns = [
-        Column("criterion", "Criterion", "left"),
-        *[Column(f"outcome/{cell.method}", f"{cell.method}{mark(cell)}", "left") for cell in results.methods],
-        Column("rule", "Rule", "left"),
+        named("criterion", "Criterion"),
+        *by_method("outcome", results.methods, outcome, align="left"),
+        text("rule", "Rule", lambda name: first[name].rule),
     ]
-    return Table("defense", "Defense criteria", columns, rows)
+    return table_of("defense", columns, first)
 
 
 def attack_sentence(results: Results) -> str:
     """What somebody who hands on a quantized model as the original would get past a user, in figures."""
-    cells = [c for c in results.methods if not c.failed]
+    cells = results.believed_methods
     if not cells:
         return "No method of this run passed its checks, so no figure describes this attack."
     worst = max(cells, key=lambda c: c.row["kl_nats_mean"])

@@ -5,44 +5,36 @@ from typing import Any
 import altair
 import pandas
 
-from quantharm.reporting.charts.base import COLOURS, INK, MUTED, Figure, log_ticks, method_scales
+from quantharm.reporting.charts.base import COLOURS, INK, MUTED, Figure, log_ticks, marked
 
 
 def noise_chart(rows: list[dict[str, Any]]) -> Figure:
     """Three panels over σ, a colour a method: what it costs alone and quantized, and what it changes."""
-    scales = method_scales(list(dict.fromkeys(row["method"] for row in rows)))
-    panels = []
-    for title, keys in {
-        "Perplexity, change in %": ("alone_perplexity_change_percent", "quantized_perplexity_change_percent"),
-        "Mean KL, nats": ("alone_kl_nats_mean", "quantized_kl_nats_mean"),
-        "Codes changed, %": (None, "codes_changed"),
-    }.items():
+    kinds = {"noise, then quantized": [1, 0], "noise alone, not quantized": [4, 4]}
+    legend = altair.Legend(symbolType="stroke", symbolStrokeColor=INK, symbolStrokeWidth=2, symbolSize=250)
+    scale = altair.Scale(domain=list(kinds), range=list(kinds.values()))
+    weights = altair.StrokeDash("weights:N", legend=legend, scale=scale)
+    marks = marked(list(dict.fromkeys(row["method"] for row in rows)), legend=altair.Undefined)
+
+    def panel(title: str, alone: str | None, quantized: str, scale: float = 1) -> altair.LayerChart:
         points = [
-            {
-                "sigma": row["sigma_half_widths"],
-                "value": row[key] * (100 if key == "codes_changed" else 1),
-                "method": row["method"],
-                "weights": name,
-            }
+            {"sigma": row["sigma_half_widths"], "value": row[key] * scale, "method": row["method"], "weights": kind}
             for row in rows
-            for name, key in zip(("noise alone, not quantized", "noise, then quantized"), keys, strict=True)
+            for kind, key in zip(reversed(kinds), (alone, quantized), strict=True)
             if key and row[key] is not None
         ]
         base = altair.Chart(pandas.DataFrame(points)).encode(
-            x=altair.X("sigma:Q", title="σ, half-widths"),
-            y=altair.Y("value:Q", title=title),
-            color=altair.Color("method:N", scale=scales["colour"]),
+            x=altair.X("sigma:Q", title="σ, half-widths"), y=altair.Y("value:Q", title=title), color=marks["color"]
         )
-        weights = altair.StrokeDash(
-            "weights:N",
-            legend=altair.Legend(symbolType="stroke", symbolStrokeColor=INK, symbolStrokeWidth=2, symbolSize=250),
-            scale=altair.Scale(domain=["noise, then quantized", "noise alone, not quantized"], range=[[1, 0], [4, 4]]),
-        )
-        lines = base.mark_line().encode(strokeDash=weights)
-        marks = base.mark_point(filled=True, size=50, opacity=1).encode(
-            shape=altair.Shape("method:N", scale=scales["shape"])
-        )
-        panels.append((lines + marks).properties(width=230, height=220))
+        dots = base.mark_point(filled=True, size=50, opacity=1).encode(shape=marks["shape"])
+        return (base.mark_line().encode(strokeDash=weights) + dots).properties(width=230, height=220)
+
+    change, kl = "perplexity_change_percent", "kl_nats_mean"
+    panels = [
+        panel("Perplexity, change in %", f"alone_{change}", f"quantized_{change}"),
+        panel("Mean KL, nats", f"alone_{kl}", f"quantized_{kl}"),
+        panel("Codes changed, %", None, "codes_changed", 100),
+    ]
     words = "Change of perplexity, KL divergence and share of changed codes by the noise's standard deviation."
     return Figure("noise", "Weight noise before quantization", altair.hconcat(*panels), words)
 
@@ -58,27 +50,19 @@ def calibration_chart(rows: list[dict[str, Any]], defaults: dict[str, float]) ->
         for row in rows
     ]
     points += [{"samples": name, "kl": kl, "checks": "of the default run"} for name, kl in defaults.items()]
-    found = [point["kl"] for point in points]
+    data = pandas.DataFrame(points)
+    ticks = altair.Axis(values=log_ticks(data["kl"].min() / 2, data["kl"].max() * 2), format="~g")
+    title = "Mean KL, nats (logarithmic)"
     kinds = ["not noticed", "noticed by the checks", "of the default run"]
-    scales = method_scales(kinds)
-    chart = (
-        altair.Chart(pandas.DataFrame(points))
-        .mark_point(size=80, opacity=0.8)
-        .encode(
-            x=altair.X(
-                "kl:Q",
-                title="Mean KL, nats (logarithmic)",
-                scale=altair.Scale(type="log"),
-                axis=altair.Axis(values=log_ticks(min(found) / 2, max(found) * 2), format="~g"),
-            ),
-            y=altair.Y("samples:N", title=None, sort=None, axis=altair.Axis(minExtent=150)),
-            color=altair.Color("checks:N", scale=scales["colour"]),
-            shape=altair.Shape("checks:N", scale=scales["shape"]),
-        )
-        .properties(width=520, height=altair.Step(30))
+    chart = altair.Chart(data).mark_point(size=80, opacity=0.8)
+    chart = chart.encode(
+        x=altair.X("kl:Q", title=title, scale=altair.Scale(type="log"), axis=ticks),
+        y=altair.Y("samples:N", title=None, sort=None, axis=altair.Axis(minExtent=150)),
+        **marked(kinds, "checks", legend=altair.Undefined),
     )
     words = "Mean KL divergence by calibration text and seed, beside the methods of the default run."
-    return Figure("calibration", "Choice of calibration samples", chart, words)
+    sized = chart.properties(width=520, height=altair.Step(30))
+    return Figure("calibration", "Choice of calibration samples", sized, words)
 
 
 def monitor_chart(history: pandas.DataFrame, what: str) -> Figure:

@@ -1,13 +1,24 @@
-"""Columns of the tables that have a row a method: how each gets its cell from the method's results."""
+"""Columns that know how their value is got and shown: of a method's cell, a study's row, or whatever the rows are."""
 
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
 
-from quantharm.common.left_out import BASELINE
-from quantharm.reporting.format import fixed, number
+from quantharm.common.constants import BASELINE
+from quantharm.reporting.format import fixed, number, percent, share
 from quantharm.reporting.results import Cell as MethodCell
 from quantharm.reporting.tables.table import Cell, Column, figure_cell, name_cell, text_cell
 
+Value = str | Callable[[Any], Any]  # a key of the item (of its row in the summary), or how to get it of the item
+CHANGE, CHANGE_CI95 = "perplexity_change_percent", "perplexity_change_percent_ci95"  # keys of the summary
 METHOD = Column("method", "Method", "left", lambda cell: name_cell(cell.method, cell.failed))
+
+one_decimal = partial(fixed, decimals=1)
+two_decimals = partial(fixed, decimals=2)
+share_to_a_tenth = partial(share, decimals=1)
+percent_to_a_tenth = partial(percent, decimals=1)
+whole_percent = partial(percent, decimals=0)
 
 
 def times(value: float) -> str:
@@ -15,35 +26,58 @@ def times(value: float) -> str:
     return f"{fixed(value, 2)}×"
 
 
-def one_decimal(value: float) -> str:
-    return fixed(value, 1)
-
-
 def thousands(value: int) -> str:
     return f"{value:,}"
+
+
+def value_of(item: Any, value: Value) -> Any:
+    if callable(value):
+        return value(item)
+    return (item if isinstance(item, dict) else item.row)[value]
 
 
 def figure(
     key: str,
     label: str,
-    value: Callable[[MethodCell], float | None],
-    show: Callable[[float], str] = number,
-    bounds: Callable[[MethodCell], list[float] | None] = lambda cell: None,
+    show: Callable[[Any], str] = number,
+    of: Value | None = None,
+    bounds: Value | None = None,
+    aside: Value = lambda item: "",
+    tone: Callable[[Any], str] = lambda item: "",
+    baseline: str | None = None,
 ) -> Column:
-    """A figure of each method, with its interval."""
-    return Column(key, label, cell=lambda cell: figure_cell(value(cell), show, bounds(cell)))
+    """A figure with its interval; of: its value, where that is not under `key`; baseline: the word in its row."""
 
+    def cell_of(item: Any) -> Cell:
+        interval = None if bounds is None else value_of(item, bounds)
+        return figure_cell(value_of(item, of or key), show, interval, value_of(item, aside), tone(item))
 
-def summed_up(
-    key: str, label: str, show: Callable[[float], str] = number, bounds: str | None = None, baseline: str | None = None
-) -> Column:
-    """A figure under its key in the summary; bounds: the key of its interval; baseline: the word in its row."""
-    column = figure(key, label, lambda cell: cell.row[key], show, lambda cell: bounds and cell.row[bounds])
+    column = Column(key, label, cell=cell_of)
     return column if baseline is None else but_baseline(column, baseline)
 
 
-def text(key: str, label: str, words: Callable[[MethodCell], str]) -> Column:
-    return Column(key, label, "left", lambda cell: text_cell(words(cell)))
+def text(key: str, label: str, words: Value, aside: Value = lambda item: "", align: str = "left") -> Column:
+    return Column(key, label, align, lambda item: text_cell(str(value_of(item, words)), aside=value_of(item, aside)))
+
+
+def named(key: str, label: str, name: Callable[[Any], str] = str) -> Column:
+    """The first column of a table whose rows are no methods."""
+    return Column(key, label, "left", lambda item: Cell(name(item), name(item), header=True))
+
+
+def by_method(
+    key: str, cells: list[MethodCell], cell_of: Callable[[MethodCell, Any], Cell], label="{}", align="right"
+) -> list[Column]:
+    """A column a method; cell_of: what stands there of a method in the row of an item."""
+    return [
+        Column(f"{key}/{cell.method}", label.format(f"{cell.method}{mark(cell)}"), align, partial(cell_of, cell))
+        for cell in cells
+    ]
+
+
+def mark(cell: MethodCell) -> str:
+    """`†` after the name of a method whose figures are not to be believed."""
+    return " †" if cell.failed else ""
 
 
 def but_baseline(column: Column, word: str = "–") -> Column:
@@ -52,7 +86,19 @@ def but_baseline(column: Column, word: str = "–") -> Column:
     def cell_of(cell: MethodCell) -> Cell:
         return text_cell(word) if cell.method == BASELINE else column.cell(cell)
 
-    return Column(column.key, column.label, column.align, cell_of)
+    return replace(column, cell=cell_of)
 
 
-COMPRESSION = summed_up("compression", "Compression", times)
+def mean_kl(tone: Callable[[MethodCell], str] = lambda cell: "") -> Column:
+    """The mean KL over the prompts; the baseline's is the noise floor."""
+
+    def bounds(cell: MethodCell) -> list[float] | None:
+        return None if cell.method == BASELINE else cell.row["kl_nats_ci95"]
+
+    def aside(cell: MethodCell) -> str:
+        return "noise floor" if cell.method == BASELINE else ""
+
+    return figure("kl_nats_mean", "Mean KL, nats [95\u00a0%]", number, None, bounds, aside, tone)
+
+
+COMPRESSION = figure("compression", "Compression", times)

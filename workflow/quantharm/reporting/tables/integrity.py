@@ -1,12 +1,13 @@
 """Integrity of a model's cells as the stage found it, and the seeds' four defenses with what came of each here."""
 
+from collections.abc import Callable
 from typing import Any
 
-from quantharm.reporting.format import count, interval, listing, number, share
+from quantharm.reporting.format import count, listing, number, share
 from quantharm.reporting.results import Cell as MethodCell
 from quantharm.reporting.results import Results
-from quantharm.reporting.tables.columns import METHOD
-from quantharm.reporting.tables.table import Cell, Column, Table, name_cell, text_cell
+from quantharm.reporting.tables.columns import METHOD, named, text
+from quantharm.reporting.tables.table import Cell, Column, Table, figure_cell, table_of, text_cell
 
 VERDICTS = {
     "no trace": "pass",
@@ -16,55 +17,67 @@ VERDICTS = {
     "dequantized": "fail",
     "not scanned": "unknown",
 }
+FINDINGS = {True: ("no finding", "pass"), False: ("finding", "fail")}
+TOLD = {True: "no", False: "yes", None: "cannot be told"}
 WORDS = {"packed": "openly quantized", "partly packed": "partly quantized, openly"}
 
 
 def integrity_table(results: Results) -> Table:
     """A row a method: its files, its weights, what they would be seen as, its behaviour."""
+
+    def recorded(key: str, label: str, cell_of: Callable[[dict[str, Any]], Cell], align: str = "left") -> Column:
+        """cell_of: the cell by integrity.json."""
+
+        def cell(method: MethodCell) -> Cell:
+            if method.integrity is None:
+                return text_cell("not measured", "unknown") if key == "verified" else text_cell("–")
+            return cell_of(method.integrity)
+
+        return Column(key, label, align, cell)
+
     columns = [
         METHOD,
-        Column("verified", "Verdict", "left"),
-        Column("files", "Files", "left"),
-        Column("scan", "Weights as stored", "left"),
-        Column("if_dequantized", "If dequantized and handed on", "left"),
-        Column("kl_nats_mean", "KL from the store, nats [95\u00a0%]"),
-        Column("behaviour", "Told from the original by it", "left"),
+        recorded("verified", "Verdict", lambda r: text_cell(*FINDINGS[bool(r["verified"])])),
+        recorded("files", "Files", files_cell),
+        recorded("scan", "Weights as stored", scan_cell),
+        recorded("if_dequantized", "If dequantized and handed on", if_dequantized_cell),
+        recorded("kl_nats_mean", "KL from the store, nats [95\u00a0%]", kl_cell, "right"),
+        recorded(
+            "behaviour", "Told from the original by it", lambda r: text_cell(TOLD[r["behaviour"]["same_as_original"]])
+        ),
     ]
     note = (
         "Files: against a signed manifest where the model has one, else as recorded when it was fetched. Weights: "
         "traces of having been quantized and dequantized. Behaviour: told from the original where the whole interval "
         "lies above the limit, four times what rounding changes on the store's machine: no hardware changes more."
     )
-    return Table("integrity", "Integrity", columns, [integrity_row(cell) for cell in results.cells], note)
+    return table_of("integrity", columns, results.cells, note)
 
 
-def integrity_row(cell: MethodCell) -> list[Cell]:
-    name, record = name_cell(cell.method, cell.failed), cell.integrity
-    if record is None:
-        return [name, text_cell("not measured", "unknown"), *[text_cell("–")] * 5]
-    files, scan, seen = record["signed_manifest"] or record["manifest"], record["scan"], record["if_dequantized"]
+def files_cell(record: dict[str, Any]) -> Cell:
+    files = record["signed_manifest"] or record["manifest"]
+    if not files["verified"]:
+        return text_cell("not the same", "fail", str(files["explanation"]))
+    return text_cell("as signed" if record["signed_manifest"] else "as recorded", "pass", count(files["files"], "file"))
+
+
+def scan_cell(record: dict[str, Any]) -> Cell:
+    verdict = record["scan"]["verdict"]
+    return text_cell(WORDS.get(verdict, verdict), VERDICTS[verdict], scan_words(record["scan"]))
+
+
+def if_dequantized_cell(record: dict[str, Any]) -> Cell:
+    seen = record["if_dequantized"]
+    if seen is None:
+        return text_cell("–")
+    noticed = seen["verdict"] == "dequantized"
+    return text_cell("noticed" if noticed else "not noticed", "pass" if noticed else "fail", scan_words(seen))
+
+
+def kl_cell(record: dict[str, Any]) -> Cell:
     behaviour = record["behaviour"]
-    verdict = text_cell("no finding", "pass") if record["verified"] else text_cell("finding", "fail")
-    return [
-        name,
-        verdict,
-        text_cell("as signed" if record["signed_manifest"] else "as recorded", "pass", count(files["files"], "file"))
-        if files["verified"]
-        else text_cell("not the same", "fail", str(files["explanation"])),
-        text_cell(WORDS.get(scan["verdict"], scan["verdict"]), VERDICTS[scan["verdict"]], scan_words(scan)),
-        text_cell("–")
-        if seen is None
-        else text_cell("noticed", "pass", scan_words(seen))
-        if seen["verdict"] == "dequantized"
-        else text_cell("not noticed", "fail", scan_words(seen)),
-        Cell(
-            number(behaviour["kl_nats_mean"]),
-            behaviour["kl_nats_mean"],
-            behaviour["kl_nats_ci95"],
-            f"{interval(behaviour['kl_nats_ci95'])} limit {number(behaviour['limit_kl_nats'])}".strip(),
-        ),
-        text_cell({True: "no", False: "yes", None: "cannot be told"}[behaviour["same_as_original"]]),
-    ]
+    limit = f"limit {number(behaviour['limit_kl_nats'])}"
+    return figure_cell(behaviour["kl_nats_mean"], number, behaviour["kl_nats_ci95"], limit)
 
 
 def scan_words(scan: dict[str, Any]) -> str:
@@ -95,22 +108,21 @@ def integrity_findings(results: Results) -> list[tuple[str, str]]:
 
 def defenses_table(results: Results) -> Table:
     """The defenses that the threat model asks for, and what these results hold of each."""
-    rows = [
-        [Cell(name, name, header=True), text_cell(found or "not run"), text_cell(command)]
-        for name, found, command in (
-            ("Model integrity verification", verification(results), "part of every run; of any folder: "
-             "python -m quantharm.integrity FOLDER"),
-            ("Quality monitoring", monitoring(results), "snakemake monitor"),
-            ("Weight noise injection", noise(results), "snakemake defense"),
-            ("Calibration validation", calibration(results), "a check of every run; snakemake calibration"),
-        )
-    ]  # fmt: skip
+    commands = {
+        "Model integrity verification": (
+            verification(results),
+            "part of every run; of any folder: python -m quantharm.integrity FOLDER",
+        ),
+        "Quality monitoring": (monitoring(results), "snakemake monitor"),
+        "Weight noise injection": (noise(results), "snakemake defense"),
+        "Calibration validation": (calibration(results), "a check of every run; snakemake calibration"),
+    }
     columns = [
-        Column("defense", "Defense", "left"),
-        Column("found", "In these results", "left"),
-        Column("command", "Made by", "left"),
+        named("defense", "Defense"),
+        text("found", "In these results", lambda defense: commands[defense][0] or "not run"),
+        text("command", "Made by", lambda defense: commands[defense][1]),
     ]
-    return Table("defenses", "Defenses", columns, rows)
+    return table_of("defenses", columns, commands)
 
 
 def verification(results: Results) -> str:

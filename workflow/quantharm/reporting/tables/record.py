@@ -6,8 +6,7 @@ from typing import Any
 from quantharm.reporting.format import MISSING, number, size
 from quantharm.reporting.results import Cell as MethodCell
 from quantharm.reporting.results import Results
-from quantharm.reporting.tables.columns import METHOD, figure, text, thousands
-from quantharm.reporting.tables.quality import mark
+from quantharm.reporting.tables.columns import METHOD, by_method, figure, named, text, thousands
 from quantharm.reporting.tables.table import Cell, Column, Table, table_of, text_cell
 
 FILES = {
@@ -41,32 +40,34 @@ def configuration_table(results: Results) -> Table:
         text("settings", "Settings", settings),
         text("classes", "Layers loaded as", lambda c: ", ".join(c.quantization["linear_classes"]) or "Linear"),
         text("dtype", "Computes in", lambda cell: cell.generation["provenance"]["compute_dtype"]),
-        figure("parameters", "Parameters", lambda cell: cell.quantization["parameters"], thousands),
-        figure("quantize_seconds", "Quantized in, s", lambda cell: cell.quantization["seconds"]),
+        figure("parameters", "Parameters", thousands),
+        figure("quantize_seconds", "Quantized in, s"),
         text("finished", "Finished (UTC)", lambda cell: cell.checks["provenance"]["finished"]),
     ]
-    return table_of("configuration", "Configuration of the cells", columns, results.cells)
+    return table_of("configuration", columns, results.cells)
 
 
 def checks_table(results: Results) -> Table:
     """A row a check, a column a method: status, value and limit."""
-    names = list(dict.fromkeys(c["name"] for cell in results.cells for c in cell.checks["checks"]))
-    rows = []
-    for name in names:
-        found = [next((c for c in cell.checks["checks"] if c["name"] == name), None) for cell in results.cells]
-        limits = sorted({shown(c["limit"]) for c in found if c})
-        explanation = next((c["explanation"] for c in found if c and c["status"] == "fail"), None)
-        explanation = explanation or next((c["explanation"] for c in reversed(found) if c), MISSING)
-        cells = [check_cell(c) for c in found]
-        line = [Cell(name.replace("_", " "), name, header=True), *cells, text_cell(" or ".join(limits))]
-        rows.append([*line, text_cell(explanation)])
+    ran = {cell.method: {check["name"]: check for check in cell.checks["checks"]} for cell in results.cells}
+    names = dict.fromkeys(name for checks in ran.values() for name in checks)
+
+    def of(name: str) -> list[dict[str, Any]]:
+        return [checks[name] for checks in ran.values() if name in checks]
+
+    def explanation(name: str) -> str:
+        """Of the first that failed, else of the last."""
+        return next(
+            (check["explanation"] for check in of(name) if check["status"] == "fail"), of(name)[-1]["explanation"]
+        )
+
     columns = [
-        Column("check", "Check", "left"),
-        *[Column(f"status/{cell.method}", f"{cell.method}{mark(cell)}", "left") for cell in results.cells],
-        Column("limit", "Limit"),
-        Column("explanation", "What was compared", "left"),
+        Column("check", "Check", "left", lambda name: Cell(name.replace("_", " "), name, header=True)),
+        *by_method("status", results.cells, lambda cell, name: check_cell(ran[cell.method].get(name)), align="left"),
+        text("limit", "Limit", lambda name: " or ".join(sorted({shown(c["limit"]) for c in of(name)})), align="right"),
+        text("explanation", "What was compared", explanation),
     ]
-    return Table("checks", "Checks", columns, rows)
+    return table_of("checks", columns, names)
 
 
 def shown(value: Any) -> str:
@@ -106,9 +107,8 @@ def environment_table(results: Results) -> Table:
         "Code of the workflow": ran["git_commit"] or "not under git",
         "Finished": max(cell.checks["provenance"]["finished"] for cell in results.cells),
     }
-    rows = [[Cell(name, name, header=True), text_cell(str(value))] for name, value in facts.items()]
-    columns = [Column("fact", "What", "left"), Column("value", "Value", "left")]
-    return Table("environment", "Technical environment", columns, rows)
+    columns = [named("fact", "What"), text("value", "Value", facts.get)]
+    return table_of("environment", columns, facts)
 
 
 def chat_template(generation: dict[str, Any]) -> str:
@@ -124,40 +124,30 @@ def chat_template(generation: dict[str, Any]) -> str:
 
 def files_table(results: Results) -> Table:
     """Every result file of the model that exists, with its size."""
-    rows = []
 
-    def add(path: Path, words: str) -> None:
-        if path.is_file():
-            rows.append(
-                [
-                    Cell(str(path.relative_to(results.folder.parent)), str(path), header=True),
-                    text_cell(words),
-                    Cell(size(path.stat().st_size), path.stat().st_size),
-                ]
-            )
+    def entries(folder: Path, contents: dict[str, str]) -> list[tuple[str, str, str, int]]:
+        paths = [(folder / name, words) for name, words in contents.items()]
+        parent = results.folder.parent
+        return [
+            (str(path.relative_to(parent)), str(path), words, path.stat().st_size)
+            for path, words in paths
+            if path.is_file()
+        ]
 
-    for name, words in MODEL_FILES.items():
-        add(results.folder / name, words)
+    files = entries(results.folder, MODEL_FILES)
     for cell in results.cells:
-        for name, words in FILES.items():
-            add(cell.folder / name, words)
-        rows.append(checkpoint_row(cell))
+        files += [*entries(cell.folder, FILES), checkpoint_entry(cell)]
     columns = [
-        Column("file", "File", "left"),
-        Column("content", "Content", "left"),
-        Column("bytes", "Size"),
+        Column("file", "File", "left", lambda entry: Cell(entry[0], entry[1], header=True)),
+        text("content", "Content", lambda entry: entry[2]),
+        figure("bytes", "Size", size, lambda entry: entry[3]),
     ]
-    return Table("files", "Files", columns, rows)
+    return table_of("files", columns, files)
 
 
-def checkpoint_row(cell: MethodCell) -> list[Cell]:
+def checkpoint_entry(cell: MethodCell) -> tuple[str, str, str, int]:
     record = cell.quantization
     hashes = ", ".join(f"{file['name']} {file['sha256'][:12]}…" for file in record["weight_files"][:4])
     more = len(record["weight_files"]) - 4
     words = f"checkpoint, sha256 {hashes}{f' and {more} more' if more > 0 else ''}"
-    path = record["checkpoint"]
-    return [
-        Cell(path, path, header=True),
-        text_cell(words),
-        Cell(size(record["checkpoint_bytes"]), record["checkpoint_bytes"]),
-    ]
+    return record["checkpoint"], record["checkpoint"], words, record["checkpoint_bytes"]

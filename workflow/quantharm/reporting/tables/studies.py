@@ -1,111 +1,99 @@
 """Tables of calibration, and of the studies that run beside the default run, where their results exist."""
 
-from functools import partial
 from typing import Any
 
 import pandas
 
 from quantharm.reporting.charts.base import Figure
 from quantharm.reporting.charts.studies import calibration_chart, monitor_chart, noise_chart
-from quantharm.reporting.format import MISSING, fixed, listing, number, percent, share, signed
+from quantharm.reporting.format import MISSING, listing, number, percent, share, signed
+from quantharm.reporting.results import Cell as MethodCell
 from quantharm.reporting.results import Results
-from quantharm.reporting.tables.columns import METHOD
+from quantharm.reporting.tables.columns import METHOD, figure, share_to_a_tenth, text, thousands, times
 from quantharm.reporting.tables.table import Cell, Column, Table, figure_cell, name_cell, table_of, text_cell
 
 SHOWN_RUNS = 20
+METHOD_OF_ROW = Column("method", "Method", "left", lambda row: name_cell(row["method"]))
 
 
 def calibration_table(results: Results) -> Table:
     """What the methods that calibrate were calibrated on, as the check `calibration` found it."""
-    rows = []
-    for cell in results.methods:
-        recorded = cell.checks.get("calibration")
-        if not recorded:
-            rows.append([name_cell(cell.method, cell.failed), text_cell("uses none"), *[text_cell(MISSING)] * 8])
-            continue
-        covered = recorded["coverage_by_category"]
+
+    def recorded(key: str, label: str, cell_of) -> Column:
+        """cell_of: the cell of a method that was calibrated, by what was recorded."""
+
+        def cell(method: MethodCell) -> Cell:
+            record = method.checks.get("calibration")
+            if record:
+                return cell_of(record)
+            return text_cell("uses none" if key == "samples" else MISSING)
+
+        return Column(key, label, cell=cell)
+
+    def least_coverage(record: dict[str, Any]) -> Cell:
+        covered = record["coverage_by_category"]
         least = min(covered, key=covered.get) if covered else None
-        template = recorded["template_coverage"]
-        rows.append(
-            [
-                name_cell(cell.method, cell.failed),
-                figure_cell(recorded["samples_reached"], str, aside=f"of {recorded['samples_asked']}"),
-                figure_cell(recorded["tokens_reached"], lambda v: f"{v:,}", aside=f"of {recorded['tokens_asked']:,}"),
-                text_cell(f"{recorded['sample_tokens_min']} to {recorded['sample_tokens_max']}"),
-                figure_cell(recorded["duplicate_samples"], str),
-                figure_cell(recorded["distinct_tokens"], lambda v: f"{v:,}"),
-                figure_cell(recorded["overlaps"], str),
-                figure_cell(recorded["nll_mean_nats"] / recorded["text_nll_mean_nats"], lambda v: f"{fixed(v, 2)}×"),
-                figure_cell(covered[least], share, aside=least) if least else text_cell(MISSING),
-                text_cell("the model has none") if template is None else figure_cell(template, share),
-            ]
-        )
+        return figure_cell(covered[least], share, aside=least) if least else text_cell(MISSING)
+
+    def template_coverage(record: dict[str, Any]) -> Cell:
+        coverage = record["template_coverage"]
+        return text_cell("the model has none") if coverage is None else figure_cell(coverage, share)
+
+    def of_asked(what: str, show):
+        return lambda r: figure_cell(r[f"{what}_reached"], show, aside=f"of {show(r[f'{what}_asked'])}")
+
     columns = [
         METHOD,
-        Column("samples", "Samples that reached it"),
-        Column("tokens", "Tokens that reached it"),
-        Column("lengths", "Tokens a sample"),
-        Column("duplicates", "Repeated samples"),
-        Column("distinct_tokens", "Distinct tokens"),
-        Column("overlaps", "Shared with evaluation text or prompts"),
-        Column("loss_ratio", "The model's loss on them, against the evaluation text"),
-        Column("least_coverage", "Least share of a category's tokens that they hold"),
-        Column("template_coverage", "Share of the chat template's tokens"),
+        recorded("samples", "Samples that reached it", of_asked("samples", str)),
+        recorded("tokens", "Tokens that reached it", of_asked("tokens", thousands)),
+        recorded(
+            "lengths", "Tokens a sample", lambda r: text_cell(f"{r['sample_tokens_min']} to {r['sample_tokens_max']}")
+        ),
+        recorded("duplicates", "Repeated samples", lambda r: figure_cell(r["duplicate_samples"], str)),
+        recorded("distinct_tokens", "Distinct tokens", lambda r: figure_cell(r["distinct_tokens"], thousands)),
+        recorded("overlaps", "Shared with evaluation text or prompts", lambda r: figure_cell(r["overlaps"], str)),
+        recorded(
+            "loss_ratio",
+            "The model's loss on them, against the evaluation text",
+            lambda r: figure_cell(r["nll_mean_nats"] / r["text_nll_mean_nats"], times),
+        ),
+        recorded("least_coverage", "Least share of a category's tokens that they hold", least_coverage),
+        recorded("template_coverage", "Share of the chat template's tokens", template_coverage),
     ]
-    return Table("calibration", "Calibration", columns, rows)
-
-
-def row_figure(key: str, label: str, show=number, bounds: str | None = None, of: str | None = None) -> Column:
-    """A figure of a study's row under its key (`of`, where the column has another), and the key of its interval."""
-    return Column(key, label, cell=lambda row: figure_cell(row[of or key], show, bounds and row[bounds]))
+    return table_of("calibration", columns, results.methods)
 
 
 def noise_table(rows: list[dict[str, Any]]) -> Table:
     """The sweep of `snakemake defense`; rows: of noise_sweep.json."""
     columns = [
-        Column("method", "Method", "left", lambda row: name_cell(row["method"])),
-        Column(
-            "sigma_half_widths", "σ, half-widths", cell=lambda row: figure_cell(row["sigma_half_widths"], "{:g}".format)
-        ),
-        Column(
-            "codes_changed",
-            "Codes changed",
-            cell=lambda row: figure_cell(row["codes_changed"], partial(share, decimals=1)),
-        ),
+        METHOD_OF_ROW,
+        figure("sigma_half_widths", "σ, half-widths", "{:g}".format),
+        figure("codes_changed", "Codes changed", share_to_a_tenth),
     ]
     for kind, name in (("alone", "Noise alone"), ("quantized", "Quantized")):
         change, kl = f"{kind}_perplexity_change_percent", f"{kind}_kl_nats"
         columns += [
-            row_figure(change, f"{name}: perplexity change [95\u00a0%]", percent, f"{change}_ci95"),
-            row_figure(f"{kl}_mean", f"{name}: KL, nats [95\u00a0%]", number, f"{kl}_ci95"),
+            figure(change, f"{name}: perplexity change [95\u00a0%]", percent, bounds=f"{change}_ci95"),
+            figure(f"{kl}_mean", f"{name}: KL, nats [95\u00a0%]", bounds=f"{kl}_ci95"),
         ]
     note = (
         "Gaussian noise on the matrices before they are quantized, in half-widths of the method's own grid. The price: "
         "what the noise alone does, and what the method does after the same noise. The effect: the share of weights "
         "that round to another code than without noise."
     )
-    return table_of("noise", "Weight noise", columns, rows, note)
+    return table_of("noise", columns, rows, note, "Weight noise")
 
 
 def calibration_study_table(study: dict[str, Any]) -> Table:
     """`snakemake calibration`; study: calibration_study.json."""
     change, kl = "quantized_perplexity_change_percent", "quantized_kl_nats"
-
-    def samples(row: dict[str, Any]) -> Cell:
-        return text_cell(row["text"] or row["corruption"].replace("_", " "))
-
     columns = [
-        Column("method", "Method", "left", lambda row: name_cell(row["method"])),
-        Column("samples", "Samples", "left", samples),
-        Column("seed", "Seed", cell=lambda row: text_cell(str(row["seed"]))),
-        row_figure("perplexity_change_percent", "Perplexity change [95\u00a0%]", percent, f"{change}_ci95", change),
-        row_figure("kl_nats_mean", "KL, nats [95\u00a0%]", number, f"{kl}_ci95", f"{kl}_mean"),
-        Column(
-            "faults",
-            "What the checks say of the samples",
-            "left",
-            lambda row: text_cell("; ".join(row["faults"]) or "nothing"),
-        ),
+        METHOD_OF_ROW,
+        text("samples", "Samples", lambda row: row["text"] or row["corruption"].replace("_", " ")),
+        text("seed", "Seed", "seed", align="right"),
+        figure("perplexity_change_percent", "Perplexity change [95\u00a0%]", percent, change, f"{change}_ci95"),
+        figure("kl_nats_mean", "KL, nats [95\u00a0%]", number, f"{kl}_mean", f"{kl}_ci95"),
+        text("faults", "What the checks say of the samples", lambda row: "; ".join(row["faults"]) or "nothing"),
     ]
     spreads = [
         f"{method}: KL {number(spread['mean'])} nats over {spread['cells']} honest choices, "
@@ -118,34 +106,30 @@ def calibration_study_table(study: dict[str, Any]) -> Table:
         for c in study["comparisons"]
     ]
     note = ". ".join([*spreads, *ranks]) + "."
-    return table_of("calibration-study", "Choice of calibration samples", columns, study["rows"], note)
+    return table_of("calibration-study", columns, study["rows"], note, "Choice of calibration samples")
 
 
 def monitor_table(history: pandas.DataFrame) -> Table:
     """`snakemake monitor`, the last runs first; history: a row a run."""
 
-    def outcome(run) -> Cell:
-        return text_cell("alarm", "fail") if run.alarm else text_cell("no alarm", "pass")
+    def outcome(run: dict[str, Any]) -> Cell:
+        return text_cell("alarm", "fail") if run["alarm"] else text_cell("no alarm", "pass")
 
     columns = [
-        Column("run", "Run", cell=lambda run: text_cell(str(run.run))),
-        Column("time", "When (UTC)", "left", lambda run: text_cell(str(run.time))),
+        text("run", "Run", "run", align="right"),
+        text("time", "When (UTC)", "time"),
         Column("outcome", "Outcome", "left", outcome),
-        Column(
-            "kl_nats",
-            "KL of the draw, nats",
-            cell=lambda run: figure_cell(run.kl_nats, number, aside=f"{len(run.prompts)} prompts"),
-        ),
-        Column("ewma", "EWMA, nats", cell=lambda run: figure_cell(run.ewma)),
-        Column("limits", "Limits, nats", cell=lambda run: text_cell(f"{number(run.low)} to {number(run.high)}")),
-        Column("checkpoint", "Deployed checkpoint", "left", lambda run: text_cell(str(run.checkpoint))),
+        figure("kl_nats", "KL of the draw, nats", aside=lambda run: f"{len(run['prompts'])} prompts"),
+        figure("ewma", "EWMA, nats"),
+        text("limits", "Limits, nats", lambda run: f"{number(run['low'])} to {number(run['high'])}", align="right"),
+        text("checkpoint", "Deployed checkpoint", "checkpoint"),
     ]
-    shown = history.iloc[::-1].head(SHOWN_RUNS).itertuples()
+    shown = history.iloc[::-1].head(SHOWN_RUNS).to_dict("records")
     note = (
         f"The last {min(SHOWN_RUNS, len(history))} of {len(history)} runs. Each draws prompts anew; an alarm is a "
         "weighted mean of all runs (EWMA) that leaves limits learned from such draws of the approved checkpoint."
     )
-    return table_of("monitor", "Monitoring of a deployed checkpoint", columns, shown, note)
+    return table_of("monitor", columns, shown, note, "Monitoring of a deployed checkpoint")
 
 
 def studies(results: Results) -> list[tuple[Table, Figure]]:

@@ -9,10 +9,12 @@ import pandas
 
 from quantharm.common.files import replacing, write_parquet
 from quantharm.reporting.format import MISSING, interval, number
+from quantharm.reporting.names import OVERVIEW_TABLES, TABLES
 from quantharm.reporting.text import markdown
 from quantharm.reporting.verdicts import Verdict
 
 Bounds = list[float] | None
+TITLES = TABLES | OVERVIEW_TABLES
 
 
 @dataclass(frozen=True)
@@ -47,11 +49,11 @@ class Table:
 
 
 def table_of(
-    key: str, title: str, columns: list[Column], items: Iterable[Any], note: str = "", last_is_total: bool = False
+    key: str, columns: list[Column], items: Iterable[Any], note: str = "", title: str = "", last_is_total: bool = False
 ) -> Table:
-    """A row for each item; each column makes its cell of the item."""
+    """A row for each item, of which each column makes its cell; title: where it is another than in names.py."""
     rows = [[column.cell(item) for column in columns] for item in items]
-    return Table(key, title, columns, rows, note, last_is_total)
+    return Table(key, title or TITLES[key], columns, rows, note, last_is_total)
 
 
 def name_cell(method: str, failed: list[str] | None = None) -> Cell:

@@ -1,0 +1,115 @@
+"""Charts of the KL divergence: by category, and position by position."""
+
+import altair
+import numpy
+import pandas
+
+from quantharm.common.constants import TEXT_CATEGORY
+from quantharm.common.files import read_parquet
+from quantharm.reporting.charts.base import (
+    COLOURS,
+    INK,
+    Figure,
+    figure_of,
+    log_ticks,
+    named,
+    nothing_to_show,
+)
+from quantharm.reporting.format import number
+from quantharm.reporting.results import Results
+
+KL_FLOOR = 1e-8  # nats; smaller ones, and rounding below zero, are drawn here
+BINS = 60
+
+
+def kl_by_category_chart(results: Results) -> Figure:
+    """Heat map with the figure in every field: darker is more KL, on a logarithmic scale."""
+    rows = [
+        {"method": named(cell), "category": category, "kl": v["kl_nats_mean"], "shown": number(v["kl_nats_mean"], 2)}
+        for cell in results.methods
+        for category, v in cell.by_category.items()
+    ]
+    if not rows:
+        words = "No method but the baseline was run."
+        return figure_of("kl-by-category", nothing_to_show(words), words, words)
+    data = pandas.DataFrame(rows)
+    data["kl"] = data["kl"].clip(lower=KL_FLOOR)
+    low, high = data["kl"].min() / 1.5, max(1.2 * data["kl"].max(), 2 * data["kl"].min())
+    plain = {"domain": False, "ticks": False}
+    top = altair.Axis(orient="top", labelAngle=0, **plain)
+    base = altair.Chart(data).encode(
+        x=altair.X("method:N", sort=[named(c) for c in results.methods], title=None, axis=top),
+        y=altair.Y("category:N", sort=results.categories, title=None, axis=altair.Axis(**plain)),
+    )
+    blues = altair.Scale(type="log", scheme="blues", domain=[low, high])
+    fields = base.mark_rect(stroke="#ffffff", strokeWidth=2).encode(
+        color=altair.Color("kl:Q", scale=blues, legend=None)
+    )
+    dark = altair.datum.kl > (low * high) ** 0.5 * 1.3
+    text = base.mark_text(fontSize=12).encode(
+        text="shown:N", color=altair.condition(dark, altair.value("#fffffe"), altair.value("#11131a"))
+    )
+    width = min(560, max(300, 120 * len(results.methods)))
+    worst = data.sort_values("kl").iloc[-1]
+    told = f" Largest: {worst.category} with {worst.method}, {worst.shown} nats."
+    return figure_of(
+        "kl-by-category",
+        altair.layer(fields, text).properties(width=width, height=30 * len(results.categories)),
+        f"Heat map of mean KL by category and method; every field holds its figure, as in the table.{told}",
+        "Mean KL in nats: the figure stands in its field, darker is more (logarithmic).",
+    )
+
+
+QUANTILES = {"median": (0.5, [1, 0]), "90 %": (0.9, [6, 3]), "99 %": (0.99, [2, 2]), "largest": (1.0, [1, 3])}
+
+
+def kl_distribution(results: Results) -> Figure:
+    """Histograms of per-position KL on a log axis, a row a method, with percentiles marked."""
+    kls = {}
+    for cell in results.cells:
+        rows = read_parquet(cell.folder / "divergence.parquet", ["category", "kl_nats"])
+        kls[named(cell)] = rows.loc[rows["category"] != TEXT_CATEGORY, "kl_nats"].clip(lower=KL_FLOOR).to_numpy()
+    lowest, highest = min(k.min() for k in kls.values()), max(k.max() for k in kls.values())
+    edges = numpy.geomspace(lowest / 1.2, highest * 1.2, BINS + 1)
+    shares = {method: 100 * numpy.histogram(kl, edges)[0] / len(kl) for method, kl in kls.items()}
+    quantiles = {
+        method: {name: float(numpy.quantile(kl, q)) for name, (q, _) in QUANTILES.items()} for method, kl in kls.items()
+    }
+    axis = {"values": log_ticks(edges[0], edges[-1]), "grid": True}
+    title, scale = "KL of a position, nats (logarithmic)", altair.Scale(type="log", domain=[edges[0], edges[-1]])
+    x = altair.X("from:Q", title=title, scale=scale)
+    above = x.axis(altair.Axis(labels=False, title=None, **axis))
+    last = x.axis(altair.Axis(format=".0e", **axis))
+    tallest = altair.Scale(domain=[0, 1.25 * max(share.max() for share in shares.values())])
+    y = altair.Y("share:Q", title="% of positions", scale=tallest, axis=altair.Axis(tickCount=3))
+    dashes = altair.Scale(domain=list(QUANTILES), range=[dash for _, dash in QUANTILES.values()])
+    panels = []
+    for i, (method, share) in enumerate(shares.items()):
+        histogram = pandas.DataFrame({"from": edges[:-1], "to": edges[1:], "share": share})
+        bars = altair.Chart(histogram[share > 0]).mark_rect(opacity=0.75, stroke=None)
+        bars = bars.encode(
+            x=last if method == list(shares)[-1] else above,
+            x2="to:Q",
+            y=y,
+            y2=altair.Y2Datum(0),
+            color=altair.value(COLOURS[i % len(COLOURS)]),
+        )
+        marks = pandas.DataFrame({"quantile": list(QUANTILES), "kl": list(quantiles[method].values())})
+        lines = altair.Chart(marks).mark_rule(color=INK, strokeWidth=1.3)
+        lines = lines.encode(x="kl:Q", strokeDash=altair.StrokeDash("quantile:N", scale=dashes, legend=None))
+        said = " · ".join(f"{name} {number(kl)}" for name, kl in quantiles[method].items())
+        title = altair.TitleParams(method, subtitle=f"{said} nats", fontSize=12, subtitleFontSize=11, offset=4)
+        panels.append(altair.layer(bars, lines).properties(width=620, height=76, title=title))
+    told = [
+        f"{method} {name}: {number(kl[name])}"
+        for method, kl in quantiles.items()
+        for name in ("median", "99 %", "largest")
+    ]
+    return figure_of(
+        "kl-distribution",
+        altair.vconcat(*panels, spacing=10),
+        f"Histograms of the KL of single positions in nats, one for each method. {'; '.join(told)}.",
+        f"All {results.baseline.divergence['positions']:,} positions of the prompts. Vertical lines: median (solid), "
+        "90th (dashed) and 99th percentile (dotted), largest (sparse). The baseline's row is the noise floor; what is "
+        f"below {number(KL_FLOOR)} nats is drawn there.",
+    )

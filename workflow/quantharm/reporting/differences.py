@@ -1,0 +1,131 @@
+"""Differences of one method from the baseline, and of the methods from each other, paired where they can be."""
+
+import itertools
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy
+
+from quantharm.common.constants import TEXT_CATEGORY
+from quantharm.common.files import read_parquet
+from quantharm.common.statistics import (
+    holm,
+    median_ratio_interval,
+    p_value,
+    paired_share_interval,
+    stratified_mean,
+    weighted_mean_interval,
+    widened,
+)
+
+LEVEL = 0.05  # a difference among several is claimed below this p-value, adjusted for their number
+Bounds = list[float] | None
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Mean KL of one method minus another's, in nats, with its 95 % interval and its p-value among all pairs (Holm)."""
+
+    nats: float
+    ci95: Bounds
+    p_value: float
+
+    @property
+    def measurable(self) -> bool:
+        """Whether the interval excludes zero, and does so among all pairs that were compared."""
+        return is_measurable(self.ci95) and self.p_value < LEVEL
+
+    @property
+    def turned(self) -> "Difference":
+        return Difference(-self.nats, self.ci95 and [-self.ci95[1], -self.ci95[0]], self.p_value)
+
+
+def is_measurable(bounds: Bounds) -> bool:
+    """Whether a 95 % interval lies on one side of zero."""
+    return bounds is not None and not bounds[0] <= 0 <= bounds[1]
+
+
+def kl_differences(folders: dict[str, Path], ranges: dict[str, float], floor: float) -> dict[tuple, Difference]:
+    """{(first, second): mean KL of the first minus the second's}, paired over prompts within categories.
+
+    folders: of each method. ranges: how much KL varies with a method's calibration samples, in nats: intervals are
+    widened by it on both sides. A difference of no more than it and `floor` (nats that say nothing) has the p-value 1.
+    """
+    means = {}
+    for method, folder in folders.items():
+        rows = read_parquet(folder / "divergence.parquet", ["prompt_id", "category", "kl_nats"])
+        rows = rows[rows["category"] != TEXT_CATEGORY]
+        means[method] = rows.groupby(["category", "prompt_id"], sort=False)["kl_nats"].mean()
+    figures, p_values = {}, {}
+    for first, second in itertools.combinations(means, 2):
+        difference = (means[first] - means[second]).dropna()
+        strata = [part.to_numpy() for _, part in difference.groupby(level="category", sort=False)]
+        extra = ranges.get(first, 0.0) + ranges.get(second, 0.0)
+        overall = stratified_mean(strata)
+        bounds = overall["ci95"] and [overall["ci95"][0] - extra, overall["ci95"][1] + extra]
+        figures[first, second] = overall["mean"], bounds
+        p_values[first, second] = p_value(strata, extra + floor)
+    adjusted = holm(p_values)
+    pairs = {pair: Difference(*figure, adjusted[pair]) for pair, figure in figures.items()}
+    return pairs | {pair[::-1]: difference.turned for pair, difference in pairs.items()}
+
+
+def prompt_changes(mine: Path, baseline: Path, spread: float) -> dict[str, tuple[float, Bounds]]:
+    """{figure: (change, 95 % interval)} over the same prompts; spread: of seconds, as process_spread gives it."""
+    columns = ["prompt_id", "category", "seconds", "new_tokens", "succeeded"]
+    both = read_parquet(mine / "generation.parquet", columns).merge(
+        read_parquet(baseline / "generation.parquet", columns), on="prompt_id", suffixes=("", "_baseline")
+    )
+    seconds, reference = both["seconds"].to_numpy(), both["seconds_baseline"].to_numpy()
+    ratio = seconds.sum() / reference.sum()
+    tokens = (both["new_tokens"] - both["new_tokens_baseline"]).to_numpy(float)
+    now, before = both["succeeded"].astype(bool), both["succeeded_baseline"].astype(bool)
+    gained, lost = int((now & ~before).sum()), int((before & ~now).sum())
+    share = paired_share_interval(gained, lost, len(both))
+    return {
+        "seconds_percent": in_percent(ratio, widened(ratio, weighted_mean_interval(seconds, reference), spread)),
+        "new_tokens": (float(tokens.mean()), weighted_mean_interval(tokens, numpy.ones(len(both)))),
+        "succeeded_points": (100.0 * (gained - lost) / len(both), share and [100 * bound for bound in share]),
+    }
+
+
+def speed_changes(
+    mine: dict[str, Any], baseline: dict[str, Any], device: str, spreads: dict[str, float]
+) -> dict[str, tuple[float, Bounds]]:
+    """{figure: (change, 95 % interval)} of two records `benchmark`, whose repetitions are two sets, not pairs.
+
+    spreads: how much two processes of one model differ in speed, in percent (config: speed_process_spread_percent);
+    repetitions within one process do not show it.
+    """
+    changes = {}
+    for name, figure in (("prefill", "prefill_seconds"), ("decode", "decode_tokens_per_second")):
+        values = (record[figure]["values"] for record in (mine, baseline))
+        changes[f"{name}_percent"] = change_of_medians(*values, process_spread(spreads[device]))
+    captured = [captured_rate(record) for record in (mine, baseline)]
+    if all(captured):
+        spread = process_spread(spreads[f"{device}_captured"])
+        changes["captured_decode_percent"] = change_of_medians(*(rate["values"] for rate in captured), spread)
+    return changes
+
+
+def captured_rate(benchmark: dict[str, Any]) -> dict[str, Any] | None:
+    """Timings of the captured decode; None where there is none."""
+    return benchmark.get("captured", {}).get("decode_tokens_per_second")
+
+
+def process_spread(percent: float) -> float:
+    """Half-width in ln of the ratio of two processes' times; percent: their standard deviation. Two, so √2 of it."""
+    return 1.96 * 2**0.5 * math.log1p(percent / 100)
+
+
+def change_of_medians(mine: list[float], reference: list[float], spread: float) -> tuple[float, Bounds]:
+    """(percent, interval) of the ratio of two medians of repetitions; spread: as process_spread gives it."""
+    ratio = float(numpy.median(mine) / numpy.median(reference))
+    return in_percent(ratio, median_ratio_interval(mine, reference, spread))
+
+
+def in_percent(ratio: float, bounds: Bounds) -> tuple[float, Bounds]:
+    """A ratio and its interval as a change in percent."""
+    return 100 * (ratio - 1), bounds and [100 * (bound - 1) for bound in bounds]

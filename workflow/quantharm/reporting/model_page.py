@@ -1,0 +1,99 @@
+"""What the report of one model shows: its tables, its charts, and the words between them.
+
+A table or a chart is a function of the results; where it stands on the page, templates/model.jinja says.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from quantharm.reporting import assessment, demonstrated, detection, examples, ranking, risks
+from quantharm.reporting.charts import cost as cost_charts
+from quantharm.reporting.charts import divergence as divergence_charts
+from quantharm.reporting.charts import quality as quality_charts
+from quantharm.reporting.charts.base import Figure
+from quantharm.reporting.judgement import judge_all
+from quantharm.reporting.page import drawn
+from quantharm.reporting.results import Results
+from quantharm.reporting.tables import cost, integrity, quality, record, speed, studies, trade, whole
+from quantharm.reporting.tables.table import Table
+from quantharm.reporting.verdicts import other_hardware_percent, scale
+
+TABLES = [
+    whole.executive_table,
+    quality.perplexity_table,
+    quality.divergence_table,
+    quality.divergence_by_category_table,
+    quality.answers_table,
+    cost.sizes_table,
+    cost.memory_table,
+    cost.time_by_category_table,
+    cost.length_by_category_table,
+    cost.success_by_category_table,
+    speed.benchmark_table,
+    speed.limits_table,
+    whole.overall_table,
+    trade.trade_off_table,
+    trade.trade_off_pairs_table,
+    whole.harm_table,
+    risks.risk_table,
+    risks.defense_table,
+    integrity.defenses_table,
+    record.configuration_table,
+    record.checks_table,
+    studies.calibration_table,
+    integrity.integrity_table,
+    record.environment_table,
+    record.files_table,
+]
+FIGURES = [
+    quality_charts.quality_against_size,
+    quality_charts.perplexity_chart,
+    divergence_charts.kl_by_category_chart,
+    divergence_charts.kl_distribution,
+    cost_charts.time_by_category,
+    cost_charts.speed_chart,
+    cost_charts.sizes_chart,
+]
+
+
+def tables(results: Results) -> list[Table]:
+    return [*(make(results) for make in TABLES), detection.detection_table(detection.read_rates())]
+
+
+def figures(results: Results) -> list[Figure]:
+    return [make(results) for make in FIGURES]
+
+
+def words(results: Results, prompts: Path | None) -> dict[str, Any]:
+    """What model.jinja names beside tables and charts; prompts: the suite, to show prompts beside answers."""
+    judged = judge_all(results)
+    other_hardware, tokens = results.other_hardware_kl, results.baseline.perplexity["tokens_scored"]
+    asked = examples.prompt_texts(prompts)
+    return {
+        "results": results,
+        "assessments": [assessment.assess(judgement, results) for judgement in judged.values()],
+        "scales": scales(results.thresholds),
+        "hardware": {"kl": other_hardware, "perplexity": other_hardware_percent(other_hardware, tokens)},
+        "failed": "; ".join(f"{cell.method}: {', '.join(cell.failed)}" for cell in results.cells if cell.failed),
+        "prompts_per_category": cost_charts.prompts_text(results),
+        "front": ranking.front_sentence(results),
+        "demonstrated": demonstrated.demonstrated_harm(results, judged),
+        "baseline_conditions": demonstrated.baseline_conditions(results, judged),
+        "risk_caveat": risks.risk_caveat(results),
+        "attack": risks.attack_sentence(results),
+        "integrity_findings": integrity.integrity_findings(results),
+        "detection_notes": detection.detection_notes(detection.read_rates()),
+        "most_divergent": max((c.row["kl_nats_mean"], c.method) for c in results.believed or results.cells)[1],
+        "worst_positions": {cell.method: examples.worst_positions(cell) for cell in results.methods},
+        "responses": {cell.method: examples.responses(cell, results, asked) for cell in results.methods},
+        "studies": [{"table": table, "chart": drawn(figure)} for table, figure in studies.studies(results)],
+        "calibration_caveat": studies.calibration_caveat(results),
+    }
+
+
+def scales(thresholds: dict[str, Any]) -> dict[str, str]:
+    """The rules of the verdicts."""
+    return {
+        "kl": scale(thresholds["kl_nats"], " nats"),
+        "perplexity": scale(thresholds["perplexity_change_percent"], " %"),
+    }
