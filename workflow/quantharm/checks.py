@@ -161,12 +161,11 @@ def kernel_difference(matrix, module, inputs: torch.Tensor) -> float:
 
 
 def difference_from(weight: torch.Tensor, matrix, module, inputs: torch.Tensor) -> float:
-    measured = module(inputs)
+    measured = module(inputs.unsqueeze(0))[0]  # [batch, tokens, columns], as the model calls it
     if module.bias is not None:
         measured = measured - module.bias.to(measured)
-    exact = inputs.float()
-    multiplied = matrix.round_inputs(exact.cpu()).to(exact.device) if matrix.round_inputs else exact
-    return relative_difference(measured, multiplied @ weight.t())
+    multiplied = matrix.round_inputs(inputs.cpu()).to(inputs.device) if matrix.round_inputs else inputs
+    return relative_difference(measured, multiplied.float() @ weight.t())
 
 
 def check_kernel(model, matrices: list, tokens: list[int]) -> Check:

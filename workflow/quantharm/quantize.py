@@ -80,7 +80,7 @@ def inspect_checkpoint(record: dict[str, Any], device: str) -> dict[str, Any]:
         "quantized_modules": sorted(quantized),
         "quantized_weights": sum(m.rows * m.columns for m in matrices),
         "quantizable_weights": sum(m.rows * m.columns for m in matrices) + sum(kept.values()),
-        "kept_modules": sorted({*quantized_layers.plain_linears(model), *kept}),
+        "kept_modules": sorted({*quantized_layers.plain_linears(model, quantized), *kept}),
         "output_head": quantized_layers.head_name(model),
     }
 

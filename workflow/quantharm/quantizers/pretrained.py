@@ -27,7 +27,7 @@ def quantize(source, settings, dtype, device, gpus, output: Path, calibration) -
 
 
 def load(folder: Path, settings, source, dtype: str, device: str, gpus: int):
-    from quantharm.models.loading import load_checkpoint
+    from quantharm.models.loading import load_checkpoint, torch_dtype
     from quantharm.quantizers.formats import families
     from quantharm.quantizers.stored_states import refuse_damaged
 
@@ -36,6 +36,7 @@ def load(folder: Path, settings, source, dtype: str, device: str, gpus: int):
     trusted = {key: resolved[key] for key in ("trust_remote_code", "allow_pickle")}
     with families.loading(folder, settings["backend"], dtype, device) as arguments:
         model = load_checkpoint(folder, source | trusted, dtype, device, gpus, **arguments)
+    families.finish(model, folder, torch_dtype(dtype))
     refuse_damaged(model, folder)
     compute_in(model, dtype)
     return model

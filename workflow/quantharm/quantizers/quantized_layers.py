@@ -27,7 +27,7 @@ class QuantizedMatrix:
     # [rows, columns] float32, from the file, by arithmetic of our own; None where nobody here knows how
     dequantize: Callable[[], torch.Tensor] | None
     codes: Callable[[], torch.Tensor] | None = None  # [rows, columns] integers that the file holds
-    # [n, columns] float32 → what is multiplied, of a format that rounds the inputs as well (LLM.int8, W8A8, FP8)
+    # [n, columns] inputs → what is multiplied, of a format that rounds the inputs as well (LLM.int8, W8A8, FP8)
     round_inputs: Callable[[torch.Tensor], torch.Tensor] | None = None
     held_dequantized: bool = False  # unpacked to a plain linear layer as it was loaded
 
@@ -69,11 +69,9 @@ def quantized_matrices(model, checkpoint: Path, quantizer: str) -> list[Quantize
     inspect = quantizer_named(quantizer).inspect
     matrices = []
     for name, module in model.named_modules():
-        if inspect(name, module, checkpoint) is None:
-            continue
-        matrix = inspect(stored_name(model, name), module, checkpoint)  # what it stands for is read by the file's name
-        assert matrix is not None
-        matrices.append(dataclasses.replace(matrix, name=name))
+        if next(module.children(), None) is None:  # what it stands for is read by the name in the file
+            matrix = inspect(stored_name(model, name), module, checkpoint)
+            matrices += [] if matrix is None else [dataclasses.replace(matrix, name=name)]
     return matrices
 
 
@@ -87,9 +85,9 @@ def stored_name(model, module: str) -> str:
     return key.removesuffix(".weight")
 
 
-def plain_linears(model) -> list[str]:
-    """Names of the linear layers left in 16 bits or more."""
-    return [name for name, module in model.named_modules() if type(module) is torch.nn.Linear]
+def plain_linears(model, quantized: Collection[str] = ()) -> list[str]:
+    """Names of the linear layers left in 16 bits or more; `quantized`: those that were unpacked as they were loaded."""
+    return [name for name, module in model.named_modules() if type(module) is torch.nn.Linear and name not in quantized]
 
 
 def quantizable(model) -> dict[str, torch.nn.Parameter]:

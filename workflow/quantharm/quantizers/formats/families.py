@@ -12,9 +12,9 @@ from typing import Any
 
 from quantharm.common.checkpoint_files import read_checkpoint_config
 from quantharm.common.errors import UserError
-from quantharm.quantizers.formats import awq, bitsandbytes
+from quantharm.quantizers.formats import awq, bitsandbytes, compressed_tensors, gptq
 
-FAMILIES: tuple[ModuleType, ...] = (awq, bitsandbytes)
+FAMILIES: tuple[ModuleType, ...] = (awq, bitsandbytes, compressed_tensors, gptq)
 SKIPPED_KEYS = ("llm_int8_skip_modules", "modules_to_not_convert")
 
 
@@ -75,6 +75,13 @@ def loading(checkpoint: Path, backend: str | None, dtype: str, device: str) -> I
         return
     with own(stated, backend, dtype, device) as arguments:
         yield arguments
+
+
+def finish(model, checkpoint: Path, dtype) -> None:
+    """What is left to do on a model that was just loaded; dtype: what it is to compute in."""
+    own = getattr(family_of(stated_quantization(checkpoint)), "finish", None)
+    if own:
+        own(model, dtype)
 
 
 def inspect(name: str, module, checkpoint: Path):

@@ -39,8 +39,12 @@ Headers = dict[str, Header]  # {rest of the tensor's name after the module's: he
 
 def module_headers(checkpoint: Path, module: str) -> Headers:
     """The tensors of one module (and of those below it); none of a module that the files do not know."""
-    files = tuple((path, path.stat().st_mtime_ns, path.stat().st_size) for path in weight_files(checkpoint))
-    return headers_by_module(files).get(module, {})
+    return headers_of_files(weight_files(checkpoint)).get(module, {})
+
+
+def headers_of_files(files: list[Path]) -> dict[str, Headers]:
+    """{module: its headers} of safetensors files, read once for as long as they do not change."""
+    return headers_by_module(tuple((path, path.stat().st_mtime_ns, path.stat().st_size) for path in files))
 
 
 @functools.lru_cache(maxsize=4)

@@ -1,0 +1,63 @@
+"""Checkpoints by their own libraries, read as `pretrained`: what is asked of each."""
+
+import os
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+import transformers
+
+from quantharm import checks, fetch
+
+IDS = [0, 5, 77, 200, 31, 8, 9, 250, 3]
+
+
+@pytest.fixture(scope="session")
+def foreign(make_cell):
+    """foreign(folder, dtype): the cell of a third party's checkpoint, as a method of its model."""
+
+    def read(folder: Path, dtype: str = "float32") -> SimpleNamespace:
+        source = fetch.describe("theirs", str(folder), Path(folder), None, False, False)
+        return make_cell(source, "pretrained", {"resolved": source, "backend": None}, dtype)
+
+    return read
+
+
+@pytest.fixture(scope="session")
+def bare_logits():
+    """bare_logits(folder, dtype, **settings): what a plain loop over transformers gives, [T, vocabulary]."""
+
+    def run(folder: Path, dtype: str = "float32", **settings) -> torch.Tensor:
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            folder, dtype=getattr(torch, dtype), device_map={"": "cpu"}, **settings
+        )
+        return model(torch.tensor([IDS])).logits[0]
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def passes():
+    """Raises unless a cell passes the checks that concern its format; returns what `kernel` measured."""
+
+    def check(cell: SimpleNamespace, measured_bits: float) -> float:
+        kernel = checks.check_kernel(cell.model, cell.matrices, IDS)
+        real = checks.check_method_is_real(cell.record, cell.matrices, cell.model)
+        bits = checks.check_bits_per_weight(cell.record)
+        assert [c["status"] for c in (kernel, real, bits)] == ["pass"] * 3, (kernel, real, bits)
+        assert cell.record["bits_per_weight"] == pytest.approx(measured_bits, rel=1e-3)
+        return kernel["value"]
+
+    return check
+
+
+@pytest.fixture(scope="session")
+def logits_of():
+    return lambda cell: cell.model(torch.tensor([IDS])).logits[0]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quiet_libraries():
+    os.environ["GPTQMODEL_CPU_WORKERS"] = "2"  # its pool of threads wants two
+    os.environ.setdefault("LOGURU_LEVEL", "ERROR")

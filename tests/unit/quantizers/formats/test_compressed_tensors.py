@@ -1,0 +1,180 @@
+"""compressed-tensors, by the library itself: each preset from its own scheme, observer and compressor."""
+
+import copy
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from quantharm import checks
+from quantharm.common.errors import UserError
+from quantharm.quantizers.formats import activations, compressed_tensors, packing
+
+# preset → bits a weight of the 64-wide model: codes, bfloat16 scales, 16 bytes of shape, a global scale
+BITS = {
+    "W4A16": 4.5243, "W4A16_ASYM": 4.6493, "W3A16": 3.5243, "W8A8": 8.2222, "FP8": 8.0030, "FP8_DYNAMIC": 8.2222,
+    "FP8_BLOCK": 8.0156, "NVFP4A16": 4.5061, "NVFP4": 4.5061, "MXFP4": 4.2500, "MXFP8": 8.2500,
+}  # fmt: skip
+ROUNDS = ("W8A8", "FP8", "FP8_DYNAMIC", "FP8_BLOCK", "NVFP4", "MXFP4", "MXFP8")
+UNREADABLE_BARE = "W4A16_ASYM"  # transformers makes room for unpacked zero points, and refuses the file's
+SMALL_GROUP, SMALL_BLOCK = 32, [32, 32]
+
+
+def scheme_for(preset: str, targets=("Linear",)):
+    from compressed_tensors.quantization import QuantizationScheme
+    from compressed_tensors.quantization.quant_scheme import PRESET_SCHEMES
+
+    arguments = copy.deepcopy(PRESET_SCHEMES[preset])
+    if preset.startswith(("W3", "W4")):
+        arguments["weights"].group_size = SMALL_GROUP
+    if preset == "FP8_BLOCK":
+        arguments["weights"].block_structure = SMALL_BLOCK
+        arguments["input_activations"].group_size = SMALL_GROUP
+    return QuantizationScheme(targets=list(targets), **arguments)
+
+
+def observe(module) -> None:
+    """The library's scales and zero points of one linear layer, from the extremes that it takes."""
+    from compressed_tensors.quantization.utils import calculate_qparams, generate_gparam
+
+    weights, inputs = module.quantization_scheme.weights, module.quantization_scheme.input_activations
+    whole, weight = None, module.weight
+    if weights.strategy == "tensor_group":
+        whole = generate_gparam(weight.min(), weight.max())
+        module.weight_global_scale.data.copy_(whole)
+    if weights.strategy == "block":
+        tall, wide = weights.block_structure
+        parts = weight.unflatten(1, (-1, wide)).unflatten(0, (-1, tall)).transpose(1, 2).flatten(2)
+    else:
+        parts = {"tensor": weight.reshape(1, -1), "channel": weight.unsqueeze(1)}.get(weights.strategy)
+        parts = weight.unflatten(-1, (-1, weights.group_size)) if parts is None else parts
+    scale, zero = calculate_qparams(parts.amin(-1), parts.amax(-1), weights, global_scale=whole)
+    module.weight_scale.data = scale.reshape(module.weight_scale.shape).to(module.weight_scale.dtype)
+    if hasattr(module, "weight_zero_point"):
+        module.weight_zero_point.data = zero.reshape(module.weight_zero_point.shape).to(module.weight_zero_point.dtype)
+    if inputs is not None and not inputs.dynamic:
+        module.input_scale.data.fill_(4 / 448)
+    if hasattr(module, "input_global_scale"):
+        module.input_global_scale.data.fill_(448 * 6 / 4)
+
+
+@pytest.fixture(scope="module")
+def theirs(tiny, byte_tokenizer, tmp_path_factory):
+    """theirs(name, *schemes): the folder of a model that the library compressed by them."""
+    from compressed_tensors.compressors import ModelCompressor
+    from compressed_tensors.quantization import QuantizationConfig, QuantizationStatus, apply_quantization_config
+
+    made = {}
+
+    def make(name: str, *schemes):
+        if name not in made:
+            folder = tmp_path_factory.mktemp(name)
+            model = tiny("llama", torch.bfloat16)
+            groups = {f"group_{i}": scheme for i, scheme in enumerate(schemes or [scheme_for(name)])}
+            apply_quantization_config(model, QuantizationConfig(config_groups=groups, ignore=["lm_head"]))
+            for module in model.modules():
+                if getattr(module, "quantization_scheme", None) is not None:
+                    observe(module)
+                    module.quantization_status = QuantizationStatus.FROZEN
+            compressor = ModelCompressor.from_pretrained_model(model)
+            compressor.compress_model(model)
+            model.save_pretrained(folder)
+            byte_tokenizer().save_pretrained(folder)
+            compressor.update_config(folder)
+            made[name] = folder
+        return made[name]
+
+    return make
+
+
+@pytest.mark.parametrize("preset", BITS)
+def test_each_preset_is_read_as_transformers_reads_it(preset, theirs, foreign, bare_logits, passes, logits_of):
+    cell = foreign(theirs(preset), "bfloat16")
+    assert len(cell.matrices) == 14
+    assert all(m.held_dequantized for m in cell.matrices)
+    assert all((m.round_inputs is not None) == (preset in ROUNDS) for m in cell.matrices)
+    assert passes(cell, BITS[preset]) < 0.005
+    assert cell.record["kept_modules"] == ["lm_head"]
+    if preset != UNREADABLE_BARE and cell.model.dtype == torch.bfloat16:
+        assert checks.mean_kl(bare_logits(theirs(preset), "bfloat16"), logits_of(cell)) < 1e-6
+
+
+@pytest.mark.parametrize("preset", ["NVFP4", "MXFP8", "FP8_DYNAMIC"])
+def test_in_float32_it_computes_in_float32(preset, theirs, foreign, passes, logits_of):
+    """transformers unpacks NVFP4 and MX to bfloat16 whatever the model's dtype is, and cannot multiply that."""
+    cell = foreign(theirs(preset))
+    assert {p.dtype for m in cell.model.modules() for p in m.parameters(recurse=False)} <= {torch.float32}
+    assert passes(cell, BITS[preset]) < 0.005
+    assert logits_of(cell).isfinite().all()
+
+
+def test_without_rounded_inputs_the_reference_would_not_fit(theirs, foreign):
+    import dataclasses
+
+    cell = foreign(theirs("MXFP4"), "bfloat16")
+    plain = [dataclasses.replace(m, round_inputs=None) for m in cell.matrices]
+    assert checks.check_kernel(cell.model, plain, [0, 5, 77, 200])["status"] == "fail"
+
+
+def test_a_mixture_of_schemes(theirs, foreign, passes):
+    """Attention in W8A8, the MLP in W4A16, and one layer that no group targets."""
+    attention, mlp = r"re:.*self_attn\.(q|k|v)_proj", r"re:.*mlp.*"
+    folder = theirs("mixed", scheme_for("W8A8", [attention]), scheme_for("W4A16", [mlp]))
+    cell = foreign(folder, "bfloat16")
+    assert len(cell.matrices) == 12  # without o_proj
+    rounded = {m.name for m in cell.matrices if m.round_inputs}
+    assert len(rounded) == 6
+    assert all("self_attn" in name for name in rounded)
+    passes(cell, cell.record["bits_per_weight_formula"])
+
+
+def test_a_changed_scale_fails_the_kernel_check(theirs, foreign):
+    cell = foreign(theirs("W4A16"), "bfloat16")
+    cell.model.get_submodule("model.layers.0.mlp.up_proj").weight[:8] *= 3
+    assert checks.check_kernel(cell.model, cell.matrices, [0, 5, 77, 200])["status"] == "fail"
+
+
+def test_a_file_that_lacks_a_scale_is_refused(theirs, foreign, tmp_path):
+    folder = theirs("W4A16")
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["model.layers.0.mlp.up_proj.weight_scale"]
+    for path in folder.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match="up_proj"):
+        foreign(tmp_path, "bfloat16")
+
+
+def test_a_format_that_is_not_read_is_refused_by_name(theirs, tmp_path):
+    config = json.loads((theirs("W4A16") / "config.json").read_text())["quantization_config"]
+    assert compressed_tensors.unreadable(config, "cpu") is None
+    assert "marlin-24 is not read here" in compressed_tensors.unreadable(config | {"format": "marlin-24"}, "cpu")
+
+
+# ---------------------------------------------------------------- arithmetic by hand
+
+
+def test_words_are_unpacked_over_their_ends():
+    numbers = torch.randint(0, 8, (3, 21), generator=torch.Generator().manual_seed(0))
+    words = [sum(n << (3 * i) for i, n in enumerate(line)) for line in numbers.tolist()]
+    packed = torch.tensor([[w & 0xFFFFFFFF, w >> 32] for w in words])
+    packed = torch.where(packed >= 2**31, packed - 2**32, packed).int()
+    assert torch.equal(packing.unpack_words(packed, 3, 21), numbers)
+
+
+def test_fp4_and_exponents_by_hand():
+    assert packing.unpack_fp4(torch.tensor([[0x1F, 0x72]], dtype=torch.uint8)).tolist() == [[-6.0, 0.5, 1.0, 6.0]]
+    assert packing.exponent_scale(torch.tensor([127, 128, 120], dtype=torch.uint8)).tolist() == [1.0, 2.0, 2.0**-7]
+
+
+def test_rounding_of_inputs_by_hand():
+    # to even where two are as near: 2.5 lies between 2 and 3, of which 2 has the even code; 5 between 4 and 6
+    values = torch.tensor([0.2, 0.25, 0.75, 2.5, 3.5, 5.0, -7.0])
+    assert activations.nearest_fp4(values).tolist() == [0.0, 0.0, 1.0, 2.0, 4.0, 4.0, -6.0]
+    groups = torch.tensor([[1.0, 0.5, -0.3, 0.0]])
+    by_hand = torch.tensor([[127.0, 64.0, -38.0, 0.0]]) / 127.5
+    torch.testing.assert_close(activations.integers(groups, 8, symmetric=True), by_hand)
+    assert activations.mx(torch.tensor([[6.0, 0.3]]), 4).tolist() == [[6.0, 0.5]]  # scale 1: 0.3 is nearest to 0.5
+    assert float(activations.power_of_two_scale(torch.tensor([[7.5]]), 4)) == 2.0  # within a quarter of 8
+    assert float(activations.power_of_two_scale(torch.tensor([[6.9]]), 4)) == 1.0

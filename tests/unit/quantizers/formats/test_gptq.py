@@ -1,0 +1,116 @@
+"""GPTQ, by gptqmodel itself and packed by hand."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from quantharm import checks
+from quantharm.quantizers.formats import gptq
+
+
+@pytest.fixture(scope="module")
+def theirs(tiny, byte_tokenizer, tmp_path_factory):
+    """By gptqmodel: 4 bits in groups of 32 in the order of activations, one kind in 8 bits, one layer left alone."""
+    from gptqmodel import GPTQModel, QuantizeConfig
+
+    folder = tmp_path_factory.mktemp("gptq")
+    tiny("llama", torch.bfloat16).save_pretrained(folder / "source")
+    byte_tokenizer().save_pretrained(folder / "source")
+    random = torch.Generator().manual_seed(0)
+    samples = [torch.randint(2, 250, (64,), generator=random).tolist() for _ in range(8)]
+    dynamic = {r"+:.*mlp\.down_proj": {"bits": 8, "group_size": 64}, r"-:.*layers\.1\..*v_proj": {}}
+    config = QuantizeConfig(bits=4, group_size=32, desc_act=True, sym=False, dynamic=dynamic)
+    with torch.enable_grad():
+        model = GPTQModel.load(str(folder / "source"), config, device="cpu")
+        model.quantize([{"input_ids": ids, "attention_mask": [1] * 64} for ids in samples], batch_size=1)
+    model.save(str(folder / "quantized"))
+    torch.set_grad_enabled(False)
+    return folder / "quantized"
+
+
+@pytest.fixture(scope="module")
+def cell(theirs, foreign):
+    return foreign(theirs)
+
+
+def test_it_is_read_whatever_bits_each_matrix_has(cell, passes):
+    assert len(cell.matrices) == 13
+    assert passes(cell, 5.9107) < 1e-5  # in float32: our arithmetic twice
+    assert cell.record["linear_classes"] == ["TorchLinear"]
+    kept = checks.check_method_is_real(cell.record, cell.matrices, cell.model)["explanation"]
+    assert "its config excludes 1 others" in kept
+
+
+def test_it_dequantizes_as_gptqmodel_does(theirs, foreign):
+    model = foreign(theirs, "bfloat16")
+    for matrix in model.matrices:
+        layer = model.model.get_submodule(matrix.name)
+        expected = layer.dequantize_weight().float().t()
+        torch.testing.assert_close(matrix.dequantize(), expected, rtol=2**-7, atol=1e-6)
+    assert checks.check_kernel(model.model, model.matrices, [0, 5, 77, 200])["status"] == "pass"
+
+
+def test_groups_are_in_the_order_that_the_file_states(cell, theirs):
+    tensors = load_file(theirs / "model.safetensors")
+    order = tensors["model.layers.0.self_attn.q_proj.g_idx"]
+    assert order.diff().min() < 0  # not neighbours
+    matrix = next(m for m in cell.matrices if m.name.endswith("layers.0.self_attn.q_proj"))
+    steps = matrix.dequantize().sort(1).values
+    by_group = torch.stack([steps[0, (order == g).nonzero()[:, 0]] for g in range(2)])
+    assert by_group.shape == (2, 32)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("first", [True, False])
+def test_packed_by_hand(bits, first):
+    """Codes and zero points laid into a long integer, word by word; the first version stores zero points less 1."""
+    random = torch.Generator().manual_seed(bits)
+    rows, columns, group = 32, 64, 32
+    codes = torch.randint(0, 2**bits, (columns, rows), generator=random)
+    zeros = torch.randint(1, 2**bits, (columns // group, rows), generator=random)
+    scales = torch.rand(columns // group, rows, generator=random).half()
+
+    def packed(lines):  # [n, numbers] → [n, words]
+        words = []
+        for line in lines.tolist():
+            long = sum(number << (bits * i) for i, number in enumerate(line))
+            unsigned = [(long >> (32 * i)) & 0xFFFFFFFF for i in range(len(line) * bits // 32)]
+            words.append([word - 2**32 if word >= 2**31 else word for word in unsigned])
+        return torch.tensor(words, dtype=torch.int32)
+
+    tensors = {
+        "qweight": packed(codes.t()).t().contiguous(),
+        "qzeros": packed(zeros - 1 if first else zeros),
+        "scales": scales,
+    }
+    by_hand = torch.stack(
+        [(codes[c] - zeros[c // group]).float() * scales[c // group].float() for c in range(columns)], dim=1
+    )
+    torch.testing.assert_close(gptq.dequantize(tensors, bits, first), by_hand)
+    order = torch.randperm(columns, generator=random) // group
+    by_order = torch.stack(
+        [(codes[c] - zeros[order[c]]).float() * scales[order[c]].float() for c in range(columns)], dim=1
+    )
+    torch.testing.assert_close(gptq.dequantize(tensors | {"g_idx": order.int()}, bits, first), by_order)
+
+
+def test_a_changed_scale_fails_the_kernel_check(theirs, foreign):
+    broken = foreign(theirs, "bfloat16")
+    broken.model.get_submodule("model.layers.1.mlp.down_proj").scales[0, :8] *= 3
+    assert checks.check_kernel(broken.model, broken.matrices, [0, 5, 77, 200])["status"] == "fail"
+
+
+def test_autorounds_own_packing_is_the_same_layout(theirs, foreign, logits_of, cell, tmp_path):
+    """As auto-round writes it: its own quant_method and the first version's zero points."""
+    save_file(load_file(theirs / "model.safetensors"), tmp_path / "model.safetensors", metadata={"format": "pt"})
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / name).write_bytes((theirs / name).read_bytes())
+    config = json.loads((theirs / "config.json").read_text())
+    own = {"quant_method": "auto-round", "packing_format": "auto_round:auto_gptq", "bits": 4, "group_size": 32}
+    own |= {"sym": False, "extra_config": {"model.layers.1.self_attn.v_proj": {"bits": 16}}}
+    (tmp_path / "config.json").write_text(json.dumps(config | {"quantization_config": own}))
+    read = foreign(tmp_path)
+    assert torch.equal(logits_of(read), logits_of(cell))
+    assert checks.check_method_is_real(read.record, read.matrices, read.model)["status"] == "pass"

@@ -1,0 +1,236 @@
+"""compressed-tensors, as llm-compressor and AutoRound write it: W4A16, W8A8, FP8, NVFP4, MXFP4 and mixtures of them.
+
+    pack-quantized         weight_packed [rows, ⌈columns · bits / 32⌉] int32, codes plus 2^(bits-1), low bits first;
+                           weight_scale [rows, groups]; weight_zero_point packed along the rows; weight_shape, 2 × int64
+    int-quantized          weight [rows, columns] int8, weight_scale a row (or a matrix)
+    float-quantized        weight float8_e4m3fn, weight_scale a row, a matrix, a group or a block
+    nvfp4-pack-quantized   weight_packed [rows, columns / 2] uint8 (E2M1), weight_scale float8 a group of 16, divided by
+                           weight_global_scale, a float32 a matrix
+    mxfp4-, mxfp8-…        weight_scale uint8 a group of 32, a power of two (E8M0)
+
+Inputs are rounded where the config says so (`input_activations`). transformers multiplies FP8 by row as it is, on a
+GPU; it unpacks the others to 16 bits when they are loaded, and rounds the inputs of plain linear layers.
+"""
+
+import contextlib
+import re
+from collections.abc import Callable, Collection, Iterator
+from pathlib import Path
+from typing import Any
+
+METHODS = ("compressed-tensors", "compressed_tensors")
+KERNEL = "CompressedTensorsFP8Linear"
+KNOWN_FORMATS = (
+    "dense", "pack-quantized", "int-quantized", "float-quantized", "naive-quantized", "nvfp4-pack-quantized",
+    "mxfp4-pack-quantized", "mxfp8-quantized", "mixed-precision",
+)  # fmt: skip
+INT64_PAIR = 16  # bytes of weight_shape
+MX_BITS = {"mxfp4": 4, "mxfp8": 8}
+
+Scheme = dict[str, Any]  # {weights, input_activations, format}: each of the first two a dict of settings or None
+
+
+def unreadable(stated: dict[str, Any], device: str) -> str | None:
+    import importlib.util
+
+    if importlib.util.find_spec("compressed_tensors") is None:
+        return "the package compressed-tensors is missing; install what envs/evaluation.txt pins"
+    if stated.get("sparsity_config") and stated["sparsity_config"].get("format", "dense") != "dense":
+        return f"its weights are sparse ({stated['sparsity_config']['format']}), which is not read here"
+    formats = [stated.get("format"), *(group.get("format") for group in groups_of(stated))]
+    unknown = sorted({str(name) for name in formats if name is not None and name not in KNOWN_FORMATS})
+    return f"its format {unknown[0]} is not read here; {', '.join(KNOWN_FORMATS)} are" if unknown else None
+
+
+def groups_of(stated: dict[str, Any]) -> list[Scheme]:
+    return list((stated.get("config_groups") or {}).values())
+
+
+@contextlib.contextmanager
+def loading(stated: dict[str, Any], backend: str | None, dtype: str, device: str) -> Iterator[dict[str, Any]]:
+    """Weights alone are unpacked as they are read; FP8 by row keeps its kernel on a GPU; `finish` unpacks the rest.
+
+    transformers unpacks as it reads by one scheme for all layers, so a mixture is not left to that.
+    """
+    from transformers import CompressedTensorsConfig
+
+    from quantharm.common.errors import UserError
+
+    if backend:
+        raise UserError(f"`backend: {backend}` is for AWQ and GPTQ checkpoints; remove it")
+    groups = groups_of(stated)
+    weights_only = len(groups) == 1 and not groups[0].get("input_activations")
+    by_row = all(is_fp8_by_row(group) for group in groups)
+    yield {
+        "quantization_config": CompressedTensorsConfig(
+            dequantize=weights_only, use_optimized_inference=device == "cuda" and by_row
+        )
+    }
+
+
+def is_fp8_by_row(scheme: Scheme) -> bool:
+    weights, inputs = scheme.get("weights") or {}, scheme.get("input_activations") or {}
+    fp8 = weights.get("type") == inputs.get("type") == "float" and weights.get("num_bits") == 8
+    return fp8 and weights.get("strategy") in ("tensor", "channel") and inputs.get("strategy") == "token"
+
+
+def finish(model, dtype) -> None:
+    """Unpack what transformers would at the first call of the whole model, which is never called here.
+
+    In `dtype`: NVFP4 and MX are unpacked to bfloat16 in any model, which a float32 one cannot multiply.
+    """
+    import torch
+
+    if hasattr(model, "ct_decompress_hook"):
+        model.hf_quantizer.compressor.decompress_model(model)
+        for module in model.modules():
+            if type(module) is torch.nn.Linear and module.weight.is_floating_point():
+                module.weight.data = module.weight.data.to(dtype)
+
+
+def matches(pattern: str, name: str, kind: str) -> bool:
+    """Whether a target or an ignored pattern means a module: by name, by `re:` from its beginning, or by class."""
+    if pattern.startswith("re:"):
+        return re.match(pattern.removeprefix("re:"), name) is not None
+    return pattern in (name, kind)
+
+
+def scheme_of(stated: dict[str, Any], name: str, kind: str = "Linear") -> Scheme | None:
+    """The group of settings that a module is quantized by; None where it is left alone."""
+    if any(matches(pattern, name, kind) for pattern in stated.get("ignore") or []):
+        return None
+    named = [g for g in groups_of(stated) if any(matches(t, name, "") for t in g.get("targets") or [])]
+    by_class = [g for g in groups_of(stated) if any(matches(t, "", kind) for t in g.get("targets") or [])]
+    return next(iter(named + by_class), None)
+
+
+def excluded(stated: dict[str, Any], names: Collection[str]) -> set[str]:
+    return {name for name in names if scheme_of(stated, name) is None}
+
+
+def inspect(name: str, module, checkpoint: Path):
+    """A linear layer whose weight the file holds packed, or as integers or 8-bit floats."""
+    from quantharm.quantizers.formats.families import stated_quantization
+    from quantharm.quantizers.formats.files import is_held_dequantized, module_headers, module_tensors, stored_bytes
+    from quantharm.quantizers.quantized_layers import QuantizedMatrix
+
+    if type(module).__name__ != KERNEL and not is_held_dequantized(module):
+        return None
+    headers = module_headers(checkpoint, name)
+    plain = headers.get("weight")
+    scheme = scheme_of(stated_quantization(checkpoint), name)
+    if scheme is None or ("weight_packed" not in headers and (plain is None or plain.dtype not in ("I8", "F8_E4M3"))):
+        return None
+    rows, columns = module.out_features, module.in_features
+    return QuantizedMatrix(
+        name,
+        rows,
+        columns,
+        stored_bytes=stored_bytes(headers, "input_scale", "input_zero_point", "input_global_scale"),
+        formula_bytes=formula_bytes(scheme["weights"], rows, columns, headers),
+        dequantize=lambda: dequantize(module_tensors(checkpoint, name), scheme["weights"], rows, columns),
+        round_inputs=rounding_of(scheme.get("input_activations"), checkpoint, name, type(module).__name__ == KERNEL),
+        held_dequantized=type(module).__name__ != KERNEL,
+    )
+
+
+def scale_count(weights: dict[str, Any], rows: int, columns: int) -> int:
+    """Scales of a matrix, by the strategy that the config states."""
+    strategy, group = weights["strategy"], weights.get("group_size") or columns
+    if strategy == "block":
+        tall, wide = weights["block_structure"]
+        return -(-rows // tall) * -(-columns // wide)
+    return {"tensor": 1, "channel": rows}.get(strategy, rows * -(-columns // group))
+
+
+def formula_bytes(weights: dict[str, Any], rows: int, columns: int, headers) -> float:
+    """Codes, scales, zero points, the global scale and the shape; how wide a scale is the model's dtype decides."""
+    bits, scales = weights["num_bits"], scale_count(weights, rows, columns)
+    if "weight_packed" in headers and headers["weight_packed"].dtype == "I32":
+        total = rows * 4 * -(-columns * bits // 32) + INT64_PAIR
+        zeros = 4 * -(-rows * bits // 32) * (scales // rows)
+    else:
+        total, zeros = rows * columns * max(bits, 4) / 8, scales
+    scale_bytes = headers["weight_scale"].bytes / headers["weight_scale"].elements
+    total += scales * scale_bytes + (0 if weights.get("symmetric", True) else zeros)
+    return total + (4 if "weight_global_scale" in headers else 0)
+
+
+def dequantize(tensors: dict[str, Any], weights: dict[str, Any], rows: int, columns: int):
+    """The matrix in the file: (code - zero) × scale; [rows, columns] float32."""
+    import torch
+
+    from quantharm.quantizers.formats.packing import expand, exponent_scale, unpack_fp4, unpack_words
+
+    bits, zeros = weights["num_bits"], tensors.get("weight_zero_point")
+    if "weight_packed" not in tensors:
+        codes = tensors["weight"].float()
+        zeros = None if zeros is None else zeros.float()
+    elif tensors["weight_packed"].dtype == torch.uint8:
+        codes, zeros = unpack_fp4(tensors["weight_packed"]), None
+    else:
+        codes = (unpack_words(tensors["weight_packed"], bits, columns) - 2 ** (bits - 1)).float()
+        if zeros is not None:  # packed along the rows
+            zeros = (unpack_words(zeros.t(), bits, rows).t() - 2 ** (bits - 1)).float()
+    scales = tensors["weight_scale"]
+    scales = exponent_scale(scales) if scales.dtype == torch.uint8 else scales.float()
+    if "weight_global_scale" in tensors:
+        scales = scales / tensors["weight_global_scale"].float()
+    order = tensors.get("weight_g_idx")
+    if order is not None and int(order.min()) >= 0:  # groups of columns that are not neighbours
+        scales, zeros = scales[:, order.long()], None if zeros is None else zeros[:, order.long()]
+    elif weights["strategy"] == "block":
+        tall, wide = weights["block_structure"]
+        scales = scales.repeat_interleave(tall, 0)[:rows].repeat_interleave(wide, 1)[:, :columns]
+    scales = expand(scales, rows, columns)
+    return codes * scales if zeros is None else (codes - expand(zeros, rows, columns)) * scales
+
+
+def rounding_of(inputs: dict[str, Any] | None, checkpoint: Path, name: str, by_kernel: bool) -> Callable | None:
+    """What is done to the inputs before they are multiplied; None where the config leaves them alone.
+
+    The kernel for FP8 on a GPU rounds each row by its own largest number, whatever the config says.
+    """
+    import torch
+
+    from quantharm.quantizers.formats import activations
+    from quantharm.quantizers.formats.files import module_tensors
+
+    if not inputs:
+        return None
+    bits, group = inputs["num_bits"], inputs.get("group_size")
+    fp8 = inputs["type"] == "float" and bits == 8
+    if by_kernel:
+        return lambda values: activations.fp8_dynamic(values.float())
+
+    def rounded(values: torch.Tensor) -> torch.Tensor:
+        own = module_tensors(checkpoint, name)
+        if not inputs.get("dynamic"):  # one scale, found in calibration
+            scale, zero = (
+                own["input_scale"].to(values.dtype),
+                own.get("input_zero_point", torch.zeros(1)).to(values.dtype),
+            )
+            least = -(2 ** (bits - 1))
+            whole = (values / scale + zero).clamp(least, least + 2**bits - 1).round()
+            return activations.fp8(values, scale) if fp8 else (whole - zero) * scale
+        groups = values.flatten()[None] if inputs["strategy"] == "tensor" else values
+        groups = groups.unflatten(-1, (-1, group)) if inputs["strategy"] in ("group", "tensor_group") else groups
+        if inputs["strategy"] == "tensor_group":
+            done = activations.nvfp4(groups, float(own["input_global_scale"]))
+        elif inputs["type"] == "float" and group == 32 and "uint8" in str(inputs.get("scale_dtype")):
+            done = activations.mx(groups, bits)
+        else:
+            done = (
+                activations.fp8_dynamic(groups)
+                if fp8
+                else activations.integers(groups, bits, inputs.get("symmetric", True))
+            )
+        return done.reshape(values.shape)
+
+    return rounded
+
+
+def compute_in_float32(model) -> None:
+    from quantharm.models.compute import to_float32
+
+    to_float32(model)

@@ -1,0 +1,220 @@
+"""GPTQ (Frantar et al. 2022), by gptqmodel, AutoGPTQ and AutoRound: integers in groups of input channels, in any order.
+
+    qweight  [inputs · bits / 32, outputs] int32, codes from the low bits up, over the ends of words (3 bits)
+    qzeros   [groups, outputs · bits / 32] int32, less 1 in the first version of the format (`gptq`), as they are in
+             the second (`gptq_v2`, AutoRound's `auto_round`)
+    scales   [groups, outputs] float16
+    g_idx    [inputs] int32, the group of each input channel: neighbours, or any (`desc_act`); optional
+
+Formula: bits a weight, 16 + bits a group, 32 an input channel for g_idx. Bits and groups are read off each matrix, so
+mixtures are loaded as well. transformers leaves it to the package optimum, which knows no mixtures, to put gptqmodel's
+linear layers in place; here they are put wherever the file has a qweight.
+"""
+
+import contextlib
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Any
+
+from quantharm.common.errors import UserError
+
+METHODS = ("gptq", "auto-round", "auto_round")
+DEFAULT_BACKEND = {"cuda": "gptq_triton", "cpu": "gptq_torch"}
+FIRST, SECOND = "gptq", "gptq_v2"
+PACKINGS = {"auto_round:auto_gptq": FIRST, "auto_round": SECOND, "auto_round:gptqmodel": SECOND}
+
+
+def format_of(stated: dict[str, Any]) -> str | None:
+    """`gptq` or `gptq_v2`, None for another layout."""
+    if "packing_format" in stated:
+        return PACKINGS.get(stated["packing_format"])
+    name = str(stated.get("checkpoint_format") or stated.get("format") or FIRST).lower()
+    return name if name in (FIRST, SECOND) else None
+
+
+def unreadable(stated: dict[str, Any], device: str) -> str | None:
+    if format_of(stated) is None:
+        layout = stated.get("packing_format") or stated.get("checkpoint_format") or stated.get("format")
+        return f"its layout is {layout}; {FIRST}, {SECOND} and AutoRound's {', '.join(PACKINGS)} are read here"
+    return None
+
+
+@contextlib.contextmanager
+def loading(stated: dict[str, Any], backend: str | None, dtype: str, device: str) -> Iterator[dict[str, Any]]:
+    """Has transformers load such a checkpoint by `reader` for as long as this lasts."""
+    from transformers.quantizers import auto
+
+    reason = unreadable(stated, device)
+    if reason:
+        raise UserError(f"this GPTQ checkpoint cannot be loaded: {reason}")
+    own = dict.fromkeys(METHODS, reader(stated, backend or DEFAULT_BACKEND[device]))
+    before = {method: auto.AUTO_QUANTIZER_MAPPING.get(method) for method in METHODS}
+    auto.AUTO_QUANTIZER_MAPPING.update(own)
+    try:
+        yield {}
+    finally:
+        auto.AUTO_QUANTIZER_MAPPING.update({method: known for method, known in before.items() if known})
+
+
+def shape_of(headers, columns: int) -> tuple[int, int]:
+    """(bits, group size) of a matrix with so many inputs, from the shapes of its tensors."""
+    return 32 * headers["qweight"].shape[0] // columns, columns // headers["scales"].shape[0]
+
+
+def reader(stated: dict[str, Any], backend: str):
+    """A quantizer of transformers that puts gptqmodel's linear layers where the file holds a qweight."""
+    from torch import nn
+    from transformers.quantizers.base import HfQuantizer
+
+    from quantharm.quantizers.formats.files import headers_of_files
+
+    class StoredGptq(HfQuantizer):
+        requires_calibration = True
+
+        def _process_model_before_weight_loading(self, model, checkpoint_files=None, device_map=None, **settings):
+            from gptqmodel.quantization import METHOD
+            from gptqmodel.utils.importer import hf_select_quant_linear_v2
+
+            by_module = headers_of_files([Path(path) for path in checkpoint_files])
+            for name, module in list(model.named_modules()):
+                headers = by_module.get(name, {})
+                if "qweight" not in headers or not isinstance(module, nn.Linear):
+                    continue
+                bits, group = shape_of(headers, module.in_features)
+                settings = {
+                    "bits": bits,
+                    "group_size": -1 if group == module.in_features else group,
+                    "desc_act": bool(stated.get("desc_act", False)),
+                    "sym": bool(stated.get("sym", True)),
+                    "format": format_of(stated),
+                }
+                layer = hf_select_quant_linear_v2(
+                    **settings, quant_method=METHOD.GPTQ, device_map=device_map, backend=backend, pack=False
+                )
+                model.set_submodule(
+                    name,
+                    layer(
+                        **settings,
+                        in_features=module.in_features,
+                        out_features=module.out_features,
+                        bias="bias" in headers,  # AutoGPTQ stored one of zeros where the model has none
+                        register_buffers=True,
+                    ).requires_grad_(False),
+                )
+
+        def _process_model_after_weight_loading(self, model, **settings):
+            from gptqmodel.utils.model import convert_gptq_v1_to_v2_format_module, hf_gptqmodel_post_init
+
+            layers = [module for module in model.modules() if is_gptq_linear(module)]
+            for layer in layers:
+                layer.optimized = True  # or a layer would be compiled, for half a minute a shape
+                if format_of(stated) == FIRST and getattr(layer, "REQUIRES_FORMAT_V2", False):
+                    convert_gptq_v1_to_v2_format_module(layer, bits=layer.bits, pack_dtype=layer.pack_dtype)
+            hf_gptqmodel_post_init(model, use_act_order=bool(stated.get("desc_act", False)))
+
+        @property
+        def is_trainable(self) -> bool:
+            return False
+
+        def is_serializable(self, *_) -> bool:
+            return True
+
+    return StoredGptq
+
+
+def is_gptq_linear(module) -> bool:
+    names = {base.__name__ for base in type(module).__mro__}
+    return "BaseQuantLinear" in names and "AWQuantLinear" not in names
+
+
+def inspect(name: str, module, checkpoint: Path):
+    """A GPTQ linear of gptqmodel: codes of 2, 3, 4 or 8 bits, a float16 scale and a zero point a group."""
+    from quantharm.quantizers.formats.families import stated_quantization
+    from quantharm.quantizers.formats.files import module_headers, stored_bytes
+    from quantharm.quantizers.quantized_layers import QuantizedMatrix, stored_tensors
+
+    if not is_gptq_linear(module):
+        return None
+    headers = module_headers(checkpoint, name)
+    rows, columns = module.out_features, module.in_features
+    bits, group = shape_of(headers, columns)
+    first = format_of(stated_quantization(checkpoint)) == FIRST
+    groups = rows * columns // group
+    return QuantizedMatrix(
+        name,
+        rows,
+        columns,
+        stored_bytes=stored_bytes(headers),
+        formula_bytes=rows * columns * bits / 8 + groups * (2 + bits / 8) + (4 * columns if "g_idx" in headers else 0),
+        dequantize=lambda: dequantize(stored_tensors(checkpoint, name), bits, first),
+        codes=lambda: codes(stored_tensors(checkpoint, name), bits, first),
+    )
+
+
+def codes(tensors: dict[str, Any], bits: int, first: bool):
+    """code - zero of each weight, as stored; [rows, columns] int64. first: the zero points are stored less 1."""
+    import torch
+
+    from quantharm.quantizers.formats.packing import unpack_words
+
+    columns, rows = tensors["qweight"].shape[0] * 32 // bits, tensors["scales"].shape[1]
+    packed = unpack_words(tensors["qweight"].t(), bits, columns)
+    words = tensors["qzeros"].long() & 0xFFFFFFFF
+    if first and bits != 3:  # 1 was taken from each number of a word at once, with borrows
+        words = (words + sum(1 << place for place in range(0, 32, bits))) & 0xFFFFFFFF
+    zeros = unpack_words(words, bits, rows)
+    if first and bits == 3:
+        zeros = (zeros + 1) & 7
+    order = tensors["g_idx"].long() if "g_idx" in tensors else torch.arange(columns) // (columns // len(zeros))
+    return packed - zeros.t()[:, order]
+
+
+def dequantize(tensors: dict[str, Any], bits: int, first: bool):
+    """The matrix in the file: (code - zero) × scale; [rows, columns] float32."""
+    import torch
+
+    whole = codes(tensors, bits, first)
+    scales = tensors["scales"].float().t()  # [rows, groups]
+    columns = whole.shape[1]
+    order = tensors["g_idx"].long() if "g_idx" in tensors else torch.arange(columns) // (columns // scales.shape[1])
+    return whole.float() * scales[:, order]
+
+
+def compute_in_float32(model) -> None:
+    """gptqmodel's kernels multiply in 16 bits; on a CPU the layers get a pass of their own."""
+    from quantharm.models.compute import to_float32
+
+    for module in model.modules():
+        if is_gptq_linear(module):
+            multiply_in_float32(module)
+    to_float32(model)
+
+
+def multiply_in_float32(module) -> None:
+    """Gives a GPTQ linear a forward pass in float32, of the codes and scales that it holds."""
+    import torch
+
+    held = {"qweight": module.qweight, "qzeros": module.qzeros, "scales": module.scales, "g_idx": module.g_idx}
+    whole = codes(held, module.bits, first=False).to(torch.int16)  # [outputs, inputs]; zeros are as they are by now
+    order = module.g_idx.long()
+    bias = None if module.bias is None else module.bias.float()
+
+    def forward(inputs: torch.Tensor) -> torch.Tensor:
+        outputs = inputs.float() @ (whole * module.scales.float().t()[:, order]).t()
+        return (outputs if bias is None else outputs + bias).to(inputs.dtype)
+
+    module.forward = forward
+
+
+def excluded(stated: dict[str, Any], names: Collection[str]) -> set[str]:
+    """Modules that a `dynamic` rule leaves alone, or that are not among those to quantize in a block."""
+    import re
+
+    left = [rule[2:] for rule in stated.get("dynamic") or {} if rule.startswith("-:")]
+    kept = [part for parts in stated.get("modules_in_block_to_quantize") or [] for part in parts]
+    own = {key for key, value in (stated.get("extra_config") or {}).items() if value.get("bits", 4) >= 16}
+    return {
+        name
+        for name in names
+        if any(re.match(rule, name) for rule in left) or (kept and not name.endswith(tuple(kept))) or name in own
+    }
