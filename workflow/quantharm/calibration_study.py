@@ -7,7 +7,7 @@ said of each. Writes calibration_study.{json,parquet,csv,svg,png}.
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import numpy
 import pandas
@@ -15,7 +15,15 @@ import pandas
 from quantharm.common.constants import BASELINE
 from quantharm.common.files import read_json, replacing, write_json, write_parquet
 from quantharm.common.paired import flat, paired_figures
-from quantharm.common.prompts import read_prompts
+from quantharm.common.prompts import Prompt, read_prompts
+from quantharm.common.records.checks import CalibrationEvidence
+from quantharm.common.records.studies import (
+    CalibrationCell,
+    CalibrationRow,
+    Comparison,
+    QuantizedFigures,
+    Spread,
+)
 from quantharm.common.stage import offline_environment, run_stage, stage_parser
 from quantharm.common.text import read_text
 from quantharm.models.loading import load_cell, load_tokenizer, quiet, read_quantization
@@ -23,7 +31,7 @@ from quantharm.quantizers import calibration
 from quantharm.quantizers.calibration_evidence import calibration_evidence
 
 
-def evidence_of(folder: Path, model: Path, text: str, prompts: list[dict[str, Any]]) -> dict[str, Any]:
+def evidence_of(folder: Path, model: Path, text: str, prompts: list[Prompt]) -> CalibrationEvidence:
     """What the check `calibration` looks at, of one cell."""
     from quantharm.scoring.forward import output_head
 
@@ -39,20 +47,21 @@ def evidence_of(folder: Path, model: Path, text: str, prompts: list[dict[str, An
     return evidence
 
 
-def study_rows(model: Path, cells: list[dict[str, Any]], text: str, prompts: list[dict[str, Any]]) -> list[dict]:
+def study_rows(model: Path, cells: list[CalibrationCell], text: str, prompts: list[Prompt]) -> list[CalibrationRow]:
     """A row a cell: what it was calibrated on, its price, and what the checks say of its samples."""
-    rows = []
+    rows: list[CalibrationRow] = []
     for cell in cells:
         folder = model / cell["cell"]
         evidence = evidence_of(folder, model, text, prompts)
         rows.append(
-            cell
-            | paired_figures(folder, model / BASELINE, "quantized")
-            | {
-                key: evidence[key]
-                for key in ("samples_reached", "tokens_reached", "duplicate_samples", "distinct_tokens", "overlaps")
-            }
-            | {
+            {
+                **cell,
+                **cast(QuantizedFigures, paired_figures(folder, model / BASELINE, "quantized")),
+                "samples_reached": evidence["samples_reached"],
+                "tokens_reached": evidence["tokens_reached"],
+                "duplicate_samples": evidence["duplicate_samples"],
+                "distinct_tokens": evidence["distinct_tokens"],
+                "overlaps": evidence["overlaps"],
                 "nll_ratio": evidence["nll_mean_nats"] / evidence["text_nll_mean_nats"],
                 "faults": calibration.faults(evidence),
             }
@@ -60,7 +69,7 @@ def study_rows(model: Path, cells: list[dict[str, Any]], text: str, prompts: lis
     return rows
 
 
-def spread_of(rows: list[dict[str, Any]]) -> dict[str, Any]:
+def spread_of(rows: list[CalibrationRow]) -> Spread:
     """{cells, mean, standard_deviation, range, within_texts} of mean KL over the honest choices, in nats.
 
     within_texts: the mean over texts of the standard deviation over seeds alone.
@@ -78,10 +87,10 @@ def spread_of(rows: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def comparisons(model: Path, method: str, spread: dict[str, Any], others: list[str]) -> list[dict[str, Any]]:
+def comparisons(model: Path, method: str, spread: Spread, others: list[str]) -> list[Comparison]:
     """The method of the default run against each other one: the difference of mean KL beside the spread."""
     own = read_json(model / method / "divergence.json")["kl_nats"]["mean"]
-    compared = []
+    compared: list[Comparison] = []
     for other in others:
         difference = own - read_json(model / other / "divergence.json")["kl_nats"]["mean"]
         ranked = abs(difference) > spread["range"]
@@ -115,9 +124,9 @@ def main() -> None:
     defaults = {
         name: read_json(model / name / "divergence.json")["kl_nats"]["mean"] for name in [*methods, *arguments.others]
     }
-    table = pandas.DataFrame([flat(row | {"faults": "; ".join(row["faults"])}) for row in rows])
+    table = pandas.DataFrame([flat({**row, "faults": "; ".join(row["faults"])}) for row in rows])
     folder, name = arguments.output.parent, arguments.output.stem
-    write_figure(folder, calibration_chart(rows, defaults))
+    write_figure(folder, calibration_chart([dict(row) for row in rows], defaults))
     write_parquet(folder / f"{name}.parquet", table)
     with replacing(folder / f"{name}.csv") as path:
         table.to_csv(path, index=False)

@@ -6,7 +6,7 @@ Each check is {name, status: pass | fail | skipped, value, limit, explanation}. 
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -14,6 +14,10 @@ from quantharm.common.errors import UserError
 from quantharm.common.files import read_json, write_json
 from quantharm.common.prompts import read_prompts
 from quantharm.common.provenance import computed_differently, provenance
+from quantharm.common.records.checks import CalibrationEvidence, CheckRecord, ChecksRecord
+from quantharm.common.records.divergence import DivergenceRecord
+from quantharm.common.records.generation import GenerationRecord
+from quantharm.common.records.quantization import QuantizationRecord
 from quantharm.common.stage import add_device, begin_model_stage, run_stage, stage_parser
 from quantharm.common.text import read_text
 from quantharm.models.loading import (
@@ -47,18 +51,16 @@ SAME_PROMPTS_KEYS = ["suite_sha256", "prompts_per_category", "max_new_tokens", "
 SAME_PROMPTS_KEYS += ["prompt_tokens_sha256"]
 SAME_TEXT_KEYS = ["dataset_sha256", "tokens_sha256", "protocol"]
 
-Check = dict[str, Any]
 
-
-def outcome(name: str, passed: bool | None, value: Any, limit: Any, explanation: str) -> Check:
+def outcome(name: str, passed: bool | None, value: Any, limit: Any, explanation: str) -> CheckRecord:
     """passed None means skipped."""
-    status = {True: "pass", False: "fail", None: "skipped"}[passed]
+    status: Literal["pass", "fail", "skipped"] = "skipped" if passed is None else "pass" if passed else "fail"
     if isinstance(value, float) and not math.isfinite(value):
         value = str(value)
     return {"name": name, "status": status, "value": value, "limit": limit, "explanation": explanation}
 
 
-def check_self_divergence(baseline_divergence: dict[str, Any]) -> Check:
+def check_self_divergence(baseline_divergence: DivergenceRecord) -> CheckRecord:
     value = baseline_divergence["kl_nats"]["mean"]
     return outcome(
         "self_divergence",
@@ -77,7 +79,9 @@ def mean_kl(first: torch.Tensor, second: torch.Tensor) -> float:
     return float((ln_p.exp() * (ln_p - ln_q)).sum(-1).abs().mean())
 
 
-def check_reload(first: torch.Tensor, second: torch.Tensor, device: str, repeated: torch.Tensor | None = None) -> Check:
+def check_reload(
+    first: torch.Tensor, second: torch.Tensor, device: str, repeated: torch.Tensor | None = None
+) -> CheckRecord:
     """first, second: [T, vocabulary] logits of the same tokens from two loads of the same files.
 
     repeated: of another pass of the first load. What its kernels vary by is no difference between the loads, up to
@@ -95,7 +99,7 @@ def check_reload(first: torch.Tensor, second: torch.Tensor, device: str, repeate
     )
 
 
-def check_method_is_real(record: dict[str, Any], matrices: list, model) -> Check:
+def check_method_is_real(record: QuantizationRecord, matrices: list, model) -> CheckRecord:
     """The loaded matrices are the quantizer's own classes, most of the weights, and the head is not among them.
 
     The share is of the weights that could have been quantized (quantized_layers.kept_weights); what the config of a
@@ -132,9 +136,9 @@ def check_method_is_real(record: dict[str, Any], matrices: list, model) -> Check
     )
 
 
-def check_bits_per_weight(record: dict[str, Any]) -> Check:
+def check_bits_per_weight(record: QuantizationRecord) -> CheckRecord:
     measured, formula = record["bits_per_weight"], record["bits_per_weight_formula"]
-    if measured is None:
+    if measured is None or formula is None:
         return outcome("bits_per_weight", None, None, BITS_LIMIT, "nothing is quantized in this cell")
     value = abs(measured / formula - 1)
     return outcome(
@@ -168,7 +172,7 @@ def difference_from(weight: torch.Tensor, matrix, module, inputs: torch.Tensor) 
     return relative_difference(measured, multiplied.float() @ weight.t())
 
 
-def check_kernel(model, matrices: list, tokens: list[int]) -> Check:
+def check_kernel(model, matrices: list, tokens: list[int]) -> CheckRecord:
     """Some quantized layers, spread over depth and shape, on the activations that real text gives them."""
     if not matrices:
         return outcome("kernel", None, None, KERNEL_LIMIT, "nothing is quantized in this cell")
@@ -223,7 +227,7 @@ def choose_matrices(matrices: list) -> list:
     return walk[:KERNEL_MATRICES]
 
 
-def check_finite(generation: dict[str, Any]) -> Check:
+def check_finite(generation: GenerationRecord) -> CheckRecord:
     """Perplexity and divergence refuse what is not finite, so their files' existence says that theirs were."""
     value = generation["not_finite"]
     return outcome(
@@ -235,7 +239,7 @@ def check_finite(generation: dict[str, Any]) -> Check:
     )
 
 
-def check_consistency(divergence: dict[str, Any]) -> Check:
+def check_consistency(divergence: DivergenceRecord) -> CheckRecord:
     """On the text, mean KL against half the mean square of ln p - ln q of the text's own tokens.
 
     Both measure how far the model moved, one over the whole vocabulary and one on single tokens: near p,
@@ -267,7 +271,7 @@ def check_consistency(divergence: dict[str, Any]) -> Check:
     return outcome("consistency", agree, value, CONSISTENCY_LIMIT, explanation)
 
 
-def check_same_text(cell: dict[str, dict[str, Any]], baseline: dict[str, dict[str, Any]]) -> Check:
+def check_same_text(cell: dict[str, dict[str, Any]], baseline: dict[str, dict[str, Any]]) -> CheckRecord:
     """Token ids, data, protocol, suite, trace, device, how it computed and library versions equal the baseline's."""
     differing = []
     for key in SAME_TEXT_KEYS:
@@ -293,7 +297,7 @@ def check_same_text(cell: dict[str, dict[str, Any]], baseline: dict[str, dict[st
     )
 
 
-def check_calibration(evidence: dict[str, Any] | None) -> Check:
+def check_calibration(evidence: CalibrationEvidence | None) -> CheckRecord:
     """evidence: what calibration_evidence gives."""
     if evidence is None:
         return outcome("calibration", None, None, 0, "this method uses no calibration text")
@@ -367,18 +371,16 @@ def main() -> None:
             f"{record['model']} × {record['method']} failed {reasons}. Its numbers are not to be believed; find the "
             "cause, or set `on_failed_check: report` to see them marked as failed"
         )
-    write_json(
-        arguments.output,
-        {
-            "model": record["model"],
-            "method": record["method"],
-            "checks": checks,
-            "failed": [check["name"] for check in failed],
-            "calibration": calibrated,
-            "timing": timing.record(),
-            "provenance": provenance(device, record["dtype"], dtype_of(model)),
-        },
-    )
+    written: ChecksRecord = {
+        "model": record["model"],
+        "method": record["method"],
+        "checks": checks,
+        "failed": [check["name"] for check in failed],
+        "calibration": calibrated,
+        "timing": timing.record(),
+        "provenance": provenance(device, record["dtype"], dtype_of(model)),
+    }
+    write_json(arguments.output, written)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,8 @@ holds the worst positions of the prompts with both models' first choices.
 from pathlib import Path
 
 from quantharm.common.files import read_parquet, write_json, write_parquet
-from quantharm.common.provenance import COMPUTE_KEYS, memory_bytes
+from quantharm.common.provenance import memory_bytes, with_nulls
+from quantharm.common.records.divergence import DivergenceRecord
 from quantharm.common.stage import begin_model_stage, cell_parser, run_stage
 from quantharm.common.text import bos_in_front, context_length, protocol_name
 from quantharm.models.cell import open_cell
@@ -17,8 +18,6 @@ from quantharm.scoring.kl_divergence import score_store
 from quantharm.scoring.store_metadata import store_metadata_of
 from quantharm.scoring.stored_logits import require_same
 from quantharm.scoring.worst_positions import WorstPositions, with_texts
-
-SHOWN_OF_STORE = ("protocol", "device", "dtype", "versions", "hardware_floor", *COMPUTE_KEYS)
 
 
 def main() -> None:
@@ -37,29 +36,33 @@ def main() -> None:
     record, device, tokenizer, model = cell.record, cell.device, cell.tokenizer, cell.model
     length = min(arguments.window_tokens, context_length(model.config) or arguments.window_tokens)
     bos = bos_in_front(arguments.bos_every_window, tokenizer, model.config.model_type)
-    expected = store_metadata_of(record, trace, device, protocol_name(length, arguments.text_windows, bos))
-    del expected["versions"]
-    metadata = require_same(arguments.logits, expected)
+    identity = store_metadata_of(record, trace, device, protocol_name(length, arguments.text_windows, bos))
+    metadata = require_same(arguments.logits, {key: value for key, value in identity.items() if key != "versions"})
     with timing.part("model"):
         worst = WorstPositions()
         rows = score_store(model, arguments.logits, trace, worst)
     check_values(rows, cell.title)
     write_parquet(arguments.rows, rows)
-    result = summarise(rows)
+    figures = summarise(rows)
     sequences = {row.prompt_id: list(map(int, row.token_ids)) for row in trace.itertuples()}
-    write_json(
-        arguments.output,
-        {
-            **cell.names(),
-            **result,
-            "worst_positions": with_texts(worst.records(rows, sequences), tokenizer, sequences),
-            "trace_sha256": metadata["trace_sha256"],
-            "store": {key: metadata.get(key) for key in SHOWN_OF_STORE},
-            "peak_memory_bytes": memory_bytes(device)["peak_bytes"],
-            "timing": timing.record(),
-            "provenance": cell.provenance(),
+    result: DivergenceRecord = {
+        **cell.names(),
+        **figures,
+        "worst_positions": with_texts(worst.records(rows, sequences), tokenizer, sequences),
+        "trace_sha256": metadata["trace_sha256"],
+        "store": {
+            "protocol": metadata["protocol"],
+            "device": metadata["device"],
+            "dtype": metadata["dtype"],
+            "versions": metadata["versions"],
+            "hardware_floor": metadata.get("hardware_floor"),
+            **with_nulls(metadata),
         },
-    )
+        "peak_memory_bytes": memory_bytes(device)["peak_bytes"],
+        "timing": timing.record(),
+        "provenance": cell.provenance(),
+    }
+    write_json(arguments.output, result)
     print(
         f"{cell.title}: KL {result['kl_nats']['mean']:.3g} nats, "
         f"top-1 agreement {result['top1_agreement']:.2%} over {result['positions']:,} positions"

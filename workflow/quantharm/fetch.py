@@ -7,7 +7,6 @@ is. This is the only model stage that may use the network. Writes source.json.
 import os
 import re
 from pathlib import Path
-from typing import Any
 
 from quantharm.common import chat
 from quantharm.common.checkpoint_files import refuse_gguf_name, weight_names
@@ -65,7 +64,7 @@ def main() -> None:
     arguments = parser.parse_args()
     flags = arguments.allow_pickle, arguments.trust_remote_code
     folder, commit = resolve(arguments.source, arguments.revision, *flags)
-    record: dict[str, Any] = describe(arguments.model, arguments.source, folder, commit, *flags)
+    record = describe(arguments.model, arguments.source, folder, commit, *flags)
     record["huggingface_hub"] = version_of("huggingface_hub")
     if arguments.prompts:
         tokenizer, asking = load_tokenizer(record), chat.Asking.of(arguments)

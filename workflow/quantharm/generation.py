@@ -16,7 +16,8 @@ from quantharm.common import chat
 from quantharm.common.errors import UserError
 from quantharm.common.files import sha256_of_file, write_json, write_parquet
 from quantharm.common.judging import judge
-from quantharm.common.prompts import read_prompts
+from quantharm.common.prompts import Prompt, read_prompts
+from quantharm.common.records.generation import Answers, GenerationRecord
 from quantharm.common.stage import begin_model_stage, cell_parser, run_stage
 from quantharm.common.text import context_length
 from quantharm.models.cell import open_cell
@@ -26,7 +27,7 @@ from quantharm.speed.benchmark import benchmark
 from quantharm.speed.decoding import Continuation, end_tokens, is_degenerate
 
 
-def check_prompt_tokens(model, prompt: dict[str, Any], ids: list[int]) -> None:
+def check_prompt_tokens(model, prompt: Prompt, ids: list[int]) -> None:
     """Raises UserError for a prompt that the model cannot answer: no tokens, or no room for one more."""
     context = context_length(model.config)
     if not ids:
@@ -49,7 +50,7 @@ def check_benchmark(model, prompt_tokens: int, new_tokens: int) -> None:
         )
 
 
-def row_of(tokenizer, prompt: dict[str, Any], ids: list[int], result: Continuation, decoding: str) -> dict[str, Any]:
+def row_of(tokenizer, prompt: Prompt, ids: list[int], result: Continuation, decoding: str) -> dict[str, Any]:
     """One row of generation.parquet."""
     text = tokenizer.decode(result.token_ids, skip_special_tokens=True)
     degenerate = is_degenerate(result.token_ids)
@@ -71,7 +72,7 @@ def row_of(tokenizer, prompt: dict[str, Any], ids: list[int], result: Continuati
     }
 
 
-def summarise(rows: pandas.DataFrame) -> dict[str, Any]:
+def summarise(rows: pandas.DataFrame) -> Answers:
     """Figures over some prompts; times are sums over the prompts, so that long answers count as they cost."""
     judged = rows["correct"].dropna()
     return {
@@ -137,29 +138,27 @@ def main() -> None:
     table = pandas.DataFrame(rows).astype({"correct": "boolean"})
     write_parquet(arguments.rows, table)
     result = summarise(table)
-    assert all(math.isfinite(v) for v in result.values())
-    write_json(
-        arguments.output,
-        {
-            **cell.names(),
-            "suite": str(arguments.prompts),
-            "suite_sha256": sha256_of_file(arguments.prompts),
-            "prompts_per_category": arguments.prompts_per_category,
-            "max_new_tokens": arguments.max_new_tokens,
-            **chat.asked(tokenizer, asking, encoded),
-            **result,
-            "decoding": answers.decoding,
-            "decoding_reason": answers.reason,
-            "decoding_check": answers.check,
-            "not_finite": int((~table["finite"]).sum()),
-            "by_category": {c: summarise(part) for c, part in table.groupby("category", sort=False)},
-            "benchmark": speed,
-            "model_load_seconds": timing.seconds["load"],
-            "memory": answers.memory,
-            "timing": timing.record(),
-            "provenance": cell.provenance(),
-        },
-    )
+    assert all(math.isfinite(v) for v in result.values() if isinstance(v, int | float))
+    record: GenerationRecord = {
+        **cell.names(),
+        "suite": str(arguments.prompts),
+        "suite_sha256": sha256_of_file(arguments.prompts),
+        "prompts_per_category": arguments.prompts_per_category,
+        "max_new_tokens": arguments.max_new_tokens,
+        **chat.asked(tokenizer, asking, encoded),
+        **result,
+        "decoding": answers.decoding,
+        "decoding_reason": answers.reason,
+        "decoding_check": answers.check,
+        "not_finite": int((~table["finite"]).sum()),
+        "by_category": {c: summarise(part) for c, part in table.groupby("category", sort=False)},
+        "benchmark": speed,
+        "model_load_seconds": timing.seconds["load"],
+        "memory": answers.memory,
+        "timing": timing.record(),
+        "provenance": cell.provenance(),
+    }
+    write_json(arguments.output, record)
     print(
         f"{cell.title}: {result['succeeded']} of {result['prompts']} prompts succeeded, "
         f"{speed['decode_tokens_per_second']['median']:.1f} tokens a second when decoding"

@@ -16,10 +16,11 @@ files, and whether the scan would notice if the cell's checkpoint were dequantiz
 
 import sys
 from pathlib import Path
-from typing import Any
 
 from quantharm.common.files import read_json, write_json
 from quantharm.common.provenance import provenance
+from quantharm.common.records.divergence import DivergenceRecord
+from quantharm.common.records.integrity import Behaviour, Files, FolderScan, IntegrityRecord
 from quantharm.common.sanitize import print_line, visible
 from quantharm.common.stage import Timing, add_device, offline_environment, run_stage, stage_parser
 from quantharm.forensics import file_hashes, manifest, reference_check
@@ -36,107 +37,119 @@ OUTCOMES = {True: "ok", False: "DIFFERS", None: "cannot be told"}
 NOT_JUDGED = 1  # exit code
 
 
-def judge_folder(arguments) -> dict[str, Any]:
+def judge_folder(arguments) -> IntegrityRecord:
     """The record of a checkpoint that somebody handed over."""
     folder = arguments.folder
     read_checkpoint_config(folder)
     refuse_unsafe(folder, allow_pickle=False, trust_remote_code=False)
-    record: dict[str, Any] = {"checkpoint": str(folder), "manifest": None, "store_manifest": None, "behaviour": None}
+    files = store_files = behaviour = None
     if arguments.signature:
-        record["manifest"] = manifest.verify(folder, arguments.public_key, arguments.signature)
+        files = manifest.verify(folder, arguments.public_key, arguments.signature)
     if arguments.store_signature:
-        record["store_manifest"] = reference_check.verify_store(
-            arguments.store, arguments.public_key, arguments.store_signature
-        )
-    record["scan"] = scan_folder(folder)
+        signature = arguments.store_signature
+        store_files = reference_check.verify_store(arguments.store, arguments.public_key, signature)
+    scan = scan_folder(folder)
     if arguments.store:
         device = choose_device(arguments.device, arguments.gpus)
-        record["behaviour"] = reference_check.score_folder(folder, arguments.store, device, arguments.gpus)
-    findings = findings_of(record)
-    untold = record["behaviour"] and record["behaviour"]["same_as_original"] is None
-    positive = record["manifest"] or (record["behaviour"] and not untold)
-    record["verified"] = False if findings else True if positive else None
-    why = f"behaviour: {record['behaviour']['explanation']}" if untold else "no signature was given"
-    record["explanation"] = "; ".join(findings) or (
-        "nothing was found against it" if positive else f"not verified: {why}; {record['scan']['explanation']}"
-    )
-    return record
+        behaviour = reference_check.score_folder(folder, arguments.store, device, arguments.gpus)
+    findings = findings_of(files, scan, behaviour)
+    untold = behaviour is not None and behaviour["same_as_original"] is None
+    positive = files or (behaviour and not untold)
+    why = f"behaviour: {behaviour['explanation']}" if behaviour and untold else "no signature was given"
+    nothing = "nothing was found against it" if positive else f"not verified: {why}; {scan['explanation']}"
+    return {
+        "checkpoint": str(folder),
+        "manifest": files,
+        "store_manifest": store_files,
+        "behaviour": behaviour,
+        "scan": scan,
+        "verified": False if findings else True if positive else None,
+        "explanation": "; ".join(findings) or nothing,
+    }
 
 
-def findings_of(record: dict[str, Any]) -> list[str]:
+def findings_of(files: Files | None, scan: FolderScan, behaviour: Behaviour | None) -> list[str]:
     """What was found against a checkpoint, in words."""
     findings = []
-    if record["manifest"] and not record["manifest"]["verified"]:
-        findings.append(f"files: {record['manifest']['explanation']}")
-    findings += weight_findings(record["scan"])
-    if record["behaviour"] and record["behaviour"]["same_as_original"] is False:
-        findings.append(f"behaviour: {record['behaviour']['explanation']}")
+    if files and not files["verified"]:
+        findings.append(f"files: {files['explanation']}")
+    findings += weight_findings(scan)
+    if behaviour and behaviour["same_as_original"] is False:
+        findings.append(f"behaviour: {behaviour['explanation']}")
     return findings
 
 
-def weight_findings(scan: dict[str, Any]) -> list[str]:
+def weight_findings(scan: FolderScan) -> list[str]:
     """Traces of quantization, or a config.json that says otherwise than the weights are stored."""
     against = scan["verdict"] == "dequantized" or scan["findings"]
     return [f"weights: {scan['explanation']}"] if against else []
 
 
-def judge_cell(arguments) -> dict[str, Any]:
+def judge_cell(arguments) -> IntegrityRecord:
     """integrity.json of a cell: the model's own findings (in the baseline's record), and the cell's."""
     cell = read_quantization(arguments.cell / "quantization.json")
     folder = Path(cell["checkpoint"])
-    record: dict[str, Any] = {"model": cell["model"], "method": cell["method"], "checkpoint": str(folder)}
-    record["manifest"] = file_hashes.verify_recorded(folder, cell["weight_files"])
-    record["signed_manifest"] = None
+    files, signed, dequantized = file_hashes.verify_recorded(folder, cell["weight_files"]), None, None
     floor = read_json(arguments.floor)["kl_nats"]["mean"]
-    record["behaviour"] = reference_check.judge(read_json(arguments.cell / "divergence.json"), floor)
-    record["scan"] = scan_folder(folder)
-    packed = record["scan"]["verdict"] in ("packed", "partly packed")
-    record["if_dequantized"] = None
+    divergence: DivergenceRecord = read_json(arguments.cell / "divergence.json")
+    behaviour = reference_check.judge(divergence, floor, divergence["store"])
+    scan = scan_folder(folder)
+    packed = scan["verdict"] in ("packed", "partly packed")
     findings = []
     if arguments.baseline is None:
         if arguments.signature:
-            source = Path(cell["source"]["path"])
-            record["signed_manifest"] = manifest.verify(source, arguments.public_key, arguments.signature)
+            signed = manifest.verify(Path(cell["source"]["path"]), arguments.public_key, arguments.signature)
         if packed:
-            findings.append(f"the model itself: {record['scan']['explanation']}")
+            findings.append(f"the model itself: {scan['explanation']}")
     else:
         model = read_json(arguments.baseline)
         findings += [] if model["verified"] else [f"its model: {model['explanation']}"]
         if packed:
-            record["if_dequantized"] = scan_dequantized(cell, choose_device(arguments.device, cell["gpus"]))
-    findings += weight_findings(record["scan"])
-    for checked in (record["manifest"], record["signed_manifest"]):
+            dequantized = scan_dequantized(cell, choose_device(arguments.device, cell["gpus"]))
+    findings += weight_findings(scan)
+    for checked in (files, signed):
         if checked and not checked["verified"]:
             findings.append(f"files: {checked['explanation']}")
-    record["verified"] = not findings
-    said = [record["signed_manifest"] or record["manifest"], record["scan"], record["if_dequantized"]]
-    record["explanation"] = "; ".join(findings or [part["explanation"] for part in said if part])
-    return record
+    said = [(signed or files)["explanation"], scan["explanation"]]
+    said += [dequantized["explanation"]] if dequantized else []
+    return {
+        "model": cell["model"],
+        "method": cell["method"],
+        "checkpoint": str(folder),
+        "manifest": files,
+        "signed_manifest": signed,
+        "behaviour": behaviour,
+        "scan": scan,
+        "if_dequantized": dequantized,
+        "verified": not findings,
+        "explanation": "; ".join(findings or said),
+    }
 
 
-def print_table(record: dict[str, Any]) -> None:
+def print_table(record: IntegrityRecord) -> None:
     """What was asked, what was found, and the matrices that most look quantized."""
-    scan = record["scan"]
-    rows = [
-        ("files", record["manifest"], "verified", "no signature given"),
-        ("weights", scan, None, ""),
-        *([("store", record["store_manifest"], "verified", "no signature given")] if record["behaviour"] else []),
-        ("behaviour", record["behaviour"], "same_as_original", "no log-prob store given"),
-    ]
-    for name, part, key, missing in rows:
-        if part is None:
-            print_line(f"{name:10} {'not checked':14} {missing}")
-        else:
-            outcome = scan["verdict"] if key is None else OUTCOMES[part[key]]
-            print_line(f"{name:10} {outcome:14} {part['explanation']}")
+    files, scan, behaviour = record["manifest"], record["scan"], record["behaviour"]
+    print_part("files", files and files["verified"], files, "no signature given")
+    print_line(f"{'weights':10} {scan['verdict']:14} {scan['explanation']}")
+    if behaviour:
+        store = record["store_manifest"]
+        print_part("store", store and store["verified"], store, "no signature given")
+    print_part("behaviour", behaviour and behaviour["same_as_original"], behaviour, "no log-prob store given")
     if scan["matrices"]:
         print_matrices(scan)
 
 
-def print_matrices(scan: dict[str, Any]) -> None:
+def print_part(name: str, right: bool | None, part: Files | Behaviour | None, missing: str) -> None:
+    if part is None:
+        print_line(f"{name:10} {'not checked':14} {missing}")
+    else:
+        print_line(f"{name:10} {OUTCOMES[right]:14} {part['explanation']}")
+
+
+def print_matrices(scan: FolderScan) -> None:
     closest = sorted(scan["matrices"], key=lambda m: m["ratio"] if m["ratio"] is not None else 2)[:SHOWN_MATRICES]
     head = ("matrix", "verdict", "closest format", "r", "without grid", "ratio", "distinct", "zeros")
-    lines = [head]
+    lines: list[tuple[str, ...]] = [head]
     for m in closest:
         judged = m["ratio"] is not None
         figures = [f"{m['r']:.4f}", f"{m['r_reference']:.4f}", f"{m['ratio']:.3f}"] if judged else ["", "", ""]
@@ -183,7 +196,7 @@ def main() -> None:
         print_line(f"{record['model']} × {record['method']}: {verdict}: {record['explanation']}")
         return
     print_table(record)
-    findings = findings_of(record)
+    findings = findings_of(record["manifest"], record["scan"], record["behaviour"])
     against = f"against it: {', '.join(finding.split(':')[0] for finding in findings)}"
     print_line(f"{record['checkpoint']}: {against if findings else record['explanation'].split(';')[0]}")
     if findings:

@@ -9,7 +9,6 @@ logits.parquet (the store) and logits.json.
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pandas
 import torch
@@ -18,6 +17,8 @@ from tqdm import tqdm
 from quantharm.common.constants import TEXT_CATEGORY
 from quantharm.common.errors import UserError
 from quantharm.common.files import read_json, read_parquet, replacing, write_json, write_parquet
+from quantharm.common.records.generation import GenerationRecord
+from quantharm.common.records.logits import LogitsRecord, StoreMetadata
 from quantharm.common.stage import begin_model_stage, cell_parser, run_stage
 from quantharm.common.text import (
     bos_in_front,
@@ -60,7 +61,7 @@ def target_logits(model, head, token_ids: list[int], first_target: int) -> Itera
         yield range(first_target + part.start, first_target + part.stop), head(hidden[part])
 
 
-def write_store(model, trace: pandas.DataFrame, path: Path, metadata: dict[str, Any]) -> None:
+def write_store(model, trace: pandas.DataFrame, path: Path, metadata: StoreMetadata) -> None:
     """The store of a trace; while one prompt's positions are written, the model goes on with the next.
 
     Raises UserError for logits that are not finite.
@@ -109,31 +110,34 @@ def main() -> None:
     windows = token_windows(tokenizer, read_text(arguments.text), length, bos)[: arguments.text_windows]
     trace = make_trace(read_parquet(arguments.generation), windows)
     vocabulary = model.get_output_embeddings().weight.shape[0]
-    metadata = store_metadata_of(record, trace, device, protocol_name(length, arguments.text_windows, bos))
-
-    asked = read_json(arguments.generation_record)
-    metadata |= {key: asked[key] for key in ("prompt_tokens_sha256", "thinking", "template_date", "system_prompt")}
+    identity = store_metadata_of(record, trace, device, protocol_name(length, arguments.text_windows, bos))
+    asked: GenerationRecord = read_json(arguments.generation_record)
 
     with timing.part("model"), replacing(arguments.output) as path:
-        metadata |= {"hardware_floor": measure_floor(model, trace, TEXT_CATEGORY)}
+        metadata: StoreMetadata = {
+            **identity,
+            "prompt_tokens_sha256": asked["prompt_tokens_sha256"],
+            "thinking": asked["thinking"],
+            "template_date": asked["template_date"],
+            "system_prompt": asked["system_prompt"],
+            "hardware_floor": measure_floor(model, trace, TEXT_CATEGORY),
+        }
         write_store(model, trace, path, metadata)
     write_parquet(arguments.trace, trace)
     size = arguments.output.stat().st_size
     positions = int(sum(len(ids) - first for ids, first in zip(trace["token_ids"], trace["first_target"], strict=True)))
     bytes_per_entry = size / positions / vocabulary
-    write_json(
-        arguments.record,
-        {
-            "model": record["model"],
-            "positions": positions,
-            "vocabulary": vocabulary,
-            "bytes": size,
-            "bytes_per_entry": bytes_per_entry,
-            "metadata": metadata,
-            "timing": timing.record(),
-            "provenance": cell.provenance(),
-        },
-    )
+    result: LogitsRecord = {
+        "model": record["model"],
+        "positions": positions,
+        "vocabulary": vocabulary,
+        "bytes": size,
+        "bytes_per_entry": bytes_per_entry,
+        "metadata": metadata,
+        "timing": timing.record(),
+        "provenance": cell.provenance(),
+    }
+    write_json(arguments.record, result)
     print(
         f"{record['model']}: {positions:,} positions × {vocabulary:,} entries, {size / 1e6:.1f} MB, "
         f"{bytes_per_entry:.4f} bytes an entry"

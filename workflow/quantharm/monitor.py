@@ -24,6 +24,8 @@ from quantharm.common.constants import TEXT_CATEGORY
 from quantharm.common.errors import UserError
 from quantharm.common.files import read_parquet, sha256_of_text, write_parquet
 from quantharm.common.provenance import filled_here
+from quantharm.common.records.logits import StoreMetadata
+from quantharm.common.records.quantization import QuantizationRecord
 from quantharm.common.stage import add_device, offline_environment, run_stage, stage_parser
 from quantharm.forensics import reference_check
 from quantharm.models.loading import choose_device, load_cell, quiet, read_quantization
@@ -95,7 +97,7 @@ def score(model, store: Path, trace: pandas.DataFrame, prompts: list[str]) -> fl
     return float(numpy.mean([numpy.mean(values) for values in by_prompt.values()]))
 
 
-def deployed_record(approved: dict[str, Any], checkpoint: Path | None) -> dict[str, Any]:
+def deployed_record(approved: QuantizationRecord, checkpoint: Path | None) -> QuantizationRecord:
     """A record to load the deployed checkpoint by: the approved cell's own, or that of a folder, as it says it is."""
     if checkpoint is None:
         return approved
@@ -103,11 +105,16 @@ def deployed_record(approved: dict[str, Any], checkpoint: Path | None) -> dict[s
 
     description = describe(approved["model"], str(checkpoint), checkpoint, None, False, False)
     settings = {"source": str(checkpoint), "revision": None, "backend": None, "resolved": description}
-    here = {"checkpoint": str(checkpoint), "weight_files": description["weight_files"], "settings": settings}
-    return approved | here | {"quantizer": "pretrained"}
+    return {
+        **approved,
+        "quantizer": "pretrained",
+        "checkpoint": str(checkpoint),
+        "weight_files": description["weight_files"],
+        "settings": settings,
+    }
 
 
-def identity(record: dict[str, Any]) -> str:
+def identity(record: QuantizationRecord) -> str:
     return sha256_of_text("".join(file["sha256"] for file in record["weight_files"]))
 
 
@@ -140,7 +147,7 @@ def charted(history: pandas.DataFrame, limits: control_chart.Limits) -> pandas.D
     return history.assign(ewma=chart["ewma"], low=low, high=high, alarm=alarm)
 
 
-def other_hardware_kl(store: dict[str, Any], device: str) -> float:
+def other_hardware_kl(store: StoreMetadata, device: str) -> float:
     """Nats by which another device or other libraries than the store's may move a KL from it; 0.0 on the same."""
     same_machine = filled_here(store, device)
     return 0.0 if same_machine else reference_check.limits_of(store, None, same_machine)[1]

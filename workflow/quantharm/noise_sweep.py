@@ -7,7 +7,7 @@ checkpoints. Writes noise_sweep.{json,parquet,csv,svg,png}.
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pandas
 
@@ -15,11 +15,13 @@ from quantharm.common.constants import BASELINE
 from quantharm.common.errors import UserError
 from quantharm.common.files import replacing, write_json, write_parquet
 from quantharm.common.paired import flat, paired_figures
+from quantharm.common.records.quantization import QuantizationRecord
+from quantharm.common.records.studies import AloneFigures, NoiseRow, QuantizedFigures
 from quantharm.common.stage import offline_environment, run_stage, stage_parser
 from quantharm.models.loading import load_as_stored, quiet, read_quantization
 
 
-def codes_of(record: dict[str, Any]) -> dict[str, Any]:
+def codes_of(record: QuantizationRecord) -> dict[str, Any]:
     """{matrix: [rows, columns] codes} as a checkpoint holds them."""
     from quantharm.quantizers import quantized_layers
 
@@ -38,18 +40,33 @@ def changed_codes(mine: dict[str, Any], reference: dict[str, Any]) -> float | No
     return sum(int((mine[name] != reference[name]).sum()) for name in reference) / weights
 
 
-def sweep_rows(model: Path, cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def sweep_rows(model: Path, cells: list[dict[str, Any]]) -> list[NoiseRow]:
     """A row for each method without noise (σ = 0), then for each of its σ.
 
     cells: {method, sigma, alone, quantized}, as the configuration lists them.
     """
-    baseline, rows = model / BASELINE, []
+    baseline = model / BASELINE
+    rows: list[NoiseRow] = []
+
+    def alone(cell: Path) -> AloneFigures:
+        return cast(AloneFigures, paired_figures(cell, baseline, "alone"))
+
+    def quantized(cell: Path) -> QuantizedFigures:
+        return cast(QuantizedFigures, paired_figures(cell, baseline, "quantized"))
+
     for method in dict.fromkeys(cell["method"] for cell in cells):
         record = read_quantization(model / method / "quantization.json")
         reference = codes_of(record)
-        plain = {"method": method, "sigma_half_widths": 0.0, "noise_rms": 0.0, "codes_changed": 0.0}
-        alone = paired_figures(baseline, baseline, "alone")
-        rows.append(plain | alone | paired_figures(model / method, baseline, "quantized"))
+        rows.append(
+            {
+                "method": method,
+                "sigma_half_widths": 0.0,
+                "noise_rms": 0.0,
+                "codes_changed": 0.0,
+                **alone(baseline),
+                **quantized(model / method),
+            }
+        )
         for cell in (c for c in cells if c["method"] == method):
             noisy = read_quantization(model / cell["quantized"] / "quantization.json")
             rows.append(
@@ -58,8 +75,8 @@ def sweep_rows(model: Path, cells: list[dict[str, Any]]) -> list[dict[str, Any]]
                     "sigma_half_widths": cell["sigma"],
                     "noise_rms": noisy["noise"]["noise_rms"],
                     "codes_changed": changed_codes(codes_of(noisy), reference),
-                    **paired_figures(model / cell["alone"], baseline, "alone"),
-                    **paired_figures(model / cell["quantized"], baseline, "quantized"),
+                    **alone(model / cell["alone"]),
+                    **quantized(model / cell["quantized"]),
                 }
             )
     return rows
@@ -79,7 +96,7 @@ def main() -> None:
     rows = sweep_rows(arguments.model, arguments.cells)
     table = pandas.DataFrame([flat(row) for row in rows])
     folder, name = arguments.output.parent, arguments.output.stem
-    write_figure(folder, noise_chart(rows))
+    write_figure(folder, noise_chart([dict(row) for row in rows]))
     write_parquet(folder / f"{name}.parquet", table)
     with replacing(folder / f"{name}.csv") as path:
         table.to_csv(path, index=False)

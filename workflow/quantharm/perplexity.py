@@ -15,6 +15,7 @@ from tqdm import tqdm
 from quantharm.common.errors import UserError
 from quantharm.common.files import sha256_of_text, write_json, write_parquet
 from quantharm.common.provenance import memory_bytes
+from quantharm.common.records.perplexity import PerplexityRecord
 from quantharm.common.stage import begin_model_stage, cell_parser, run_stage
 from quantharm.common.statistics import weighted_mean_interval
 from quantharm.common.text import (
@@ -91,28 +92,26 @@ def main() -> None:
         arguments.rows,
         pandas.DataFrame({"window": range(len(windows)), "nll_sum_nats": sums, "targets": targets}),
     )
-    write_json(
-        arguments.output,
-        {
-            **cell.names(),
-            "protocol": protocol_name(length, arguments.windows, bos),
-            "dataset": str(arguments.text),
-            "dataset_sha256": sha256_of_text(text),
-            "tokens_sha256": sha256_of_windows(windows),
-            "tokens_scored": scored,
-            "bytes_scored": scored_text_bytes,
-            "windows": len(windows),
-            "nll_mean_nats": mean,
-            "perplexity": math.exp(mean),
-            "perplexity_ci95": weighted_mean_interval(sums, targets, numpy.exp),
-            "bits_per_byte": mean * scored / math.log(2) / scored_text_bytes,
-            "seconds": seconds,
-            "tokens_per_second": len(windows) * length / seconds,
-            "peak_memory_bytes": memory_bytes(device)["peak_bytes"],
-            "timing": timing.record(),
-            "provenance": cell.provenance(),
-        },
-    )
+    record: PerplexityRecord = {
+        **cell.names(),
+        "protocol": protocol_name(length, arguments.windows, bos),
+        "dataset": str(arguments.text),
+        "dataset_sha256": sha256_of_text(text),
+        "tokens_sha256": sha256_of_windows(windows),
+        "tokens_scored": scored,
+        "bytes_scored": scored_text_bytes,
+        "windows": len(windows),
+        "nll_mean_nats": mean,
+        "perplexity": math.exp(mean),
+        "perplexity_ci95": weighted_mean_interval(sums, targets, numpy.exp),
+        "bits_per_byte": mean * scored / math.log(2) / scored_text_bytes,
+        "seconds": seconds,
+        "tokens_per_second": len(windows) * length / seconds,
+        "peak_memory_bytes": memory_bytes(device)["peak_bytes"],
+        "timing": timing.record(),
+        "provenance": cell.provenance(),
+    }
+    write_json(arguments.output, record)
     print(f"{cell.title}: perplexity {math.exp(mean):.4f} on {scored:,} tokens")
 
 

@@ -8,10 +8,18 @@ import json
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from quantharm.common.files import read_json, replacing_folder, write_json
 from quantharm.common.provenance import memory_bytes, provenance
+from quantharm.common.records.quantization import (
+    CheckpointMeasured,
+    CheckpointRecord,
+    MadeByQuantizer,
+    QuantizationRecord,
+    QuantizerOutput,
+)
+from quantharm.common.records.source import SourceRecord
 from quantharm.common.stage import add_device, begin_model_stage, run_stage, stage_parser
 from quantharm.config.noise import grid_of
 from quantharm.models.compute import compute_dtype
@@ -32,19 +40,19 @@ from quantharm.speed.trial import try_model
 POINTER = "pointer.json"
 
 
-def make_checkpoint(arguments, source: dict[str, Any], settings: dict[str, Any], device: str) -> dict[str, Any]:
+def make_checkpoint(arguments, source: SourceRecord, settings: dict[str, Any], device: str) -> QuantizerOutput:
     """Run the quantizer; the checkpoint folder appears whole or not at all. Returns the quantizer's own record keys.
 
     Noise is added first, to a copy of the source that the quantizer is given, or that is itself the checkpoint.
     """
     quantizer = quantizer_named(arguments.quantizer)
     with replacing_folder(arguments.checkpoint) as folder, tempfile.TemporaryDirectory(dir=folder.parent) as noisy:
-        extra: dict[str, Any] = {}
+        extra: QuantizerOutput = {}
         if "noise" in settings:
             copy = folder if arguments.quantizer == "unquantized" else Path(noisy)
             grid = grid_of(arguments.quantizer, settings)
             extra["noise"] = noise.write_noisy(source, settings["noise"], grid, copy)
-            source = source | {"path": str(copy)}
+            source = {**source, "path": str(copy)}
         if "noise" not in settings or arguments.quantizer != "unquantized":
             extra |= quantizer.quantize(
                 source, settings, arguments.dtype, device, arguments.gpus, folder, arguments.calibration
@@ -56,7 +64,7 @@ def make_checkpoint(arguments, source: dict[str, Any], settings: dict[str, Any],
     return extra
 
 
-def inspect_checkpoint(record: dict[str, Any], device: str) -> dict[str, Any]:
+def inspect_checkpoint(record: CheckpointRecord, device: str) -> CheckpointMeasured:
     """Load the checkpoint from disk and measure it: bytes, bits a weight, quantized and kept modules."""
     folder = Path(record["checkpoint"])
     begin = time.perf_counter()
@@ -102,7 +110,7 @@ def main() -> None:
     timing = begin_model_stage()
     quiet()
     device = choose_device(arguments.device, arguments.gpus)
-    source = read_json(arguments.source)
+    source: SourceRecord = read_json(arguments.source)
     settings = json.loads(arguments.settings)
     if arguments.pretrained_source:
         settings["resolved"] = read_json(arguments.pretrained_source)
@@ -116,7 +124,7 @@ def main() -> None:
     folder = Path(extra.pop("checkpoint", arguments.checkpoint))
     pointed = extra.pop("resolved", source if folder != arguments.checkpoint else None)
     files = pointed["weight_files"] if pointed else hash_weights(folder)
-    record = {
+    stored: CheckpointRecord = {
         "model": source["model"],
         "method": arguments.method,
         "synthetic": source["synthetic"],
@@ -129,12 +137,17 @@ def main() -> None:
         "checkpoint_bytes": sum(f["bytes"] for f in files),
         "weight_files": files,
         "seconds": round(timing.seconds["model"], 3),
-        **extra,
+        **cast(MadeByQuantizer, extra),
     }
     with timing.part("load"):
-        record |= inspect_checkpoint(record, device)
-    computed = provenance(device, arguments.dtype, compute_dtype(arguments.dtype, device))
-    record |= {"memory": peak, "timing": timing.record(), "provenance": computed}
+        measured = inspect_checkpoint(stored, device)
+    record: QuantizationRecord = {
+        **stored,
+        **measured,
+        "memory": peak,
+        "timing": timing.record(),
+        "provenance": provenance(device, arguments.dtype, compute_dtype(arguments.dtype, device)),
+    }
     write_json(arguments.output, record)
     bits = record["bits_per_weight"]
     print(

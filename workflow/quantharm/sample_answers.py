@@ -14,6 +14,7 @@ from quantharm.common import chat
 from quantharm.common.errors import UserError
 from quantharm.common.files import write_text
 from quantharm.common.prompts import read_prompts
+from quantharm.common.records.source import Located
 from quantharm.common.stage import add_device, offline_environment, run_stage, stage_parser
 from quantharm.models.loading import (
     choose_device,
@@ -75,7 +76,7 @@ def main() -> None:
 
     from quantharm.speed.decoding import end_tokens
 
-    source = {"path": str(arguments.folder), "allow_pickle": False, "trust_remote_code": False}
+    source: Located = {"path": str(arguments.folder), "allow_pickle": False, "trust_remote_code": False}
     tokenizer = load_tokenizer(source)
     device = choose_device(arguments.device, arguments.gpus)
     model = load_checkpoint(arguments.folder, source, arguments.dtype, device, arguments.gpus)

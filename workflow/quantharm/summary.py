@@ -7,7 +7,6 @@ finished are rows, too: their column `left_out` says why, and their figures are 
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy
 import pandas
@@ -17,15 +16,26 @@ from quantharm.common.errors import UserError
 from quantharm.common.files import read_json, read_parquet, replacing, write_json, write_parquet
 from quantharm.common.left_out import LeftOut, name, sentence
 from quantharm.common.paired import first_difference, flat, paired_perplexity
-from quantharm.common.provenance import COMPUTE_KEYS
-from quantharm.common.records.generation import BatchRecord
-from quantharm.common.records.summary import BatchFigures
+from quantharm.common.provenance import with_nulls
+from quantharm.common.records.checks import ChecksRecord
+from quantharm.common.records.divergence import DivergenceRecord
+from quantharm.common.records.generation import BatchRecord, GenerationRecord
+from quantharm.common.records.integrity import IntegrityRecord
+from quantharm.common.records.perplexity import PerplexityRecord
+from quantharm.common.records.quantization import QuantizationRecord
+from quantharm.common.records.summary import (
+    BatchFigures,
+    IntegrityFigures,
+    PairedAnswers,
+    SummaryRow,
+    TreatmentFigures,
+)
 from quantharm.common.stage import run_stage, stage_parser
 
 NULLABLE = {"i": "Int64", "b": "boolean"}  # pandas' types that hold missing values, by the kind of those that do not
 
 
-def paired_answers(cell: Path, baseline: Path) -> dict[str, Any]:
+def paired_answers(cell: Path, baseline: Path) -> PairedAnswers:
     """Answers that flipped against the baseline, and where responses first differ."""
     columns = ["prompt_id", "token_ids", "correct"]
     mine = read_parquet(cell / "generation.parquet", columns).set_index("prompt_id")
@@ -45,23 +55,36 @@ def paired_answers(cell: Path, baseline: Path) -> dict[str, Any]:
     }
 
 
-INTEGRITY_FIGURES = {
-    "integrity_verified": lambda record: record["verified"],
-    "integrity_files_verified": lambda record: (record["signed_manifest"] or record["manifest"])["verified"],
-    "integrity_scan": lambda record: record["scan"]["verdict"],
-    "integrity_if_dequantized": lambda record: (record["if_dequantized"] or {}).get("verdict"),
-    "integrity_if_dequantized_seen_as": lambda record: (record["if_dequantized"] or {}).get("method"),
-    "integrity_behaves_as_the_original": lambda record: record["behaviour"]["same_as_original"],
-    "integrity_explanation": lambda record: record["explanation"],
+NO_INTEGRITY: IntegrityFigures = {
+    "integrity_verified": None,
+    "integrity_files_verified": None,
+    "integrity_scan": None,
+    "integrity_if_dequantized": None,
+    "integrity_if_dequantized_seen_as": None,
+    "integrity_behaves_as_the_original": None,
+    "integrity_explanation": None,
 }
 
 
-def integrity_figures(record: dict[str, Any] | None) -> dict[str, Any]:
+def integrity_figures(record: IntegrityRecord | None) -> IntegrityFigures:
     """What integrity.json found of a cell; keys of what does not apply to it, or was not measured, hold None."""
-    return {key: None if record is None else figure(record) for key, figure in INTEGRITY_FIGURES.items()}
+    if record is None:
+        return NO_INTEGRITY
+    if_dequantized, behaviour = record["if_dequantized"], record["behaviour"]
+    files = record["signed_manifest"] or record["manifest"]
+    return {
+        "integrity_verified": record["verified"],
+        "integrity_files_verified": files and files["verified"],
+        "integrity_scan": record["scan"]["verdict"],
+        "integrity_if_dequantized": if_dequantized and if_dequantized["verdict"],
+        # no method where nothing was there to scan
+        "integrity_if_dequantized_seen_as": if_dequantized and if_dequantized.get("method"),
+        "integrity_behaves_as_the_original": behaviour and behaviour["same_as_original"],
+        "integrity_explanation": record["explanation"],
+    }
 
 
-def treatment_figures(quantization: dict[str, Any], checks: dict[str, Any]) -> dict[str, Any]:
+def treatment_figures(quantization: QuantizationRecord, checks: ChecksRecord) -> TreatmentFigures:
     """Weight noise and calibration samples of a cell, None where it has none."""
     noise, samples = quantization.get("noise"), checks.get("calibration")
     return {
@@ -83,28 +106,33 @@ def batch_figures(batches: list[BatchRecord]) -> BatchFigures:
     }
 
 
-def summarise_cell(cell: Path, baseline: Path, with_integrity: bool = True) -> dict[str, Any]:
+def summarise_cell(cell: Path, baseline: Path, with_integrity: bool = True) -> SummaryRow:
     """One row: identity, sizes, perplexity, divergence, generation, memory, checks, integrity."""
-    quantization, perplexity, divergence, generation, checks = (
-        read_json(cell / f"{stage}.json")
-        for stage in ("quantization", "perplexity", "divergence", "generation", "checks")
-    )
-    integrity = read_json(cell / "integrity.json") if with_integrity else None
-    reference, reference_run = (read_json(baseline / f"{stage}.json") for stage in ("quantization", "generation"))
-    source, ran = quantization["source"], perplexity["provenance"]
-    kl, on_text, memory = divergence["kl_nats"], divergence["text"] or {}, generation["memory"]
-    benchmark = generation["benchmark"]
-    prefill, decode = benchmark["prefill_seconds"], benchmark["decode_tokens_per_second"]
-    captured = benchmark.get("captured", {}).get("decode_tokens_per_second", {})  # or a reason, where there is none
-    categories = generation["by_category"]
+    quantization: QuantizationRecord = read_json(cell / "quantization.json")
+    perplexity: PerplexityRecord = read_json(cell / "perplexity.json")
+    divergence: DivergenceRecord = read_json(cell / "divergence.json")
+    generation: GenerationRecord = read_json(cell / "generation.json")
+    checks: ChecksRecord = read_json(cell / "checks.json")
+    integrity: IntegrityRecord | None = read_json(cell / "integrity.json") if with_integrity else None
+    reference: QuantizationRecord = read_json(baseline / "quantization.json")
+    reference_speed: GenerationRecord = read_json(baseline / "generation.json")
+    speed, baseline_speed = generation["benchmark"], reference_speed["benchmark"]
+    captured = speed.get("captured", {}).get("decode_tokens_per_second")  # None where nothing could be captured
     return {
-        **picked(quantization, "model", "method", "synthetic", "quantizer"),
-        **picked(source, "source", "revision"),
+        "model": quantization["model"],
+        "method": quantization["method"],
+        "synthetic": quantization["synthetic"],
+        "quantizer": quantization["quantizer"],
+        "source": quantization["source"]["source"],
+        "revision": quantization["source"]["revision"],
         "dtype": quantization["dtype"],
-        "device": ran["device"],
-        **{key: ran.get(key) for key in COMPUTE_KEYS},
-        **picked(quantization, "parameters", "checkpoint_bytes", "weight_bytes"),
-        **picked(quantization, "bits_per_weight", "bits_per_weight_formula"),
+        "device": perplexity["provenance"]["device"],
+        **with_nulls(perplexity["provenance"]),
+        "parameters": quantization["parameters"],
+        "checkpoint_bytes": quantization["checkpoint_bytes"],
+        "weight_bytes": quantization["weight_bytes"],
+        "bits_per_weight": quantization["bits_per_weight"],
+        "bits_per_weight_formula": quantization["bits_per_weight_formula"],
         "quantized_modules": len(quantization["quantized_modules"]),
         "compression": reference["weight_bytes"] / quantization["weight_bytes"],
         "saved_bytes": reference["weight_bytes"] - quantization["weight_bytes"],
@@ -112,47 +140,64 @@ def summarise_cell(cell: Path, baseline: Path, with_integrity: bool = True) -> d
         "perplexity_protocol": perplexity["protocol"],
         "text_tokens_sha256": perplexity["tokens_sha256"],
         "perplexity_tokens_scored": perplexity["tokens_scored"],
-        **picked(perplexity, "perplexity", "perplexity_ci95"),
+        "perplexity": perplexity["perplexity"],
+        "perplexity_ci95": perplexity["perplexity_ci95"],
         **paired_perplexity(cell, baseline),
         "bits_per_byte": perplexity["bits_per_byte"],
         "trace_sha256": divergence["trace_sha256"],
-        **{f"kl_nats_{key}": kl[key] for key in ("mean", "ci95", "median", "p90", "p99", "p99_9", "max")},
-        **picked(divergence, "reverse_kl_nats_mean", "js_nats_mean", "top1_agreement"),
+        "kl_nats_mean": divergence["kl_nats"]["mean"],
+        "kl_nats_ci95": divergence["kl_nats"]["ci95"],
+        "kl_nats_median": divergence["kl_nats"]["median"],
+        "kl_nats_p90": divergence["kl_nats"]["p90"],
+        "kl_nats_p99": divergence["kl_nats"]["p99"],
+        "kl_nats_p99_9": divergence["kl_nats"]["p99_9"],
+        "kl_nats_max": divergence["kl_nats"]["max"],
+        "reverse_kl_nats_mean": divergence["reverse_kl_nats_mean"],
+        "js_nats_mean": divergence["js_nats_mean"],
+        "top1_agreement": divergence["top1_agreement"],
         "delta_p_rms": divergence["delta_p"]["rms"],
-        **{f"text_{key}": on_text.get(key) for key in ("kl_nats_mean", "log_perplexity_ratio")},
+        "text_kl_nats_mean": divergence["text"] and divergence["text"]["kl_nats_mean"],
+        "text_log_perplexity_ratio": divergence["text"] and divergence["text"]["log_perplexity_ratio"],
         "kl_nats_by_category": {c: v["kl_nats_mean"] for c, v in divergence["by_category"].items()},
         "prompt_tokens_sha256": generation.get("prompt_tokens_sha256"),
         "max_new_tokens": generation["max_new_tokens"],
-        **picked(generation, "prompts", "succeeded", "judged", "correct"),
+        "prompts": generation["prompts"],
+        "succeeded": generation["succeeded"],
+        "judged": generation["judged"],
+        "correct": generation["correct"],
         **paired_answers(cell, baseline),
         "seconds_mean": generation["seconds_mean"],
-        "seconds_change_percent": 100 * (generation["seconds_mean"] / reference_run["seconds_mean"] - 1),
-        **picked(generation, "time_to_first_token_seconds_mean", "new_tokens_mean", "tokens_per_second"),
+        "seconds_change_percent": 100 * (generation["seconds_mean"] / reference_speed["seconds_mean"] - 1),
+        "time_to_first_token_seconds_mean": generation["time_to_first_token_seconds_mean"],
+        "new_tokens_mean": generation["new_tokens_mean"],
+        "tokens_per_second": generation["tokens_per_second"],
         "decoding": generation["decoding"],
-        "seconds_mean_by_category": {c: v["seconds_mean"] for c, v in categories.items()},
-        "new_tokens_mean_by_category": {c: v["new_tokens_mean"] for c, v in categories.items()},
-        "succeeded_by_category": {c: v["succeeded"] / v["prompts"] for c, v in categories.items()},
-        **{f"benchmark_{key}": benchmark[key] for key in ("prompt_tokens", "new_tokens")},
-        **{f"prefill_seconds_{key}": prefill[key] for key in ("median", "ci95")},
-        **{f"decode_tokens_per_second_{key}": decode[key] for key in ("median", "ci95")},
-        **{f"captured_decode_tokens_per_second_{key}": captured.get(key) for key in ("median", "ci95")},
-        **batch_figures(benchmark["batches"]),
-        "decode_speed_relative": decode["median"] / reference_run["benchmark"]["decode_tokens_per_second"]["median"],
-        **{f"memory_{key}": memory.get(key) for key in ("allocated_bytes", "reserved_bytes", "peak_bytes")},
+        "seconds_mean_by_category": {c: v["seconds_mean"] for c, v in generation["by_category"].items()},
+        "new_tokens_mean_by_category": {c: v["new_tokens_mean"] for c, v in generation["by_category"].items()},
+        "succeeded_by_category": {c: v["succeeded"] / v["prompts"] for c, v in generation["by_category"].items()},
+        "benchmark_prompt_tokens": speed["prompt_tokens"],
+        "benchmark_new_tokens": speed["new_tokens"],
+        "prefill_seconds_median": speed["prefill_seconds"]["median"],
+        "prefill_seconds_ci95": speed["prefill_seconds"]["ci95"],
+        "decode_tokens_per_second_median": speed["decode_tokens_per_second"]["median"],
+        "decode_tokens_per_second_ci95": speed["decode_tokens_per_second"]["ci95"],
+        "captured_decode_tokens_per_second_median": captured and captured["median"],
+        "captured_decode_tokens_per_second_ci95": captured and captured["ci95"],
+        **batch_figures(speed["batches"]),
+        "decode_speed_relative": speed["decode_tokens_per_second"]["median"]
+        / baseline_speed["decode_tokens_per_second"]["median"],
+        "memory_allocated_bytes": generation["memory"].get("allocated_bytes"),
+        "memory_reserved_bytes": generation["memory"].get("reserved_bytes"),
+        "memory_peak_bytes": generation["memory"]["peak_bytes"],
         **treatment_figures(quantization, checks),
         "checks_failed": checks["failed"],
         **integrity_figures(integrity),
-        "git_commit": ran["git_commit"],
+        "git_commit": perplexity["provenance"]["git_commit"],
         "finished": checks["provenance"]["finished"],
     }
 
 
-def picked(record: dict[str, Any], *keys: str) -> dict[str, Any]:
-    """What a record has under its own names."""
-    return {key: record[key] for key in keys}
-
-
-def table_of(rows: list[dict[str, Any]], left_out: list[LeftOut]) -> pandas.DataFrame:
+def table_of(rows: list[SummaryRow], left_out: list[LeftOut]) -> pandas.DataFrame:
     """A row a cell; cells that are left out as well, by name, with the reason in the column `left_out`."""
     absent = [entry for entry in left_out if not entry["compared"]]
     names = pandas.DataFrame(

@@ -74,7 +74,7 @@ def test_bytes_of_a_token_by_hand(tiny):
 def test_roofline_by_hand(tiny, monkeypatch):
     monkeypatch.setattr("quantharm.speed.benchmark.copy_bandwidth", lambda _: {"copy_bytes_per_second": 1e9})
     model = tiny("llama")
-    bounds = roofline(model, torch.tensor([[1, 2, 3, 4]]), 10, {"eager": 20.0, "captured": None})
+    bounds = roofline(model, torch.tensor([[1, 2, 3, 4]]), 10, 20.0, None)
     moved = weights_read(model) + 512 * (4 + 5)  # 2 layers, keys and values, 2 heads of 16, 4 bytes
     assert bounds["bytes_per_token"] == moved
     assert bounds["eager_bytes_per_second"] == pytest.approx(20 * moved)

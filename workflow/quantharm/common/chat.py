@@ -8,12 +8,13 @@ tomorrow.
 import contextlib
 import datetime
 from argparse import ArgumentParser, Namespace
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from types import SimpleNamespace
 from typing import Any
 
 from quantharm.common.errors import UserError
+from quantharm.common.records.generation import Asked
 from quantharm.common.text import sha256_of_windows
 
 SWITCHES = ("enable_thinking", "thinking")  # what templates call it: Qwen3, SmolLM3 and GLM; Granite and DeepSeek
@@ -29,7 +30,7 @@ class Asking:
     system_prompt: str | None = None
 
     @classmethod
-    def of(cls, record: dict[str, Any] | Namespace) -> "Asking":
+    def of(cls, record: Mapping[str, Any] | Namespace) -> "Asking":
         """From a stage's flags, or from what generation.json keeps; what is missing there has its default."""
         values = vars(record) if isinstance(record, Namespace) else record
         return cls(**{key: values[key] for key in asdict(cls()) if key in values})
@@ -104,10 +105,13 @@ def knows_thinking(tokenizer, asking: Asking = Asking()) -> bool:
     return on != off
 
 
-def asked(tokenizer, asking: Asking, encoded: list[list[int]]) -> dict[str, Any]:
+def asked(tokenizer, asking: Asking, encoded: list[list[int]]) -> Asked:
     """Keys of generation.json: what was asked in which way; encoded: the token ids of all prompts."""
     return {
-        **asdict(asking),
+        "chat_template": asking.chat_template,
+        "thinking": asking.thinking,
+        "template_date": asking.template_date,
+        "system_prompt": asking.system_prompt,
         "thinking_switch": knows_thinking(tokenizer, asking),
         "prompt_tokens_sha256": sha256_of_windows(encoded),
     }

@@ -9,7 +9,7 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -69,17 +69,17 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def digest_of(record: dict[str, Any]) -> str:
+def digest_of(record: Mapping[str, Any]) -> str:
     """sha256 of a record without its own digest; the same for what was written and what is read."""
     rest = {key: value for key, value in record.items() if key != DIGEST}
     return sha256_of_text(json.dumps(rest, sort_keys=True))
 
 
-def write_json(path: Path, record: dict[str, Any]) -> None:
+def write_json(path: Path, record: Mapping[str, Any]) -> None:
     """Indented JSON with a digest of its own; raises ValueError for NaN and infinity, which JSON cannot hold."""
-    record = json.loads(json.dumps(record, allow_nan=False))
-    record[DIGEST] = digest_of(record)
-    write_text(path, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+    sealed = json.loads(json.dumps(record, allow_nan=False))
+    sealed[DIGEST] = digest_of(sealed)
+    write_text(path, json.dumps(sealed, indent=2, ensure_ascii=False) + "\n")
 
 
 def read_json(path: Path) -> Any:

@@ -6,7 +6,7 @@ full-width forms, and numbers grouped as 1,234.5, 1.234,5, 1 234,5, 1'234.5 or 1
 
 import re
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 # Letters that are written in words with spaces around them and stand beside digits in names (O2, x4).
@@ -183,6 +183,6 @@ JUDGES: dict[str, Callable[[str, Any], bool]] = {
 }
 
 
-def judge(response: str, answer: dict[str, Any] | None) -> bool | None:
+def judge(response: str, answer: Mapping[str, Any] | None) -> bool | None:
     """Whether the response gives the answer; None where a program cannot tell."""
     return None if answer is None else bool(JUDGES[answer["kind"]](response.strip(), answer["value"]))

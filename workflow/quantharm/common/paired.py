@@ -1,5 +1,6 @@
 """A cell against the baseline on the same windows and prompts, and the cell as a row of a table."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -7,10 +8,12 @@ import numpy
 
 from quantharm.common.errors import UserError
 from quantharm.common.files import read_json, read_parquet
+from quantharm.common.records.divergence import DivergenceRecord
+from quantharm.common.records.summary import PairedPerplexity
 from quantharm.common.statistics import weighted_mean_interval
 
 
-def paired_perplexity(cell: Path, baseline: Path) -> dict[str, Any]:
+def paired_perplexity(cell: Path, baseline: Path) -> PairedPerplexity:
     """ΔPPL in percent with its 95 % interval: the log of the ratio is a mean over the same windows of both."""
     mine, reference = read_parquet(cell / "perplexity.parquet"), read_parquet(baseline / "perplexity.parquet")
     if mine["targets"].tolist() != reference["targets"].tolist():
@@ -29,8 +32,9 @@ def paired_perplexity(cell: Path, baseline: Path) -> dict[str, Any]:
 
 def paired_figures(cell: Path, baseline: Path, prefix: str) -> dict[str, Any]:
     """Perplexity's change (paired over windows) and mean KL of a cell, its keys with a prefix."""
-    kl = read_json(cell / "divergence.json")
-    paired = paired_perplexity(cell, baseline) | {
+    kl: DivergenceRecord = read_json(cell / "divergence.json")
+    paired = {
+        **paired_perplexity(cell, baseline),
         "kl_nats_mean": kl["kl_nats"]["mean"],
         "kl_nats_ci95": kl["kl_nats"]["ci95"],
         "top1_agreement": kl["top1_agreement"],
@@ -46,7 +50,7 @@ def first_difference(mine: list[int], reference: list[int]) -> int | None:
     return None if len(mine) == len(reference) else min(len(mine), len(reference))
 
 
-def flat(row: dict[str, Any]) -> dict[str, Any]:
+def flat(row: Mapping[str, Any]) -> dict[str, Any]:
     """A row for Parquet and CSV: intervals as _low and _high, categories as one column each."""
     result: dict[str, Any] = {}
     for key, value in row.items():

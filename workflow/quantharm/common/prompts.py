@@ -3,7 +3,7 @@
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict, cast
 
 from quantharm.common.errors import UserError
 from quantharm.common.files import LARGEST_INPUT_BYTES
@@ -12,7 +12,23 @@ from quantharm.common.judging import JUDGES, judge
 LONGEST_PROMPT_CHARACTERS = 1_000_000
 
 
-def read_prompts(path: Path, per_category: int | None = None) -> list[dict[str, Any]]:
+class Answer(TypedDict):
+    """What a right response holds, as far as a program can tell."""
+
+    kind: str  # a judge of quantharm.common.judging
+    value: Any
+
+
+class Prompt(TypedDict):
+    """A line of a prompt suite."""
+
+    id: str
+    category: str
+    prompt: str
+    answer: NotRequired[Answer | None]
+
+
+def read_prompts(path: Path, per_category: int | None = None) -> list[Prompt]:
     """Prompts in file order, at most `per_category` of each category; raises UserError naming the faulty line."""
     path = Path(path)
     if not path.is_file():
@@ -39,7 +55,7 @@ def read_prompts(path: Path, per_category: int | None = None) -> list[dict[str, 
     return prompts
 
 
-def check_prompt(line: str, where: str) -> dict[str, Any]:
+def check_prompt(line: str, where: str) -> Prompt:
     try:
         prompt = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -61,4 +77,4 @@ def check_prompt(line: str, where: str) -> dict[str, Any]:
             judge("A 0", answer)
         except (re.error, TypeError, ValueError, AttributeError) as error:
             raise UserError(f"{where}: the answer's {answer['kind']} is not valid ({error}); correct it") from None
-    return prompt
+    return cast(Prompt, prompt)

@@ -10,8 +10,11 @@ import resource
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from quantharm.common.records.parts import HowComputed, HowComputedOrNull, Memory, Provenance
 
 # How a cell computed, beside its device's name; cells are compared only when all of them are equal.
 COMPUTE_KEYS = ("compute_dtype", "instruction_set", "onednn_instruction_set", "compute_capability", "tf32")
@@ -99,7 +102,7 @@ def onednn_instruction_set() -> str | None:
     return next((line.split(",isa:", 1)[1] for line in lines if ",cpu,isa:" in line), None)
 
 
-def how_computed(device: str, compute_dtype: str | None) -> dict[str, Any]:
+def how_computed(device: str, compute_dtype: str | None) -> HowComputed:
     """What decides how products are rounded, beside the device's name: two processors of one name may differ.
 
     compute_dtype: what matrices are multiplied in. The other keys are the device's.
@@ -120,13 +123,24 @@ def how_computed(device: str, compute_dtype: str | None) -> dict[str, Any]:
     }
 
 
-def computed_differently(mine: dict[str, Any], reference: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+def with_nulls(record: Mapping[str, Any]) -> HowComputedOrNull:
+    """The COMPUTE_KEYS of a provenance or of a store's metadata; None where it lacks one."""
+    return {
+        "compute_dtype": record.get("compute_dtype"),
+        "instruction_set": record.get("instruction_set"),
+        "onednn_instruction_set": record.get("onednn_instruction_set"),
+        "compute_capability": record.get("compute_capability"),
+        "tf32": record.get("tf32"),
+    }
+
+
+def computed_differently(mine: Mapping[str, Any], reference: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """{key: (mine, reference's)} of what differs between two provenances in device, dtype and COMPUTE_KEYS."""
     keys = ("device", "dtype", *COMPUTE_KEYS)
     return {key: (mine.get(key), reference.get(key)) for key in keys if mine.get(key) != reference.get(key)}
 
 
-def filled_here(store: dict[str, Any], device: str) -> bool:
+def filled_here(store: Mapping[str, Any], device: str) -> bool:
     """Whether this process rounds as the one that filled a store: its device, libraries and instruction sets.
 
     store: the metadata of logits.parquet; an older one without instruction sets counts as filled elsewhere.
@@ -135,12 +149,12 @@ def filled_here(store: dict[str, Any], device: str) -> bool:
     return all(store.get(key) == value for key, value in here.items())
 
 
-def provenance(device: str, dtype: str | None = None, compute_dtype: str | None = None) -> dict[str, Any]:
+def provenance(device: str, dtype: str | None = None, compute_dtype: str | None = None) -> Provenance:
     """What produced a record; `device` is `cpu` or `cuda`.
 
     dtype: what the weights are held in on disk; compute_dtype: what matrices were multiplied in.
     """
-    record: dict[str, Any] = {
+    record: Provenance = {
         "device": device_name(device),
         "device_type": device.split(":")[0],
         "dtype": dtype,
@@ -169,7 +183,7 @@ def forget_device_peaks(device: str) -> None:
             torch.cuda.reset_peak_memory_stats(i)
 
 
-def memory_bytes(device: str) -> dict[str, int]:
+def memory_bytes(device: str) -> Memory:
     """Memory of this process: now allocated, peak allocated and peak reserved on the device; peak resident on the host.
 
     Peaks of a device count from the last `forget_device_peaks`. On a CPU the peak resident set of the process stands

@@ -11,9 +11,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, cast
 
 from quantharm.common.errors import UserError
+from quantharm.common.records.parts import TimingRecord
 
 IMPORTED = time.perf_counter()
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -140,11 +141,9 @@ class Timing:
         """What was imported until now is the start."""
         self.seconds["start"] = seconds_since_process_start()
 
-    def record(self) -> dict[str, float]:
+    def record(self) -> TimingRecord:
         """{start_seconds, load_seconds, model_seconds, other_seconds, total_seconds}"""
         total = seconds_since_process_start()
         parts = {f"{name}_seconds": round(value, 3) for name, value in self.seconds.items()}
-        return parts | {
-            "other_seconds": round(total - sum(self.seconds.values()), 3),
-            "total_seconds": round(total, 3),
-        }
+        parts["other_seconds"] = round(total - sum(self.seconds.values()), 3)
+        return cast(TimingRecord, parts | {"total_seconds": round(total, 3)})

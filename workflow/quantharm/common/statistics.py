@@ -11,6 +11,8 @@ import numpy
 from numpy.typing import ArrayLike
 from scipy.special import bdtr, ndtri, stdtr, stdtrit  # not scipy.stats, which takes half a second to import
 
+from quantharm.common.records.parts import MeanWithInterval, Repeated
+
 Bounds = list[float] | None
 CONFIDENCE = 0.95
 FEWEST_DEGREES = 3  # of freedom: below, an interval of skewed values is wider than anybody can use
@@ -120,7 +122,7 @@ def mean_interval(strata: list[ArrayLike]) -> Bounds:
     return listed(*symmetric_interval(arrays))
 
 
-def stratified_mean(strata: list[ArrayLike]) -> dict:
+def stratified_mean(strata: list[ArrayLike]) -> MeanWithInterval:
     """{mean, ci95} of the mean of category means; strata: one sequence of prompt means for each category."""
     mean = float(mean_of_means(*[numpy.asarray(s, dtype=numpy.float64) for s in strata]))
     return {"mean": mean, "ci95": mean_interval(strata)}
@@ -240,7 +242,7 @@ def paired_share_interval(gained: int, lost: int, total: int) -> Bounds:
     return listed(max(-1.0, change - half), min(1.0, change + half))
 
 
-def describe(values: ArrayLike) -> dict:
+def describe(values: ArrayLike) -> Repeated:
     """{median, p90, ci95 (of the median), values} of repeated timings."""
     array = numpy.asarray(values, dtype=numpy.float64)
     return {

@@ -2,10 +2,11 @@
 
 import re
 from pathlib import Path
-from typing import Any
 
 from quantharm.common.checkpoint_files import weight_files
 from quantharm.common.files import sha256_of_files
+from quantharm.common.records.integrity import Files
+from quantharm.common.records.parts import WeightFile
 
 HUB_BLOB = re.compile(r"[0-9a-f]{64}")  # the hub's cache names large files by the sha256 that the hub published
 
@@ -37,7 +38,7 @@ def in_words(faults: dict[str, list[str]]) -> str:
     return "; ".join(said) or "the files differ from the manifest"
 
 
-def verify_recorded(folder: Path, files: list[dict[str, Any]]) -> dict[str, Any]:
+def verify_recorded(folder: Path, files: list[WeightFile]) -> Files:
     """The weight files against a record's hashes, and against those that the hub published, where its cache says them.
 
     The same keys as of `verify`. A record made from the folder itself shows only that nothing changed since.
@@ -62,6 +63,8 @@ def verify_recorded(folder: Path, files: list[dict[str, Any]]) -> dict[str, Any]
         "kind": "recorded",
         "verified": verified,
         "files": len(expected),
-        **faults,
+        "missing": faults["missing"],
+        "wrong": faults["wrong"],
+        "extra": faults["extra"],
         "explanation": explanation if verified else in_words(faults),
     }

@@ -20,6 +20,7 @@ from typing import Any
 
 from quantharm.common.errors import UserError, first_line
 from quantharm.common.files import replacing, write_text
+from quantharm.common.records.integrity import Files
 from quantharm.common.sanitize import print_line
 from quantharm.common.stage import run_stage, stage_parser
 from quantharm.forensics.file_hashes import counted, in_words, named_faults
@@ -117,7 +118,7 @@ def statement_of(signature: Path) -> dict[str, Any]:
         raise UserError(f"{signature} is not a model signature ({first_line(error)}); fetch it again") from None
 
 
-def verify(path: Path, public_key: Path, signature: Path, only: Names | None = None) -> dict[str, Any]:
+def verify(path: Path, public_key: Path, signature: Path, only: Names | None = None) -> Files:
     """{verified, explanation, files, missing, wrong, extra}: file names relative to the folder, by fault.
 
     only: the files that matter, each of which must be a signed one; all others may come, go and change.
@@ -137,7 +138,6 @@ def verify(path: Path, public_key: Path, signature: Path, only: Names | None = N
     verifier.set_ignore_unsigned_files(only is not None)
     wanted = stated if only is None else {name: stated[name] for name in only if name in stated}
     unsigned = sorted(set(only or ()) - set(stated))
-    record: dict[str, Any] = {"kind": "signed", "signature": str(signature), "public_key": str(public_key)}
     faults: dict[str, list[str]] = {"missing": [], "wrong": [], "extra": unsigned}
     reason = ""
     from cryptography.exceptions import InvalidSignature
@@ -155,11 +155,17 @@ def verify(path: Path, public_key: Path, signature: Path, only: Names | None = N
             reason = f"the signature does not hold: {first_line(error)}"
     verified = not reason and not any(faults.values())
     explanation = f"{counted(len(wanted), 'file', 'the one that was', 'those that were')} signed"
-    return (
-        record
-        | {"verified": verified, "files": len(wanted), **faults}
-        | {"explanation": explanation if verified else reason or in_words(faults)}
-    )
+    return {
+        "kind": "signed",
+        "signature": str(signature),
+        "public_key": str(public_key),
+        "verified": verified,
+        "files": len(wanted),
+        "missing": faults["missing"],
+        "wrong": faults["wrong"],
+        "extra": faults["extra"],
+        "explanation": explanation if verified else reason or in_words(faults),
+    }
 
 
 def main() -> None:

@@ -4,12 +4,15 @@ A store is a folder: logits.parquet (log-probabilities of the original), trace.p
 divergence.json (what the original itself gives against it: the noise floor), as a baseline's results hold them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from quantharm.common.errors import UserError
 from quantharm.common.files import read_json, read_parquet
+from quantharm.common.records.divergence import DivergenceFigures
+from quantharm.common.records.integrity import Behaviour, Files
+from quantharm.common.records.source import Trust
 from quantharm.forensics import manifest
 
 STORE, TRACE, FLOOR = "logits.parquet", "trace.parquet", "divergence.json"
@@ -22,7 +25,7 @@ UNMEASURED_LIMITS = {"bfloat16": 1e-2, "float16": 1e-4, "float32": KL_LIMIT}
 
 def verify_store(
     folder: Path, public_key: Path, signature: Path, names: Sequence[str] = (STORE, TRACE, FLOOR)
-) -> dict[str, Any]:
+) -> Files:
     """The record of a store whose files are the signed ones; raises UserError for any other."""
     verification = manifest.verify(folder, public_key, signature, only=names)
     if not verification["verified"]:
@@ -30,7 +33,7 @@ def verify_store(
     return verification
 
 
-def limits_of(store: dict[str, Any], floor: float | None, same_machine: bool) -> tuple[float, float]:
+def limits_of(store: Mapping[str, Any], floor: float | None, same_machine: bool) -> tuple[float, float]:
     """(KL up to which a model is the one that filled the store, KL above which no hardware makes it that), in nats.
 
     store: its metadata (dtype, hardware_floor). Rounding of two machines adds up to twice that of one, and to four
@@ -47,12 +50,12 @@ def limits_of(store: dict[str, Any], floor: float | None, same_machine: bool) ->
 
 
 def judge(
-    divergence: dict[str, Any],
+    divergence: DivergenceFigures,
     floor: float | None,
-    store: dict[str, Any] | None = None,
+    store: Mapping[str, Any],
     same_machine: bool = True,
     remark: str = "",
-) -> dict[str, Any]:
+) -> Behaviour:
     """From a divergence record's figures: whether the model is the one that filled the store.
 
     `verdict` is `different` where the interval's lower end (the mean, where there is none) is above what any hardware
@@ -60,7 +63,7 @@ def judge(
     `cannot be told` between; `same_as_original` is False, True or None. floor: of the baseline against its own store;
     store: the store's metadata; same_machine: whether device and versions are those that it was filled with.
     """
-    kl, store = divergence["kl_nats"], store or divergence["store"]
+    kl = divergence["kl_nats"]
     low, high = limits_of(store, floor, same_machine)
     lowest = kl["ci95"][0] if kl["ci95"] else kl["mean"]
     verdict = SAME if kl["mean"] <= low else DIFFERENT if lowest > high else CANNOT_BE_TOLD
@@ -87,7 +90,7 @@ def judge(
     }
 
 
-def score_folder(checkpoint: Path, store: Path, device: str, gpus: int) -> dict[str, Any]:
+def score_folder(checkpoint: Path, store: Path, device: str, gpus: int) -> Behaviour:
     """Behaviour of a checkpoint against a store: one forward pass a prompt; raises UserError for another tokenizer."""
     from quantharm.common.provenance import device_name, filled_here
     from quantharm.common.text import sha256_of_windows
@@ -108,7 +111,7 @@ def score_folder(checkpoint: Path, store: Path, device: str, gpus: int) -> dict[
     )
     here = device_name(device)
     remark = "" if metadata["device"] == here else f" (it was filled on {metadata['device']}, this ran on {here})"
-    untrusted = {"allow_pickle": False, "trust_remote_code": False}
+    untrusted: Trust = {"allow_pickle": False, "trust_remote_code": False}
     model = load_checkpoint(checkpoint, untrusted, metadata["dtype"], device, gpus)
     filled_in = metadata.get("compute_dtype", metadata["dtype"])  # compute like that, be it slow here
     set_compute_dtype(model, "pretrained", metadata["dtype"], device, filled_in)

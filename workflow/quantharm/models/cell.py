@@ -5,13 +5,15 @@ from pathlib import Path
 from typing import Any
 
 from quantharm.common.provenance import forget_device_peaks, provenance
+from quantharm.common.records.parts import CellNames, Provenance
+from quantharm.common.records.quantization import QuantizationRecord
 from quantharm.common.stage import Timing
 from quantharm.models.loading import choose_device, dtype_of, load_cell, load_tokenizer, read_quantization
 
 
 @dataclass(frozen=True)
 class Cell:
-    record: dict[str, Any]  # quantization.json
+    record: QuantizationRecord
     device: str  # cpu or cuda
     tokenizer: Any
     model: Any
@@ -20,7 +22,7 @@ class Cell:
     def title(self) -> str:
         return f"{self.record['model']} × {self.record['method']}"
 
-    def names(self) -> dict[str, Any]:
+    def names(self) -> CellNames:
         """The keys that each record of a cell begins with."""
         return {
             "model": self.record["model"],
@@ -28,7 +30,7 @@ class Cell:
             "synthetic": self.record["source"]["synthetic"],
         }
 
-    def provenance(self) -> dict[str, Any]:
+    def provenance(self) -> Provenance:
         return provenance(self.device, self.record["dtype"], dtype_of(self.model))
 
 

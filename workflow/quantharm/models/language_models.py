@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from quantharm.common.errors import UserError, first_line
+from quantharm.common.records.source import Shape, Trust
 from quantharm.common.text import context_length, language_config
 
 REFUSAL = "only causal language models (such as Llama, Qwen or GPT-2) can be evaluated; name another `source:`"
@@ -20,7 +21,7 @@ def causal_classes(model_type: str) -> tuple[str, ...]:
     return (names,) if isinstance(names, str) else tuple(names)
 
 
-def shape_of(folder: Path, trust_remote_code: bool) -> dict[str, int | None]:
+def shape_of(folder: Path, trust_remote_code: bool) -> Shape:
     """hidden_size, layers, vocabulary and context of a model, whatever its own configuration calls them."""
     from transformers import AutoConfig
 
@@ -38,7 +39,7 @@ def shape_of(folder: Path, trust_remote_code: bool) -> dict[str, int | None]:
     }
 
 
-def empty_model(folder: Path, source: dict[str, Any]):
+def empty_model(folder: Path, source: Trust):
     """The model of a folder without weights (on the meta device); source: what its record allows."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM

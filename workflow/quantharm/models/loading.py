@@ -19,6 +19,9 @@ from quantharm.common.checkpoint_files import (
 )
 from quantharm.common.errors import UserError, first_line
 from quantharm.common.files import read_json, sha256_of_files
+from quantharm.common.records.parts import WeightFile
+from quantharm.common.records.quantization import CheckpointRecord, QuantizationRecord
+from quantharm.common.records.source import Located, Trust
 from quantharm.models.completeness import check_whole, load_whole
 from quantharm.quantizers import ComputesInFloat32, quantizer_named
 
@@ -116,7 +119,7 @@ def refuse_unsafe(folder: Path, allow_pickle: bool, trust_remote_code: bool) -> 
         )
 
 
-def hash_weights(folder: Path, allow_pickle: bool = False) -> list[dict[str, Any]]:
+def hash_weights(folder: Path, allow_pickle: bool = False) -> list[WeightFile]:
     """[{name, bytes, modified_ns, sha256}] of the weight files."""
     files = weight_files(folder)
     if not files and allow_pickle:
@@ -128,7 +131,7 @@ def hash_weights(folder: Path, allow_pickle: bool = False) -> list[dict[str, Any
     ]
 
 
-def verify_weights(folder: Path, files: list[dict[str, Any]], in_full: bool = False) -> None:
+def verify_weights(folder: Path, files: list[WeightFile], in_full: bool = False) -> None:
     """Raises UserError when a weight file is not the recorded one; hashes it only if its size or time differs.
 
     Also when others than the recorded ones would be loaded. in_full hashes every file, whatever its time says.
@@ -155,7 +158,7 @@ def verify_weights(folder: Path, files: list[dict[str, Any]], in_full: bool = Fa
             )
 
 
-def load_tokenizer(source: dict[str, Any]):
+def load_tokenizer(source: Located):
     """The tokenizer of a source record; always the source's own, never a quantized checkpoint's copy."""
     from transformers import AutoTokenizer
 
@@ -168,7 +171,7 @@ def load_tokenizer(source: dict[str, Any]):
         raise UserError(f"the tokenizer in {source['path']} cannot be loaded: {first_line(error)}") from None
 
 
-def load_checkpoint(folder: Path, source: dict[str, Any], dtype: str, device: str, gpus: int, **extra):
+def load_checkpoint(folder: Path, source: Trust, dtype: str, device: str, gpus: int, **extra):
     """A causal language model from a folder, in eval mode; every quantizer's `load` comes through here.
 
     Raises UserError unless the folder is safe to load and holds the whole model and nothing else.
@@ -193,7 +196,7 @@ def load_checkpoint(folder: Path, source: dict[str, Any], dtype: str, device: st
     return model.eval()
 
 
-def load_as_stored(record: dict[str, Any], device: str):
+def load_as_stored(record: CheckpointRecord, device: str):
     """The model of a quantization record, from what is on disk, after checking that it is what was recorded.
 
     Its weights are held in the dtype that the record states: what sizes are measured on.
@@ -204,7 +207,7 @@ def load_as_stored(record: dict[str, Any], device: str):
     return quantizer.load(folder, record["settings"], record["source"], record["dtype"], device, record["gpus"])
 
 
-def load_cell(record: dict[str, Any], device: str, compute_dtype: str | None = None):
+def load_cell(record: CheckpointRecord, device: str, compute_dtype: str | None = None):
     """load_as_stored, with its matrices multiplied as set_compute_dtype says."""
     model = load_as_stored(record, device)
     set_compute_dtype(model, record["quantizer"], record["dtype"], device, compute_dtype)
@@ -224,7 +227,7 @@ def set_compute_dtype(model, quantizer: str, dtype: str, device: str, wanted: st
         arrange(model)
 
 
-def read_quantization(path: Path) -> dict[str, Any]:
+def read_quantization(path: Path) -> QuantizationRecord:
     record = read_json(path)
     for key in ("model", "method", "quantizer", "checkpoint", "source", "gpus"):
         if not isinstance(record, dict) or key not in record:

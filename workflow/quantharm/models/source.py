@@ -2,16 +2,16 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 from quantharm.common.checkpoint_files import read_checkpoint_config
 from quantharm.common.files import read_json, sha256_of_text
+from quantharm.common.records.source import SourceRecord, TokenizerHashes
 from quantharm.models.completeness import check_whole
 from quantharm.models.language_models import refuse_unless_causal, shape_of
 from quantharm.models.loading import SYNTHETIC_MARK, hash_weights, quiet, refuse_unsafe
 
 
-def tokenizer_hashes(folder: Path) -> dict[str, str | None]:
+def tokenizer_hashes(folder: Path) -> TokenizerHashes:
     """Hashes of what decides the token ids: the tokenizer's files, and its chat template (None without one)."""
     names = ["tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "special_tokens_map.json"]
     texts = [p.read_bytes().hex() for n in names if (p := folder / n).is_file()]
@@ -28,7 +28,7 @@ def tokenizer_hashes(folder: Path) -> dict[str, str | None]:
 
 def describe(
     name: str, source: str, folder: Path, commit: str | None, allow_pickle: bool, trust_remote_code: bool
-) -> dict[str, Any]:
+) -> SourceRecord:
     """The source record of a checkpoint folder; of random weights, `source` says of which shape they are."""
     quiet()
     refuse_unsafe(folder, allow_pickle, trust_remote_code)
@@ -53,4 +53,5 @@ def describe(
         "weight_files": files,
         "weights_sha256": sha256_of_text("".join(f["sha256"] for f in files)),
         "synthetic": mark.is_file(),
-    } | tokenizer_hashes(folder)
+        **tokenizer_hashes(folder),
+    }

@@ -9,6 +9,9 @@ import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 
+from quantharm.common.records.quantization import QuantizerOutput
+from quantharm.common.records.source import SourceRecord
+
 if TYPE_CHECKING:
     from quantharm.quantizers.quantized_layers import QuantizedMatrix
 
@@ -25,19 +28,19 @@ class Quantizer(Protocol):
 
     def quantize(
         self,
-        source: dict[str, Any],
+        source: SourceRecord,
         settings: dict[str, Any],
         dtype: str,
         device: str,
         gpus: int,
         output: Path,
         calibration: Path | None,
-    ) -> dict[str, Any]:
+    ) -> QuantizerOutput:
         """Writes the checkpoint folder `output`; returns keys for quantization.json. calibration: a text file."""
         ...
 
     def load(
-        self, folder: Path, settings: dict[str, Any], source: dict[str, Any], dtype: str, device: str, gpus: int
+        self, folder: Path, settings: dict[str, Any], source: SourceRecord, dtype: str, device: str, gpus: int
     ) -> Any:
         """The model of a checkpoint folder, its weights held as they are stored."""
         ...

@@ -7,9 +7,13 @@ than natural text (random tokens; one token over and over), and prompts whose to
 
 import math
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 from quantharm.common.chat import Asking, encode_prompt
+from quantharm.common.prompts import Prompt
+from quantharm.common.records.checks import PromptCoverage
+from quantharm.common.records.quantization import SampleStatistics
 
 NLL_FACTOR = 2.0  # mean loss of the samples, as a multiple or a fraction of the evaluation text's
 DUPLICATE_LIMIT = 0.1  # share of samples that repeat another one
@@ -17,7 +21,7 @@ VARIETY_LIMIT = 0.05  # share of a sample's tokens that are distinct; in 512: pr
 NLL_SAMPLES = 4  # are scored
 
 
-def sample_statistics(samples: list[list[int]]) -> dict[str, Any]:
+def sample_statistics(samples: list[list[int]]) -> SampleStatistics:
     """Lengths, repetition and variety of token samples; entropy in bits a token, of the samples' own frequencies."""
     counts = Counter(token for sample in samples for token in sample)
     total = sum(counts.values())
@@ -37,9 +41,7 @@ def coverage(samples: list[list[int]], ids: list[int]) -> float | None:
     return sum(token in known for token in ids) / len(ids) if ids else None
 
 
-def prompt_coverage(
-    samples: list[list[int]], tokenizer, prompts: list[dict[str, Any]], asking: Asking
-) -> dict[str, Any]:
+def prompt_coverage(samples: list[list[int]], tokenizer, prompts: list[Prompt], asking: Asking) -> PromptCoverage:
     """Coverage of each category's prompts, and of the chat template's own tokens (None where it has none)."""
     by_category: dict[str, list[int]] = {}
     for prompt in prompts:
@@ -67,7 +69,7 @@ def mean_loss(model, head, samples: list[list[int]]) -> float:
     return float(torch.cat([loss.cpu() for loss in losses]).double().mean())
 
 
-def faults(evidence: dict[str, Any]) -> list[str]:
+def faults(evidence: Mapping[str, Any]) -> list[str]:
     """What is wrong with a calibration, in words.
 
     evidence: the keys of quantization.json's `calibration` and, where they were measured, overlaps, nll_mean_nats and

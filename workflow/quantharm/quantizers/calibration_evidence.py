@@ -6,6 +6,9 @@ from typing import Any
 from quantharm.common.chat import Asking
 from quantharm.common.errors import UserError
 from quantharm.common.overlap import shared_sequences
+from quantharm.common.prompts import Prompt
+from quantharm.common.records.checks import CalibrationEvidence
+from quantharm.common.records.quantization import QuantizationRecord
 from quantharm.common.text import read_text, sha256_of_windows
 from quantharm.quantizers import Calibrates, calibration, quantizer_named
 
@@ -13,8 +16,8 @@ OVERLAP_WORDS = 13
 
 
 def calibration_evidence(
-    record: dict[str, Any], model, head, tokenizer, cell: dict[str, Any], evaluation: str, prompts: list[dict[str, Any]]
-) -> dict[str, Any] | None:
+    record: QuantizationRecord, model, head, tokenizer, cell: dict[str, Any], evaluation: str, prompts: list[Prompt]
+) -> CalibrationEvidence | None:
     """quantization.json's `calibration` with what only the finished cell can say; None for a method without one.
 
     cell: its records by stage (perplexity, generation).

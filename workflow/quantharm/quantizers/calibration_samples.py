@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from quantharm.common.constants import CORRUPTIONS
+from quantharm.common.records.quantization import CalibrationReached
+from quantharm.common.records.source import Located
 
 CALIBRATION_SETTINGS: dict[str, Any] = {
     "calibration_samples": {
@@ -78,13 +80,13 @@ def calibration_samples(
     return draw.sample(packed, min(samples, len(packed)))
 
 
-def samples_for(source: dict[str, Any], settings: dict[str, Any], calibration: Path) -> list[list[int]]:
+def samples_for(source: Located, settings: dict[str, Any], calibration: Path) -> list[list[int]]:
     """The samples of a quantizer's run; raises UserError for a text shorter than one of them."""
     from quantharm.common.errors import UserError
     from quantharm.common.text import read_text
     from quantharm.models.loading import load_tokenizer, read_checkpoint_config
 
-    model_type = read_checkpoint_config(source["path"]).get("model_type")
+    model_type = read_checkpoint_config(Path(source["path"])).get("model_type")
     packed = calibration_samples(load_tokenizer(source), read_text(calibration), settings, model_type)
     if not packed:
         raise UserError(f"{calibration} is shorter than one sample of {settings['calibration_tokens']} tokens")
@@ -93,7 +95,7 @@ def samples_for(source: dict[str, Any], settings: dict[str, Any], calibration: P
 
 def calibration_record(
     packed: list[list[int]], settings: dict[str, Any], calibration: Path, samples_reached: int, tokens_reached: int
-) -> dict[str, Any]:
+) -> CalibrationReached:
     """quantization.json's `calibration`: what was asked for, what was given, and what reached the quantizer."""
     from quantharm.common.text import sha256_of_windows
     from quantharm.quantizers.calibration import sample_statistics

@@ -1,28 +1,30 @@
 """What a quantizer cannot take, asked before it starts: of config.json, then of the model's modules without weights."""
 
+from pathlib import Path
 from typing import Any
 
 from quantharm.common.checkpoint_files import read_checkpoint_config
 from quantharm.common.errors import UserError
+from quantharm.common.records.source import SourceRecord
 from quantharm.models.language_models import empty_model
 from quantharm.quantizers import RefusesConfigs, RefusesModels, quantizer_named
 
 ON_THE_FLY = ("bitsandbytes_int8", "bitsandbytes_4bit", "awq")  # the quantizers that make a checkpoint of their own
 
 
-def reason_against(quantizer: str, settings: dict[str, Any], source: dict[str, Any]) -> str | None:
+def reason_against(quantizer: str, settings: dict[str, Any], source: SourceRecord) -> str | None:
     """Why a quantizer cannot take a model, None where it may try; source: its source record."""
     module = quantizer_named(quantizer)
     if isinstance(module, RefusesConfigs):
-        reason = module.conflict(settings, read_checkpoint_config(source["path"]))
+        reason = module.conflict(settings, read_checkpoint_config(Path(source["path"])))
         if reason:
             return reason
     if isinstance(module, RefusesModels):
-        return module.unsupported(empty_model(source["path"], source), settings)
+        return module.unsupported(empty_model(Path(source["path"]), source), settings)
     return None
 
 
-def refuse_conflict(method: str, quantizer: str, settings: dict[str, Any], source: dict[str, Any]) -> None:
+def refuse_conflict(method: str, quantizer: str, settings: dict[str, Any], source: SourceRecord) -> None:
     """Raises UserError where a method cannot be applied to a model, naming the quantizers that can."""
     reason = reason_against(quantizer, settings, source)
     if reason is None:

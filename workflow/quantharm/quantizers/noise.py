@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from quantharm.common.errors import UserError
+from quantharm.common.records.quantization import NoiseAdded
+from quantharm.common.records.source import SourceRecord
 
 
-def quantizable_matrices(folder: Path, source: dict[str, Any]) -> tuple[dict[str, str], dict[str, bool]]:
+def quantizable_matrices(folder: Path, source: SourceRecord) -> tuple[dict[str, str], dict[str, bool]]:
     """Which stored tensors make up the weights that a quantizer could take (quantized_layers.quantizable).
 
     ({stored name: parameter}, {parameter: whether it is stored [inputs, outputs]}), from the files' headers and the
@@ -73,7 +75,7 @@ def noise_for(weight, name: str, settings: dict[str, Any], grid: str | None, by_
     return unit * (steps.t() if by_input else steps.reshape(weight.shape))
 
 
-def write_noisy(source: dict[str, Any], settings: dict[str, Any], grid: str | None, output: Path) -> dict[str, Any]:
+def write_noisy(source: SourceRecord, settings: dict[str, Any], grid: str | None, output: Path) -> NoiseAdded:
     """A copy of the source's folder in `output` with noise on its matrices; returns what was done.
 
     The noise is added in float32 and the sum rounded to the checkpoint's own type; `codes_changed` is the share of
@@ -114,8 +116,10 @@ def write_noisy(source: dict[str, Any], settings: dict[str, Any], grid: str | No
             tensors[name] = noisy
         save_file(tensors, output / path.name, metadata={"format": "pt"})
     return {
-        **settings,
+        "sigma": settings["sigma"],
+        "relative_to": settings["relative_to"],
         "target": grid,
+        "seed": settings["seed"],
         "matrices": len(stored),
         "weights": weights,
         "noise_rms": (noise_squares / weights) ** 0.5,

@@ -1,17 +1,15 @@
 """Figures of a cell's divergence from those of its positions: prompt mean → category mean → mean of categories."""
 
-from typing import Any
-
 import numpy
 import pandas
 
 from quantharm.common.constants import TEXT_CATEGORY
 from quantharm.common.errors import UserError
 from quantharm.common.files import finite_or_none
+from quantharm.common.records.divergence import CategoryDivergence, DivergenceFigures
 from quantharm.common.statistics import category_intervals, mean_of_means, stratified_mean
 
 MOST_NEGATIVE_KL = -1e-6  # rounding; anything below is an error
-QUANTILES = {"median": 0.5, "p90": 0.9, "p99": 0.99, "p99_9": 0.999}
 
 
 def check_values(rows: pandas.DataFrame, cell: str) -> None:
@@ -28,7 +26,7 @@ def check_values(rows: pandas.DataFrame, cell: str) -> None:
         raise UserError(f"{cell}: a KL divergence of {lowest:.2e} nats, below zero by more than rounding; report this")
 
 
-def summarise(rows: pandas.DataFrame) -> dict[str, Any]:
+def summarise(rows: pandas.DataFrame) -> DivergenceFigures:
     """Figures of divergence.json over the prompt categories (the text category apart)."""
     prompts = rows[rows["category"] != TEXT_CATEGORY]
     means = prompts.groupby(["category", "prompt_id"], sort=False)["kl_nats"].mean()  # prompt means
@@ -40,7 +38,7 @@ def summarise(rows: pandas.DataFrame) -> dict[str, Any]:
         return float(mean_of_means(*[per_prompt[c].to_numpy() for c in prompts["category"].unique()]))
 
     intervals = dict(zip(prompts["category"].unique(), category_intervals(strata), strict=True))
-    by_category = {}
+    by_category: dict[str, CategoryDivergence] = {}
     for category, part in rows.groupby("category", sort=False):
         own = part.groupby("prompt_id", sort=False)["kl_nats"].mean().to_numpy()
         by_category[category] = {
@@ -52,9 +50,14 @@ def summarise(rows: pandas.DataFrame) -> dict[str, Any]:
         }
     text = rows[rows["category"] == TEXT_CATEGORY]
     return {
-        "kl_nats": stratified_mean(strata)
-        | {name: float(kl.quantile(q)) for name, q in QUANTILES.items()}
-        | {"max": float(kl.max())},
+        "kl_nats": {
+            **stratified_mean(strata),
+            "median": float(kl.quantile(0.5)),
+            "p90": float(kl.quantile(0.9)),
+            "p99": float(kl.quantile(0.99)),
+            "p99_9": float(kl.quantile(0.999)),
+            "max": float(kl.max()),
+        },
         "reverse_kl_nats_mean": overall("reverse_kl_nats"),
         "js_nats_mean": overall("js_nats"),
         "top1_agreement": overall("top1_agrees"),

@@ -8,12 +8,12 @@ three instruction sets, two attention implementations and a GPU the change was 0
 
 import contextlib
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import pandas
 import torch
 
 from quantharm.common.errors import first_line
+from quantharm.common.records.logits import HardwareFloor
 from quantharm.scoring.forward import last_hidden_states, output_head, slices_of
 
 WIDER = {torch.bfloat16: torch.float32, torch.float16: torch.float32}  # float32's own rounding is below the store's
@@ -94,10 +94,10 @@ def mean_divergence(model, rows: list, replace: Replace) -> float:
     return sum(means) / len(means)
 
 
-def measure_floor(model, trace: pandas.DataFrame, text_category: str) -> dict[str, Any]:
+def measure_floor(model, trace: pandas.DataFrame, text_category: str) -> HardwareFloor:
     """{rounding_kl_nats, eight_bit_kl_nats, prompts, reason}; figures that could not be measured are None, with why."""
     rows = chosen_rows(trace, text_category)
-    floor: dict[str, Any] = {"rounding_kl_nats": None, "eight_bit_kl_nats": None, "prompts": len(rows), "reason": None}
+    floor: HardwareFloor = {"rounding_kl_nats": None, "eight_bit_kl_nats": None, "prompts": len(rows), "reason": None}
     try:
         floor["eight_bit_kl_nats"] = mean_divergence(model, rows, rounded_to_8_bits)
         floor["rounding_kl_nats"] = mean_divergence(model, rows, widened) if model.dtype in WIDER else 0.0

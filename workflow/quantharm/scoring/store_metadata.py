@@ -1,15 +1,15 @@
 """What a store of the baseline's log-probabilities was made with: the metadata that it carries."""
 
-from typing import Any
-
 import pandas
 
 from quantharm.common.provenance import device_name, how_computed, versions
+from quantharm.common.records.logits import StoreIdentity
+from quantharm.common.records.quantization import QuantizationRecord
 from quantharm.common.text import sha256_of_windows
 from quantharm.models.compute import compute_dtype
 
 
-def store_metadata_of(record: dict[str, Any], trace: pandas.DataFrame, device: str, protocol: str) -> dict[str, Any]:
+def store_metadata_of(record: QuantizationRecord, trace: pandas.DataFrame, device: str, protocol: str) -> StoreIdentity:
     """Everything the stored figures depend on; the divergence stage refuses a store that differs in any of it."""
     source = record["source"]
     return {

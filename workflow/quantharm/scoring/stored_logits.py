@@ -12,7 +12,7 @@ import itertools
 import json
 import os
 import queue
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ import pyarrow.parquet
 import torch
 
 from quantharm.common.errors import UserError
+from quantharm.common.records.logits import StoreMetadata
 
 METADATA_KEY = b"quantharm"
 FORMAT = 1
@@ -43,7 +44,7 @@ class Positions:
     log_probabilities: torch.Tensor  # [n, vocabulary] float16
 
 
-def store_schema(vocabulary: int, metadata: dict[str, Any]) -> pyarrow.Schema:
+def store_schema(vocabulary: int, metadata: Mapping[str, Any]) -> pyarrow.Schema:
     return pyarrow.schema(
         [
             ("prompt_id", pyarrow.string()),
@@ -53,14 +54,14 @@ def store_schema(vocabulary: int, metadata: dict[str, Any]) -> pyarrow.Schema:
             ("top_token_id", pyarrow.int32()),
             ("log_probabilities", pyarrow.binary(2 * vocabulary)),  # little-endian float16
         ],
-        metadata={METADATA_KEY: json.dumps(metadata | {"format": FORMAT, "vocabulary": vocabulary})},
+        metadata={METADATA_KEY: json.dumps({**metadata, "format": FORMAT, "vocabulary": vocabulary})},
     )
 
 
 class StoreWriter:
     """Writes a store row group by row group; use as a context manager on a temporary path."""
 
-    def __init__(self, path: Path, vocabulary: int, metadata: dict[str, Any]):
+    def __init__(self, path: Path, vocabulary: int, metadata: Mapping[str, Any]):
         self.schema = store_schema(vocabulary, metadata)
         self.vocabulary = vocabulary
         self.file = open(path, "wb")
@@ -123,7 +124,7 @@ def damaged(path: Path, error: BaseException) -> UserError:
     return UserError(f"the log-prob store {path} is damaged ({reason}); delete it and run the same command again")
 
 
-def store_metadata(path: Path) -> dict[str, Any]:
+def store_metadata(path: Path) -> StoreMetadata:
     """What the store was made from; raises UserError when the file is not a log-prob store."""
     file = open_store(path)
     try:
@@ -136,10 +137,10 @@ def store_metadata(path: Path) -> dict[str, Any]:
     return recorded
 
 
-def require_same(path: Path, expected: dict[str, Any]) -> dict[str, Any]:
+def require_same(path: Path, expected: Mapping[str, Any]) -> StoreMetadata:
     """The store's metadata; raises UserError naming both values where one of `expected` differs."""
     metadata = store_metadata(path)
-    for key, value in ({"format": FORMAT} | expected).items():
+    for key, value in {"format": FORMAT, **expected}.items():
         if metadata.get(key) != value:
             raise UserError(
                 f"the log-prob store {path} was made with {key} {metadata.get(key)!r}, but this cell has {value!r}; "

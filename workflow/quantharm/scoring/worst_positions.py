@@ -4,16 +4,14 @@ Kept while the divergence is scored, so memory does not grow with the number of 
 a report shows text and needs no tokenizer.
 """
 
-from typing import Any
-
 import pandas
 import torch
+
+from quantharm.common.records.divergence import Ranked, WorstPosition, WorstPositionInWords
 
 LIMIT = 20  # positions kept
 TOP = 5  # tokens of each model
 CONTEXT_TOKENS = 48  # shown before the predicted token
-
-Ranked = list[list[float]]  # [[token id, probability], …], the most probable first
 
 
 def top_tokens(stored: torch.Tensor, logits: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -57,7 +55,7 @@ class WorstPositions:
         order = kl.argsort(descending=True, stable=True)[: self.limit]
         return kl[order], *(other[order] for other in others)
 
-    def records(self, rows: pandas.DataFrame, sequences: dict[str, list[int]]) -> list[dict[str, Any]]:
+    def records(self, rows: pandas.DataFrame, sequences: dict[str, list[int]]) -> list[WorstPosition]:
         """The largest KL first; rows: of all that was offered, in order, as in divergence.parquet.
 
         sequences: prompt_id → all its token ids.
@@ -66,7 +64,7 @@ class WorstPositions:
             return []
         kl, numbers, stored, logits = self.kept
         tops = {key: value.cpu().numpy() for key, value in top_tokens(stored, logits).items()}
-        records = []
+        records: list[WorstPosition] = []
         for k, row in enumerate(rows.iloc[numbers.tolist()].itertuples()):
             if kl[k] == -torch.inf:  # fewer were counted than are kept
                 break
@@ -95,15 +93,16 @@ def token_text(tokenizer, before: list[int], token: int) -> str:
     return longer[len(known) :] if longer.startswith(known) else tokenizer.decode([token])
 
 
-def with_texts(records: list[dict[str, Any]], tokenizer, sequences: dict[str, list[int]]) -> list[dict[str, Any]]:
+def with_texts(records: list[WorstPosition], tokenizer, sequences: dict[str, list[int]]) -> list[WorstPositionInWords]:
     """Adds `context` (the text before), `target` and the tokens' texts; sequences: prompt_id → all its token ids."""
-    result = []
+    result: list[WorstPositionInWords] = []
     for record in records:
         before = sequences[record["prompt_id"]][: record["position"]]
-        texts = {i: token_text(tokenizer, before, i) for i, _ in record["baseline_top5"] + record["method_top5"]}
+        tokens = [int(token) for token, _ in record["baseline_top5"] + record["method_top5"]]
+        texts = {token: token_text(tokenizer, before, token) for token in tokens}
         result.append(
-            record
-            | {
+            {
+                **record,
                 "context": tokenizer.decode(before[-CONTEXT_TOKENS:]),
                 "context_is_cut": len(before) > CONTEXT_TOKENS,
                 "target": token_text(tokenizer, before, record["target_id"]),

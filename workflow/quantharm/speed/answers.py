@@ -8,13 +8,14 @@ rounding may it choose another. Where one differs, all prompts are answered agai
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from tqdm import tqdm
 
 from quantharm.common.errors import UserError
 from quantharm.common.provenance import forget_device_peaks, memory_bytes
+from quantharm.common.records.generation import AnswersCheck
+from quantharm.common.records.parts import Memory
 from quantharm.common.text import context_length
 from quantharm.scoring.forward import last_hidden_states, output_head, slices_of
 from quantharm.speed.cuda_graph import beyond_ties, captured_decoder
@@ -33,8 +34,8 @@ class Answers:
     continuations: list[Continuation]
     decoding: str  # captured or eager
     reason: str | None  # why they are not captured
-    check: dict[str, int] | None  # of captured ones: tokens, and how many of them one forward pass chooses as well
-    memory: dict[str, int]  # as provenance.memory_bytes says, while answering
+    check: AnswersCheck | None  # of captured ones: tokens, and how many of them one forward pass chooses as well
+    memory: Memory  # as provenance.memory_bytes says, while answering
 
 
 def answer_suite(model, prompts: list[list[int]], new_tokens: int, eos_token_ids: set[int]) -> Answers:
@@ -81,7 +82,7 @@ def suite_decoder(
 
 def timed_answers(
     model, prompts: list[list[int]], answer: Callable[[list[int], int], Continuation], new_tokens: int
-) -> tuple[list[Continuation], dict[str, int]]:
+) -> tuple[list[Continuation], Memory]:
     """(answers, memory while answering); nothing of the warm-up is in either."""
     device = model.get_input_embeddings().weight.device.type
     answer(prompts[0], min(WARM_UP_TOKENS, new_tokens))
@@ -90,14 +91,14 @@ def timed_answers(
     return [answer(ids, new_tokens) for ids in shown], memory_bytes(device)
 
 
-def check_answers(model, prompts: list[list[int]], continuations: list[Continuation]) -> dict[str, Any]:
+def check_answers(model, prompts: list[list[int]], continuations: list[Continuation]) -> AnswersCheck:
     """{tokens, same_tokens, same_tokens_but_ties} of one forward pass over each prompt and its answer.
 
     Raises UserError where it chooses other tokens, or its logits are finite and the answer's were not.
     """
     head = output_head(model)
     vocabulary = model.get_output_embeddings().weight.shape[0]
-    check = {"tokens": 0, "same_tokens": 0, "same_tokens_but_ties": 0}
+    check: AnswersCheck = {"tokens": 0, "same_tokens": 0, "same_tokens_but_ties": 0}
     for ids, continuation in zip(prompts, continuations, strict=True):
         hidden = last_hidden_states(model, [*ids, *continuation.token_ids])[len(ids) - 1 :]  # one more than tokens
         if not continuation.finite and torch.isfinite(head(hidden[-1:])).all():

@@ -5,21 +5,26 @@ instead. Rates count the tokens of all sequences. Decoding is timed captured whe
 check, else eagerly; the record says which. `peak_memory_bytes` holds the weights as well.
 """
 
-from typing import Any
-
 import torch
 
 from quantharm.common.errors import first_line
+from quantharm.common.records.generation import BatchFigures, BatchRecord, Captured, Eager
 from quantharm.speed.device_meters import EnergyMeter, PeakMemory
 from quantharm.speed.timings import captured_benchmark, eager_benchmark, prefill_benchmark
 
 MOST_TOKENS = 32  # decoded by each sequence of a batch in a repetition
 REPETITIONS = 6  # of a batch: the fewest whose range is a 95 % interval of their median
 CHECKED_TOKENS = 9
-MEASURED = ("decoding", "decoding_reason", "prefill_seconds", "decode_tokens_per_second", "peak_memory_bytes")
+NOT_MEASURED: BatchFigures = {
+    "decoding": None,
+    "decoding_reason": None,
+    "prefill_seconds": None,
+    "decode_tokens_per_second": None,
+    "peak_memory_bytes": None,
+}
 
 
-def batch_of_one(prompt: torch.Tensor, eager: dict, captured: dict, peak_memory_bytes: int | None) -> dict[str, Any]:
+def batch_of_one(prompt: torch.Tensor, eager: Eager, captured: Captured, peak_memory_bytes: int | None) -> BatchRecord:
     """The record of batch 1, from timings that are there already."""
     reason = captured.get("reason")
     return {
@@ -28,41 +33,46 @@ def batch_of_one(prompt: torch.Tensor, eager: dict, captured: dict, peak_memory_
         "decoding": "eager" if reason else "captured",
         "decoding_reason": reason,
         "prefill_seconds": eager["prefill_seconds"],
-        "decode_tokens_per_second": (eager if reason else captured)["decode_tokens_per_second"],
+        "decode_tokens_per_second": eager["decode_tokens_per_second"]
+        if reason
+        else captured["decode_tokens_per_second"],
         "peak_memory_bytes": peak_memory_bytes,
         "reason": None,
     }
 
 
-def batch_benchmark(model, prompts: torch.Tensor, new_tokens: int, meter: EnergyMeter) -> dict[str, Any]:
+def batch_benchmark(model, prompts: torch.Tensor, new_tokens: int, meter: EnergyMeter) -> BatchRecord:
     """Rates and peak memory of prompts [batch, T] at once; nulls with the `reason` where memory does not suffice."""
-    record: dict[str, Any] = {"batch_size": len(prompts), "prompt_tokens": prompts.shape[1]}
+    reason, figures = None, NOT_MEASURED
     try:
-        return record | timed(model, prompts, min(new_tokens, MOST_TOKENS), meter) | {"reason": None}
+        figures = timed(model, prompts, min(new_tokens, MOST_TOKENS), meter)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
         reason = f"out of memory ({first_line(error).split('. ')[0]})"
-    give_back(prompts.device)  # here, where the exception no longer holds what was allocated
-    return record | dict.fromkeys(MEASURED) | {"reason": reason}
+    if reason:
+        give_back(prompts.device)  # here, where the exception no longer holds what was allocated
+    return {"batch_size": len(prompts), "prompt_tokens": prompts.shape[1], **figures, "reason": reason}
 
 
-def timed(model, prompts: torch.Tensor, new_tokens: int, meter: EnergyMeter) -> dict[str, Any]:
-    """MEASURED of one batch."""
+def timed(model, prompts: torch.Tensor, new_tokens: int, meter: EnergyMeter) -> BatchFigures:
+    """Figures of one batch."""
     peak = PeakMemory(prompts.device)
-    timings = captured_benchmark(model, prompts, new_tokens, REPETITIONS, 0.0, meter, checked_tokens=CHECKED_TOKENS)
-    reason = timings.get("reason")
+    captured = captured_benchmark(model, prompts, new_tokens, REPETITIONS, 0.0, meter, checked_tokens=CHECKED_TOKENS)
+    reason = captured.get("reason")
     if reason:
         give_back(prompts.device)
         peak = PeakMemory(prompts.device)
-        timings = eager_benchmark(model, prompts, new_tokens, REPETITIONS, 0.0, meter)
+        eager = eager_benchmark(model, prompts, new_tokens, REPETITIONS, 0.0, meter)
+        prefill_seconds, rate = eager["prefill_seconds"], eager["decode_tokens_per_second"]
     else:
-        timings["prefill_seconds"] = prefill_benchmark(model, prompts, REPETITIONS, meter)["seconds"]
+        prefill_seconds = prefill_benchmark(model, prompts, REPETITIONS, meter)["seconds"]
+        rate = captured["decode_tokens_per_second"]
     return {
         "decoding": "eager" if reason else "captured",
         "decoding_reason": reason,
-        "prefill_seconds": timings["prefill_seconds"],
-        "decode_tokens_per_second": timings["decode_tokens_per_second"],
+        "prefill_seconds": prefill_seconds,
+        "decode_tokens_per_second": rate,
         "peak_memory_bytes": peak.bytes(),
     }
 

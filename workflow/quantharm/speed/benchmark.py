@@ -13,17 +13,17 @@ The first two repetitions are discarded (allocation, kernel choice). Medians wit
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from transformers.cache_utils import CacheLayerMixin, LinearAttentionCacheLayerMixin
 
+from quantharm.common.records.generation import BenchmarkRecord, Roofline
 from quantharm.common.text import context_length
 from quantharm.quantizers.quantized_layers import model_bytes, tensor_bytes
 from quantharm.speed.batches import batch_benchmark, batch_of_one
 from quantharm.speed.decoding import Cache, decode_one_token, prefill
 from quantharm.speed.device_meters import EnergyMeter, PeakMemory, copy_bandwidth, kernel_seconds
-from quantharm.speed.timings import eager_benchmark, fastest_captured, prefill_benchmark, random_prompt
+from quantharm.speed.timings import eager_benchmark, fastest_captured, prefill_benchmark, random_prompt, rate_of
 
 PROFILED_TOKENS = 8
 
@@ -66,18 +66,23 @@ def host_wait_share(model, prompt: torch.Tensor, eager_tokens_per_second: float)
     return 1 - kernel_seconds(decode) / PROFILED_TOKENS * eager_tokens_per_second
 
 
-def roofline(model, prompt: torch.Tensor, new_tokens: int, rates: dict[str, float | None]) -> dict[str, Any]:
-    """What decoding moves against what the device's memory can; rates: tokens a second by name, None where unknown."""
+def roofline(model, prompt: torch.Tensor, new_tokens: int, eager: float, captured: float | None) -> Roofline:
+    """What decoding moves against what the device's memory can; eager, captured: tokens a second, None without any."""
     _, cache = prefill(model, prompt)
     grows, fixed = cache_bytes(cache)
     tokens = prompt.shape[1]
     moved = weights_read(model) + grows / tokens * (tokens + new_tokens / 2) + 2 * fixed
-    record: dict[str, Any] = copy_bandwidth(prompt.device)
-    record |= {"weight_bytes_per_token": weights_read(model), "bytes_per_token": round(moved)}
-    for name, rate in rates.items():
-        record[f"{name}_bytes_per_second"] = rate and moved * rate
-        record[f"{name}_share_of_copy_bandwidth"] = rate and moved * rate / record["copy_bytes_per_second"]
-    return record
+    copied = copy_bandwidth(prompt.device)
+    able = copied["copy_bytes_per_second"]
+    return {
+        **copied,
+        "weight_bytes_per_token": weights_read(model),
+        "bytes_per_token": round(moved),
+        "eager_bytes_per_second": moved * eager,
+        "eager_share_of_copy_bandwidth": moved * eager / able,
+        "captured_bytes_per_second": captured and moved * captured,
+        "captured_share_of_copy_bandwidth": captured and moved * captured / able,
+    }
 
 
 def benchmark(
@@ -89,7 +94,7 @@ def benchmark(
     prefill_tokens: Sequence[int] = (),
     compile_too: bool = False,
     batch_sizes: Sequence[int] = (1,),
-) -> dict[str, Any]:
+) -> BenchmarkRecord:
     """All of it for one model: prompt_tokens + new_tokens decoded, prefill at further lengths, and larger batches.
 
     Lengths are cut to what the model's context leaves room for.
@@ -104,7 +109,7 @@ def benchmark(
     alone = batch_of_one(prompt, eager, captured, peak.bytes())
     lengths = sorted({min(tokens, context or tokens) for tokens in prefill_tokens} - {prompt_tokens})
     rate = eager["decode_tokens_per_second"]["median"]
-    captured_rate = captured["decode_tokens_per_second"]["median"] if "reason" not in captured else None
+    captured_rate = rate_of(captured) or None
     return {
         "prompt_tokens": prompt_tokens,
         "new_tokens": new_tokens,
@@ -116,6 +121,6 @@ def benchmark(
             for size in sorted(set(batch_sizes))
         ],
         "host_wait_share": host_wait_share(model, prompt, rate),
-        "roofline": roofline(model, prompt, new_tokens, {"eager": rate, "captured": captured_rate}),
+        "roofline": roofline(model, prompt, new_tokens, rate, captured_rate),
         "energy_reason": meter.reason,
     }

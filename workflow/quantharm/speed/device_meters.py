@@ -8,6 +8,8 @@ from statistics import median
 
 import torch
 
+from quantharm.common.records.generation import CopyBandwidth
+
 COPY_BYTES = {"cuda": 4 * 2**30, "cpu": 2**28}  # far more than any cache holds
 COPY_REPETITIONS = 10
 
@@ -18,7 +20,7 @@ def synchronise(device: torch.device) -> None:
         torch.cuda.synchronize()
 
 
-def copy_bandwidth(device: torch.device) -> dict[str, float | int]:
+def copy_bandwidth(device: torch.device) -> CopyBandwidth:
     """{copy_bytes, copy_bytes_per_second}: bytes read plus bytes written by a copy within the device's memory."""
     size = COPY_BYTES[device.type]
     if device.type == "cuda":

@@ -5,10 +5,10 @@ Each gives medians with intervals and all values (statistics.describe). Rates co
 
 import time
 from collections.abc import Callable
-from typing import Any
 
 import torch
 
+from quantharm.common.records.generation import Captured, Eager, FastestCaptured, PrefillRecord
 from quantharm.common.statistics import describe
 from quantharm.speed.cuda_graph import captured_decoder
 from quantharm.speed.decoding import decode_one_token, prefill
@@ -41,7 +41,7 @@ def energy(joules: float | None, values: list, prompt: torch.Tensor, new_tokens:
     return None if joules is None else joules / len(values) / new_tokens / len(prompt)
 
 
-def eager_benchmark(model, prompt: torch.Tensor, new_tokens: int, repetitions: int, seconds: float, meter) -> dict:
+def eager_benchmark(model, prompt: torch.Tensor, new_tokens: int, repetitions: int, seconds: float, meter) -> Eager:
     """Prefill and eager decode; decode counts the tokens after the first, which prefill gives.
 
     End-of-sequence tokens are decoded like any other, so every repetition does the same work.
@@ -72,7 +72,7 @@ def eager_benchmark(model, prompt: torch.Tensor, new_tokens: int, repetitions: i
     }
 
 
-def prefill_benchmark(model, prompt: torch.Tensor, repetitions: int, meter: EnergyMeter) -> dict[str, Any]:
+def prefill_benchmark(model, prompt: torch.Tensor, repetitions: int, meter: EnergyMeter) -> PrefillRecord:
     """Prefill alone."""
 
     def once() -> tuple[float]:
@@ -96,7 +96,7 @@ def captured_benchmark(
     meter: EnergyMeter,
     compiled: bool = False,
     checked_tokens: int | None = None,
-) -> dict[str, Any]:
+) -> Captured:
     """Decode by replaying a captured step, after it was checked; {reason} where it cannot be.
 
     The check decodes `checked_tokens`, by default as many as are timed.
@@ -134,12 +134,16 @@ def fastest_captured(
     seconds: float,
     meter: EnergyMeter,
     compile_too: bool,
-) -> dict[str, Any]:
+) -> FastestCaptured:
     """The faster of the model's own kernels captured and of them fused by torch.compile; the other one beside it."""
     arguments = model, prompt, new_tokens, repetitions, seconds, meter
-    own = captured_benchmark(*arguments, False) | {"compiled": False}
+    own: FastestCaptured = {**captured_benchmark(*arguments, False), "compiled": False}
     if not compile_too:
         return own
-    compiled = captured_benchmark(*arguments, True) | {"compiled": True}
-    first, other = sorted([own, compiled], key=lambda c: -c.get("decode_tokens_per_second", {}).get("median", 0.0))
-    return first | {"other": other}
+    compiled: FastestCaptured = {**captured_benchmark(*arguments, True), "compiled": True}
+    first, other = sorted([own, compiled], key=rate_of, reverse=True)
+    return {**first, "other": other}
+
+
+def rate_of(captured: Captured) -> float:
+    return captured["decode_tokens_per_second"]["median"] if "decode_tokens_per_second" in captured else 0.0

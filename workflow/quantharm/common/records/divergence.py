@@ -3,7 +3,7 @@
 from typing import TypedDict
 
 from quantharm.common.records.logits import HardwareFloor
-from quantharm.common.records.parts import CellNames, Finished, Interval, MeanWithInterval
+from quantharm.common.records.parts import CellNames, Finished, HowComputedOrNull, Interval, MeanWithInterval
 
 Ranked = list[list[int | float]]  # [token id, probability], the most probable first
 
@@ -75,7 +75,7 @@ class DivergenceFigures(TypedDict):
     text: TextDivergence | None  # null where the store has no windows
 
 
-class StoreShown(TypedDict):
+class StoreShown(HowComputedOrNull):
     """Metadata of the store that the cell was compared with; null where an older store lacks them."""
 
     protocol: str | None
@@ -83,11 +83,6 @@ class StoreShown(TypedDict):
     dtype: str | None
     versions: dict[str, str] | None
     hardware_floor: HardwareFloor | None
-    compute_dtype: str | None
-    instruction_set: str | None
-    onednn_instruction_set: str | None
-    compute_capability: list[str] | None
-    tf32: bool | None
 
 
 class DivergenceRecord(CellNames, DivergenceFigures, Finished):

@@ -84,24 +84,32 @@ class PrefillRecord(TypedDict):
     seconds: Repeated
 
 
-class BatchRecord(TypedDict):
-    """Several sequences at once. Figures are null where `reason` says why there are none."""
+class BatchFigures(TypedDict):
+    """Of several sequences at once; null where memory did not suffice."""
 
-    batch_size: int  # sequences
-    prompt_tokens: int  # of each
     decoding: str | None  # captured or eager
     decoding_reason: str | None  # why it is not captured
     prefill_seconds: Repeated | None
     decode_tokens_per_second: Repeated | None  # of all sequences together
     peak_memory_bytes: int | None  # weights included
-    reason: str | None
 
 
-class Roofline(TypedDict):
-    """What decoding moves, beside what the device's memory can move."""
+class BatchRecord(BatchFigures):
+    batch_size: int  # sequences
+    prompt_tokens: int  # of each
+    reason: str | None  # why there are no figures
+
+
+class CopyBandwidth(TypedDict):
+    """Of copies within the device's memory."""
 
     copy_bytes: int  # that each copy moved
     copy_bytes_per_second: float  # read plus written
+
+
+class Roofline(CopyBandwidth):
+    """What decoding moves, beside what the device's memory can move."""
+
     weight_bytes_per_token: int
     bytes_per_token: int  # weights, KV cache and states
     eager_bytes_per_second: float | None

@@ -35,7 +35,16 @@ class Behaviour(TypedDict):
     store_model: NotRequired[str]  # whose store it is
 
 
-class MatrixScan(TypedDict):
+class DistinctShares(TypedDict):
+    """Distinct values ÷ values, and the same after a small relative move."""
+
+    distinct_share_of_block: float  # in blocks of 128
+    distinct_share_of_block_reference: float
+    distinct_share_of_row: float
+    distinct_share_of_row_reference: float
+
+
+class MatrixScan(DistinctShares):
     """Traces of quantization in one matrix, by the best format or the best of those that failed."""
 
     name: str
@@ -53,19 +62,14 @@ class MatrixScan(TypedDict):
     ratio: float | None  # r ÷ r_reference over the groups
     t: float | None  # of Student's test of the groups' errors
     closest: str | None  # format
-    distinct_share_of_block: float  # distinct values ÷ values, in blocks of 128
-    distinct_share_of_block_reference: float  # after a small relative move
-    distinct_share_of_row: float
-    distinct_share_of_row_reference: float
     zero_share: float
     p_value: float | None  # Bonferroni over the formats tried
 
 
-class ScanVerdict(TypedDict):
+class ScanFigures(TypedDict):
     """Traces of quantization over the matrices of a checkpoint."""
 
     verdict: str  # dequantized, few traces, no trace, packed, partly packed, not scanned
-    explanation: str
     method: NotRequired[str | None]  # that the traces look like
     bits: NotRequired[int | None]
     group_size: NotRequired[int | str | None]  # weights that share a scale, or `whole`
@@ -77,6 +81,10 @@ class ScanVerdict(TypedDict):
     chance_if_never_quantized: NotRequired[float]  # that so many matrices show a trace
     coverage: NotRequired[float]  # share of the weights that was sampled
     effective_dtypes: NotRequired[list[str]]
+
+
+class ScanVerdict(ScanFigures):
+    explanation: str
 
 
 class FolderScan(ScanVerdict):

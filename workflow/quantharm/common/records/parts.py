@@ -15,6 +15,16 @@ class HowComputed(TypedDict):
     tf32: NotRequired[bool]  # whether a GPU may round float32 factors to 10 bits
 
 
+class HowComputedOrNull(TypedDict):
+    """HowComputed with every key; null where the device or an older record has none."""
+
+    compute_dtype: str | None
+    instruction_set: str | None
+    onednn_instruction_set: str | None
+    compute_capability: list[str] | None
+    tf32: bool | None
+
+
 class Provenance(HowComputed):
     """What produced a record."""
 

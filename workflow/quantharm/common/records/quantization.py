@@ -60,7 +60,23 @@ class CheckpointMeasured(TypedDict):
     output_head: str | None  # name of the module
 
 
-class QuantizationRecord(CellNames, CheckpointMeasured, Finished):
+class MadeByQuantizer(TypedDict):
+    """What a quantizer adds to the record of its checkpoint."""
+
+    calibration: NotRequired[CalibrationReached]  # of a method that calibrates
+    noise: NotRequired[NoiseAdded]  # of a method with noise
+
+
+class QuantizerOutput(MadeByQuantizer):
+    """What a quantizer returns of a checkpoint that it wrote, or that lies elsewhere."""
+
+    checkpoint: NotRequired[str]  # folder, where it is not the one that was to be written
+    resolved: NotRequired[SourceRecord]  # of that folder
+
+
+class CheckpointRecord(CellNames, MadeByQuantizer):
+    """What a checkpoint is loaded by."""
+
     quantizer: str  # module in quantharm.quantizers
     settings: dict[str, Any]  # all of the method's, defaults included
     dtype: str  # that every cell of the model is loaded in
@@ -70,6 +86,7 @@ class QuantizationRecord(CellNames, CheckpointMeasured, Finished):
     checkpoint_bytes: int  # on disk
     weight_files: list[WeightFile]
     seconds: float  # of quantizing and saving
+
+
+class QuantizationRecord(CheckpointRecord, CheckpointMeasured, Finished):
     memory: Memory  # of quantizing
-    calibration: NotRequired[CalibrationReached]  # of a method that calibrates
-    noise: NotRequired[NoiseAdded]  # of a method with noise

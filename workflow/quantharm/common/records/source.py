@@ -21,13 +21,21 @@ class Shape(TypedDict):
     context: int | None  # tokens
 
 
-class SourceRecord(TokenizerHashes, Shape, Sealed):
+class Trust(TypedDict):
+    """What a checkpoint is allowed to do."""
+
+    allow_pickle: bool  # weights that can run code are accepted
+    trust_remote_code: bool  # the checkpoint's own Python code is run
+
+
+class Located(Trust):
+    path: str  # folder that it is loaded from
+
+
+class SourceRecord(Located, TokenizerHashes, Shape, Sealed):
     model: str  # name in the config
     source: str  # folder or hub id; of random weights, which shape they have
     revision: str | None  # commit of a hub model
-    path: str  # folder that it is loaded from
-    allow_pickle: bool  # weights that can run code are accepted
-    trust_remote_code: bool  # the checkpoint's own Python code is run
     architecture: str  # class of transformers
     checkpoint_bytes: int  # of the files that are loaded
     weight_files: list[WeightFile]

@@ -15,18 +15,23 @@ class QuantizedFigures(TypedDict):
     quantized_top1_agreement: float
 
 
-class NoiseRow(QuantizedFigures):
+class AloneFigures(TypedDict):
+    """Of the noise alone, in 16 bits."""
+
+    alone_perplexity_change_percent: float
+    alone_perplexity_change_percent_ci95: Interval | None
+    alone_kl_nats_mean: float
+    alone_kl_nats_ci95: Interval | None
+    alone_top1_agreement: float
+
+
+class NoiseRow(AloneFigures, QuantizedFigures):
     """A method after noise, and the noise alone."""
 
     method: str
     sigma_half_widths: float  # in half steps of the method's grid
     noise_rms: float
     codes_changed: float | None  # share of weights with another code than without noise
-    alone_perplexity_change_percent: float
-    alone_perplexity_change_percent_ci95: Interval | None
-    alone_kl_nats_mean: float
-    alone_kl_nats_ci95: Interval | None
-    alone_top1_agreement: float
 
 
 class NoiseSweepRecord(Sealed):

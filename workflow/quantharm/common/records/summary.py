@@ -3,7 +3,7 @@
 from typing import TypedDict
 
 from quantharm.common.left_out import LeftOut
-from quantharm.common.records.parts import Interval, Sealed
+from quantharm.common.records.parts import HowComputedOrNull, Interval, Sealed
 
 
 class PairedPerplexity(TypedDict):
@@ -48,7 +48,7 @@ class BatchFigures(TypedDict):
     peak_memory_bytes_by_batch: dict[str, int | None]  # weights included
 
 
-class SummaryRow(PairedPerplexity, PairedAnswers, IntegrityFigures, TreatmentFigures, BatchFigures):
+class SummaryRow(HowComputedOrNull, PairedPerplexity, PairedAnswers, IntegrityFigures, TreatmentFigures, BatchFigures):
     model: str
     method: str
     synthetic: bool
@@ -57,8 +57,6 @@ class SummaryRow(PairedPerplexity, PairedAnswers, IntegrityFigures, TreatmentFig
     revision: str | None
     dtype: str
     device: str
-    compute_dtype: str | None
-    instruction_set: str | None
     parameters: int
     checkpoint_bytes: int
     weight_bytes: int  # loaded
@@ -69,10 +67,12 @@ class SummaryRow(PairedPerplexity, PairedAnswers, IntegrityFigures, TreatmentFig
     saved_bytes: int  # the baseline's weight_bytes - the cell's
     quantize_seconds: float
     perplexity_protocol: str
+    text_tokens_sha256: str  # of the evaluation text's windows
     perplexity_tokens_scored: int
     perplexity: float
     perplexity_ci95: Interval | None
     bits_per_byte: float
+    trace_sha256: str  # of all token ids that the baseline's store is of
     kl_nats_mean: float
     kl_nats_ci95: Interval | None
     kl_nats_median: float  # this and the next: over positions
@@ -87,6 +87,8 @@ class SummaryRow(PairedPerplexity, PairedAnswers, IntegrityFigures, TreatmentFig
     text_kl_nats_mean: float | None
     text_log_perplexity_ratio: float | None
     kl_nats_by_category: dict[str, float]
+    prompt_tokens_sha256: str | None  # of all prompts' token ids
+    max_new_tokens: int  # of the longest answer
     prompts: int
     succeeded: int
     judged: int
@@ -100,11 +102,14 @@ class SummaryRow(PairedPerplexity, PairedAnswers, IntegrityFigures, TreatmentFig
     seconds_mean_by_category: dict[str, float]
     new_tokens_mean_by_category: dict[str, float]
     succeeded_by_category: dict[str, float]  # share of the prompts
+    benchmark_prompt_tokens: int
+    benchmark_new_tokens: int
     prefill_seconds_median: float
     prefill_seconds_ci95: Interval | None
     decode_tokens_per_second_median: float  # eager
     decode_tokens_per_second_ci95: Interval | None
     captured_decode_tokens_per_second_median: float | None
+    captured_decode_tokens_per_second_ci95: Interval | None
     decode_speed_relative: float  # eager, ÷ the baseline's
     memory_allocated_bytes: int | None
     memory_reserved_bytes: int | None

@@ -4,12 +4,13 @@ import collections
 import concurrent.futures
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import torch
 from tqdm import tqdm
 
 from quantharm.common.checkpoint_files import listed, weight_files
+from quantharm.common.records.integrity import DequantizedScan, FolderScan, MatrixScan
+from quantharm.common.records.quantization import QuantizationRecord
 from quantharm.forensics.detection.scan import scan_matrix, scan_model
 from quantharm.forensics.detection.storage import read_storage
 from quantharm.forensics.detection.weights import Matrix, read_matrices, sample_matrix, spread
@@ -19,14 +20,14 @@ SCAN_THREADS = 4  # more only wait for one another: a matrix is some thousand sh
 DEQUANTIZED_MATRICES = 16  # of a quantized cell, spread over it, are dequantized and scanned
 
 
-def scan_matrices(matrices: Iterable[Matrix]) -> list[dict[str, Any]]:
+def scan_matrices(matrices: Iterable[Matrix]) -> list[MatrixScan]:
     """The scan of each, in order. A thread scans matrices of its own: the operations are too small to be divided.
 
     At most two matrices a thread are held at a time, so that memory does not grow with the checkpoint.
     """
     cores = torch.get_num_threads()
     threads = min(cores, SCAN_THREADS)
-    scanned: list[dict[str, Any]] = []
+    scanned: list[MatrixScan] = []
     waiting: collections.deque = collections.deque()
     torch.set_num_threads(1)
     try:
@@ -40,7 +41,7 @@ def scan_matrices(matrices: Iterable[Matrix]) -> list[dict[str, Any]]:
         torch.set_num_threads(cores)
 
 
-def scan_folder(folder: Path) -> dict[str, Any]:
+def scan_folder(folder: Path) -> FolderScan:
     """The scan of a checkpoint in safetensors: every matrix stored as plain floats, whatever the others are stored as.
 
     The verdict is `packed` where most matrices are openly stored as quantized, `partly packed` where some are, unless
@@ -52,29 +53,29 @@ def scan_folder(folder: Path) -> dict[str, Any]:
     storage = read_storage(folder)
     matrices = scan_matrices(read_matrices(folder, storage.floats))
     result = scan_model(matrices)
-    counts = {
-        "matrices_packed": len(storage.packed),
-        "foreign_matrices": len(storage.foreign),
-        "findings": storage.findings,
-    }
     if storage.packed and result["verdict"] != "dequantized":
         how = storage.claim or "integers or 8-bit floats with scales"
         most = len(storage.packed) >= len(storage.floats)
         of = len(storage.packed) + len(storage.floats)
-        result |= {
-            "verdict": "packed" if most else "partly packed",
-            "method": how,
-            "explanation": f"{len(storage.packed)} of {of} matrices are openly stored as quantized ({how})"
-            + (f"; of those in plain floats: {result['explanation']}" if matrices else ""),
-        }
+        result["verdict"] = "packed" if most else "partly packed"
+        result["method"] = how
+        result["explanation"] = f"{len(storage.packed)} of {of} matrices are openly stored as quantized ({how})" + (
+            f"; of those in plain floats: {result['explanation']}" if matrices else ""
+        )
     if storage.findings:
         result["explanation"] += f"; {'; '.join(storage.findings)}"
     if storage.foreign:
         result["explanation"] += f"; left out, as the architecture lacks them: {listed(storage.foreign)}"
-    return result | counts | {"matrices": matrices}
+    return {
+        **result,
+        "matrices_packed": len(storage.packed),
+        "foreign_matrices": len(storage.foreign),
+        "findings": storage.findings,
+        "matrices": matrices,
+    }
 
 
-def scan_dequantized(record: dict[str, Any], device: str) -> dict[str, Any]:
+def scan_dequantized(record: QuantizationRecord, device: str) -> DequantizedScan:
     """The scan of what a quantized cell stands for, stored in its model's dtype: would it pass as the original?"""
     from quantharm.models.loading import load_as_stored
     from quantharm.quantizers import quantized_layers
@@ -91,4 +92,4 @@ def scan_dequantized(record: dict[str, Any], device: str) -> dict[str, Any]:
     result = scan_model(scanned)
     noticed = result["verdict"] == "dequantized"
     words = f"dequantized and handed on, it would {'' if noticed else 'not '}be noticed: {result['explanation']}"
-    return result | {"explanation": words, "matrices_of_checkpoint": len(matrices), "matrices": scanned}
+    return {**result, "explanation": words, "matrices_of_checkpoint": len(matrices), "matrices": scanned}

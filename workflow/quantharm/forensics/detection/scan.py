@@ -6,10 +6,10 @@ dequantized where more of its matrices are than false alarms explain: one of two
 """
 
 import math
-from typing import Any
 
 import torch
 
+from quantharm.common.records.integrity import DistinctShares, MatrixScan, ScanFigures, ScanVerdict
 from quantharm.forensics.detection.chance import chance_of, is_dequantized
 from quantharm.forensics.detection.trials import AXES, SEED, Trial, all_trials, best_trial
 from quantharm.forensics.detection.weights import Matrix
@@ -29,7 +29,7 @@ def distinct_share(lines: torch.Tensor) -> float:
     return float((distinct[kept] / values[kept]).mean()) if kept.any() else 1.0
 
 
-def distinct_values(matrix: Matrix) -> dict[str, float]:
+def distinct_values(matrix: Matrix) -> DistinctShares:
     """Shares of distinct values in blocks of 128 and in rows, beside those after a small relative move."""
     random = torch.Generator().manual_seed(SEED)
     rows = torch.cat(matrix.row_slabs)
@@ -48,7 +48,7 @@ def distinct_values(matrix: Matrix) -> dict[str, float]:
     }
 
 
-def scan_matrix(matrix: Matrix) -> dict[str, Any]:
+def scan_matrix(matrix: Matrix) -> MatrixScan:
     """The verdict on one matrix, and the figures that it rests on: of the best format, or of the best that failed."""
     trials = all_trials(matrix)
     best = best_trial(trials)
@@ -67,11 +67,11 @@ def scan_matrix(matrix: Matrix) -> dict[str, Any]:
         "bits": best.format.bits if best else None,
         "group_size": (best.group_size or "whole") if best else None,
         "axis": AXES[best.axis] if best else None,
-        "r": shown and shown.r,
-        "r_reference": shown and shown.r_reference,
-        "ratio": shown and shown.ratio,
-        "t": shown and shown.t,
-        "closest": shown and f"{shown.format.label}, groups of {shown.group_size or 'a whole line'}",
+        "r": shown.r if shown else None,
+        "r_reference": shown.r_reference if shown else None,
+        "ratio": shown.ratio if shown else None,
+        "t": shown.t if shown else None,
+        "closest": f"{shown.format.label}, groups of {shown.group_size or 'a whole line'}" if shown else None,
         **distinct,
         "zero_share": float(zeros.float().mean()),
         "p_value": p_value(best, len(trials)),
@@ -86,7 +86,7 @@ def p_value(best: Trial | None, trials: int) -> float | None:
     return min(1.0, trials * tail)
 
 
-def scan_model(matrices: list[dict[str, Any]]) -> dict[str, Any]:
+def scan_model(matrices: list[MatrixScan]) -> ScanVerdict:
     """The model's verdict: what most weights with a trace were stored as. matrices: of scan_matrix.
 
     `dequantized` where more matrices show a trace than a checkpoint never quantized would have, `few traces` where
@@ -104,7 +104,7 @@ def scan_model(matrices: list[dict[str, Any]]) -> dict[str, Any]:
     method, bits, group_size, axis = max(weights, key=lambda key: weights[key], default=(None,) * 4)
     dequantized = is_dequantized(len(traces), len(matrices))
     chance = chance_of(len(traces), len(matrices))
-    shared = {
+    shared: ScanFigures = {
         "verdict": "dequantized" if dequantized else "few traces" if traces else "no trace",
         "method": method,
         "bits": bits,
@@ -120,7 +120,8 @@ def scan_model(matrices: list[dict[str, Any]]) -> dict[str, Any]:
     }
     if not traces:
         closest = min(matrices, key=lambda m: m["ratio"] if m["ratio"] is not None else math.inf)
-        return shared | {
+        return {
+            **shared,
             "explanation": f"no trace of quantization in {len(matrices)} matrices (closest: ratio "
             f"{closest['ratio'] or 1:.2f} in {closest['name']}), which is no proof",
         }
@@ -129,8 +130,9 @@ def scan_model(matrices: list[dict[str, Any]]) -> dict[str, Any]:
     share = f"{len(traces)} of {len(matrices)} matrices ({traced / total:.0%} of their weights)"
     lie = f"{share} lie on the levels of {levels}"
     if dequantized:
-        return shared | {"explanation": lie}
-    return shared | {
+        return {**shared, "explanation": lie}
+    return {
+        **shared,
         "explanation": f"{lie}: too few to call the model dequantized (chance of so many in a model never quantized: "
         f"{chance:.2g}), look at {', '.join(m['name'] for m in traces[:SHOWN_TRACES])}",
     }
