@@ -30,8 +30,8 @@ def main() -> None:
     results = Path(sys.argv[1] if len(sys.argv) > 1 else "results")
     stages: dict[str, list[dict[str, float]]] = collections.defaultdict(list)
     for log in sorted((results / "logs").rglob("*.log")):
-        if found := imports(log):
-            stages[log.relative_to(results / "logs").parts[0].removesuffix(".log")].append(found)
+        if spent := imports(log):
+            stages[log.relative_to(results / "logs").parts[0].removesuffix(".log")].append(spent)
     if not stages:
         sys.exit(f"error: no log in {results}/logs holds import times; run with PYTHONPROFILEIMPORTTIME=1")
     packages: dict[str, float] = collections.Counter()

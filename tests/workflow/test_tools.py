@@ -53,6 +53,11 @@ def test_ruff(arguments):
     assert result.returncode == 0, result.stdout
 
 
+def test_mypy():
+    result = tool("mypy", "--no-error-summary")
+    assert result.returncode == 0, result.stdout
+
+
 @pytest.fixture(scope="module")
 def helps(stages) -> dict[str, subprocess.CompletedProcess]:
     environment = os.environ | {

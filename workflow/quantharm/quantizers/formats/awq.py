@@ -103,6 +103,6 @@ def dequantize(checkpoint: Path, name: str, group: int):
     from quantharm.quantizers.quantized_layers import stored_tensors
 
     tensors = stored_tensors(checkpoint, name)
-    found, scales = codes(tensors, group), tensors["scales"].float()
-    scales = scales[:, : found.shape[1] // group] if is_gemv(tensors) else scales.t()
-    return found.float() * scales.repeat_interleave(group, dim=1)
+    levels, scales = codes(tensors, group), tensors["scales"].float()
+    scales = scales[:, : levels.shape[1] // group] if is_gemv(tensors) else scales.t()
+    return levels.float() * scales.repeat_interleave(group, dim=1)
