@@ -52,7 +52,7 @@ def judge_folder(arguments) -> IntegrityRecord:
     if arguments.store:
         device = choose_device(arguments.device, arguments.gpus)
         behaviour = reference_check.score_folder(folder, arguments.store, device, arguments.gpus)
-    findings = findings_of(files, scan, behaviour)
+    findings = findings_in(files, scan, behaviour)
     untold = behaviour is not None and behaviour["same_as_original"] is None
     positive = files or (behaviour and not untold)
     why = f"behaviour: {behaviour['explanation']}" if behaviour and untold else "no signature was given"
@@ -68,8 +68,12 @@ def judge_folder(arguments) -> IntegrityRecord:
     }
 
 
-def findings_of(files: Files | None, scan: FolderScan, behaviour: Behaviour | None) -> list[str]:
+def findings_of(record: IntegrityRecord) -> list[str]:
     """What was found against a checkpoint, in words."""
+    return findings_in(record["manifest"], record["scan"], record["behaviour"])
+
+
+def findings_in(files: Files | None, scan: FolderScan, behaviour: Behaviour | None) -> list[str]:
     findings = []
     if files and not files["verified"]:
         findings.append(f"files: {files['explanation']}")
@@ -196,7 +200,7 @@ def main() -> None:
         print_line(f"{record['model']} × {record['method']}: {verdict}: {record['explanation']}")
         return
     print_table(record)
-    findings = findings_of(record["manifest"], record["scan"], record["behaviour"])
+    findings = findings_of(record)
     against = f"against it: {', '.join(finding.split(':')[0] for finding in findings)}"
     print_line(f"{record['checkpoint']}: {against if findings else record['explanation'].split(';')[0]}")
     if findings:
