@@ -1,16 +1,19 @@
-"""Verdicts on speed: two processes of one model are no difference, and on a GPU captured decoding decides."""
+"""Verdicts on speed: two processes of one model are no difference, and what a user can reach decides."""
+
+import math
 
 import numpy
 import pytest
 
 from quantharm.common.statistics import describe, widened
 from quantharm.report import default_thresholds
-from quantharm.reporting.differences import change_of_medians, process_spread
+from quantharm.reporting.differences import change_of_medians, process_spread, prompts_spread, speed_changes
 from quantharm.reporting.judgement import decode_of, prefill_of, time_of
 from quantharm.reporting.results import Cell, Results
-from quantharm.reporting.tables.speed import benchmark_table, limits_table
+from quantharm.reporting.tables.speed import batches_table, benchmark_table, limits_table
 
 THRESHOLDS = default_thresholds()
+SPREADS = THRESHOLDS["speed_process_spread_percent"]
 
 
 def timings(rate: float, random) -> dict:
@@ -30,21 +33,23 @@ def results(device: str, eager: tuple[float, float], captured: tuple[float | Non
             "decode_tokens_per_second": timings(rate, random),
             "captured": {"decode_tokens_per_second": timings(graph, random)} if graph else {"reason": "not here"},
         }
+        batches = [
+            {"batch_size": 1, "decoding": "eager", "decoding_reason": "not here", "reason": None}
+            | {"decode_tokens_per_second": timings(rate, random), "peak_memory_bytes": 10**9},
+            {"batch_size": 8, "decoding": None, "decoding_reason": None, "reason": "out of memory (GPU)"}
+            | {"decode_tokens_per_second": None, "peak_memory_bytes": None},
+        ]
         generation = {
-            "benchmark": speed,
+            "benchmark": speed | {"batches": batches, "processor_wait_share": 0.002},
+            "decoding": "captured" if graph else "eager",
+            "seconds_mean": 1.0,
+            "time_to_first_token_seconds_mean": 0.1,
             "model_load_seconds": 1.0,
             "provenance": {"device_type": device, "device": "x", "dtype": "bfloat16"},
         }
         cells.append(Cell(name, {}, {}, {}, {}, generation, {"failed": []}, None, None))
-    spreads = THRESHOLDS["speed_process_spread_percent"]
-    values = [c.generation["benchmark"] for c in cells[::-1]]
-    for key, figure in (("prefill", "prefill_seconds"), ("decode", "decode_tokens_per_second")):
-        both = [v[figure]["values"] for v in values]
-        cells[1].changes[f"{key}_percent"] = change_of_medians(*both, process_spread(spreads[device]))
-    if all(captured):
-        both = [v["captured"]["decode_tokens_per_second"]["values"] for v in values]
-        spread = process_spread(spreads[f"{device}_captured"])
-        cells[1].changes["captured_decode_percent"] = change_of_medians(*both, spread)
+    records = (cell.generation["benchmark"] for cell in cells[::-1])
+    cells[1].changes = speed_changes(*records, device, SPREADS)
     return Results("model", None, cells, THRESHOLDS)
 
 
@@ -55,24 +60,32 @@ def test_on_a_gpu_captured_decoding_decides():
     assert verdict.figure.endswith(", captured")
 
 
-def test_what_cannot_be_captured_is_compared_eagerly_and_named_so():
-    run = results("cuda", eager=(40.0, 10.0), captured=(120.0, None))
+def test_what_a_user_can_reach_is_compared_and_eager_is_named():
+    """LLM.int8 cannot be captured: a user who can have 120 tokens a second in 16 bits gets 30 with it."""
+    run = results("cuda", eager=(40.0, 45.0), captured=(120.0, None))
     verdict = decode_of(run.methods[0], run)
     assert verdict.words == "slower"
-    assert verdict.figure.endswith(", eager")
+    assert run.methods[0].decode_change[0] == pytest.approx(100 * (45 / 120 - 1), abs=1)
+    assert verdict.figure.endswith(", eager against captured")
+    assert "(standard deviation 15 % and 0.3 %)" in verdict.rule
+    neither = results("cuda", eager=(40.0, 20.0))
+    assert decode_of(neither.methods[0], neither).figure.endswith(", eager")
     on_cpu = results("cpu", eager=(40.0, 10.0))
-    assert not decode_of(on_cpu.methods[0], on_cpu).figure.endswith("eager")
+    assert "eager" not in decode_of(on_cpu.methods[0], on_cpu).figure
 
 
-def test_two_processes_of_one_model_differ_once_in_twenty_at_most():
+@pytest.mark.parametrize("sides", [("cpu", "cpu"), ("cuda_captured", "cuda_captured"), ("cuda", "cuda_captured")])
+def test_two_processes_of_one_model_differ_once_in_twenty_at_most(sides):
     """Rates of processes that vary as the config says, with repetitions that vary by far less within each."""
-    percent = THRESHOLDS["speed_process_spread_percent"]["cpu"]
+    percents = [SPREADS[side] for side in sides]
     random = numpy.random.default_rng(1)
-    levels = numpy.exp(numpy.log1p(percent / 100) * random.normal(size=(2, 1500)))
+    scales = numpy.log1p(numpy.array(percents)[:, None] / 100)
+    levels = numpy.exp(scales * random.normal(size=(2, 1500)))
+    within = 0.1 * scales.min()
     called, called_without = 0, 0
-    for first, second in levels.T:
-        values = [level * numpy.exp(random.normal(0, 0.003, 10)) for level in (first, second)]
-        for spread in (process_spread(percent), 0.0):
+    for pair in levels.T:
+        values = [level * numpy.exp(random.normal(0, within, 10)) for level in pair]
+        for spread in (process_spread(*percents), 0.0):
             low, high = change_of_medians(*values, spread)[1]
             differs = not low <= 0 <= high
             called += differs and spread > 0
@@ -80,6 +93,52 @@ def test_two_processes_of_one_model_differ_once_in_twenty_at_most():
     assert called <= 0.06 * 1500
     assert called >= 0.02 * 1500  # and not by being endlessly wide
     assert called_without > 0.5 * 1500  # what the repetitions of one process say
+
+
+def test_spreads_by_hand():
+    one, other = math.log(1.15), math.log(1.003)
+    assert process_spread(15) == pytest.approx(1.96 * math.sqrt(2) * one)
+    assert process_spread(15, 0.3) == pytest.approx(1.96 * math.sqrt(one**2 + other**2))
+    captured = {"decoding": "captured", "seconds_mean": 2.0, "time_to_first_token_seconds_mean": 0.5}
+    assert prompts_spread(captured, "cuda", SPREADS) == pytest.approx(0.25 * 15 + 0.75 * 0.3)
+    assert prompts_spread(captured | {"decoding": "eager"}, "cuda", SPREADS) == 15
+
+
+def test_prompts_say_how_they_were_decoded():
+    run = results("cuda", eager=(40.0, 45.0), captured=(120.0, None))
+    run.methods[0].changes["seconds_percent"] = (170.0, [160.0, 180.0])
+    verdict = time_of(run.methods[0], run)
+    assert (verdict.words, verdict.figure.rpartition(", ")[2]) == ("slower", "eager against captured")
+    assert "(standard deviation 15 % and 1.8 %)" in verdict.rule  # a tenth of the baseline's time is eager prefill
+
+
+def test_a_process_that_others_slowed_down_is_not_judged():
+    run = results("cpu", eager=(40.0, 20.0))
+    assert decode_of(run.methods[0], run).words == "slower"
+    for cell in run.cells:
+        cell.generation["benchmark"]["processor_wait_share"] = 0.45
+        for verdict in (decode_of(run.methods[0], run), prefill_of(run.methods[0], run)):
+            assert verdict.level == "unknown"
+            assert verdict.words == "not judged: other programs had the processors 45 % of the time"
+        cell.generation["benchmark"]["processor_wait_share"] = None  # a system that does not tell
+    assert decode_of(run.methods[0], run).words == "slower"
+
+
+def test_batches_are_shown_with_what_did_not_fit():
+    run = results("cuda", eager=(40.0, 27.0))
+    table = batches_table(run)
+    assert [column.key for column in table.columns] == [
+        "method",
+        "decoding",
+        *(f"decode_tokens_per_second/batch {n}" for n in (1, 8)),
+        *(f"peak_memory_bytes/batch {n}" for n in (1, 8)),
+    ]
+    _, how, one, eight, peak, none = table.rows[1]
+    assert (how.text, how.aside) == ("eager", "not here")
+    assert one.value == pytest.approx(27.0, rel=0.01)
+    assert one.bounds
+    assert (eight.value, eight.aside) == ("–", "out of memory (GPU)")
+    assert (peak.value, none.value) == (10**9, None)
 
 
 def test_the_rule_says_what_is_counted_and_nothing_is_called_paired():

@@ -96,6 +96,7 @@ def speed_changes(
 ) -> dict[str, tuple[float, Bounds]]:
     """{figure: (change, 95 % interval)} of two records `benchmark`, whose repetitions are two sets, not pairs.
 
+    `reachable_decode_percent` compares the rates that a user can reach, each side as fast as it can be decoded.
     spreads: how much two processes of one model differ in speed, in percent (config: speed_process_spread_percent);
     repetitions within one process do not show it.
     """
@@ -107,7 +108,28 @@ def speed_changes(
     if all(captured):
         spread = process_spread(spreads[f"{device}_captured"])
         changes["captured_decode_percent"] = change_of_medians(*(rate["values"] for rate in captured), spread)
+    values = (reachable_rate(record)["values"] for record in (mine, baseline))
+    spread = process_spread(*(decode_spread(record, device, spreads) for record in (mine, baseline)))
+    changes["reachable_decode_percent"] = change_of_medians(*values, spread)
     return changes
+
+
+def decode_spread(benchmark: dict[str, Any], device: str, spreads: dict[str, float]) -> float:
+    """Percent that processes differ by in the rate that a user can reach."""
+    return spreads[f"{device}_captured" if captured_rate(benchmark) else device]
+
+
+def prompts_spread(generation: dict[str, Any], device: str, spreads: dict[str, float]) -> float:
+    """Percent that processes differ by in the seconds of prompts; of captured ones, prefill alone is eager."""
+    if generation["decoding"] != "captured":
+        return spreads[device]
+    eager = min(1.0, generation["time_to_first_token_seconds_mean"] / generation["seconds_mean"])
+    return eager * spreads[device] + (1 - eager) * spreads[f"{device}_captured"]
+
+
+def reachable_rate(benchmark: dict[str, Any]) -> dict[str, Any]:
+    """Timings of the decoding that a user would choose: captured where it can be, else eager."""
+    return captured_rate(benchmark) or benchmark["decode_tokens_per_second"]
 
 
 def captured_rate(benchmark: dict[str, Any]) -> dict[str, Any] | None:
@@ -115,9 +137,10 @@ def captured_rate(benchmark: dict[str, Any]) -> dict[str, Any] | None:
     return benchmark.get("captured", {}).get("decode_tokens_per_second")
 
 
-def process_spread(percent: float) -> float:
-    """Half-width in ln of the ratio of two processes' times; percent: their standard deviation. Two, so √2 of it."""
-    return 1.96 * 2**0.5 * math.log1p(percent / 100)
+def process_spread(percent: float, other: float | None = None) -> float:
+    """Half-width in ln of the ratio of two processes' times; percent, other: the standard deviation of each."""
+    sides = (percent, percent if other is None else other)
+    return 1.96 * math.hypot(*(math.log1p(side / 100) for side in sides))
 
 
 def change_of_medians(mine: list[float], reference: list[float], spread: float) -> tuple[float, Bounds]:

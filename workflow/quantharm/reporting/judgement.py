@@ -1,8 +1,10 @@
 """What the figures of one method are called: the verdicts on its perplexity, divergence and speed, and its harm."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
-from quantharm.reporting.differences import captured_rate
+from quantharm.reporting.differences import decode_spread, prompts_spread, reachable_rate
 from quantharm.reporting.results import Cell, Results
 from quantharm.reporting.verdicts import (
     Verdict,
@@ -69,47 +71,70 @@ def kl_of(cell: Cell, results: Results) -> Verdict:
 
 def prefill_of(cell: Cell, results: Results) -> Verdict:
     """Whether prefill takes measurably more or less time than the baseline's."""
-    change = change_verdict(*cell.changes["prefill_percent"], "slower", "faster", rule=rule_of(spread_of(results)))
-    return steady(change, "prefill_seconds", cell, results)
+    spread = spreads_of(results)[device_of(results)]
+    change = change_verdict(*cell.changes["prefill_percent"], "slower", "faster", rule=rule_of([spread]))
+    return steady(change, lambda c: c.generation["benchmark"]["prefill_seconds"], cell, results)
 
 
 def time_of(cell: Cell, results: Results) -> Verdict:
     """Whether the time of the prompts changed measurably; as steady as the decode benchmark of the same process."""
-    rule = f"paired by prompt: {rule_of(spread_of(results))}"
+    sides = [c.generation for c in (cell, results.baseline)]
+    spreads = [prompts_spread(side, device_of(results), spreads_of(results)) for side in sides]
+    rule = f"paired by prompt: {rule_of(spreads)}"
     change = change_verdict(*cell.changes["seconds_percent"], "slower", "faster", rule=rule)
-    return steady(change, "decode_tokens_per_second", cell, results)
+    verdict = steady(change, lambda c: reachable_rate(c.generation["benchmark"]), cell, results)
+    return with_kind(verdict, kinds(results, *(side["decoding"] for side in sides)))
 
 
 def decode_of(cell: Cell, results: Results) -> Verdict:
-    """Whether decoding is measurably faster or slower, captured where both cells have that."""
-    kind = kind_of(cell, results)
-    change = change_verdict(*cell.decode_change, "faster", "slower", rule=rule_of(spread_of(results, cell.decoding)))
-    figure = "captured" if cell.decoding == "captured" else "decode_tokens_per_second"
-    verdict = steady(change, figure, cell, results)
-    return replace(verdict, figure=f"{verdict.figure}, {kind}") if kind else verdict
+    """Whether a user can have it decode measurably faster or slower: captured where it can be, eager named as such."""
+    sides = [c.generation["benchmark"] for c in (cell, results.baseline)]
+    spreads = [decode_spread(side, device_of(results), spreads_of(results)) for side in sides]
+    change = change_verdict(*cell.decode_change, "faster", "slower", rule=rule_of(spreads))
+    verdict = steady(change, lambda c: reachable_rate(c.generation["benchmark"]), cell, results)
+    return with_kind(verdict, kind_of(cell, results))
 
 
-def steady(change: Verdict, figure: str, cell: Cell, results: Results) -> Verdict:
-    """The verdict, unless the timings of the method or of the baseline scatter too much; figure: of the benchmark."""
-    speeds = [c.generation["benchmark"] for c in (cell, results.baseline)]
-    timings = [captured_rate(speed) if figure == "captured" else speed[figure] for speed in speeds]
-    return speed_verdict(change, timings, results.thresholds["unsteady_percent"])
+def steady(change: Verdict, timing: Callable[[Cell], dict[str, Any]], cell: Cell, results: Results) -> Verdict:
+    """The verdict, unless the method or the baseline was timed unsteadily or beside other programs."""
+    sides = [cell, results.baseline]
+    limits = results.thresholds["unsteady_percent"], results.thresholds["busy_percent"]
+    return speed_verdict(change, [timing(c) for c in sides], limits[0], max(map(waited_percent, sides)), limits[1])
+
+
+def waited_percent(cell: Cell) -> float:
+    """Percent of its time in which the benchmark was ready and other programs had the processors; 0 where unknown."""
+    return 100 * (cell.generation["benchmark"].get("processor_wait_share") or 0.0)
 
 
 def kind_of(cell: Cell, results: Results) -> str:
-    """`captured` or `eager` on a GPU; nothing on a CPU, where decoding is timed in one way."""
-    return cell.decoding if results.baseline.generation["provenance"]["device_type"] == "cuda" else ""
+    """`captured`, `eager` or `eager against captured` on a GPU; nothing on a CPU, which decodes in one way."""
+    return kinds(results, cell.decoding, results.baseline.decoding)
 
 
-def spread_of(results: Results, decoding: str = "eager") -> float:
-    """Standard deviation of speed between processes of one model, in percent, by the config."""
-    device = results.baseline.generation["provenance"]["device_type"]
-    key = f"{device}_captured" if decoding == "captured" else device
-    return results.thresholds["speed_process_spread_percent"][key]
+def kinds(results: Results, mine: str, reference: str) -> str:
+    if device_of(results) != "cuda":
+        return ""
+    return mine if mine == reference else f"{mine} against {reference}"
 
 
-def rule_of(spread: float) -> str:
+def with_kind(verdict: Verdict, kind: str) -> Verdict:
+    return replace(verdict, figure=f"{verdict.figure}, {kind}") if kind else verdict
+
+
+def device_of(results: Results) -> str:
+    return results.baseline.generation["provenance"]["device_type"]
+
+
+def spreads_of(results: Results) -> dict[str, float]:
+    """Standard deviation of speed between processes of one model, in percent by device, by the config."""
+    return results.thresholds["speed_process_spread_percent"]
+
+
+def rule_of(spreads: list[float]) -> str:
+    """spreads: of the method's processes and of the baseline's, in percent."""
+    shown = " and ".join(dict.fromkeys(f"{spread:.2g} %" for spread in spreads))
     return (
         "the 95 % interval of the ratio excludes zero change; it counts what two processes of one model differ by "
-        f"(standard deviation {spread:g} %)"
+        f"(standard deviation {shown})"
     )

@@ -30,6 +30,7 @@ TABLES = [
     cost.length_by_category_table,
     cost.success_by_category_table,
     speed.benchmark_table,
+    speed.batches_table,
     speed.limits_table,
     whole.overall_table,
     trade.trade_off_table,
@@ -52,6 +53,7 @@ FIGURES = [
     divergence_charts.kl_distribution,
     cost_charts.time_by_category,
     cost_charts.speed_chart,
+    cost_charts.batches_chart,
     cost_charts.sizes_chart,
 ]
 

@@ -7,6 +7,7 @@ FIGURES = {
     "kl-distribution": "KL divergence of single positions",
     "time-by-category": "Generation time by category",
     "speed": "Speed of prefill and decode",
+    "rate-by-batch": "Decoding rate by batch",
     "sizes": "Sizes against the formula",
 }
 TABLES = {
@@ -22,6 +23,7 @@ TABLES = {
     "answers": "Right answers and changed responses",
     "overall": "Overall performance",
     "benchmark": "Prefill and decode",
+    "batches": "Decoding rate and memory by batch",
     "decode-limits": "Decoding against the hardware's limits",
     "trade-off": "The price of a saved byte",
     "trade-off-pairs": "One method's price against another's",

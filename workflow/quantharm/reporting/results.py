@@ -17,9 +17,11 @@ from quantharm.common.provenance import computed_differently
 from quantharm.reporting.differences import (
     Bounds,
     Difference,
+    captured_rate,
     kl_differences,
     process_spread,
     prompt_changes,
+    prompts_spread,
     speed_changes,
 )
 
@@ -63,13 +65,13 @@ class Cell:
 
     @property
     def decoding(self) -> str:
-        """How the decoding was timed that is compared with the baseline's: captured where both could be, else eager."""
-        return "captured" if "captured_decode_percent" in self.changes else "eager"
+        """How it decodes as fast as a user can have it: captured where it could be, else eager."""
+        return "captured" if captured_rate(self.generation["benchmark"]) else "eager"
 
     @property
     def decode_change(self) -> tuple[float, Bounds]:
-        """Change of the decode rate in percent, with its interval."""
-        return self.changes["captured_decode_percent" if self.decoding == "captured" else "decode_percent"]
+        """Change in percent of the decode rate that a user can reach, with its interval."""
+        return self.changes["reachable_decode_percent"]
 
     @property
     def by_category(self) -> dict[str, Rows]:
@@ -193,7 +195,8 @@ def changes_from_baseline(cell: Cell, baseline: Cell, spreads: dict[str, float])
     """{figure: (change, 95 % interval)} over prompts and of the benchmark."""
     device = cell.generation["provenance"]["device_type"]
     speeds = (c.generation["benchmark"] for c in (cell, baseline))
-    over_prompts = prompt_changes(cell.folder, baseline.folder, process_spread(spreads[device]))
+    spread = process_spread(*(prompts_spread(c.generation, device, spreads) for c in (cell, baseline)))
+    over_prompts = prompt_changes(cell.folder, baseline.folder, spread)
     return over_prompts | speed_changes(*speeds, device, spreads)
 
 

@@ -132,8 +132,17 @@ def unsteadiness(timing: dict[str, Any]) -> float:
     return 100 * (high - low) / timing["median"]
 
 
-def speed_verdict(change: Verdict, timings: list[dict[str, Any]], limit: float) -> Verdict:
-    """No verdict where the repetitions of one side scatter so much that something else was being timed too."""
+def speed_verdict(
+    change: Verdict, timings: list[dict[str, Any]], limit: float, waited: float = 0.0, most_waited: float = 100.0
+) -> Verdict:
+    """No verdict where the repetitions of one side scatter so much that something else was being timed too.
+
+    Nor where it waited for processors that other programs had, in percent of its time: that slows one process evenly.
+    """
+    if waited > most_waited:
+        rule = f"the timed process waits at most {most_waited:g} % of its time for a processor; {change.rule}"
+        words = f"not judged: other programs had the processors {waited:.0f} % of the time"
+        return Verdict("unknown", words, change.figure, rule)
     widest = max(map(unsteadiness, timings))
     if widest <= limit:
         return change

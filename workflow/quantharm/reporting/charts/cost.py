@@ -67,6 +67,36 @@ def speed_chart(results: Results) -> Figure:
     )
 
 
+def batches_chart(results: Results) -> Figure:
+    """Decoding rate over batch size, both by powers of two."""
+    rows = [
+        {"method": named(cell), "batch": batch["batch_size"], "rate": batch["decode_tokens_per_second"]["median"]}
+        for cell in results.cells
+        for batch in cell.generation["benchmark"]["batches"]
+        if batch["decode_tokens_per_second"]
+    ]
+    sizes = sorted({row["batch"] for row in rows})
+    marks = marked(names_of(results), legend=altair.Undefined)
+    power = altair.Scale(type="log", base=2, nice=False)
+    base = altair.Chart(pandas.DataFrame(rows)).encode(
+        x=altair.X("batch:Q", title="Batch size", scale=power, axis=altair.Axis(values=sizes)),
+        y=altair.Y("rate:Q", title="Tokens a second, all sequences", scale=power, axis=altair.Axis(format="~s")),
+    )
+    lines = base.mark_line(strokeWidth=1.5, opacity=0.7).encode(color=marks["color"])
+    points = base.mark_point(filled=True, size=90, opacity=0.95).encode(**marks)
+    told = [
+        f"{name}: " + ", ".join(f"{fixed(row['rate'], 1)} at batch {row['batch']}" for row in of)
+        for name in names_of(results)
+        if (of := [row for row in rows if row["method"] == name])
+    ]
+    return figure_of(
+        "rate-by-batch",
+        altair.layer(lines, points).properties(width=460, height=300),
+        f"Tokens a second by batch size and method. {'; '.join(told)}.",
+        "Medians; where the lines come together, a quantized method gains nothing over the baseline.",
+    )
+
+
 def sizes_chart(results: Results) -> Figure:
     """Loaded bytes as bars, the formula as a line across, the file on disk as a hollow point."""
     scale, unit = size_unit(results.baseline.row["weight_bytes"])
