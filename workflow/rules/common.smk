@@ -22,7 +22,9 @@ PYTHON = ".venv-evaluation/bin/python" if OWN_PYTHON else config["python"] or "p
 
 # Every stage but fetch and fetch_text sets itself offline. A PYTHONPATH that is set already is kept, after our own.
 # OpenMP threads that wait must not spin: where other programs use the cores, spinning makes a small model 50 times
-# slower. Memory that is freed is kept (glibc): to give it back and fault it in again doubles the time of what is small.
+# slower. Compiled modules are kept, though containers like to forbid it: torch and transformers compiled at each start
+# cost 10 seconds. Memory that is freed is kept (glibc): to give it back and fault it in again doubles the time of what
+# is small.
 # A stage that is killed cannot say so itself: its shell does, and Snakemake then names the rule and the log. (In the
 # environment, for Snakemake shows the whole command of whatever fails.)
 os.environ.update(
@@ -30,7 +32,7 @@ os.environ.update(
     " jobs more by a larger `billion_parameters:` in the config, then run the same command again"
 )
 shell.prefix(
-    "set -euo pipefail; trap 'test $? -ne 137 || echo \"$KILLED\" >&2' EXIT;"
+    "set -euo pipefail; unset PYTHONDONTWRITEBYTECODE; trap 'test $? -ne 137 || echo \"$KILLED\" >&2' EXIT;"
     f" test $OMP_NUM_THREADS -le {MOST_THREADS} || export OMP_NUM_THREADS={MOST_THREADS} MKL_NUM_THREADS={MOST_THREADS};"
     f" export PYTHONPATH={shlex.quote(str(PACKAGE))}${{{{PYTHONPATH:+:$PYTHONPATH}}}}"
     f" OMP_WAIT_POLICY=passive MALLOC_MMAP_THRESHOLD_=33554432 MALLOC_TRIM_THRESHOLD_=268435456"
