@@ -9,16 +9,14 @@ from quantharm.reporting.format import count, fixed, interval, listing, number, 
 from quantharm.reporting.judgement import Judgement
 from quantharm.reporting.ranking import beaten_by
 from quantharm.reporting.results import Results
-from quantharm.reporting.verdicts import LEVELS, Verdict, largest, level_of
+from quantharm.reporting.verdicts import LEVELS, largest, level_of
 
 
 @dataclass(frozen=True)
 class Assessment:
     """All that the report says in words about one method."""
 
-    method: str
-    harm: Verdict
-    time: Verdict
+    judged: Judgement
     sentence: str
     strengths: list[str]
     weaknesses: list[str]
@@ -29,12 +27,7 @@ class Assessment:
 
 def assess(judged: Judgement, results: Results) -> Assessment:
     return Assessment(
-        judged.method,
-        judged.harm,
-        judged.time,
-        in_short(judged),
-        *strengths_and_weaknesses(judged, results),
-        *recommendation(judged, results),
+        judged, in_short(judged), *strengths_and_weaknesses(judged, results), *recommendation(judged, results)
     )
 
 

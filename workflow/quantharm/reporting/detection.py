@@ -57,6 +57,11 @@ def quantized(rates: Rates, change: str) -> Rates:
     return [r for r in rates if r["change"] == change and not is_clean(r) and r["quantizer"] != NATIVE]
 
 
+def summed(rates: Rates) -> tuple[int, int]:
+    """(matrices with a trace, matrices scanned) of all rows."""
+    return sum(row["detected"] for row in rates), sum(row["matrices"] for row in rates)
+
+
 def changes(rates: Rates) -> list[str]:
     """The table's columns; what was tried on AWQ alone is said below it."""
     return list(dict.fromkeys(row["change"] for row in rates if row["quantizer"] == NOTHING))
@@ -98,7 +103,7 @@ def short_table(rates: Rates) -> Table:
         kinds["ternary, as native training" if row["quantizer"] == NATIVE else kind].append(row)
 
     def caught(kind: str, change: str) -> Cell:
-        detected, of = (sum(r[key] for r in kinds[kind] if r["change"] == change) for key in ("detected", "matrices"))
+        detected, of = summed([row for row in kinds[kind] if row["change"] == change])
         return Cell(f"{detected} of {of}")
 
     columns = [Column("changed_by", "Then changed by", "left", lambda change: Cell(change, change))]
@@ -121,7 +126,7 @@ def cell_of(row: dict[str, Any] | None) -> Cell:
 def checkpoint_notes(rates: Rates) -> list[str]:
     """The same by checkpoint, each row being one: called dequantized or not, and the rate by which that is decided."""
     clean = never_quantized(rates)
-    alarms, matrices = (sum(row[key] for row in clean) for key in ("detected", "matrices"))
+    alarms, matrices = summed(clean)
     called = [row for row in clean if is_dequantized(row["detected"], row["matrices"])]
     highest = float(stats.beta.ppf(0.95, alarms + 1, matrices - alarms))
     notes = [
@@ -143,7 +148,7 @@ def detection_notes(rates: Rates) -> list[str]:
     checkpoints = checkpoint_notes(rates)
     rates = joined(rates)
     clean = never_quantized(rates)
-    alarms, matrices = (sum(row[key] for row in clean) for key in ("detected", "matrices"))
+    alarms, matrices = summed(clean)
     lowest = min(row["ratio_lowest"] for row in clean)
     notes = [
         f"False alarms: {alarms} of {matrices:,} matrices never quantized (lowest ratio {fixed(lowest, 2)}, and "
@@ -160,7 +165,7 @@ def detection_notes(rates: Rates) -> list[str]:
     notes += [f"AWQ with its scales folded back into the norms: {r['detected']} of {r['matrices']}." for r in whole]
     native = [r for r in rates if r["quantizer"] == NATIVE]
     if native:
-        seen, of = (sum(r[key] for r in native) for key in ("detected", "matrices"))
+        seen, of = summed(native)
         notes.append(
             "Native low-bit training looks the same as quantization: of ternary weights, one scale a matrix, as it "
             f"stores them, {share(seen / of)} of {count(of, 'matrix', 'matrices')} are called dequantized."

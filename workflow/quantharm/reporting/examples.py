@@ -1,6 +1,5 @@
 """What the harm looks like: the worst positions, and responses of baseline and method where they first differ."""
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,74 +13,35 @@ PROMPT_CHARACTERS = 400
 CONTEXT_CHARACTERS = 220
 
 
-@dataclass(frozen=True)
-class Choice:
-    token: str
-    probability: float
-    is_target: bool
-
-
-@dataclass(frozen=True)
-class Position:
-    """One position, with both models' first choices, the most probable first."""
-
-    rank: int
-    prompt_id: str
-    category: str
-    position: int
-    kl_nats: float
-    context: str
-    target: str
-    baseline: list[Choice]
-    method: list[Choice]
-
-
-@dataclass(frozen=True)
-class Response:
-    """Two answers to one prompt, cut where they part."""
-
-    prompt_id: str
-    category: str
-    prompt: str
-    token: int  # index of the first differing token
-    shared: str
-    baseline_rest: str
-    method_rest: str
-
-
 def token(text: str) -> str:
     """A token as one visible word: its blanks would not be seen."""
     return one_line(text).replace(" ", "␣") or "∅"
 
 
-def choices(record: dict[str, Any], key: str) -> list[Choice]:
-    texts = record["token_texts"]
-    return [Choice(token(texts[str(i)]), p, i == record["target_id"]) for i, p in record[key]]
-
-
-def worst_positions(cell: Cell) -> list[Position] | None:
-    """None where the results were made before this was recorded."""
+def worst_positions(cell: Cell) -> list[dict[str, Any]] | None:
+    """divergence.json's worst positions with their texts made visible, and both models' first choices as a list of
+    {token, probability, is_target}, the most probable first. None where the results were made before this was recorded.
+    """
     records = cell.divergence.get("worst_positions")
-    if records is None:
-        return None
-    found = []
-    for rank, record in enumerate(records, 1):
-        context = one_line(record["context"])
-        cut = record["context_is_cut"] or len(context) > CONTEXT_CHARACTERS
-        found.append(
-            Position(
-                rank,
-                record["prompt_id"],
-                record["category"],
-                record["position"],
-                record["kl_nats"],
-                ("… " if cut else "") + context[-CONTEXT_CHARACTERS:],
-                token(record["target"]),
-                choices(record, "baseline_top5"),
-                choices(record, "method_top5"),
-            )
-        )
-    return found
+    return None if records is None else [shown(record) for record in records]
+
+
+def shown(record: dict[str, Any]) -> dict[str, Any]:
+    context = one_line(record["context"])
+    cut = "… " if record["context_is_cut"] or len(context) > CONTEXT_CHARACTERS else ""
+
+    def choices(who: str) -> list[dict[str, Any]]:
+        return [
+            {"token": token(record["token_texts"][str(i)]), "probability": p, "is_target": i == record["target_id"]}
+            for i, p in record[f"{who}_top5"]
+        ]
+
+    return record | {
+        "context": cut + context[-CONTEXT_CHARACTERS:],
+        "target": token(record["target"]),
+        "baseline": choices("baseline"),
+        "method": choices("method"),
+    }
 
 
 def prompt_texts(path: Path | None) -> dict[str, str]:
@@ -100,27 +60,26 @@ def parting(first: str, second: str) -> tuple[str, str, str]:
     return shared, first[len(shared) :], second[len(shared) :]
 
 
-def responses(cell: Cell, results: Results, prompts: dict[str, str]) -> list[Response]:
-    """One prompt of each category: the one whose two answers part earliest."""
+def responses(cell: Cell, results: Results, prompts: dict[str, str]) -> list[dict[str, Any]]:
+    """Two answers to one prompt of each category, cut where they part: the prompt whose answers part earliest.
+
+    token: index of the first that differs.
+    """
     columns = ["prompt_id", "category", "token_ids", "text"]
-    both = read_parquet(cell.folder / "generation.parquet", columns).merge(
-        read_parquet(results.baseline.folder / "generation.parquet", columns),
-        on="prompt_id",
-        suffixes=("", "_baseline"),
-    )
-    earliest: dict[str, Response] = {}
-    for row in both.itertuples():
+    mine, baseline = (read_parquet(c.folder / "generation.parquet", columns) for c in (cell, results.baseline))
+    earliest: dict[str, dict[str, Any]] = {}
+    for row in mine.merge(baseline, on="prompt_id", suffixes=("", "_baseline")).itertuples():
         index = first_difference(list(row.token_ids), list(row.token_ids_baseline))
-        if index is None or (row.category in earliest and earliest[row.category].token <= index):
+        if index is None or (row.category in earliest and earliest[row.category]["token"] <= index):
             continue
         shared, baseline_rest, method_rest = parting(visible(row.text_baseline), visible(row.text))
-        earliest[row.category] = Response(
-            row.prompt_id,
-            row.category,
-            shortened(visible(prompts.get(row.prompt_id, "")), PROMPT_CHARACTERS),
-            index,
-            shared.lstrip("\n"),  # blank lines at the start say nothing
-            baseline_rest,
-            method_rest,
-        )
-    return [earliest[c] for c in results.categories if c in earliest]
+        earliest[row.category] = {
+            "prompt_id": row.prompt_id,
+            "category": row.category,
+            "prompt": shortened(visible(prompts.get(row.prompt_id, "")), PROMPT_CHARACTERS),
+            "token": index,
+            "shared": shared.lstrip("\n"),  # blank lines at the start say nothing
+            "baseline_rest": baseline_rest,
+            "method_rest": method_rest,
+        }
+    return [earliest[category] for category in results.categories if category in earliest]

@@ -1,6 +1,7 @@
 """Figures as text: significant digits, signs, units. A figure that does not exist is a dash."""
 
 import math
+from functools import partial
 
 Bounds = list[float] | None
 MISSING = "–"
@@ -47,6 +48,20 @@ def percent(value: float | None, decimals: int = 2) -> str:
 def share(value: float | None, decimals: int = 0) -> str:
     """A share of one, as percent."""
     return MISSING if value is None else f"{100 * value:.{decimals}f}{NARROW}%"
+
+
+def times(value: float) -> str:
+    """`2.00×`"""
+    return f"{fixed(value, 2)}×"
+
+
+def thousands(value: int) -> str:
+    return f"{value:,}"
+
+
+one_decimal, two_decimals = partial(fixed, decimals=1), partial(fixed, decimals=2)
+whole_percent, percent_to_a_tenth = partial(percent, decimals=0), partial(percent, decimals=1)
+share_to_a_tenth = partial(share, decimals=1)
 
 
 def interval(bounds: Bounds, show=number) -> str:

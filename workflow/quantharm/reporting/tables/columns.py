@@ -6,28 +6,13 @@ from functools import partial
 from typing import Any
 
 from quantharm.common.constants import BASELINE
-from quantharm.reporting.format import fixed, number, percent, share
+from quantharm.reporting.format import number, percent, times
 from quantharm.reporting.results import Cell as MethodCell
 from quantharm.reporting.tables.table import Cell, Column, figure_cell, name_cell, text_cell
 
 Value = str | Callable[[Any], Any]  # a key of the item (of its row in the summary), or how to get it of the item
 CHANGE, CHANGE_CI95 = "perplexity_change_percent", "perplexity_change_percent_ci95"  # keys of the summary
 METHOD = Column("method", "Method", "left", lambda cell: name_cell(cell.method, cell.failed))
-
-one_decimal = partial(fixed, decimals=1)
-two_decimals = partial(fixed, decimals=2)
-share_to_a_tenth = partial(share, decimals=1)
-percent_to_a_tenth = partial(percent, decimals=1)
-whole_percent = partial(percent, decimals=0)
-
-
-def times(value: float) -> str:
-    """`2.00×`"""
-    return f"{fixed(value, 2)}×"
-
-
-def thousands(value: int) -> str:
-    return f"{value:,}"
 
 
 def value_of(item: Any, value: Value) -> Any:
@@ -46,11 +31,16 @@ def figure(
     tone: Callable[[Any], str] = lambda item: "",
     baseline: str | None = None,
 ) -> Column:
-    """A figure with its interval; of: its value, where that is not under `key`; baseline: the word in its row."""
+    """A figure with its interval; of: its value, where that is not under `key`; baseline: the word in its row.
+
+    The value may bring its interval: (value, interval).
+    """
 
     def cell_of(item: Any) -> Cell:
-        interval = None if bounds is None else value_of(item, bounds)
-        return figure_cell(value_of(item, of or key), show, interval, value_of(item, aside), tone(item))
+        value, interval = value_of(item, of or key), bounds and value_of(item, bounds)
+        if isinstance(value, tuple):
+            value, interval = value
+        return figure_cell(value, show, interval, value_of(item, aside), tone(item))
 
     column = Column(key, label, cell=cell_of)
     return column if baseline is None else but_baseline(column, baseline)
@@ -87,6 +77,15 @@ def but_baseline(column: Column, word: str = "–") -> Column:
         return text_cell(word) if cell.method == BASELINE else column.cell(cell)
 
     return replace(column, cell=cell_of)
+
+
+def perplexity_change(
+    label: str = "Perplexity change [95\u00a0%]",
+    baseline: str = "–",
+    tone: Callable[[MethodCell], str] = lambda cell: "",
+) -> Column:
+    """The change from the baseline in percent, with its paired interval."""
+    return figure(CHANGE, label, percent, bounds=CHANGE_CI95, tone=tone, baseline=baseline)
 
 
 def mean_kl(tone: Callable[[MethodCell], str] = lambda cell: "") -> Column:

@@ -5,18 +5,10 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from quantharm.reporting.format import fixed, number, share, signed, size, size_unit
+from quantharm.reporting.format import fixed, number, one_decimal, percent_to_a_tenth, share, signed, size, size_unit
 from quantharm.reporting.results import Cell as MethodCell
 from quantharm.reporting.results import Results
-from quantharm.reporting.tables.columns import (
-    COMPRESSION,
-    METHOD,
-    by_method,
-    figure,
-    named,
-    one_decimal,
-    percent_to_a_tenth,
-)
+from quantharm.reporting.tables.columns import COMPRESSION, METHOD, by_method, figure, named
 from quantharm.reporting.tables.table import Cell, Column, Table, figure_cell, table_of
 
 ALL = "All prompts"

@@ -6,24 +6,12 @@ Times stand side by side only where all models ran on one device.
 
 from functools import partial
 
-from quantharm.reporting.format import percent, size
+from quantharm.reporting.format import one_decimal, size, times, whole_percent
 from quantharm.reporting.judgement import judge_all
 from quantharm.reporting.results import Cell as MethodCell
 from quantharm.reporting.results import Results, ran_on_one_device
 from quantharm.reporting.risks import criteria, risks
-from quantharm.reporting.tables.columns import (
-    CHANGE,
-    CHANGE_CI95,
-    METHOD,
-    but_baseline,
-    figure,
-    mean_kl,
-    named,
-    one_decimal,
-    text,
-    times,
-    whole_percent,
-)
+from quantharm.reporting.tables.columns import METHOD, but_baseline, figure, mean_kl, named, perplexity_change, text
 from quantharm.reporting.tables.table import Cell, Column, Table, table_of, text_cell, verdict_cell
 from quantharm.reporting.verdicts import Verdict
 
@@ -60,7 +48,7 @@ def overview_table(models: list[Results]) -> Table:
         METHOD,
         Column("believable", "May it be believed?", "left", believable),
         but_baseline(Column("harm", "Harm", "left", harm), "reference"),
-        figure(CHANGE, "Perplexity change [95\u00a0%]", percent, bounds=CHANGE_CI95, baseline="–"),
+        perplexity_change(),
         mean_kl(),
         figure("weight_bytes", "Weights loaded", size),
         figure("compression", "Smaller by", times),

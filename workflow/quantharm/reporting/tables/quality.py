@@ -2,22 +2,11 @@
 
 from functools import partial
 
-from quantharm.reporting.format import count, fixed, number, percent
+from quantharm.reporting.format import count, fixed, number, one_decimal, share_to_a_tenth
 from quantharm.reporting.judgement import kl_of, perplexity_of
 from quantharm.reporting.results import Cell as MethodCell
 from quantharm.reporting.results import Results
-from quantharm.reporting.tables.columns import (
-    CHANGE,
-    CHANGE_CI95,
-    METHOD,
-    but_baseline,
-    by_method,
-    figure,
-    named,
-    one_decimal,
-    share_to_a_tenth,
-    text,
-)
+from quantharm.reporting.tables.columns import METHOD, but_baseline, by_method, figure, named, perplexity_change, text
 from quantharm.reporting.tables.table import Cell, Column, Table, figure_cell, table_of, text_cell, verdict_cell
 from quantharm.reporting.verdicts import largest
 
@@ -39,9 +28,7 @@ def perplexity_table(results: Results) -> Table:
     columns = [
         METHOD,
         figure("perplexity", "Perplexity [95\u00a0%]", four_decimals, bounds="perplexity_ci95"),
-        figure(
-            CHANGE, "Change from the baseline [95\u00a0%, paired]", percent, bounds=CHANGE_CI95, baseline="reference"
-        ),
+        perplexity_change("Change from the baseline [95\u00a0%, paired]", "reference"),
         verdict_column(results, perplexity_of, "reference"),
         figure("bits_per_byte", "Bits per byte", four_decimals),
     ]

@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-from quantharm.reporting.format import MISSING, number, size
+from quantharm.reporting.format import MISSING, number, size, thousands
 from quantharm.reporting.results import Cell as MethodCell
 from quantharm.reporting.results import Results
-from quantharm.reporting.tables.columns import METHOD, by_method, figure, named, text, thousands
+from quantharm.reporting.tables.columns import METHOD, by_method, figure, named, text
 from quantharm.reporting.tables.table import Cell, Column, Table, table_of, text_cell
 
 FILES = {

@@ -3,11 +3,11 @@
 from collections.abc import Callable
 from typing import Any
 
-from quantharm.reporting.format import MISSING, number, seconds, share, size
+from quantharm.reporting.format import MISSING, number, one_decimal, seconds, share, share_to_a_tenth, size
 from quantharm.reporting.judgement import decode_of, device_of, prefill_of, spreads_of
 from quantharm.reporting.results import Cell as MethodCell
 from quantharm.reporting.results import Results
-from quantharm.reporting.tables.columns import METHOD, but_baseline, figure, one_decimal, share_to_a_tenth
+from quantharm.reporting.tables.columns import METHOD, but_baseline, figure
 from quantharm.reporting.tables.table import Cell, Column, Table, figure_cell, table_of, text_cell, verdict_cell
 
 

@@ -6,10 +6,20 @@ import pandas
 
 from quantharm.reporting.charts.base import Figure
 from quantharm.reporting.charts.studies import calibration_chart, monitor_chart, noise_chart
-from quantharm.reporting.format import MISSING, listing, number, percent, share, signed
+from quantharm.reporting.format import (
+    MISSING,
+    listing,
+    number,
+    percent,
+    share,
+    share_to_a_tenth,
+    signed,
+    thousands,
+    times,
+)
 from quantharm.reporting.results import Cell as MethodCell
 from quantharm.reporting.results import Results
-from quantharm.reporting.tables.columns import METHOD, figure, share_to_a_tenth, text, thousands, times
+from quantharm.reporting.tables.columns import METHOD, figure, text
 from quantharm.reporting.tables.table import Cell, Column, Table, figure_cell, name_cell, table_of, text_cell
 
 SHOWN_RUNS = 20

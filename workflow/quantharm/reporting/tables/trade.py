@@ -13,7 +13,7 @@ from quantharm.reporting.format import fixed, number, percent, signed, size_unit
 from quantharm.reporting.ranking import beaten_by, front_of
 from quantharm.reporting.results import Cell as MethodCell
 from quantharm.reporting.results import Results, window_losses
-from quantharm.reporting.tables.columns import CHANGE, CHANGE_CI95, COMPRESSION, METHOD, figure, text
+from quantharm.reporting.tables.columns import CHANGE, CHANGE_CI95, COMPRESSION, METHOD, figure, perplexity_change, text
 from quantharm.reporting.tables.table import Cell, Column, Table, figure_cell, name_cell, table_of, text_cell
 
 
@@ -51,7 +51,7 @@ def trade_off_table(results: Results) -> Table:
         METHOD,
         figure(f"saved_{unit.lower()}", f"Saved, {unit}", partial(fixed, decimals=3), saved),
         COMPRESSION,
-        figure(CHANGE, "Perplexity change [95\u00a0%]", percent, bounds=CHANGE_CI95),
+        perplexity_change(),
         figure(
             f"{CHANGE}_per_{unit.lower()}",
             f"Perplexity change {per} [95\u00a0%]",

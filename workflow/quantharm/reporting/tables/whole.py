@@ -2,26 +2,33 @@
 
 from functools import partial
 
-from quantharm.reporting.format import fixed, number, percent, share, signed, size
+from quantharm.reporting.format import (
+    fixed,
+    number,
+    one_decimal,
+    percent,
+    percent_to_a_tenth,
+    share,
+    share_to_a_tenth,
+    signed,
+    size,
+    times,
+    two_decimals,
+    whole_percent,
+)
 from quantharm.reporting.judgement import Judgement, judge_all, kind_of
 from quantharm.reporting.ranking import best_use
 from quantharm.reporting.results import Cell as MethodCell
 from quantharm.reporting.results import Results
 from quantharm.reporting.tables.columns import (
     CHANGE,
-    CHANGE_CI95,
     COMPRESSION,
     METHOD,
     but_baseline,
     figure,
     mean_kl,
-    one_decimal,
-    percent_to_a_tenth,
-    share_to_a_tenth,
+    perplexity_change,
     text,
-    times,
-    two_decimals,
-    whole_percent,
 )
 from quantharm.reporting.tables.table import Cell, Column, Table, table_of, text_cell, transposed, verdict_cell
 from quantharm.reporting.verdicts import change_verdict
@@ -49,9 +56,7 @@ def executive_table(results: Results) -> Table:
         METHOD,
         Column("believable", "May it be believed?", "left", belief),
         but_baseline(Column("harm", "Harm", "left", lambda cell: verdict_cell(judged[cell.method].harm)), "reference"),
-        figure(
-            CHANGE, "Perplexity change [95\u00a0%]", percent, None, CHANGE_CI95, tone=tone("perplexity"), baseline="0 %"
-        ),
+        perplexity_change(baseline="0 %", tone=tone("perplexity")),
         mean_kl(tone("kl")),
         figure("weight_bytes", "Weights loaded", size),
         figure("compression", "Smaller by", times, baseline="–"),
@@ -59,9 +64,8 @@ def executive_table(results: Results) -> Table:
             "decode_change_percent",
             "Decode rate [95\u00a0%]",
             whole_percent,
-            lambda cell: cell.decode_change[0],
-            lambda cell: cell.decode_change[1],
-            timing,
+            lambda cell: cell.decode_change,
+            aside=timing,
             baseline="reference",
         ),
     ]
