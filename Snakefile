@@ -13,6 +13,7 @@ include: "workflow/rules/left_out.smk"  # what is done about failed jobs
 include: "workflow/rules/stage.smk"  # what the rules below begin with
 include: "workflow/rules/environment.smk"
 include: "workflow/rules/synthesize.smk"
+include: "workflow/rules/tasks.smk"
 include: "workflow/rules/fetch.smk"
 include: "workflow/rules/quantize.smk"
 include: "workflow/rules/generation.smk"

@@ -20,6 +20,7 @@ from quantharm.summary import (
     paired_perplexity,
     short_table,
     table_of,
+    task_figures,
     treatment_figures,
 )
 
@@ -266,7 +267,7 @@ def test_only_a_cell_whose_integrity_failed_is_read_without_it(written, tmp_path
     asked = {}
     row = dict(SHOWN)
     monkeypatch.setattr(
-        summary, "summarise_cell", lambda cell, _, integrity: asked.update({cell.name: integrity}) or row
+        summary, "summarise_cell", lambda cell, _, integrity, tasks: asked.update({cell.name: integrity}) or row
     )
     left_out = [ENTRY | {"stage": "integrity", "compared": True}, ENTRY | {"method": "int8"}]
     written("--cells", [tmp_path / name for name in ("baseline", "nf4", "awq")], left_out)
@@ -284,3 +285,22 @@ def test_rates_and_memory_by_batch_are_columns_of_their_own():
         "peak_memory_bytes/batch 1": 7,
         "peak_memory_bytes/batch 32": None,
     }
+
+
+TASK = {"items": 320, "flips": 15, "mcnemar_p": 0.02, "accuracy": 0.6, "accuracy_ci95": [0.5, 0.7], "subtasks": ["t"]}
+
+
+def test_p_values_of_tasks_are_corrected_for_methods_times_tasks(tmp_path):
+    nothing = TASK | {"flips": None, "mcnemar_p": None}
+    for name, figures in (("baseline", nothing), ("nf4", TASK), ("awq", TASK | {"mcnemar_p": 0.5})):
+        record = {"tasks": {"t": figures, "u": figures}, "overall": figures}
+        write_json(tmp_path / name / "tasks.json", record)
+    figures = task_figures([tmp_path / name for name in ("baseline", "nf4", "awq")])
+    assert figures["baseline"] == {"tasks": {"t": nothing, "u": nothing}, "tasks_overall": nothing}
+    assert figures["nf4"]["tasks"]["t"]["mcnemar_p_holm"] == pytest.approx(4 * 0.02)
+    assert figures["nf4"]["tasks_overall"]["mcnemar_p_holm"] == pytest.approx(2 * 0.02)
+    row = flat(figures["nf4"])
+    assert row["task/t/accuracy_ci95_low"] == 0.5
+    assert row["task/overall/mcnemar_p_holm"] == pytest.approx(0.04)
+    assert not [key for key in row if "subtasks" in key]
+    assert flat({"tasks": None, "tasks_overall": None}) == {}

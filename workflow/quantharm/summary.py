@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy
 import pandas
 
+from quantharm.common.accuracy import corrected
 from quantharm.common.constants import BASELINE
 from quantharm.common.errors import UserError
 from quantharm.common.files import read_json, read_parquet, replacing, write_json, write_parquet
@@ -28,8 +29,10 @@ from quantharm.common.records.summary import (
     IntegrityFigures,
     PairedAnswers,
     SummaryRow,
+    SummaryTasks,
     TreatmentFigures,
 )
+from quantharm.common.records.tasks import TasksRecord
 from quantharm.common.stage import run_stage, stage_parser
 
 NULLABLE = {"i": "Int64", "b": "boolean"}  # pandas' types that hold missing values, by the kind of those that do not
@@ -106,7 +109,32 @@ def batch_figures(batches: list[BatchRecord]) -> BatchFigures:
     }
 
 
-def summarise_cell(cell: Path, baseline: Path, with_integrity: bool = True) -> SummaryRow:
+NO_TASKS = SummaryTasks(tasks=None, tasks_overall=None)
+
+
+def task_figures(cells: list[Path]) -> dict[str, SummaryTasks]:
+    """{method: {tasks: {task: figures}, tasks_overall: figures}}, with p-values corrected for methods × tasks.
+
+    The figures over all tasks are a family of their own, of as many comparisons as methods.
+    """
+    records: dict[str, TasksRecord] = {cell.name: read_json(cell / "tasks.json") for cell in cells}
+    others = {method: record for method, record in records.items() if method != BASELINE}
+    single = corrected(
+        {(m, task): figures for m, record in others.items() for task, figures in record["tasks"].items()}
+    )
+    overall = corrected({m: record["overall"] for m, record in others.items()})
+    return {
+        method: SummaryTasks(
+            tasks={task: single.get((method, task), figures) for task, figures in record["tasks"].items()},
+            tasks_overall=overall.get(method, record["overall"]),
+        )
+        for method, record in records.items()
+    }
+
+
+def summarise_cell(
+    cell: Path, baseline: Path, with_integrity: bool = True, tasks: SummaryTasks = NO_TASKS
+) -> SummaryRow:
     """One row: identity, sizes, perplexity, divergence, generation, memory, checks, integrity."""
     quantization: QuantizationRecord = read_json(cell / "quantization.json")
     perplexity: PerplexityRecord = read_json(cell / "perplexity.json")
@@ -192,6 +220,7 @@ def summarise_cell(cell: Path, baseline: Path, with_integrity: bool = True) -> S
         **treatment_figures(quantization, checks),
         "checks_failed": checks["failed"],
         **integrity_figures(integrity),
+        **tasks,
         "git_commit": perplexity["provenance"]["git_commit"],
         "finished": checks["provenance"]["finished"],
     }
@@ -247,6 +276,7 @@ def short_table(table: pandas.DataFrame) -> str:
 def main() -> None:
     parser = stage_parser(__doc__)
     parser.add_argument("--cells", type=Path, nargs="*", help="folders of one model's cells, the baseline's first")
+    parser.add_argument("--tasks", action="store_true", help="the cells answered tasks")
     parser.add_argument("--summaries", type=Path, nargs="*", help="or summary.json files of several models")
     parser.add_argument("--left-out", type=json.loads, default=[], help="JSON: the cells that could not be finished")
     parser.add_argument("--json", type=Path, help="summary.json")
@@ -265,7 +295,11 @@ def main() -> None:
         if not baselines and arguments.cells:
             raise UserError(f"no cell `{BASELINE}` is among {', '.join(map(str, arguments.cells))}; add the method")
         lacking = {entry["method"] for entry in left_out if entry["compared"]}
-        rows = [summarise_cell(cell, baselines[0], cell.name not in lacking) for cell in arguments.cells]
+        answered = task_figures(arguments.cells) if arguments.tasks else {}
+        rows = [
+            summarise_cell(cell, baselines[0], cell.name not in lacking, answered.get(cell.name, NO_TASKS))
+            for cell in arguments.cells
+        ]
     table = table_of(rows, left_out)
     write_parquet(arguments.parquet, table)
     with replacing(arguments.csv) as path:

@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 
 from quantharm.common import warm_start
-from quantharm.config import derived_methods, methods, names, resources
+from quantharm.config import derived_methods, methods, names, resources, tasks as task_lists
 from quantharm.config.dependencies import module_files
 from quantharm.reporting import names as report_names
 
@@ -20,7 +20,7 @@ ENVIRONMENT = [".venv-evaluation/installed.txt"] if OWN_PYTHON else []
 MOST_THREADS = config["threads"]
 PYTHON = ".venv-evaluation/bin/python" if OWN_PYTHON else config["python"] or "python"
 
-# Every stage but fetch and fetch_text sets itself offline. A PYTHONPATH that is set already is kept, after our own.
+# Every stage but those that fetch sets itself offline. A PYTHONPATH that is set already is kept, after our own.
 # OpenMP threads that wait must not spin: where other programs use the cores, spinning makes a small model 50 times
 # slower. Compiled modules are kept, though containers like to forbid it: torch and transformers compiled at each start
 # cost 10 seconds. Memory that is freed is kept (glibc): to give it back and fault it in again doubles the time of what
@@ -230,8 +230,8 @@ def records_of_default_run():
     """
     models = config["evaluate"]["models"]
     once = [f"results/{model}/{stage}.json" for model in models for stage in ("source", "summary", "baseline/logits")]
-    cells = [f"results/{model}/{method}" for model in models for method in methods.methods_of(config, model)]
-    return once + [f"{cell}/{file}" for cell in cells for file in [*CELL_FILES, "divergence.parquet"]]
+    cells = [(model, f"results/{model}/{method}") for model in models for method in methods.methods_of(config, model)]
+    return once + [f"{cell}/{file}" for model, cell in cells for file in [*cell_files(model), "divergence.parquet"]]
 
 
 REPORT_TEMPLATES = sorted(os.path.relpath(path) for path in (PACKAGE / "report" / "templates").iterdir())

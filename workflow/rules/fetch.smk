@@ -1,4 +1,4 @@
-# config → results/{model}/source.json, results/texts/{text}.txt. The only stages that use the network, besides the
+# config → results/{model}/source.json, results/texts/{text}.txt, results/{model}/task_data.json. The only stages that use the network, besides the
 # environment's: run them where there is one (on a cluster they stay on the login node).
 
 
@@ -70,3 +70,26 @@ use rule stage as fetch_text with:
         ),
     message:
         "{wildcards.text}: fetch the text"
+
+
+use rule stage as fetch_tasks with:
+    """Bring the data of a model's tasks onto this machine."""
+    input:
+        ENVIRONMENT,
+        package("fetch_tasks"),
+        own_task_files,
+    output:
+        "results/{model}/task_data.json",
+    log:
+        "results/logs/fetch_tasks/{model}.log",
+    localrule: True
+    params:
+        **command(
+            "fetch_tasks",
+            tasks=tasks_as_json,
+            folder=task_option("folder"),
+            seed=task_option("seed"),
+            output="{output}",
+        ),
+    message:
+        "{wildcards.model}: fetch the tasks' data"

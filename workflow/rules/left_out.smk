@@ -85,7 +85,7 @@ def entries_left_out(unfinished):
     found = []
     for model in dict.fromkeys(job.wildcards_dict["model"] for job in gathering):
         for method in methods.methods_of(config, model):
-            files = [f"results/{model}/{method}/{file}" for file in [*CELL_FILES, "divergence.parquet"]]
+            files = [f"results/{model}/{method}/{file}" for file in [*cell_files(model), "divergence.parquet"]]
             jobs = list(dict.fromkeys(makers[file] for file in files if file in makers))
             found += [entry_of(model, method, jobs)] if jobs else []
         found = left_out.without_baseline(found, model, methods.methods_of(config, model))

@@ -7,12 +7,17 @@ CELL_FILES = [
 ]
 
 
+def cell_files(model):
+    """What the summary reads of each cell of a model."""
+    return CELL_FILES + (TASK_FILES if answers_tasks(model) else [])
+
+
 use rule stage as summary with:
     """One table of a model's cells."""
     input:
         ENVIRONMENT,
         modules("summary"),
-        lambda wildcards: finished_files(wildcards, CELL_FILES),
+        lambda wildcards: finished_files(wildcards, cell_files(wildcards.model)),
     output:
         parquet="results/{model}/summary.parquet",
         csv="results/{model}/summary.csv",
@@ -24,6 +29,7 @@ use rule stage as summary with:
         **command(
             "summary",
             cells=cells_of,
+            tasks=lambda wildcards: answers_tasks(wildcards.model),
             left_out=left_out_of,
             parquet="{output.parquet}",
             csv="{output.csv}",

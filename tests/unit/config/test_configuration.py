@@ -95,6 +95,7 @@ def test_a_minimal_config_is_completed_with_all_defaults(folder, schema_path):
     assert config["models"]["m"] == {
         "source": "model",
         "protocol": "p",
+        "tasks": None,
         "revision": None,
         "signature": None,
         "public_key": None,

@@ -8,7 +8,19 @@ import pytest
 from quantharm.config.dependencies import PACKAGE
 
 # From the top down: a room imports itself and those after it.
-ROOMS = ["gating", "reporting", "forensics", "speed", "engines", "quantizers", "scoring", "models", "config", "common"]
+ROOMS = [
+    "gating",
+    "reporting",
+    "forensics",
+    "harness",
+    "speed",
+    "engines",
+    "quantizers",
+    "scoring",
+    "models",
+    "config",
+    "common",
+]
 REGISTRY = "quantharm.quantizers"  # the Protocol and the loading by name: no quantizer, so everybody may import it
 MODULES = sorted(PACKAGE.rglob("*.py"))
 

@@ -12,6 +12,8 @@ from quantharm.common.records.divergence import DivergenceRecord
 from quantharm.common.records.summary import PairedPerplexity
 from quantharm.common.statistics import weighted_mean_interval
 
+UNTABLED = ("subtasks", "prompts_sha256", "decoding")  # of a task's figures, in summary.json alone
+
 
 def paired_perplexity(cell: Path, baseline: Path) -> PairedPerplexity:
     """ΔPPL in percent with its 95 % interval: the log of the ratio is a mean over the same windows of both."""
@@ -57,6 +59,11 @@ def flat(row: Mapping[str, Any]) -> dict[str, Any]:
         if key.endswith("_ci95"):
             low, high = value or (None, None)
             result |= {f"{key}_low": low, f"{key}_high": high}
+        elif key in ("tasks", "tasks_overall"):
+            by_task = {"overall": value} if key == "tasks_overall" else value
+            for task, figures in (by_task or {}).items():
+                told = {name: v for name, v in (figures or {}).items() if name not in UNTABLED}
+                result |= {f"task/{task}/{name}": v for name, v in flat(told).items()}
         elif key.endswith("_by_category"):
             result |= {f"{key.removesuffix('_by_category')}/{category}": v for category, v in value.items()}
         elif key.endswith("_by_batch"):

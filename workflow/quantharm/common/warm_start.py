@@ -42,7 +42,11 @@ LIBRARIES = (
     "transformers.models.auto.modeling_auto",
     "transformers.models.auto.tokenization_auto",
 )
-ONLINE = ("quantharm.fetch", "quantharm.fetch_text")  # the libraries here have been told to stay offline
+ONLINE = (
+    "quantharm.fetch",
+    "quantharm.fetch_text",
+    "quantharm.fetch_tasks",
+)  # the libraries here have been told to stay offline
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 CUDA_NOT_STARTED = 3  # CUDA_ERROR_NOT_INITIALIZED
 SECONDS_BETWEEN_LOOKS = 1.0

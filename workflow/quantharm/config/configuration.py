@@ -19,6 +19,7 @@ from quantharm.config.architectures import read_architecture
 from quantharm.config.derived_methods import add_derived_methods
 from quantharm.config.methods import check_method, completed_method, methods_of, quantizer_names, uses_calibration
 from quantharm.config.names import RESERVED_METHODS, RESERVED_MODELS, refer
+from quantharm.config.tasks import check_tasks
 from quantharm.config.validation import check_values, removed_by_null, validate, with_defaults, without_nulls
 
 
@@ -44,6 +45,7 @@ def complete(config: dict[str, Any], schema_path: Path) -> dict[str, Any]:
     check_names(config)
     check_budget(config)
     check_files(config)
+    check_tasks(config)
     check_python(config["python"])
     for name in config["models"]:
         check_model(config, name)

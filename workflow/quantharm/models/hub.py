@@ -35,3 +35,21 @@ def ask_hub(name: str, revision: str | None, kind: str) -> str:
         constants.HF_HUB_OFFLINE = True
         return first_line(error)
     return ""
+
+
+def why_unreachable() -> str:
+    """Why the hub cannot be reached, or "" where it can.
+
+    Where it cannot, its client and `datasets` are told so, and take what is in their caches.
+    """
+    import datasets
+    from huggingface_hub import constants, get_session
+
+    if constants.HF_HUB_OFFLINE:
+        return "HF_HUB_OFFLINE is set"
+    try:
+        get_session().head(constants.ENDPOINT, timeout=ANSWER_SECONDS)
+    except Exception as error:  # of its HTTP library, which changed between versions
+        constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = datasets.config.HF_DATASETS_OFFLINE = True
+        return first_line(error)
+    return ""

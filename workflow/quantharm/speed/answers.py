@@ -19,7 +19,7 @@ from quantharm.common.records.parts import Memory
 from quantharm.common.text import context_length
 from quantharm.scoring.forward import last_hidden_states, output_head, slices_of
 from quantharm.speed.cuda_graph import beyond_ties, captured_decoder
-from quantharm.speed.decoding import Continuation, continue_greedily
+from quantharm.speed.decoding import Continuation, Stopped, continue_greedily, never
 from quantharm.speed.static_decoder import WARM_UP_STEPS, StaticDecoder
 
 CAPTURED, EAGER = "captured", "eager"
@@ -38,7 +38,9 @@ class Answers:
     memory: Memory  # as provenance.memory_bytes says, while answering
 
 
-def answer_suite(model, prompts: list[list[int]], new_tokens: int, eos_token_ids: set[int]) -> Answers:
+def answer_suite(
+    model, prompts: list[list[int]], new_tokens: int, eos_token_ids: set[int], stopped: Stopped = never
+) -> Answers:
     """Answers of at most `new_tokens` tokens to encoded prompts, batch 1, in their order; a warm-up comes first."""
     context = context_length(model.config)
     decoder, reason = suite_decoder(model, prompts, new_tokens, context)
@@ -46,7 +48,7 @@ def answer_suite(model, prompts: list[list[int]], new_tokens: int, eos_token_ids
         continuations, memory = timed_answers(
             model,
             prompts,
-            lambda ids, tokens: decoder.continue_greedily(ids, tokens, eos_token_ids, context),
+            lambda ids, tokens: decoder.continue_greedily(ids, tokens, eos_token_ids, context, stopped),
             new_tokens,
         )
         try:
@@ -56,7 +58,10 @@ def answer_suite(model, prompts: list[list[int]], new_tokens: int, eos_token_ids
             reason = str(error)
             del decoder
     continuations, memory = timed_answers(
-        model, prompts, lambda ids, tokens: continue_greedily(model, ids, tokens, eos_token_ids, context), new_tokens
+        model,
+        prompts,
+        lambda ids, tokens: continue_greedily(model, ids, tokens, eos_token_ids, context, stopped),
+        new_tokens,
     )
     return Answers(continuations, EAGER, reason, None, memory)
 

@@ -1,6 +1,7 @@
 """Greedy decoding with a cache: keys and values, or a recurrent model's states."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ from quantharm.common.errors import UserError
 from quantharm.speed.device_meters import synchronise
 
 Cache = dict[str, Any]  # {argument of the model's forward: its cache}
+Stopped = Callable[[list[int]], bool]  # whether the tokens of an answer so far are enough
 
 DEGENERATE_TAIL = 24  # a response whose last 24 tokens repeat a cycle of at most 4 is degenerate
 LONGEST_CYCLE = 4
@@ -21,10 +23,15 @@ class Continuation:
     """One greedy continuation."""
 
     token_ids: list[int]  # an end-of-sequence token included
-    stop_reason: str  # end_of_sequence, length, context or not_finite
+    stop_reason: str  # end_of_sequence, stopped, length, context or not_finite
     seconds: float
     time_to_first_token_seconds: float
     finite: bool
+
+
+def never(tokens: list[int]) -> bool:
+    """No answer is enough before its end."""
+    return False
 
 
 def end_tokens(model, tokenizer) -> set[int]:
@@ -55,7 +62,12 @@ def decode_one_token(model, token: torch.Tensor, cache: Cache) -> tuple[torch.Te
 
 
 def continue_greedily(
-    model, ids: list[int], new_tokens: int, eos_token_ids: set[int], context: int | None
+    model,
+    ids: list[int],
+    new_tokens: int,
+    eos_token_ids: set[int],
+    context: int | None,
+    stopped: Stopped = never,
 ) -> Continuation:
     """At most `new_tokens` greedy tokens after a prompt, batch 1; no sampler, penalty or processor of any kind."""
     device = model.get_input_embeddings().weight.device
@@ -75,6 +87,9 @@ def continue_greedily(
         first = first or time.perf_counter() - begin
         if tokens[-1] in eos_token_ids:
             reason = "end_of_sequence"
+            break
+        if stopped(tokens):
+            reason = "stopped"
             break
         if step + 1 < room:
             logits, cache = decode_one_token(model, token.to(device), cache)

@@ -12,7 +12,7 @@ import torch
 from transformers.cache_utils import Cache, DynamicCache, StaticLayer
 
 from quantharm.common.text import language_config
-from quantharm.speed.decoding import Continuation, prefill
+from quantharm.speed.decoding import Continuation, Stopped, never, prefill
 from quantharm.speed.device_meters import synchronise
 
 WARM_UP_STEPS = 3
@@ -166,7 +166,12 @@ class StaticDecoder:
         return torch.stack(choices), torch.stack(logits)
 
     def continue_greedily(
-        self, ids: list[int], new_tokens: int, eos_token_ids: set[int], context: int | None
+        self,
+        ids: list[int],
+        new_tokens: int,
+        eos_token_ids: set[int],
+        context: int | None,
+        stopped: Stopped = never,
     ) -> Continuation:
         """decoding.continue_greedily by steps of fixed size, batch 1.
 
@@ -194,6 +199,9 @@ class StaticDecoder:
             tokens.append(token)
             if token in eos_token_ids:
                 reason = "end_of_sequence"
+                break
+            if stopped(tokens):
+                reason = "stopped"
                 break
         seconds = time.perf_counter() - begin
         return Continuation(tokens, reason, seconds, first, reason != "not_finite")

@@ -4,6 +4,7 @@ from typing import TypedDict
 
 from quantharm.common.left_out import LeftOut
 from quantharm.common.records.parts import HowComputedOrNull, Interval, Sealed
+from quantharm.common.records.tasks import AllTasks, OneTask
 
 
 class PairedPerplexity(TypedDict):
@@ -48,7 +49,16 @@ class BatchFigures(TypedDict):
     peak_memory_bytes_by_batch: dict[str, int | None]  # weights included
 
 
-class SummaryRow(HowComputedOrNull, PairedPerplexity, PairedAnswers, IntegrityFigures, TreatmentFigures, BatchFigures):
+class SummaryTasks(TypedDict):
+    """Of tasks.json, p-values corrected; null where the model's protocol names no tasks."""
+
+    tasks: dict[str, OneTask] | None
+    tasks_overall: AllTasks | None
+
+
+class SummaryRow(
+    HowComputedOrNull, PairedPerplexity, PairedAnswers, IntegrityFigures, TreatmentFigures, BatchFigures, SummaryTasks
+):
     model: str
     method: str
     synthetic: bool

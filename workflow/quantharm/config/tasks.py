@@ -1,0 +1,57 @@
+"""The tasks that a model answers: those of its protocol or its own, each with its options."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from quantharm.common.errors import UserError
+
+OPTIONS = ("few_shot", "limit", "metric")  # that a task of the list may set for itself
+OVERALL = "overall"  # the row of all tasks together, so no task's name
+
+
+def tasks_of(config: dict[str, Any], model: str) -> list[dict[str, Any]]:
+    """[{task, few_shot, limit, metric}] in the order of the config; empty where neither protocol nor model names any.
+
+    Raises UserError for a task that is named twice, and for a name that would be mistaken.
+    """
+    entry = config["models"][model]
+    protocol = config["protocols"][entry["protocol"]]
+    where = f"protocols.{entry['protocol']}.tasks" if entry["tasks"] is None else f"models.{model}.tasks"
+    shared = {key: protocol["task_options"][key] for key in OPTIONS}
+    chosen = protocol["tasks"] if entry["tasks"] is None else entry["tasks"]
+    tasks = [shared | (task if isinstance(task, dict) else {"task": task}) for task in chosen]
+    names = [task["task"] for task in tasks]
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"`{where}` in the config names `{name}` twice; a task has one set of options")
+        if name == OVERALL:
+            raise UserError(f"`{where}` in the config names a task `{name}`, which is the row of all tasks; rename it")
+    return tasks
+
+
+def task_files(folder: str | None) -> list[str]:
+    """All files in the user's folder of tasks: YAML, the items and the functions that it names."""
+    if folder is None:
+        return []
+    return sorted(str(path) for path in Path(folder).rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+
+
+def check_tasks(config: dict[str, Any]) -> None:
+    """Raises UserError for lists of tasks that cannot be meant, before any job starts."""
+    for model, entry in config["models"].items():
+        if not tasks_of(config, model):
+            continue
+        key = f"protocols.{entry['protocol']}.task_options.folder"
+        folder = config["protocols"][entry["protocol"]]["task_options"]["folder"]
+        if folder is not None and not os.path.isdir(folder):
+            raise UserError(
+                f"`{key}` in the config is {folder[:200]!r}, which is no folder here; correct the path, or null for "
+                "lm-evaluation-harness's own tasks alone"
+            )
+        for path in task_files(folder):
+            if set("{}") & set(path) or not path.isprintable():
+                raise UserError(
+                    f"{path[:200]!r} is in the folder of `{key}`, and Snakemake takes no file names with braces or "
+                    "control characters: rename it"
+                )
