@@ -18,13 +18,13 @@ from statistics import median
 import torch
 from decode import TOKENIZER, random_model
 from growth import Size, random_trace
+from stored_forms import fill
 from throughput import bare_forward, seconds_of
 
 from quantharm.config.architectures import read_architecture
-from quantharm.logits import write_store
 from quantharm.models.loading import choose_device, quiet
 from quantharm.scoring.forward import last_hidden_states
-from quantharm.scoring.kl_divergence import pieces_of, read_ahead, score_store
+from quantharm.scoring.kl_divergence import pieces_of, read_ahead, score_store, sequences_of
 from quantharm.scoring.stored_logits import read_store
 from quantharm.scoring.worst_positions import WorstPositions
 from quantharm.synthesize import model_configuration
@@ -57,7 +57,7 @@ def parts(trace, store: Path) -> dict[str, Callable[[torch.nn.Module], None]]:
         reading.result()
 
     def logits_and_store(model) -> None:
-        for _ in pieces_of(model, store, trace):
+        for _ in pieces_of(model, store, sequences_of(trace)):
             pass
 
     def whole(model) -> None:
@@ -87,8 +87,8 @@ def main() -> None:
     size = Size(shape["num_hidden_layers"], shape["vocab_size"], arguments.prompts, arguments.new_tokens)
     trace = random_trace(size, window_tokens=2048)
     with tempfile.TemporaryDirectory() as folder:
-        store = Path(folder) / "store"
-        write_store(model, trace, store, {"model": "random"})
+        store = Path(folder) / "logits.parquet"
+        fill(model, trace, store, "hidden_states")
         named = parts(trace, store)
         rounds = [{name: seconds_of(part, model) for name, part in named.items()} for _ in range(arguments.rounds + 1)]
     bare, *_ = named

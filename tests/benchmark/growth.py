@@ -17,10 +17,11 @@ from statistics import median
 import pandas
 import torch
 from decode import random_model
+from stored_forms import fill
 from throughput import bare_forward, seconds_of
 
 from quantharm.config.architectures import MISTRAL_7B
-from quantharm.logits import make_trace, write_store
+from quantharm.logits import make_trace
 from quantharm.models.loading import choose_device, quiet
 from quantharm.perplexity import score_windows
 from quantharm.scoring.kl_divergence import score_store
@@ -84,9 +85,9 @@ def measure(model, size: Size, window_tokens: int, rounds: int) -> list[str]:
     )
     times: dict[str, list[float]] = {"logits": [], "divergence": [], "perplexity": [], "trace": [], "windows": []}
     with tempfile.TemporaryDirectory() as folder:
-        store = Path(folder) / "store"
+        store = Path(folder) / "logits.parquet"
         for _ in range(rounds + 1):
-            times["logits"].append(seconds_of(write_store, model, trace, store, {"model": "random"}))
+            times["logits"].append(seconds_of(fill, model, trace, store, "hidden_states"))
             times["divergence"].append(seconds_of(score_store, model, store, trace, WorstPositions()))
             times["perplexity"].append(seconds_of(score_windows, model, windows, False))
             if device.type == "cuda" and not times["trace"]:

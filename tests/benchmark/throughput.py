@@ -11,10 +11,11 @@ from statistics import median
 
 import torch
 
+from quantharm.common.constants import TEXT_CATEGORY
 from quantharm.common.files import read_json, read_parquet
 from quantharm.common.text import context_length, read_text, token_windows
 from quantharm.models.loading import choose_device, load_cell, load_tokenizer, read_quantization
-from quantharm.perplexity import score_windows
+from quantharm.perplexity import score_against_store, score_windows
 from quantharm.scoring.kl_divergence import score_store
 from quantharm.scoring.worst_positions import WorstPositions
 from quantharm.speed.device_meters import synchronise
@@ -52,18 +53,23 @@ def main() -> None:
     if arguments.windows:
         windows = (windows * -(-arguments.windows // len(windows)))[: arguments.windows]
     trace = read_parquet(arguments.results / "baseline" / "trace.parquet")
-    sequences = [list(map(int, ids)) for ids in trace["token_ids"]]
+    sequences = [list(map(int, ids)) for ids in trace[trace["category"] != TEXT_CATEGORY]["token_ids"]]
     store = arguments.results / "baseline" / "logits.parquet"
 
-    times: dict[str, list[float]] = {"windows": [], "perplexity": [], "trace": [], "divergence": []}
+    compared = [list(map(int, ids)) for ids in trace[trace["category"] == TEXT_CATEGORY]["token_ids"]]
+    names = ("windows", "perplexity", "compared", "with KL", "trace", "divergence")
+    times: dict[str, list[float]] = {name: [] for name in names}
     for _ in range(arguments.rounds + 1):
         times["windows"].append(seconds_of(bare_forward, model, windows))
         times["perplexity"].append(seconds_of(score_windows, model, windows, False))
+        times["compared"].append(seconds_of(bare_forward, model, compared))
+        times["with KL"].append(seconds_of(score_against_store, model, compared, store, False))
         times["trace"].append(seconds_of(bare_forward, model, sequences))
         times["divergence"].append(seconds_of(score_store, model, store, trace, WorstPositions()))
     rounds = {name: values[1:] for name, values in times.items()}  # the first round warms up
     for bare, stage, tokens in (
         ("windows", "perplexity", sum(map(len, windows))),
+        ("compared", "with KL", sum(map(len, compared))),
         ("trace", "divergence", sum(map(len, sequences))),
     ):
         share = median(b / s for b, s in zip(rounds[bare], rounds[stage], strict=True))

@@ -92,15 +92,16 @@ class Chain:
                 "window_tokens": 64,
                 "rows": rows,
                 "output": output,
-            },
+            }
+            | ({"logits": baseline / "logits.parquet"} if (baseline / "logits.parquet").exists() else {}),
             "divergence": {
                 "quantization": record,
                 "trace": baseline / "trace.parquet",
                 "logits": baseline / "logits.parquet",
-                "window_tokens": 64,
                 "rows": rows,
                 "output": output,
-            },
+            }
+            | ({"perplexity": cell / "perplexity.json"} if (cell / "perplexity.json").exists() else {}),
             "integrity": {"cell": cell, "floor": baseline / "divergence.json", "output": output}
             | ({} if method == "baseline" else {"baseline": baseline / "integrity.json"}),
             "checks": {

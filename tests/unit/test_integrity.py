@@ -20,12 +20,12 @@ from quantharm.common.files import sha256_of_file, write_json, write_parquet
 from quantharm.forensics import manifest, reference_check
 from quantharm.forensics.detection import checkpoints
 from quantharm.forensics.detection.lattice_fit import CODEBOOKS
+from quantharm.logits import form_of_store, head_to_keep, write_store
 from quantharm.models import loading
 from quantharm.models.loading import load_checkpoint, set_compute_dtype
 from quantharm.scoring import hardware_floor
-from quantharm.scoring.forward import last_hidden_states, output_head
+from quantharm.scoring.output_heads import write_head
 from quantharm.scoring.store_metadata import store_metadata_of
-from quantharm.scoring.stored_logits import StoreWriter
 
 
 def arguments(folder=None, **given):
@@ -86,8 +86,8 @@ def test_signed_files(handed, tmp_path):
     assert len(integrity.findings_of(record)) == 2  # its files and its weights
 
 
-@pytest.fixture
-def stored(handed, tmp_path):
+@pytest.fixture(params=["hidden_states"])
+def stored(request, handed, tmp_path):
     """The log-prob store of the tiny model among other results of a baseline, as the workflow would leave them."""
     folder, source = handed
     model = load_checkpoint(folder, source, "bfloat16", "cpu", 1)
@@ -99,17 +99,16 @@ def stored(handed, tmp_path):
     metadata = store_metadata_of({"model": "tiny", "source": source, "dtype": "bfloat16"}, trace, "cpu", "test")
     store = tmp_path / "baseline"
     store.mkdir()
-    head = output_head(model)
-    with StoreWriter(store / "logits.parquet", model.get_output_embeddings().weight.shape[0], metadata) as writer:
-        for row in trace.itertuples():
-            ln_p = torch.log_softmax(head(last_hidden_states(model, row.token_ids)[19:-1]), -1)
-            writer.write(row.prompt_id, row.category, range(20, 40), row.token_ids[20:], ln_p)
+    head, reason = head_to_keep(model, request.param, "bfloat16")
+    write_store(model, trace, store / "logits.parquet", metadata | form_of_store(model, head, reason))
+    write_head(store / "output_head.safetensors", head, reason)
     write_parquet(store / "trace.parquet", trace)
     write_json(store / "divergence.json", {"kl_nats": {"mean": 3e-7}})
     write_json(store / "checks.json", {})
     return store
 
 
+@pytest.mark.parametrize("stored", ["hidden_states", "log_probabilities"], indirect=True)
 def test_behaviour_against_a_store(handed, stored):
     given = arguments(handed[0], store=stored)
     record = integrity.judge_folder(given)
@@ -138,7 +137,8 @@ def flip_a_bit(path):
 
 
 STORE_FAULTS = {
-    "logits.parquet": flip_a_bit,  # other log-probabilities
+    "logits.parquet": flip_a_bit,
+    "output_head.safetensors": flip_a_bit,  # other logits of the same states
     "trace.parquet": flip_a_bit,
     "divergence.json": lambda path: write_json(path, {"kl_nats": {"mean": 1.0}}),  # so wide a floor hides anything
 }
@@ -152,7 +152,7 @@ def test_a_store_that_is_not_the_signed_one_is_refused(handed, stored, tmp_path,
     given = arguments(handed[0], store=stored, store_signature=signature, public_key=public)
     record = integrity.judge_folder(given)
     assert record["verified"] is True
-    assert record["store_manifest"]["files"] == 3
+    assert record["store_manifest"]["files"] == 4
     (stored / "checks.json").write_text("another run's")  # is no part of the store
     assert integrity.judge_folder(given)["verified"] is True
     STORE_FAULTS[name](stored / name)
@@ -165,8 +165,22 @@ def test_a_signature_of_other_files_does_not_vouch_for_a_store(handed, stored, t
     manifest.make_keys(private, public)
     manifest.sign(stored, private, signature, only=["checks.json"])
     given = arguments(handed[0], store=stored, store_signature=signature, public_key=public)
-    with pytest.raises(UserError, match=r"extra: divergence\.json, logits\.parquet, trace\.parquet"):
+    with pytest.raises(UserError, match=r"extra: divergence\.json, logits\.parquet, output_head\.safetensors, trace"):
         integrity.judge_folder(given)
+
+
+def test_a_store_without_its_head_says_nothing(handed, stored):
+    """Unsigned, its metadata in the store still tell the head's hash; without the file nothing can be scored."""
+    head = stored / "output_head.safetensors"
+    whole = head.read_bytes()
+    flip_a_bit(head)
+    with pytest.raises(UserError, match="is not the output head that its store was filled with"):
+        integrity.judge_folder(arguments(handed[0], store=stored))
+    head.unlink()
+    with pytest.raises(UserError, match="copy the file with the store"):
+        integrity.judge_folder(arguments(handed[0], store=stored))
+    head.write_bytes(whole)
+    assert integrity.judge_folder(arguments(handed[0], store=stored))["verified"] is True
 
 
 MEASURED = {"dtype": "bfloat16", "hardware_floor": {"rounding_kl_nats": 2.5e-4, "eight_bit_kl_nats": 8.6e-4}}

@@ -16,13 +16,11 @@ from quantharm.common import control_chart
 from quantharm.common.errors import UserError
 from quantharm.common.provenance import device_name, how_computed, versions
 from quantharm.forensics import manifest
-from quantharm.logits import make_trace, target_logits
+from quantharm.logits import form_of_store, head_to_keep, make_trace, write_store
 from quantharm.models.loading import load_cell
-from quantharm.scoring.forward import output_head
 from quantharm.scoring.kl_divergence import score_store
+from quantharm.scoring.output_heads import write_head
 from quantharm.scoring.store_metadata import store_metadata_of
-from quantharm.scoring.stored_logits import StoreWriter
-from quantharm.scoring.worst_positions import WorstPositions
 
 # The worked example of NIST's Engineering Statistics Handbook, 6.3.2.4.
 VALUES = [52.0, 47.0, 53.0, 49.3, 50.1, 47.0, 51.0, 50.1, 51.2, 50.5, 49.6, 47.6, 49.9, 51.3, 47.8, 51.2, 52.6, 52.4]
@@ -136,15 +134,13 @@ def cells(make_cell, tiny, save_checkpoint, tmp_path_factory):
     (folder / "approved").mkdir()
     trace.to_parquet(folder / "baseline/trace.parquet")
     metadata = store_metadata_of(baseline.record, trace, "cpu", "test")
-    head = output_head(baseline.model)
-    with StoreWriter(folder / "baseline/logits.parquet", 384, metadata) as store:
-        for row in trace.itertuples():
-            for positions, logits in target_logits(baseline.model, head, row.token_ids, row.first_target):
-                targets = [row.token_ids[p] for p in positions]
-                store.write(row.prompt_id, row.category, positions, targets, logits.log_softmax(-1))
+    head, reason = head_to_keep(baseline.model, "hidden_states", "bfloat16")
+    metadata |= form_of_store(baseline.model, head, reason)
+    write_store(baseline.model, trace, folder / "baseline/logits.parquet", metadata)
+    write_head(folder / "baseline/output_head.safetensors", head)
     record = approved.record | {"method": "approved"}
     (folder / "approved/quantization.json").write_text(json.dumps(record))
-    divergence = score_store(load_cell(record, "cpu"), folder / "baseline/logits.parquet", trace, WorstPositions())
+    divergence = score_store(load_cell(record, "cpu"), folder / "baseline/logits.parquet", trace)
     divergence.to_parquet(folder / "approved/divergence.parquet")
     return SimpleNamespace(folder=folder, worse=worse.checkpoint, divergence=divergence)
 
@@ -241,7 +237,7 @@ def test_only_the_signed_store_is_scored_against(run, cells, tmp_path):
     store, private, public, signature = (tmp_path / n for n in ("store", "k.pem", "k.pub", "store.sig"))
     shutil.copytree(cells.folder / "baseline", store)
     manifest.make_keys(private, public)
-    manifest.sign(store, private, signature, only=["logits.parquet", "trace.parquet"])
+    manifest.sign(store, private, signature, only=["logits.parquet", "output_head.safetensors", "trace.parquet"])
     signed = ["--signature", signature, "--public-key", public]
     (store / "checks.json").write_text("{}")  # is no part of the store
     assert len(run(baseline=store, signed=signed)) == 1

@@ -18,6 +18,7 @@ from stage_chain import Chain
 
 from quantharm import fetch, generation, perplexity
 from quantharm.common.errors import UserError
+from quantharm.models import loading
 from quantharm.scoring import stored_logits
 
 CHAT = (
@@ -134,7 +135,7 @@ def test_logits_that_are_not_finite_are_told_where_they_are_measured(broken_chai
     record = broken_chain.read("baseline/generation.json")
     assert record["not_finite"] == record["prompts"] == 2
     assert record["succeeded"] == 0
-    message = broken_chain.fails("perplexity")
+    message = broken_chain.fails("perplexity")  # without a store
     assert "have a NaN or infinite loss in tiny × baseline, the first in window 0" in message
     message = broken_chain.fails("logits")
     assert "the baseline of tiny gives NaN or infinite logits on text-01" in message
@@ -148,7 +149,7 @@ def test_a_quantized_model_whose_logits_are_not_finite_is_not_compared(chain):
     tensors["model.norm.weight"][3] = math.nan
     save_file(tensors, path, metadata={"format": "pt"})
     record = json.loads((chain / "nf4/quantization.json").read_text())
-    record["weight_files"] = fetch.hash_weights(path.parent)
+    record["weight_files"] = loading.hash_weights(path.parent)
     (chain / "nf4/quantization.json").write_text(json.dumps(record))
     message = chain.fails("divergence", "nf4")
     assert "tiny × nf4: " in message
@@ -203,7 +204,6 @@ def with_metadata(path, **changed) -> None:
         ("weights_sha256", "1" * 64),
         ("tokenizer_sha256", "2" * 64),
         ("chat_template_sha256", "3" * 64),
-        ("protocol", "concat-2048"),
         ("dtype", "bfloat16"),
         ("device", "NVIDIA H200"),
         ("trace_sha256", "4" * 64),
@@ -215,6 +215,18 @@ def test_a_store_of_something_else_is_refused_naming_both(chain, key, value):
     with_metadata(path, **{key: value})
     message = chain.fails("divergence", "nf4")
     assert f"was made with {key} {value!r}, but this cell has {own!r}" in message
+    if key != "trace_sha256":
+        assert f"was made with {key} {value!r}" in chain.fails("perplexity", "nf4")
+
+
+def test_a_store_of_other_windows_is_refused(chain):
+    message = chain.fails("perplexity", "nf4", window_tokens=32)
+    assert "of the text (protocol 'concat-64') than this cell is scored on ('concat-32')" in message
+    chain.call("logits", text_windows=3)
+    chain.call("perplexity", "nf4")
+    rows = pandas.read_parquet(chain / "nf4/perplexity.parquet")
+    assert rows["kl_nats_mean"].notna().tolist() == [i < 3 for i in range(len(rows))]
+    assert chain.read("nf4/perplexity.json")["text"]["windows"] == 3
 
 
 def test_a_store_whose_metadata_are_rewritten_alone_is_accepted(chain):
@@ -231,6 +243,8 @@ INPUTS = [
     ("logits", "baseline/generation.parquet"),
     ("divergence", "baseline/logits.parquet"),
     ("divergence", "baseline/trace.parquet"),
+    ("divergence", "baseline/output_head.safetensors"),
+    ("perplexity", "baseline/output_head.safetensors"),
     ("perplexity", "nf4/checkpoint/model.safetensors"),
     ("integrity", "baseline/divergence.json"),
     ("checks", "baseline/perplexity.json"),
@@ -243,8 +257,10 @@ def flip(path) -> None:
     if path.suffix == ".parquet":  # the last column that is a list: the end of its page
         group = pyarrow.parquet.read_metadata(path).row_group(0)
         columns = [group.column(i) for i in range(group.num_columns)]
-        column = [c for c in columns if ".list" in c.path_in_schema or "log_prob" in c.path_in_schema][-1]
+        column = [c for c in columns if ".list" in c.path_in_schema or c.path_in_schema == "hidden_states"][-1]
         place = column.data_page_offset + column.total_compressed_size - 20
+    elif path.name.startswith("output_head"):
+        place = len(data) - 20
     else:
         place = next(i for i in range(len(data) // 2, len(data)) if data[i : i + 1].isdigit())
     path.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
@@ -261,13 +277,13 @@ def halve(path) -> None:
 @pytest.mark.parametrize("damage", [empty, halve, flip])
 @pytest.mark.parametrize(("stage", "file"), INPUTS, ids=[file for _, file in INPUTS])
 def test_a_damaged_input_ends_in_one_sentence_that_names_it(chain, stage, file, damage):
-    method = "baseline" if file.startswith("baseline/") and stage != "divergence" else "nf4"
+    method = "baseline" if file.startswith("baseline/") and stage not in ("divergence", "perplexity") else "nf4"
     for path in chain.folder.glob("*/quantization.json"):  # with its digest again
         fetch.write_json(path, json.loads(path.read_text()))
     damage(chain / file)
     message = chain.fails(stage, method)
     assert str(chain / file) in message
-    assert "damaged" in message or "changed after" in message
+    assert any(word in message for word in ("damaged", "changed after", "is not the output head")), message
     assert "delete" in message
 
 
@@ -304,13 +320,13 @@ def test_a_machine_that_is_too_small(chain, monkeypatch, error, words):
     def fail(*_):
         raise error
 
-    monkeypatch.setattr(perplexity, "score_windows", fail)
+    monkeypatch.setattr(perplexity, "score_against_store", fail)
     assert words in chain.fails("perplexity", "nf4")
 
 
 def test_more_memory_than_there_is(chain, monkeypatch):
     """torch's own exception, not one of ours."""
-    monkeypatch.setattr(perplexity, "score_windows", lambda *_: torch.empty(2**52))
+    monkeypatch.setattr(perplexity, "score_against_store", lambda *_: torch.empty(2**52))
     assert "out of memory; give the job more" in chain.fails("perplexity", "nf4")
 
 
@@ -373,7 +389,7 @@ def test_a_full_disk_ends_in_one_sentence_and_leaves_nothing(chain, tmp_path, wr
 
 def test_any_other_fault_keeps_its_traceback(chain, monkeypatch):
     """It is ours to mend, so it is not to be hidden behind a sentence."""
-    monkeypatch.setattr(perplexity, "score_windows", lambda *_: [][0])
+    monkeypatch.setattr(perplexity, "score_against_store", lambda *_: [][0])
     with pytest.raises(IndexError):
         chain.call("perplexity", "nf4")
 
@@ -427,15 +443,15 @@ def test_what_a_checkpoint_calls_itself_cannot_command_a_terminal(chain, tmp_pat
 
 
 def test_bos_in_front_of_every_window_is_a_protocol_of_its_own(chain):
+    message = chain.fails("perplexity", bos_every_window="true")  # the store is of the other one
+    assert "of the text (protocol 'concat-64') than this cell is scored on ('concat-64-bos')" in message
+    chain.call("logits", bos_every_window="true")
     chain.call("perplexity", bos_every_window="true")
     assert chain.read("baseline/perplexity.json")["protocol"] == "concat-64-bos"
-    message = chain.fails("divergence", bos_every_window="true")  # the store is of the other one
-    assert "was made with protocol 'concat-64-first-2', but this cell has 'concat-64-bos-first-2'" in message
-    chain.call("logits", bos_every_window="true")
-    chain.call("divergence", bos_every_window="true")
+    chain.call("divergence")
     trace = pandas.read_parquet(chain / "baseline/trace.parquet").set_index("prompt_id")
     assert all(trace["token_ids"][f"text-0{i}"][0] == 0 for i in (1, 2))
-    assert abs(chain.read("baseline/divergence.json")["text"]["log_perplexity_ratio"]) < 5e-3
+    assert chain.read("baseline/divergence.json")["text"]["log_perplexity_ratio"] == 0
 
 
 def test_what_was_asked_is_kept_with_the_answers_and_with_the_store(chain_of, tiny):

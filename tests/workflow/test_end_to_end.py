@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import re
 
 import pytest
@@ -113,12 +114,33 @@ def test_checks_pass(project, method):
 
 
 def test_the_noise_floor(project):
-    assert 0 <= project.read("baseline/divergence.json")["kl_nats"]["mean"] <= 1e-6
+    """Where passes repeat to the last bit, as on one machine's CPU, there is none."""
+    assert project.read("baseline/divergence.json")["kl_nats"] == dict.fromkeys(
+        ("mean", "median", "p90", "p99", "p99_9", "max"), 0.0
+    ) | {"ci95": project.read("baseline/divergence.json")["kl_nats"]["ci95"]}
+    assert project.read("baseline/perplexity.json")["kl_nats"]["max"] == 0
+    assert project.read("baseline/perplexity.json")["top1_agreement"] == 1
 
 
-def test_the_store_takes_two_bytes_an_entry(project):
-    log = (project / "results/logs/logits/reference.log").read_text(encoding="utf-8")
-    assert float(re.search(r"([\d.]+) bytes an entry", log)[1]) <= 2.05
+def test_the_store_takes_no_more_than_the_numbers_of_a_hidden_state(project):
+    record = project.read("baseline/logits.json")
+    assert (record["stored"], record["width"], record["vocabulary"]) == ("hidden_states", 256, 8192)
+    dtype = record["metadata"]["hidden_states"]["dtype"]
+    assert 1.0 <= record["bytes_per_entry"] / {"bfloat16": 2, "float32": 4}[dtype] <= 1.05
+    assert record["output_head_bytes"] == pytest.approx(2 * 256 * 8192, rel=0.001)
+
+
+@pytest.mark.parametrize("method", ["int8", "nf4", "awq"])
+def test_the_text_has_its_divergence_from_the_same_pass(project, method):
+    perplexity, divergence = project.read(f"{method}/perplexity.json"), project.read(f"{method}/divergence.json")
+    baseline = project.read("baseline/perplexity.json")
+    text = perplexity["text"]
+    assert (text["windows"], text["positions"]) == (perplexity["windows"], perplexity["tokens_scored"])
+    ratio = math.log(perplexity["perplexity"] / baseline["perplexity"])
+    assert text["log_perplexity_ratio"] == pytest.approx(ratio, abs=1e-6)
+    assert 0 < perplexity["kl_nats"]["mean"] < 0.3
+    assert divergence["text"] == text
+    assert divergence["by_category"]["text"]["kl_nats_mean"] == perplexity["kl_nats"]["mean"]
 
 
 @pytest.mark.parametrize(("method", "largest_kl"), [("int8", 0.02), ("nf4", 0.3), ("awq", 0.3)])

@@ -26,8 +26,7 @@ LINKED = (".safetensors", ".parquet")  # large, and only ever replaced as a whol
 SHORT = {
     "text": "builtin",
     "window_tokens": 256,
-    "windows": 2,
-    "text_windows": 4,  # 1,020 positions: over fewer, the check `consistency` sees mostly noise
+    "windows": 4,  # 1,020 positions: over fewer, the check `consistency` sees mostly noise
     "prompts": TEST_PROMPTS,
     "prompts_per_category": 1,
     "max_new_tokens": 4,
@@ -261,7 +260,7 @@ def direct_followers(name: str) -> set[str]:
     if name == TEXT:
         return {LOGITS} | {job(m, stage) for m in everywhere for stage in ("perplexity", "checks")}
     if name == LOGITS:
-        return {job(m, "divergence") for m in everywhere}
+        return {job(m, stage) for m in everywhere for stage in ("perplexity", "divergence")}
     if name == SUMMARY:
         return {REPORT, ALL_MODELS}
     if name == REPORT:
@@ -276,6 +275,8 @@ def direct_followers(name: str) -> set[str]:
     followers = {job(method, "checks"), SUMMARY}
     if method == "baseline":
         followers |= {job(m, "checks") for m in everywhere}
+    if stage == "perplexity":
+        followers.add(job(method, "divergence"))
     if stage in ("quantize", "divergence"):
         followers.add(job(method, "integrity"))
     if stage == "divergence" and method == "baseline":

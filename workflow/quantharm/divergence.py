@@ -1,20 +1,20 @@
-"""Divergence of one cell from the baseline's log-prob store, position by position over the trace.
+"""Divergence of one cell from the baseline along the trace, position by position.
 
 Positions → prompt mean → category mean → mean of categories, with 95 % intervals over prompts within categories. The
-category `text` (natural text) stands outside that mean. Writes a row a position and divergence.json, which also
-holds the worst positions of the prompts with both models' first choices.
+category `text` (natural text) stands outside that mean; its figures are those of perplexity.json, taken in the pass
+that scored the text. Writes a row a position of the prompts and divergence.json, which also holds the worst positions
+of the prompts with both models' first choices.
 """
 
 from pathlib import Path
 
-from quantharm.common.files import read_parquet, write_json, write_parquet
+from quantharm.common.files import read_json, read_parquet, write_json, write_parquet
 from quantharm.common.provenance import memory_bytes, with_nulls
 from quantharm.common.records.divergence import DivergenceRecord
 from quantharm.common.stage import begin_model_stage, cell_parser, run_stage
-from quantharm.common.text import bos_in_front, context_length, protocol_name
 from quantharm.models.cell import open_cell
 from quantharm.scoring.divergence_figures import check_values, summarise
-from quantharm.scoring.kl_divergence import score_store
+from quantharm.scoring.kl_divergence import score_store, sequences_of
 from quantharm.scoring.store_metadata import store_metadata_of
 from quantharm.scoring.stored_logits import require_same
 from quantharm.scoring.worst_positions import WorstPositions, with_texts
@@ -24,9 +24,7 @@ def main() -> None:
     parser = cell_parser(__doc__)
     parser.add_argument("--trace", type=Path, required=True, help="trace.parquet of the baseline")
     parser.add_argument("--logits", type=Path, required=True, help="logits.parquet of the baseline")
-    parser.add_argument("--window-tokens", type=int, default=2048, help="of the store's protocol")
-    parser.add_argument("--bos-every-window", default="auto", choices=["auto", "true", "false"])
-    parser.add_argument("--text-windows", type=int, default=2, help="of the store's protocol")
+    parser.add_argument("--perplexity", type=Path, help="perplexity.json of the cell, with the figures of the text")
     parser.add_argument("--rows", type=Path, required=True, help="divergence.parquet")
     parser.add_argument("--output", type=Path, required=True, help="divergence.json")
     arguments = parser.parse_args()
@@ -34,23 +32,23 @@ def main() -> None:
     trace = read_parquet(arguments.trace)
     cell = open_cell(arguments.quantization, arguments.device, timing)
     record, device, tokenizer, model = cell.record, cell.device, cell.tokenizer, cell.model
-    length = min(arguments.window_tokens, context_length(model.config) or arguments.window_tokens)
-    bos = bos_in_front(arguments.bos_every_window, tokenizer, model.config.model_type)
-    identity = store_metadata_of(record, trace, device, protocol_name(length, arguments.text_windows, bos))
-    metadata = require_same(arguments.logits, {key: value for key, value in identity.items() if key != "versions"})
+    identity = store_metadata_of(record, trace, device, protocol="")
+    same = {key: value for key, value in identity.items() if key not in ("versions", "protocol")}
+    metadata = require_same(arguments.logits, same)
     with timing.part("model"):
         worst = WorstPositions()
         rows = score_store(model, arguments.logits, trace, worst)
     check_values(rows, cell.title)
     write_parquet(arguments.rows, rows)
-    figures = summarise(rows)
-    sequences = {row.prompt_id: list(map(int, row.token_ids)) for row in trace.itertuples()}
+    figures = summarise(rows, read_json(arguments.perplexity) if arguments.perplexity else None)
+    sequences = sequences_of(trace)
     result: DivergenceRecord = {
         **cell.names(),
         **figures,
         "worst_positions": with_texts(worst.records(rows, sequences), tokenizer, sequences),
         "trace_sha256": metadata["trace_sha256"],
         "store": {
+            "stored": metadata.get("stored"),
             "protocol": metadata["protocol"],
             "device": metadata["device"],
             "dtype": metadata["dtype"],

@@ -31,7 +31,11 @@ from quantharm.forensics import reference_check
 from quantharm.models.loading import choose_device, load_cell, quiet, read_quantization
 from quantharm.scoring.store_metadata import store_metadata_of
 
-SCORED = (reference_check.STORE, reference_check.TRACE)  # of the store's files; the noise floor is of no use here
+SCORED = (
+    reference_check.STORE,
+    reference_check.HEAD,
+    reference_check.TRACE,
+)  # of the store's files; the noise floor is of no use here
 SAME = ("approved_sha256", "trace_sha256", "per_category")  # of all runs of one history
 COLUMNS = ["run", "time", "checkpoint", "weights_sha256", *SAME, "prompts", "kl_nats", "other_hardware_kl_nats"]
 
@@ -74,26 +78,18 @@ def learn_limits(approved: Path, settings: dict[str, Any]) -> control_chart.Limi
 
 def score(model, store: Path, trace: pandas.DataFrame, prompts: list[str]) -> float:
     """Mean over some prompts of the mean KL from the stored baseline, in nats."""
-    import torch
+    from quantharm.scoring import kl_divergence
 
-    from quantharm.scoring.forward import last_hidden_states, output_head
-    from quantharm.scoring.kl_divergence import divergences
-    from quantharm.scoring.stored_logits import read_store
-
-    head = output_head(model)
-    sequences = {row.prompt_id: list(map(int, row.token_ids)) for row in trace.itertuples()}
+    sequences = kl_divergence.sequences_of(trace[trace["prompt_id"].isin(prompts)])
+    lacking = set(prompts) - sequences.keys()
+    if lacking:
+        raise UserError(f"the log-prob store {store} lacks {min(lacking)}; delete it and run the same command again")
     by_prompt: dict[str, list[float]] = {prompt: [] for prompt in prompts}
-    for group in read_store(store):
-        if group.prompt_id not in by_prompt:
-            continue
-        hidden = last_hidden_states(model, sequences[group.prompt_id])
-        logits = head(hidden[group.position[0] - 1 : group.position[-1]])
-        stored = group.log_probabilities.to(logits.device)
-        ids = (torch.from_numpy(a.astype(numpy.int64)).to(logits.device) for a in (group.token_id, group.top_token_id))
-        by_prompt[group.prompt_id] += divergences(stored, logits, *ids)["kl_nats"].tolist()
-    missing = [prompt for prompt, values in by_prompt.items() if not values]
-    if missing:
-        raise UserError(f"the log-prob store {store} lacks {missing[0]}; delete it and run the same command again")
+    for piece in kl_divergence.pieces_of(
+        model, store, sequences, lambda prompt, _: prompt in sequences, progress=False
+    ):
+        _, names, measures = kl_divergence.score([piece])
+        by_prompt[piece.group.prompt_id] += measures[names.index("kl_nats")].tolist()
     return float(numpy.mean([numpy.mean(values) for values in by_prompt.values()]))
 
 

@@ -1,21 +1,26 @@
-"""Perplexity of one cell on the evaluation text, protocol concat-N.
+"""Perplexity of one cell on the evaluation text, protocol concat-N, and its divergence from the baseline there.
 
 PPL = exp(Σ NLL / Σ targets) over windows of N tokens, each scored on its last N - 1 tokens, losses in float32 and
-sums in float64. The 95 % interval is Student's t over windows. Writes a row a window and perplexity.json.
+sums in float64. The 95 % interval is Student's t over windows. The same forward pass of a window gives the KL
+divergence from the baseline at each position, for the windows that the baseline's store has (all, unless the protocol's
+`text_windows:` says otherwise). Writes a row a window and perplexity.json.
 """
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy
 import pandas
 import torch
 from tqdm import tqdm
 
+from quantharm.common.constants import TEXT_CATEGORY
 from quantharm.common.errors import UserError
 from quantharm.common.files import sha256_of_text, write_json, write_parquet
 from quantharm.common.provenance import memory_bytes
 from quantharm.common.records.perplexity import PerplexityRecord
+from quantharm.common.records.quantization import QuantizationRecord
 from quantharm.common.stage import begin_model_stage, cell_parser, run_stage
 from quantharm.common.statistics import weighted_mean_interval
 from quantharm.common.text import (
@@ -36,6 +41,10 @@ from quantharm.scoring.forward import (
     slices_of,
     token_losses,
 )
+from quantharm.scoring.kl_divergence import pieces_of, score
+from quantharm.scoring.store_metadata import cell_metadata_of, text_id
+from quantharm.scoring.stored_logits import require_same
+from quantharm.scoring.text_divergence import NOT_COMPARED, TextDivergence
 
 
 def score_windows(model, windows: list[list[int]], progress: bool = True) -> torch.Tensor:
@@ -55,12 +64,54 @@ def score_windows(model, windows: list[list[int]], progress: bool = True) -> tor
     return torch.cat([loss.cpu() for loss in losses]).unflatten(0, (len(windows), -1))
 
 
+def score_against_store(
+    model, windows: list[list[int]], store: Path, progress: bool = True
+) -> tuple[torch.Tensor, TextDivergence]:
+    """NLL of each target as score_windows gives it, and the divergence from the baseline, of one pass a window.
+
+    windows: those of the store, of equal lengths.
+    """
+    numbers = {text_id(i): i for i in range(len(windows))}
+    divergence = TextDivergence(len(windows), len(windows[0]) - 1)
+    losses = torch.empty(len(windows), len(windows[0]) - 1)
+
+    def keep(scored: tuple[dict[str, Any], list[str], torch.Tensor]) -> None:
+        known, names, values = scored
+        window, position = numbers[known["prompt_id"][0]], known["position"]
+        measures = dict(zip(names, values.cpu().numpy(), strict=True))
+        losses[window, position - 1] = torch.from_numpy(measures["nll_nats"]).float()
+        divergence.add(window, position, measures)
+
+    sequences = dict(zip(numbers, windows, strict=True))
+    pieces = pieces_of(model, store, sequences, lambda _, category: category == TEXT_CATEGORY, progress)
+    with background_scorer(model.device) as in_background:
+        for piece in pieces:
+            in_background(score, keep, [piece])
+    return losses, divergence
+
+
+def stored_windows(
+    store: Path, record: QuantizationRecord, device: str, windows: list[list[int]], protocol: str
+) -> int:
+    """How many windows the baseline's store has; raises UserError for a store of something else."""
+    metadata = require_same(store, cell_metadata_of(record, device))
+    count = metadata["text_windows"]
+    if sha256_of_windows(windows[:count]) != metadata["text_tokens_sha256"]:
+        raise UserError(
+            f"the log-prob store {store} was made with other windows of the text (protocol {metadata['protocol']!r}) "
+            f"than this cell is scored on ({protocol!r}); figures of the two cannot be compared: delete the store and "
+            "run the same command again"
+        )
+    return count
+
+
 def main() -> None:
     parser = cell_parser(__doc__)
     parser.add_argument("--text", type=Path, required=True, help="evaluation text")
     parser.add_argument("--window-tokens", type=int, default=2048, help="shortened to the model's context")
     parser.add_argument("--bos-every-window", default="auto", choices=["auto", "true", "false"])
     parser.add_argument("--windows", type=int, help="score only the first so many (another protocol name)")
+    parser.add_argument("--logits", type=Path, help="logits.parquet of the baseline, its output head beside it")
     parser.add_argument("--rows", type=Path, required=True, help="perplexity.parquet")
     parser.add_argument("--output", type=Path, required=True, help="perplexity.json")
     arguments = parser.parse_args()
@@ -72,8 +123,16 @@ def main() -> None:
     bos = bos_in_front(arguments.bos_every_window, tokenizer, model.config.model_type)
     windows = token_windows(tokenizer, text, length, bos)[: arguments.windows]
 
+    protocol = protocol_name(length, arguments.windows, bos)
+    compared = stored_windows(arguments.logits, cell.record, device, windows, protocol) if arguments.logits else 0
     with timing.part("model"):
-        losses = score_windows(model, windows)  # [windows, N - 1]
+        losses, divergence = [], None  # [windows, N - 1]
+        if compared:
+            first, divergence = score_against_store(model, windows[:compared], arguments.logits)
+            losses.append(first)
+        if windows[compared:]:
+            losses.append(score_windows(model, windows[compared:]))
+        losses = torch.cat(losses)
     seconds = timing.seconds["model"]
     finite = torch.isfinite(losses)
     if not finite.all():
@@ -88,13 +147,14 @@ def main() -> None:
     mean = float(sums.sum() / scored)
     # The same tokens as bytes: the bits of a token are comparable between tokenizers only by the byte.
     scored_text_bytes = scored_bytes(tokenizer, text, windows, bos)
-    write_parquet(
-        arguments.rows,
-        pandas.DataFrame({"window": range(len(windows)), "nll_sum_nats": sums, "targets": targets}),
-    )
+    rows = pandas.DataFrame({"window": range(len(windows)), "nll_sum_nats": sums, "targets": targets})
+    if divergence:
+        divergence.check(cell.title)
+        rows = rows.join(divergence.rows())  # empty where the baseline's store has no such window
+    write_parquet(arguments.rows, rows)
     record: PerplexityRecord = {
         **cell.names(),
-        "protocol": protocol_name(length, arguments.windows, bos),
+        "protocol": protocol,
         "dataset": str(arguments.text),
         "dataset_sha256": sha256_of_text(text),
         "tokens_sha256": sha256_of_windows(windows),
@@ -105,6 +165,7 @@ def main() -> None:
         "perplexity": math.exp(mean),
         "perplexity_ci95": weighted_mean_interval(sums, targets, numpy.exp),
         "bits_per_byte": mean * scored / math.log(2) / scored_text_bytes,
+        **(divergence.figures() if divergence else NOT_COMPARED),
         "seconds": seconds,
         "tokens_per_second": len(windows) * length / seconds,
         "peak_memory_bytes": memory_bytes(device)["peak_bytes"],

@@ -1,8 +1,8 @@
-# quantization.json, checkpoint/, baseline/trace.parquet, baseline/logits.parquet → {method}/divergence.parquet, .json
+# a checkpoint, the baseline's trace and store, {method}/perplexity.json → {method}/divergence.parquet, .json
 
 
 use rule model_stage as divergence with:
-    """Compare a cell with the baseline's log-prob store, position by position."""
+    """Compare a cell with the baseline's store, position by position along the trace."""
     input:
         ENVIRONMENT,
         extra_packages,
@@ -11,6 +11,8 @@ use rule model_stage as divergence with:
         quantization="results/{model}/{method}/quantization.json",
         trace="results/{model}/baseline/trace.parquet",
         store="results/{model}/baseline/logits.parquet",
+        head="results/{model}/baseline/output_head.safetensors",
+        perplexity="results/{model}/{method}/perplexity.json",
     output:
         rows="results/{model}/{method}/divergence.parquet",
         record="results/{model}/{method}/divergence.json",
@@ -26,9 +28,7 @@ use rule model_stage as divergence with:
             quantization="{input.quantization}",
             trace="{input.trace}",
             logits="{input.store}",
-            window_tokens=protocol("window_tokens"),
-            bos_every_window=protocol_word("bos_every_window"),
-            text_windows=protocol("text_windows"),
+            perplexity="{input.perplexity}",
             device=config["device"],
             rows="{output.rows}",
             output="{output.record}",

@@ -1,8 +1,8 @@
-# baseline/generation.parquet, evaluation text → baseline/trace.parquet, baseline/logits.parquet
+# baseline/generation.parquet, evaluation text → baseline/{trace,logits}.parquet, baseline/output_head.safetensors
 
 
 use rule model_stage as logits with:
-    """Store the baseline's log-probabilities over its own answers and the first windows of the text."""
+    """Store what the baseline predicts along its own answers and along the text."""
     input:
         ENVIRONMENT,
         modules("logits", "quantizers.unquantized"),
@@ -14,6 +14,7 @@ use rule model_stage as logits with:
     output:
         trace="results/{model}/baseline/trace.parquet",
         store="results/{model}/baseline/logits.parquet",
+        head="results/{model}/baseline/output_head.safetensors",
         record="results/{model}/baseline/logits.json",
     log:
         "results/logs/logits/{model}.log",
@@ -30,7 +31,9 @@ use rule model_stage as logits with:
             text="{input.text}",
             window_tokens=protocol("window_tokens"),
             bos_every_window=protocol_word("bos_every_window"),
+            windows=protocol("windows"),
             text_windows=protocol("text_windows"),
+            stored_logits=protocol("stored_logits"),
             device=config["device"],
             trace="{output.trace}",
             output="{output.store}",

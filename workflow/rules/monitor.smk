@@ -15,6 +15,7 @@ rule monitor:
         ),
         f"{APPROVED}/checkpoint",
         f"{MONITORED}/baseline/trace.parquet",
+        f"{MONITORED}/baseline/output_head.safetensors",
         f"{APPROVED}/quantization.json",
         *filter(None, [config["monitor"]["signature"], config["monitor"]["public_key"]]),
         divergence=f"{APPROVED}/divergence.parquet",

@@ -1,8 +1,8 @@
-# quantization.json, checkpoint/, evaluation text → {method}/perplexity.parquet, {method}/perplexity.json
+# a checkpoint, evaluation text, the baseline's store → {method}/perplexity.parquet, {method}/perplexity.json
 
 
 use rule model_stage as perplexity with:
-    """Score the evaluation text, protocol concat-N."""
+    """Score the evaluation text, protocol concat-N, and compare with the baseline's store along it."""
     input:
         ENVIRONMENT,
         extra_packages,
@@ -10,6 +10,8 @@ use rule model_stage as perplexity with:
         checkpoint="results/{model}/{method}/checkpoint",
         quantization="results/{model}/{method}/quantization.json",
         text=text_of,
+        store="results/{model}/baseline/logits.parquet",
+        head="results/{model}/baseline/output_head.safetensors",
     output:
         rows="results/{model}/{method}/perplexity.parquet",
         record="results/{model}/{method}/perplexity.json",
@@ -27,6 +29,7 @@ use rule model_stage as perplexity with:
             window_tokens=protocol("window_tokens"),
             bos_every_window=protocol_word("bos_every_window"),
             windows=protocol("windows"),
+            logits="{input.store}",
             device=config["device"],
             rows="{output.rows}",
             output="{output.record}",

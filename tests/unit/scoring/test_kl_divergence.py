@@ -1,7 +1,9 @@
 """Divergences by hand on three tokens, against scipy and torch, and through a store against two models at once."""
 
 import copy
+import dataclasses
 import math
+import shutil
 
 import numpy
 import pandas
@@ -12,14 +14,16 @@ import torch
 
 from quantharm.common.errors import UserError
 from quantharm.common.text import token_windows
-from quantharm.logits import make_trace, target_logits
+from quantharm.logits import form_of_store, head_to_keep, make_trace, target_logits, write_store
 from quantharm.scoring import kl_divergence
 from quantharm.scoring.divergence_figures import check_values, summarise
-from quantharm.scoring.forward import output_head
+from quantharm.scoring.forward import last_hidden_states, output_head
+from quantharm.scoring.output_heads import HEAD_FILE, plain_head, write_head
 from quantharm.scoring.stored_logits import StoreWriter
 from quantharm.scoring.worst_positions import WorstPositions
 
 MEASURES = ["kl_nats", "reverse_kl_nats", "js_nats", "delta_p", "delta_nll_nats", "top1_agrees", "baseline_top1_p"]
+MEASURES += ["nll_nats"]
 
 
 def divergences(stored: torch.Tensor, logits: torch.Tensor, targets: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -91,6 +95,7 @@ def test_measures_equal_scipy_and_torch(vocabulary, scale, dtype, tolerance):
         "delta_nll_nats": numpy.log(p / q)[range(6), range(6)],
         "top1_agrees": p.argmax(1) == q.argmax(1),
         "baseline_top1_p": p.max(1),
+        "nll_nats": -numpy.log(q)[range(6), range(6)],
     }
     assert set(ours) == set(MEASURES)
     for key in MEASURES:
@@ -189,14 +194,13 @@ def test_nan_logits_reach_check_values():
 
 def test_summary_is_the_mean_of_category_means_of_prompt_means():
     table = rows(
-        prompt_id=["a1", "a1", "a1", "a2", "b1", "t1", "t1"],
-        category=["A", "A", "A", "A", "B", "text", "text"],
-        kl_nats=[1.0, 2.0, 3.0, 4.0, 7.0, 100.0, 300.0],
-        reverse_kl_nats=[2.0, 2.0, 2.0, 4.0, 1.0, 50.0, 50.0],
-        js_nats=[0.1, 0.1, 0.1, 0.3, 0.4, 0.6, 0.6],
-        top1_agrees=[True, False, False, True, False, False, False],
-        delta_p=[0.3, -0.3, 0.0, 0.4, 0.0, 0.9, 0.9],
-        delta_nll_nats=[0.0, 0.0, 0.0, 0.0, 0.0, 0.5, 0.25],
+        prompt_id=["a1", "a1", "a1", "a2", "b1"],
+        category=["A", "A", "A", "A", "B"],
+        kl_nats=[1.0, 2.0, 3.0, 4.0, 7.0],
+        reverse_kl_nats=[2.0, 2.0, 2.0, 4.0, 1.0],
+        js_nats=[0.1, 0.1, 0.1, 0.3, 0.4],
+        top1_agrees=[True, False, False, True, False],
+        delta_p=[0.3, -0.3, 0.0, 0.4, 0.0],
     )
     result = summarise(table)
     # prompts: 2, 4, 7; categories: 3 and 7; overall 5. The positions' own mean would be 3.4.
@@ -215,17 +219,28 @@ def test_summary_is_the_mean_of_category_means_of_prompt_means():
     assert result["by_category"]["A"]["kl_nats_mean"] == 3.0
     assert result["by_category"]["A"]["prompts"] == 2
     assert result["by_category"]["A"]["positions"] == 4
-    assert result["by_category"]["text"]["kl_nats_mean"] == 200.0
-    text = result["text"]
-    assert text["positions"] == 2
-    assert text["kl_nats_mean"] == 200.0
-    assert text["log_perplexity_ratio"] == 0.375
-    assert text["top1_agreement"] == 0.0
-    assert text["log_perplexity_ratio_standard_error"] == pytest.approx(0.125)
+    assert list(result["by_category"]) == ["A", "B"]
+    assert result["text"] is None
+
+
+def test_figures_of_the_text_stand_beside_the_categories_and_outside_their_mean():
+    of_text = {"windows": 9, "positions": 90, "kl_nats_mean": 200.0, "top1_agreement": 0.25}
+    perplexity = {"kl_nats": {"mean": 200.0, "ci95": [100.0, 300.0]}, "text": of_text}
+    result = summarise(rows(kl_nats=[0.1, 0.2]), perplexity)
+    assert result["kl_nats"]["mean"] == pytest.approx(0.15)
+    assert result["positions"] == 2
+    assert result["text"] == of_text
+    assert result["by_category"]["text"] == {
+        "kl_nats_mean": 200.0,
+        "ci95": [100.0, 300.0],
+        "top1_agreement": 0.25,
+        "prompts": 9,
+        "positions": 90,
+    }
 
 
 def test_summary_without_text_windows():
-    assert summarise(rows(kl_nats=[0.1, 0.2]))["text"] is None
+    assert summarise(rows(kl_nats=[0.1, 0.2]), {"kl_nats": None, "text": None})["text"] is None
 
 
 @pytest.fixture(scope="module")
@@ -235,10 +250,10 @@ def trace(reference_tokenizer, evaluation_text):
             "prompt_id": ["x-01", "x-02", "x-03"],
             "category": ["X", "X", "Y"],
             "prompt_token_ids": [reference_tokenizer(t)["input_ids"] for t in ("Count to", "The sea is", "Once upon")],
-            "token_ids": [[300, 301, 302, 303, 304], [77, 78], []],
+            "token_ids": [[300, 301, 302, 303, 304], list(range(77, 377)), []],  # the second is scored in two slices
         }
     )
-    windows = token_windows(reference_tokenizer, evaluation_text, 300)[:2]  # more than one row group each
+    windows = token_windows(reference_tokenizer, evaluation_text, 300)[:2]
     return make_trace(generation, windows)
 
 
@@ -259,7 +274,7 @@ def score_store(model, store, trace):
 def direct(baseline, method, trace, function):
     """function(ln p, ln q) position by position from the logits of two whole models, float64, no store."""
     values = []
-    for row in trace.itertuples():
+    for row in trace[trace.category != "text"].itertuples():
         ids = torch.tensor([row.token_ids])
         a, b = (
             model(ids).logits[0, row.first_target - 1 : -1].double().log_softmax(-1) for model in (baseline, method)
@@ -307,17 +322,10 @@ def test_score_store_equals_kl_of_two_models_at_once(store, trace, reference_mod
     scored = score_store(noisy, store, trace)
     expected = direct(reference_model, noisy, trace, kl)
     assert 1e-3 < expected.mean() < 1.0  # a perturbation like a quantizer's
-    assert len(scored) == 5 + 2 + 299 + 299
+    assert len(scored) == 5 + 300  # the windows of the text are left to the perplexity
     assert_same_divergence(scored["kl_nats"], expected, direct(reference_model, noisy, trace, rounded(kl)))
     reverse = direct(reference_model, noisy, trace, rounded(lambda a, b: kl(b, a)))
     numpy.testing.assert_allclose(scored["reverse_kl_nats"], reverse, rtol=2e-3, atol=1e-4)
-    by_model = [
-        -torch.nn.functional.cross_entropy(m(torch.tensor([w])).logits[0, :-1], torch.tensor(w[1:]), reduction="mean")
-        for m in (reference_model, noisy)
-        for w in trace["token_ids"][2:]
-    ]
-    log_ratio = float((by_model[0] + by_model[1] - by_model[2] - by_model[3]) / 2)
-    assert summarise(scored)["text"]["log_perplexity_ratio"] == pytest.approx(log_ratio, abs=1e-4)
 
 
 def test_score_store_of_nf4_equals_kl_of_two_models_at_once(store, trace, reference_model, nf4_cell):
@@ -345,7 +353,8 @@ def test_positions_are_those_of_the_predicted_tokens(store, trace, reference_mod
     scored = score_store(reference_model, store, trace)
     first = trace["first_target"][0]
     assert scored[scored.prompt_id == "x-01"]["position"].tolist() == list(range(first, first + 5))
-    assert scored[scored.prompt_id == "text-01"]["position"].tolist() == list(range(1, 300))
+    first = trace["first_target"][1]
+    assert scored[scored.prompt_id == "x-02"]["position"].tolist() == list(range(first, first + 300))
 
 
 def test_positions_scored_together_give_what_each_row_group_gives_alone(store, trace, reference_model, monkeypatch):
@@ -357,7 +366,7 @@ def test_positions_scored_together_give_what_each_row_group_gives_alone(store, t
 
 @pytest.mark.parametrize("sizes", [[5, 2, 256, 43, 256, 43], [256], [1] * 600, [300]])
 def test_batches_hold_all_pieces_in_order_and_no_more_positions_than_may_be(sizes):
-    pieces = [kl_divergence.Piece(None, slice(i, i + 1), torch.empty(n, 1)) for i, n in enumerate(sizes)]
+    pieces = [kl_divergence.Piece(None, slice(i, i + 1), None, torch.empty(n, 1)) for i, n in enumerate(sizes)]
     batches = list(kl_divergence.batches_of(iter(pieces), 256))
     assert [p.part.start for batch in batches for p in batch] == list(range(len(sizes)))
     counts = [sum(len(p.logits) for p in batch) for batch in batches]
@@ -373,9 +382,89 @@ def test_a_store_of_other_tokens_is_refused(store, trace, reference_model):
         score_store(reference_model, store, other)
 
 
+def test_a_store_that_lacks_a_prompt_of_the_trace_is_refused(store, trace, reference_model):
+    more = pandas.concat([trace, trace[:1].assign(prompt_id="x-09")])
+    with pytest.raises(UserError, match=r"logits\.parquet lacks x-09; delete it"):
+        score_store(reference_model, store, more)
+
+
 def test_a_store_with_a_prompt_that_the_trace_lacks_is_refused(store, trace, reference_model):
     with pytest.raises(UserError, match=r"has x-01, which the trace lacks"):
         score_store(reference_model, store, trace[trace.prompt_id != "x-01"])
+
+
+# ---------------------------------------------------------------- a store of hidden states
+
+
+@pytest.fixture(scope="module")
+def exact_store(tmp_path_factory, reference_model, trace):
+    return fill(tmp_path_factory.mktemp("exact"), reference_model, trace)
+
+
+def fill(folder, model, trace):
+    """A store as the stage `logits` fills it, its output head beside it."""
+    head, reason = head_to_keep(model, "hidden_states", "bfloat16")
+    metadata = {"model": "m"} | form_of_store(model, head, reason)
+    write_store(model, trace, folder / "logits.parquet", metadata)
+    write_head(folder / HEAD_FILE, head, reason)
+    return folder / "logits.parquet"
+
+
+def test_self_divergence_is_exactly_zero(exact_store, trace, reference_model):
+    scored = score_store(reference_model, exact_store, trace)
+    for column in ("kl_nats", "reverse_kl_nats", "js_nats", "delta_p", "delta_nll_nats"):
+        assert (scored[column] == 0).all(), column
+    assert scored["top1_agrees"].all()
+
+
+@pytest.mark.parametrize("kind", ["llama", "llama_tied", "gemma2", "cohere", "granite", "gpt2_untied"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_figures_are_those_of_two_models_at_once(tiny, tmp_path, kind, dtype):
+    """Scales, soft caps and tied heads; the method's own head differs as well, as a quantized one would."""
+    model = tiny(kind, dtype)
+    if model.config.tie_word_embeddings:  # or what goes in would drown what the layers add to it
+        model.get_output_embeddings().weight.div_(10)
+    other = copy.deepcopy(model)
+    generator = torch.Generator().manual_seed(3)
+    for parameter in other.parameters():
+        if parameter.ndim == 2:
+            noise = torch.randn(parameter.shape, generator=generator) * parameter.float().std() * 0.3
+            parameter.add_(noise.to(dtype))
+    ids = torch.randint(2, 250, (2, 40), generator=generator).tolist()
+    trace = pandas.DataFrame({"prompt_id": ["a", "b"], "category": "C", "token_ids": ids, "first_target": 10})
+    scored = score_store(other, fill(tmp_path, model, trace), trace)
+    expected = []
+    for row in trace.itertuples():
+        p, q = (
+            output_head(m)(last_hidden_states(m, row.token_ids)[9:-1]).double().log_softmax(-1) for m in (model, other)
+        )
+        expected += kl(p, q).tolist()
+    numpy.testing.assert_allclose(scored["kl_nats"], expected, rtol=1e-6, atol=1e-8)
+    assert scored["kl_nats"].mean() > 1e-5
+
+
+def test_the_baselines_own_head_makes_its_logits(exact_store, trace, reference_model):
+    """Not the method's: here they differ by a factor, and nothing else does."""
+    sharper = copy.deepcopy(reference_model)
+    sharper.get_output_embeddings().weight.mul_(2.0)
+    scored = score_store(sharper, exact_store, trace)
+    head = output_head(reference_model)
+    p = [
+        head(last_hidden_states(reference_model, row.token_ids)[row.first_target - 1 : -1])
+        for row in trace[:2].itertuples()
+    ]
+    p = torch.cat(p).double()
+    numpy.testing.assert_allclose(scored["kl_nats"], kl(p.log_softmax(-1), (2 * p).log_softmax(-1)), rtol=1e-5)
+
+
+def test_a_store_without_its_head_or_with_another_is_refused(exact_store, trace, reference_model, tmp_path):
+    copied = shutil.copy(exact_store, tmp_path / "logits.parquet")
+    with pytest.raises(UserError, match=r"output_head\.safetensors does not exist: the store beside it holds hidden"):
+        score_store(reference_model, copied, trace)
+    other = plain_head(reference_model)
+    write_head(tmp_path / HEAD_FILE, dataclasses.replace(other, softcap=30.0))
+    with pytest.raises(UserError, match=r"is not the output head that its store was filled with"):
+        score_store(reference_model, copied, trace)
 
 
 def in_float64(stored: torch.Tensor, logits: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -417,10 +506,11 @@ def test_float32_entries_are_as_good_as_float64(vocabulary, shape, noise):
     assert torch.equal(fast["top1_agrees"], stored.argmax(-1) == method.argmax(-1))
 
 
-def test_a_vocabulary_of_262144_never_diverges_from_itself_by_less_than_nothing():
+@pytest.mark.parametrize("vocabulary", [151_936, 262_144])
+def test_a_large_vocabulary_never_diverges_from_itself_by_less_than_nothing(vocabulary):
     """Where ln p and ln q are large and alike, adding up p (ln p - ln q) in float32 gives sums below zero."""
     for seed in range(8):
-        logits = random_logits(seed, 16, 262_144, 1e-3) + 11.1
+        logits = random_logits(seed, 16, vocabulary, 1e-3) + 11.1
         stored = logits.log_softmax(-1)  # unrounded: the divergence is zero up to rounding
         measures = kl_divergence.divergences(stored, logits, torch.zeros(16, dtype=int), stored.argmax(-1))
         for measure in ("kl_nats", "reverse_kl_nats", "js_nats"):

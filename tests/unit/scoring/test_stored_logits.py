@@ -1,4 +1,4 @@
-"""The log-prob store: what comes back, what it takes, and what damage ends in."""
+"""The store of the baseline's logits: what comes back, what it takes, and what damage ends in."""
 
 import errno
 
@@ -72,8 +72,8 @@ def test_a_store_made_from_something_else_is_refused_naming_both_values(written,
 
 
 def test_a_store_of_another_format_is_refused(written, monkeypatch):
-    monkeypatch.setattr(store_module, "FORMAT", 2)
-    with pytest.raises(UserError, match=r"format 1, but this cell has 2"):
+    monkeypatch.setattr(store_module, "FORMATS", {"log_probabilities": 7, "hidden_states": 8})
+    with pytest.raises(UserError, match=r"has format 1, which this version does not read \(it reads 7, 8\)"):
         require_same(written, METADATA)
 
 
@@ -204,3 +204,57 @@ def test_memory_held_does_not_grow_with_the_number_of_prompts(path):
         most = max(most, pyarrow.total_allocated_bytes())
         assert group.log_probabilities.shape == (50, vocabulary)
     assert 0 < most < 8 * group_bytes
+
+
+# ---------------------------------------------------------------- hidden states
+
+
+def states_metadata(width: int, dtype: torch.dtype) -> dict:
+    return METADATA | {"hidden_states": {"width": width, "dtype": str(dtype).removeprefix("torch.")}}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_hidden_states_come_back_bit_by_bit(path, dtype):
+    states = [torch.randn(n, 48).to(dtype) for n in (3, 70)]
+    with StoreWriter(path, VOCABULARY, states_metadata(48, dtype)) as writer:
+        for i, values in enumerate(states):
+            writer.write(f"p-{i}", "C", range(1, len(values) + 1), range(len(values)), values)
+    for group, values in zip(read_store(path), states, strict=True):
+        assert group.log_probabilities is None
+        assert group.top_token_id is None
+        assert group.hidden_states.dtype == dtype
+        assert torch.equal(group.hidden_states, values)
+    assert store_metadata(path)["format"] == 2
+
+
+def test_at_most_2_1_bytes_times_the_width_a_position(path):
+    """As the full protocol has it: answers of 100 tokens, windows of 2,047 targets; the store is as a whole."""
+    width, counts = 256, [100] * 24 + [2047] * 4
+    with StoreWriter(path, VOCABULARY, states_metadata(width, torch.bfloat16)) as writer:
+        for i, count in enumerate(counts):
+            writer.write(f"prompt-{i}", "Category", range(count), range(count), torch.randn(count, width).bfloat16())
+    assert 2.0 <= path.stat().st_size / sum(counts) / width <= 2.1
+
+
+@pytest.mark.parametrize("where", [0.1, 0.4, 0.6])
+def test_a_flipped_bit_of_a_hidden_state_is_an_error(path, where):
+    with StoreWriter(path, VOCABULARY, states_metadata(64, torch.bfloat16)) as writer:
+        writer.write("p", "C", range(200), range(200), torch.randn(200, 64).bfloat16())
+    content = bytearray(path.read_bytes())
+    content[int(where * len(content))] ^= 0x10
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"is damaged .*; delete it and run the same command again"):
+        list(read_store(path))
+
+
+def test_only_the_groups_that_are_wanted_are_read_whole(path, monkeypatch):
+    with StoreWriter(path, VOCABULARY, METADATA) as writer:
+        for i in range(6):
+            category = "text" if i % 2 else "C"
+            writer.write(f"p-{i}", category, range(2), range(2), log_probabilities(2, i))
+    whole = []
+    read_group = store_module.read_group
+    monkeypatch.setattr(store_module, "read_group", lambda *a: whole.append(a[1]) or read_group(*a))
+    groups = list(read_store(path, wanted=lambda prompt, category: category == "text" and prompt != "p-3"))
+    assert [g.prompt_id for g in groups] == ["p-1", "p-5"]
+    assert whole == [1, 5]

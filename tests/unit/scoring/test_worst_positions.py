@@ -16,13 +16,13 @@ class Offers:
         self.rows = pandas.DataFrame({"prompt_id": [], "category": [], "position": []})
         self.sequence: list[int] = []
 
-    def offer(self, kl, counted: bool = True) -> None:
+    def offer(self, kl) -> None:
         n, first = len(kl), len(self.sequence)
         more = {"prompt_id": ["p"] * n, "category": ["c"] * n, "position": range(first, first + n)}
         self.rows = pandas.concat([self.rows, pandas.DataFrame(more)], ignore_index=True).astype({"position": int})
         self.sequence += [1000 + i for i in range(first, first + n)]
         kl = torch.as_tensor(numpy.asarray(kl))
-        self.worst.offer(kl, torch.full((n,), counted), torch.zeros(n, 8).half(), torch.zeros(n, 8))
+        self.worst.offer(kl, torch.zeros(n, 8).half(), torch.zeros(n, 8))
 
     def records(self) -> list[dict]:
         return self.worst.records(self.rows, {"p": self.sequence})
@@ -47,7 +47,7 @@ def test_what_is_kept_with_a_position_is_its_own():
     kl, stored, logits = torch.rand(100).double(), torch.randn(100, 16).half(), torch.randn(100, 16)
     worst = WorstPositions(7)
     for part in torch.arange(100).split(9):
-        worst.offer(kl[part], torch.ones(len(part), dtype=torch.bool), stored[part], logits[part])
+        worst.offer(kl[part], stored[part], logits[part])
     rows = pandas.DataFrame({"prompt_id": "p", "category": "c", "position": range(100)})
     records = worst.records(rows, {"p": list(range(100))})
     assert len(records) == 7
@@ -68,14 +68,6 @@ def test_equal_ones_stay_in_the_order_of_arrival():
     for _ in range(4):
         offers.offer([1.0] * 5)
     assert [r["position"] for r in offers.records()] == [0, 1, 2]
-
-
-def test_what_does_not_count_is_passed_over():
-    offers = Offers(3)
-    offers.offer([5.0] * 10, counted=False)
-    assert offers.records() == []
-    offers.offer([0.1])
-    assert [(r["kl_nats"], r["position"], r["target_id"]) for r in offers.records()] == [(0.1, 10, 1010)]
 
 
 def test_fewer_positions_than_asked():

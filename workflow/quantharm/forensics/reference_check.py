@@ -1,7 +1,8 @@
-"""Does a checkpoint behave like the original? Its KL divergence from a log-prob store, with interval and noise floor.
+"""Does a checkpoint behave like the original? Its KL divergence from the original's store, and the noise floor.
 
-A store is a folder: logits.parquet (log-probabilities of the original), trace.parquet (the tokens they are of) and
-divergence.json (what the original itself gives against it: the noise floor), as a baseline's results hold them.
+A store is a folder: logits.parquet (what the original predicts), output_head.safetensors (which makes logits of it, if
+it holds hidden states), trace.parquet (the tokens) and divergence.json (what the original itself gives against it: the
+noise floor), as a baseline's results hold them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,7 @@ from quantharm.common.records.source import Trust
 from quantharm.forensics import manifest
 
 STORE, TRACE, FLOOR = "logits.parquet", "trace.parquet", "divergence.json"
+HEAD = "output_head.safetensors"  # as scoring.output_heads, which needs torch
 KL_LIMIT = 1e-5  # nats; as the check self_divergence: what two runs of one model may differ by
 NOISE_FACTOR = 10.0  # times the baseline's own divergence
 SAME, CANNOT_BE_TOLD, DIFFERENT = "same", "cannot be told", "different"
@@ -24,10 +26,14 @@ UNMEASURED_LIMITS = {"bfloat16": 1e-2, "float16": 1e-4, "float32": KL_LIMIT}
 
 
 def verify_store(
-    folder: Path, public_key: Path, signature: Path, names: Sequence[str] = (STORE, TRACE, FLOOR)
+    folder: Path, public_key: Path, signature: Path, names: Sequence[str] = (STORE, HEAD, TRACE, FLOOR)
 ) -> Files:
-    """The record of a store whose files are the signed ones; raises UserError for any other."""
-    verification = manifest.verify(folder, public_key, signature, only=names)
+    """The record of a store whose files are the signed ones; raises UserError for any other.
+
+    A store of log-probabilities may be handed on without an output head; one that needs it is refused when it is read.
+    """
+    handed_on = [name for name in names if name != HEAD or (folder / HEAD).exists()]
+    verification = manifest.verify(folder, public_key, signature, only=handed_on)
     if not verification["verified"]:
         raise UserError(f"the log-prob store in {folder} is not the signed one: {verification['explanation']}")
     return verification
@@ -99,7 +105,6 @@ def score_folder(checkpoint: Path, store: Path, device: str, gpus: int) -> Behav
     from quantharm.scoring.divergence_figures import check_values, summarise
     from quantharm.scoring.kl_divergence import score_store
     from quantharm.scoring.stored_logits import require_same
-    from quantharm.scoring.worst_positions import WorstPositions
 
     trace = read_parquet(store / TRACE)
     metadata = require_same(
@@ -115,7 +120,7 @@ def score_folder(checkpoint: Path, store: Path, device: str, gpus: int) -> Behav
     model = load_checkpoint(checkpoint, untrusted, metadata["dtype"], device, gpus)
     filled_in = metadata.get("compute_dtype", metadata["dtype"])  # compute like that, be it slow here
     set_compute_dtype(model, "pretrained", metadata["dtype"], device, filled_in)
-    rows = score_store(model, store / STORE, trace, WorstPositions())
+    rows = score_store(model, store / STORE, trace)
     check_values(rows, str(checkpoint))
     floor = read_json(store / FLOOR)["kl_nats"]["mean"] if (store / FLOOR).is_file() else None
     return judge(summarise(rows), floor, metadata, filled_here(metadata, device), remark) | {

@@ -5,8 +5,8 @@ import pandas
 
 from quantharm.common.constants import TEXT_CATEGORY
 from quantharm.common.errors import UserError
-from quantharm.common.files import finite_or_none
 from quantharm.common.records.divergence import CategoryDivergence, DivergenceFigures
+from quantharm.common.records.perplexity import TextFigures
 from quantharm.common.statistics import category_intervals, mean_of_means, stratified_mean
 
 MOST_NEGATIVE_KL = -1e-6  # rounding; anything below is an error
@@ -26,9 +26,11 @@ def check_values(rows: pandas.DataFrame, cell: str) -> None:
         raise UserError(f"{cell}: a KL divergence of {lowest:.2e} nats, below zero by more than rounding; report this")
 
 
-def summarise(rows: pandas.DataFrame) -> DivergenceFigures:
-    """Figures of divergence.json over the prompt categories (the text category apart)."""
-    prompts = rows[rows["category"] != TEXT_CATEGORY]
+def summarise(prompts: pandas.DataFrame, text: TextFigures | None = None) -> DivergenceFigures:
+    """Figures of divergence.json over the prompt categories.
+
+    text: perplexity.json, whose figures of natural text are repeated beside those of the categories.
+    """
     means = prompts.groupby(["category", "prompt_id"], sort=False)["kl_nats"].mean()  # prompt means
     strata = [means[c].to_numpy() for c in prompts["category"].unique()]
     kl = prompts["kl_nats"]
@@ -37,18 +39,25 @@ def summarise(rows: pandas.DataFrame) -> DivergenceFigures:
         per_prompt = prompts.groupby(["category", "prompt_id"], sort=False)[column].mean()
         return float(mean_of_means(*[per_prompt[c].to_numpy() for c in prompts["category"].unique()]))
 
-    intervals = dict(zip(prompts["category"].unique(), category_intervals(strata), strict=True))
     by_category: dict[str, CategoryDivergence] = {}
-    for category, part in rows.groupby("category", sort=False):
-        own = part.groupby("prompt_id", sort=False)["kl_nats"].mean().to_numpy()
+    intervals = category_intervals(strata)
+    for (category, part), own, ci95 in zip(prompts.groupby("category", sort=False), strata, intervals, strict=True):
         by_category[category] = {
             "kl_nats_mean": float(own.mean()),
-            "ci95": intervals[category] if category in intervals else stratified_mean([own])["ci95"],
+            "ci95": ci95,
             "top1_agreement": float(part["top1_agrees"].mean()),
             "prompts": len(own),
             "positions": len(part),
         }
-    text = rows[rows["category"] == TEXT_CATEGORY]
+    of_text, kl_of_text = (text["text"], text["kl_nats"]) if text else (None, None)
+    if of_text and kl_of_text:
+        by_category[TEXT_CATEGORY] = {
+            "kl_nats_mean": of_text["kl_nats_mean"],
+            "ci95": kl_of_text["ci95"],
+            "top1_agreement": of_text["top1_agreement"],
+            "prompts": of_text["windows"],
+            "positions": of_text["positions"],
+        }
     return {
         "kl_nats": {
             **stratified_mean(strata),
@@ -67,15 +76,5 @@ def summarise(rows: pandas.DataFrame) -> DivergenceFigures:
         },
         "by_category": by_category,
         "positions": len(prompts),
-        "text": {
-            "positions": len(text),
-            "kl_nats_mean": float(text["kl_nats"].mean()),
-            "log_perplexity_ratio": float(text["delta_nll_nats"].mean()),
-            "log_perplexity_ratio_standard_error": finite_or_none(float(text["delta_nll_nats"].sem())),
-            "squared_delta_nll_mean": float((text["delta_nll_nats"] ** 2).mean()),
-            "squared_delta_nll_standard_error": finite_or_none(float((text["delta_nll_nats"] ** 2).sem())),
-            "top1_agreement": float(text["top1_agrees"].mean()),
-        }
-        if len(text)
-        else None,
+        "text": of_text,
     }

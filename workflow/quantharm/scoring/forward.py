@@ -10,6 +10,7 @@ import torch
 
 from quantharm.common.errors import UserError
 from quantharm.common.text import context_length, language_config
+from quantharm.scoring.output_heads import Logits, logits_of, logits_of_module, plain_head
 
 LARGEST_ROUNDING = 0.02  # relative, of two ways to compute the same
 SLICE_ELEMENTS = 2**24  # logits held at once: 64 MB of float32
@@ -36,59 +37,20 @@ def last_hidden_states(model, ids: list[int]) -> torch.Tensor:
     return model.base_model(input_ids=tokens, use_cache=False).last_hidden_state[0]
 
 
-@contextlib.contextmanager
-def float32_products(precision: str) -> Iterator[None]:
-    """Let float32 matrix products on a CPU round their factors to bfloat16 (`bf16`) or not (`ieee`)."""
-    before = torch.backends.mkldnn.matmul.fp32_precision
-    torch.backends.mkldnn.matmul.fp32_precision = precision
-    try:
-        yield
-    finally:
-        torch.backends.mkldnn.matmul.fp32_precision = before
+def output_head(model) -> Logits:
+    """The model's output head in float32: hidden states [n, width] → logits [n, vocabulary].
 
-
-def output_head(model) -> Callable[[torch.Tensor], torch.Tensor]:
-    """The output head in float32: hidden states [n, width] → logits [n, vocabulary].
-
-    bfloat16 logits near 20 are 0.06 to 0.13 apart, more than the differences that are measured here. On CUDA the
-    product reads the stored weights and accumulates in float32; elsewhere a float32 copy of the head is made once.
-    What some architectures do to their logits afterwards (a scale, a soft cap) is done here too. The result is
-    compared with the model's own logits once, so an architecture that does something else is refused, not mis-scored.
+    The result is compared with the model's own logits once, so an architecture that does something else to them than
+    scoring.output_heads knows is refused, not mis-scored.
     """
-    head = model.get_output_embeddings()
-    if type(head) is not torch.nn.Linear:  # a quantized head: its own kernel is what is measured
-        return lambda hidden: head(hidden.to(next(head.parameters()).device)).float()
-    if head.weight.is_cuda and head.weight.dtype in (torch.bfloat16, torch.float16):
-        transposed = head.weight.t()
-
-        def apply(hidden: torch.Tensor) -> torch.Tensor:
-            return torch.mm(hidden.to(transposed), transposed, out_dtype=torch.float32)
-    else:
-        weight = head.weight.float()
-        # Factors that are bfloat16 numbers may be multiplied as such: exact, and faster where the CPU can.
-        precision = "bf16" if head.weight.dtype == torch.bfloat16 else "ieee"
-
-        def apply(hidden: torch.Tensor) -> torch.Tensor:
-            with float32_products(precision if hidden.dtype == torch.bfloat16 else "ieee"):
-                return hidden.to(weight.device).float() @ weight.t()
-
-    bias = head.bias.float() if head.bias is not None else None
-
-    config = language_config(model.config)
-    scale = getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1)
-    cap = getattr(config, "final_logit_softcapping", None)
-
-    def finished(hidden: torch.Tensor) -> torch.Tensor:
-        logits = apply(hidden) if bias is None else apply(hidden) + bias
-        logits = logits if scale == 1 else logits * scale
-        return cap * torch.tanh(logits / cap) if cap else logits
-
-    states, own = probe(model, head)
-    if is_near(finished(states), own):
-        return finished
+    plain = plain_head(model)
+    logits = logits_of_module(model) if plain is None else logits_of(plain)
+    states, own = probe(model, model.get_output_embeddings())
+    if is_near(logits(states), own):
+        return logits
     raise UserError(
         f"{type(model).__name__} changes its logits after the output head (they differ by "
-        f"{relative_difference(finished(states), own):.1%}); such models are not supported yet"
+        f"{relative_difference(logits(states), own):.1%}); such models are not supported yet"
     )
 
 

@@ -16,7 +16,7 @@ from quantharm.common.errors import first_line
 from quantharm.common.records.logits import HardwareFloor
 from quantharm.scoring.forward import last_hidden_states, output_head, slices_of
 
-WIDER = {torch.bfloat16: torch.float32, torch.float16: torch.float32}  # float32's own rounding is below the store's
+WIDER = {torch.bfloat16: torch.float32, torch.float16: torch.float32}  # float32's changes 4e-12
 PROMPTS = 8  # of the trace, spread over it
 Replace = Callable[[torch.nn.Module, torch.Tensor], torch.Tensor | None]
 

@@ -1,4 +1,4 @@
-"""Scoring of a model against a log-prob store: measures of each position, in the order of the store.
+"""Scoring of a model against the baseline's store: measures of each position, in the order of the store.
 
 KL(p ‖ q) = Σ_v p_v (ln p_v - ln q_v) in nats, p the baseline, q the method, over the whole vocabulary, summed in
 float64, with no epsilon.
@@ -24,7 +24,8 @@ from quantharm.scoring.forward import (
     positions_at_once,
     slices_of,
 )
-from quantharm.scoring.stored_logits import Positions, read_store
+from quantharm.scoring.output_heads import HEAD_FILE, Logits, is_same, logits_of, on, plain_head, read_head
+from quantharm.scoring.stored_logits import Positions, Wanted, index_of_largest, read_store, store_metadata
 from quantharm.scoring.worst_positions import WorstPositions
 
 READERS_FOR_GPU = 4  # it scores positions faster than one thread can read and verify them
@@ -32,24 +33,24 @@ CHUNK_ELEMENTS = 2**17  # entries worked on at once: few enough for a core's cac
 
 
 def divergences(
-    stored: torch.Tensor, logits: torch.Tensor, targets: torch.Tensor, top_tokens: torch.Tensor
+    baseline: torch.Tensor, logits: torch.Tensor, targets: torch.Tensor, top_tokens: torch.Tensor
 ) -> dict[str, torch.Tensor]:
     """Measures of each position; each value is [n], float64 but for top1_agrees.
 
-    stored: [n, vocabulary] float16 log-probabilities of the baseline, renormalised here; logits: [n, vocabulary]
-    float32 of the method; targets, top_tokens: [n] ids of the tokens that follow and of the baseline's first choice.
-    JS is the Jensen-Shannon divergence (Lin 1991), with natural logarithms, at most ln 2. delta_nll is ln p - ln q of
-    the target, delta_p is q - p of it.
+    baseline: [n, vocabulary] float32 logits of the baseline, or float16 log-probabilities, normalised here; logits:
+    [n, vocabulary] float32 of the method; targets, top_tokens: [n] ids of the tokens that follow and of the baseline's
+    first choice. JS is the Jensen-Shannon divergence (Lin 1991), with natural logarithms, at most ln 2. nll is -ln q of
+    the target, delta_nll ln p - ln q of it, delta_p q - p.
     """
     step = len(logits) if logits.is_cuda else max(1, CHUNK_ELEMENTS // logits.shape[1])
     chunks = [slice(start, start + step) for start in range(0, len(logits), step)]
-    sums = [vocabulary_sums(stored[chunk], logits[chunk]) for chunk in chunks]
-    kl, reverse, js, ln_sum_p, ln_sum_q, largest = (torch.cat(column) for column in zip(*sums, strict=True))
+    sums = [vocabulary_sums(baseline[chunk], logits[chunk]) for chunk in chunks]
+    kl, reverse, js, ln_z_p, ln_z_q, largest = (torch.cat(column) for column in zip(*sums, strict=True))
 
     ids = torch.stack([targets, top_tokens], dim=-1)
-    stored_target, stored_top = stored.gather(-1, ids).double().unbind(-1)
+    baseline_target, baseline_top = baseline.gather(-1, ids).double().unbind(-1)
     logit_target, logit_top = logits.gather(-1, ids).double().unbind(-1)
-    ln_p_target, ln_q_target = stored_target - ln_sum_p, logit_target - largest - ln_sum_q
+    ln_p_target, ln_q_target = baseline_target - ln_z_p, logit_target - ln_z_q
     return {
         "kl_nats": kl,
         "reverse_kl_nats": reverse,
@@ -57,22 +58,24 @@ def divergences(
         "delta_p": ln_q_target.exp() - ln_p_target.exp(),
         "delta_nll_nats": ln_p_target - ln_q_target,
         "top1_agrees": logit_top == largest,
-        "baseline_top1_p": (stored_top - ln_sum_p).exp(),
+        "baseline_top1_p": (baseline_top - ln_z_p).exp(),
+        "nll_nats": -ln_q_target,
     }
 
 
-def vocabulary_sums(stored: torch.Tensor, logits: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Sums over the vocabulary: (KL, reverse KL, JS, ln Σ e^stored, ln Σ e^(logits - largest), largest logit).
+def vocabulary_sums(baseline: torch.Tensor, logits: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Sums over the vocabulary: (KL, reverse KL, JS, ln Σ e^baseline, ln Σ e^logits, largest logit).
 
     Each [n] float64. Elementwise work is float32, sums are float64. Σ p ln(p / q) itself adds large terms of both signs
     that cancel: float32 is off by 1e-6 nats there, and can fall below zero. Since p and q each sum to 1, KL is also
     Σ (p ln(p / q) - p + q), whose terms are never negative and vanish with ln(p / q), so that a rounding error, of an
     entry or of a normaliser, enters only times the difference between p and q. Of float64 throughout it is within
-    1e-8 nats + 3e-7 of the divergence.
+    1e-8 nats + 3e-7 of the divergence; of equal logits it is exactly 0.
     """
     work = torch.promote_types(logits.dtype, torch.float32)
-    largest = logits.amax(-1, keepdim=True)
-    ln_p, ln_q = stored.to(work, copy=True), logits.to(work) - largest  # each but for its row's constant
+    baseline, logits = baseline.to(work), logits.to(work)
+    largest_p, largest = baseline.amax(-1, keepdim=True), logits.amax(-1, keepdim=True)
+    ln_p, ln_q = baseline - largest_p, logits - largest  # each but for its row's constant
     p, q = ln_p.exp(), ln_q.exp()
     sum_p, sum_q = row_sums(p), row_sums(q)
     ln_sum_p, ln_sum_q = sum_p.log(), sum_q.log()
@@ -89,7 +92,8 @@ def vocabulary_sums(stored: torch.Tensor, logits: torch.Tensor) -> tuple[torch.T
     both = p.add_(q)
     share = moved.div_(both.clamp_min(torch.finfo(work).tiny))  # where both are 0, 0 and not 0 / 0
     js = row_sums(both.mul_(share.log1p_()).sub_(smaller.mul_(distance))) / 2
-    return tuple(column[:, 0] for column in (kl, reverse, js, ln_sum_p, ln_sum_q, largest.double()))
+    ln_z_p, ln_z_q = ln_sum_p + largest_p.double(), ln_sum_q + largest.double()
+    return tuple(column[:, 0] for column in (kl, reverse, js, ln_z_p, ln_z_q, largest.double()))
 
 
 def row_sums(values: torch.Tensor) -> torch.Tensor:
@@ -99,10 +103,11 @@ def row_sums(values: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Piece:
-    """Positions of one row group of the store, and the method's logits there."""
+    """Positions of one row group of the store, with both models' logits there."""
 
     group: Positions
     part: slice
+    baseline: torch.Tensor  # [n, vocabulary] float32 logits or float16 log-probabilities
     logits: torch.Tensor  # [n, vocabulary] float32
 
     def of_group(self, name: str) -> numpy.ndarray:
@@ -111,57 +116,100 @@ class Piece:
         return numpy.repeat(value, len(self.logits)) if isinstance(value, str) else value[self.part]
 
 
-def score(pieces: list[Piece], worst: WorstPositions) -> tuple[dict[str, numpy.ndarray], list[str], torch.Tensor]:
-    """(columns known from the store, names of the measures, measures [names, n] float64) of pieces, as one.
-
-    Natural text is not offered to `worst`, which shows what the method does to answers.
-    """
+def score(
+    pieces: list[Piece], worst: WorstPositions | None = None
+) -> tuple[dict[str, numpy.ndarray], list[str], torch.Tensor]:
+    """(columns known from the store, names of the measures, measures [names, n] float64) of pieces, as one."""
     device = pieces[0].logits.device
     known = {
         name: numpy.concatenate([piece.of_group(name) for piece in pieces])
-        for name in ("prompt_id", "category", "position", "token_id", "top_token_id")
+        for name in ("prompt_id", "category", "position", "token_id")
     }
-    answers = known["category"] != TEXT_CATEGORY
-    ids = numpy.stack([known.pop("token_id"), known.pop("top_token_id"), answers]).astype(numpy.int64)
-    targets, top_tokens, counted = torch.from_numpy(ids).to(device, non_blocking=True)
-    stored = joined([p.group.log_probabilities[p.part].to(device, non_blocking=True) for p in pieces])
-    logits = joined([piece.logits for piece in pieces])
-    figures = divergences(stored, logits, targets, top_tokens)
-    worst.offer(figures["kl_nats"], counted.bool(), stored, logits)
-    return known, list(figures), torch.stack([column.double() for column in figures.values()])
+    baseline, logits = joined([piece.baseline for piece in pieces]), joined([piece.logits for piece in pieces])
+    targets = on_device(known.pop("token_id"), device)
+    if pieces[0].group.top_token_id is None:
+        top_tokens = index_of_largest(baseline)
+    else:
+        top_tokens = on_device(numpy.concatenate([piece.of_group("top_token_id") for piece in pieces]), device)
+    measures = divergences(baseline, logits, targets, top_tokens)
+    if worst is not None:
+        worst.offer(measures["kl_nats"], baseline, logits)
+    return known, list(measures), torch.stack([column.double() for column in measures.values()])
+
+
+def on_device(ids: numpy.ndarray, device: torch.device) -> torch.Tensor:
+    return torch.from_numpy(ids.astype(numpy.int64)).to(device, non_blocking=True)
 
 
 def joined(tensors: list[torch.Tensor]) -> torch.Tensor:
     return tensors[0] if len(tensors) == 1 else torch.cat(tensors)
 
 
-def read_ahead(model, store: Path) -> Iterator[Positions]:
+def read_ahead(model, store: Path, wanted: Wanted | None = None) -> Iterator[Positions]:
     """The store's row groups, read by as many threads as the model's device wants beside its forward passes."""
     on_gpu = model.device.type == "cuda"
-    return read_store(store, readers=READERS_FOR_GPU if on_gpu else 1, pinned=on_gpu)
+    return read_store(store, READERS_FOR_GPU if on_gpu else 1, on_gpu, wanted)
 
 
-def pieces_of(model, store: Path, trace: pandas.DataFrame) -> Iterator[Piece]:
-    """The store's positions in order, with the model's logits from one forward pass a prompt."""
+def baseline_head(model, head: Logits, store: Path) -> Logits | None:
+    """From stored hidden states to the baseline's logits; None for a store of log-probabilities.
+
+    Most methods leave the output head as it is: where it is the baseline's own, `head` (the model's) does for both, so
+    that memory holds one and equal states give equal logits to the last bit.
+    """
+    description = store_metadata(store).get("output_head")
+    if description is None:
+        return None
+    baseline, own = read_head(store.with_name(HEAD_FILE), description), plain_head(model)
+    if own is not None and is_same(own, baseline):
+        return head
+    device = own.weight.device if own is not None else model.device
+    return logits_of(on(baseline, device))
+
+
+def pieces_of(
+    model, store: Path, sequences: dict[str, list[int]], wanted: Wanted | None = None, progress: bool = True
+) -> Iterator[Piece]:
+    """The store's positions in order, with the model's logits from one forward pass a prompt or window.
+
+    sequences: prompt_id → all its token ids; wanted: which row groups, all.
+
+    Raises UserError unless the store has all sequences, and these tokens.
+    """
     head = output_head(model)
+    from_states = baseline_head(model, head, store)
     vocabulary = model.get_output_embeddings().weight.shape[0]
-    sequences = {row.prompt_id: list(map(int, row.token_ids)) for row in trace.itertuples()}
-    current, hidden = None, torch.empty(0)
-    with tqdm(total=len(sequences), desc="divergence", unit="prompt", mininterval=5) as progress:
-        for group in read_ahead(model, store):
+    current, hidden, missing = None, torch.empty(0), dict.fromkeys(sequences)
+    with tqdm(total=len(sequences), desc="divergence", unit="prompt", mininterval=5, disable=not progress) as bar:
+        for group in read_ahead(model, store, wanted):
             if group.prompt_id not in sequences:
                 raise UserError(f"the log-prob store {store} has {group.prompt_id}, which the trace lacks; delete both")
             ids = sequences[group.prompt_id]
             if group.prompt_id != current:
                 check_ids(model, ids)
                 hidden, current = last_hidden_states(model, ids), group.prompt_id  # [T, width]
-                progress.update()
+                missing.pop(current, None)
+                bar.update()
             first, last = group.position[0], group.position[-1]
             if ids[first : last + 1] != group.token_id.tolist():
                 raise UserError(f"the log-prob store {store} has other tokens than the trace in {current}; delete both")
             states = hidden[first - 1 : last]  # those that predict the group's tokens
             for part in slices_of(len(states), vocabulary):
-                yield Piece(group, part, head(states[part]))
+                logits = head(states[part])
+                yield Piece(group, part, baseline_entries(group, part, from_states, logits.device), logits)
+    if missing:
+        raise UserError(
+            f"the log-prob store {store} lacks {next(iter(missing))}; delete it and run the same command again"
+        )
+
+
+def baseline_entries(group: Positions, part: slice, from_states: Logits | None, device: torch.device) -> torch.Tensor:
+    """The baseline's logits or log-probabilities at some positions of a row group, on the method's device."""
+    if group.log_probabilities is not None:
+        return group.log_probabilities[part].to(device, non_blocking=True)
+    assert group.hidden_states is not None, "a row group holds one of the two"
+    assert from_states is not None, "a store of hidden states names its output head"
+    return from_states(group.hidden_states[part].to(device, non_blocking=True))
 
 
 def batches_of(pieces: Iterable[Piece], positions: int) -> Iterator[list[Piece]]:
@@ -176,18 +224,21 @@ def batches_of(pieces: Iterable[Piece], positions: int) -> Iterator[list[Piece]]
         yield batch
 
 
-def score_store(model, store: Path, trace: pandas.DataFrame, worst: WorstPositions) -> pandas.DataFrame:
-    """All rows of divergence.parquet; one forward pass a prompt.
+def score_store(model, store: Path, trace: pandas.DataFrame, worst: WorstPositions | None = None) -> pandas.DataFrame:
+    """All rows of divergence.parquet, of the trace's prompts; one forward pass a prompt.
 
-    While this thread runs the model, others read the next row groups and, on a CPU, score the logits of the last ones.
-    On a GPU nothing waits for what is scored before the end: launching the model's kernels is what takes the time.
+    Windows of text that the store has as well are scored with the perplexity. While this thread runs the model, others
+    read the next row groups and, on a CPU, score the logits of the last ones. On a GPU nothing waits for what is scored
+    before the end: launching the model's kernels is what takes the time.
     """
     scored: list[tuple[dict[str, numpy.ndarray], list[str], torch.Tensor]] = []
     # A call costs a GPU's host more than what it starts. A CPU gains nothing by fewer, and memory by small pieces.
     on_gpu = model.device.type == "cuda"
     positions = positions_at_once(model.get_output_embeddings().weight.shape[0]) if on_gpu else 1
+    sequences = sequences_of(trace[trace["category"] != TEXT_CATEGORY])
+    pieces = pieces_of(model, store, sequences, lambda _, category: category != TEXT_CATEGORY)
     with background_scorer(model.device) as in_background:
-        for batch in batches_of(pieces_of(model, store, trace), positions):
+        for batch in batches_of(pieces, positions):
             in_background(score, scored.append, batch, worst)
     columns: dict[str, list[numpy.ndarray]] = collections.defaultdict(list)
     for known, names, measures in scored:
@@ -195,3 +246,8 @@ def score_store(model, store: Path, trace: pandas.DataFrame, worst: WorstPositio
             columns[name].append(values)
     rows = pandas.DataFrame({name: numpy.concatenate(values) for name, values in columns.items()})
     return rows.astype({"top1_agrees": bool})
+
+
+def sequences_of(trace: pandas.DataFrame) -> dict[str, list[int]]:
+    """{prompt_id: all its token ids}."""
+    return {row.prompt_id: list(map(int, row.token_ids)) for row in trace.itertuples()}

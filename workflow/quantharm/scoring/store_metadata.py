@@ -1,16 +1,22 @@
-"""What a store of the baseline's log-probabilities was made with: the metadata that it carries."""
+"""What a store of the baseline's logits was made of: what its metadata state, and a reader compares."""
 
 import pandas
 
+from quantharm.common.constants import TEXT_CATEGORY
 from quantharm.common.provenance import device_name, how_computed, versions
-from quantharm.common.records.logits import StoreIdentity
+from quantharm.common.records.logits import CellIdentity, StoreIdentity
 from quantharm.common.records.quantization import QuantizationRecord
 from quantharm.common.text import sha256_of_windows
 from quantharm.models.compute import compute_dtype
 
 
-def store_metadata_of(record: QuantizationRecord, trace: pandas.DataFrame, device: str, protocol: str) -> StoreIdentity:
-    """Everything the stored figures depend on; the divergence stage refuses a store that differs in any of it."""
+def text_id(window: int) -> str:
+    """The prompt_id of the text's window number 0, 1, …"""
+    return f"{TEXT_CATEGORY}-{window + 1:02d}"
+
+
+def cell_metadata_of(record: QuantizationRecord, device: str) -> CellIdentity:
+    """Of any cell's quantization record: what must be equal in the baseline, whatever was stored."""
     source = record["source"]
     return {
         "model": record["model"],
@@ -21,6 +27,13 @@ def store_metadata_of(record: QuantizationRecord, trace: pandas.DataFrame, devic
         "dtype": record["dtype"],
         "device": device_name(device),
         **how_computed(device, compute_dtype(record["dtype"], device)),
+    }
+
+
+def store_metadata_of(record: QuantizationRecord, trace: pandas.DataFrame, device: str, protocol: str) -> StoreIdentity:
+    """Everything the stored figures depend on; a stage refuses a store that differs in any of it but the versions."""
+    return {
+        **cell_metadata_of(record, device),
         "protocol": protocol,
         "trace_sha256": sha256_of_windows([list(map(int, ids)) for ids in trace["token_ids"]]),
         "versions": versions(),

@@ -1,9 +1,11 @@
-"""The log-prob store: the baseline's log-probabilities over the whole vocabulary, one row a position, in Parquet.
+"""What is stored of the baseline at each position, one row a position, in Parquet: hidden states or log-probabilities.
 
-2 bytes an entry: float16 log-probabilities, renormalised in float64 when read (error floor about 5e-7 nats). A row
-group holds one prompt, or a part of a text window; it is written and read one group at a time, so memory does not
-grow with the number of prompts. The metadata name everything the figures depend on; a reader refuses a store made
-from anything else. Pages carry checksums: a flipped bit is an error, not a figure.
+Hidden states (format 2) are the final ones, in the dtype of the forward pass; the output head that the metadata name
+makes logits of them, so that nothing is lost and a position takes 2 bytes × width. Log-probabilities (format 1) are
+float16 over the whole vocabulary, renormalised in float64 when read (error floor about 5e-7 nats). A row group holds
+one prompt or window of text (or a part of a window, of log-probabilities); it is written and read one group at a time,
+so memory does not grow with their number. The metadata name everything the figures depend on; a reader refuses a store
+made from anything else. Pages carry checksums: a flipped bit is an error, not a figure.
 """
 
 import collections
@@ -12,7 +14,7 @@ import itertools
 import json
 import os
 import queue
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +28,9 @@ from quantharm.common.errors import UserError
 from quantharm.common.records.logits import StoreMetadata
 
 METADATA_KEY = b"quantharm"
-FORMAT = 1
+HIDDEN_STATES, LOG_PROBABILITIES = "hidden_states", "log_probabilities"  # columns, and words of the config
+FORMATS = {LOG_PROBABILITIES: 1, HIDDEN_STATES: 2}
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 PAGE_BYTES, PAGE_ROWS = 2**17, 4  # so small that a page is copied and its checksum taken within a core's cache
 # What a file with a flipped bit makes pyarrow and json raise; pages have checksums, the footer has none.
 DAMAGE = (pyarrow.ArrowException, OSError, ValueError, TypeError, LookupError, AttributeError)
@@ -34,36 +38,61 @@ DAMAGE = (pyarrow.ArrowException, OSError, ValueError, TypeError, LookupError, A
 
 @dataclass(frozen=True)
 class Positions:
-    """Consecutive positions of one prompt or text window, as read from a store."""
+    """Consecutive positions of one prompt or text window, as read from a store; one of the last two is None."""
 
     prompt_id: str
     category: str
     position: numpy.ndarray  # [n] int32: index of the predicted token within the whole sequence
     token_id: numpy.ndarray  # [n] int32: the predicted (target) token
-    top_token_id: numpy.ndarray  # [n] int32: the baseline's most probable token, before rounding to float16
-    log_probabilities: torch.Tensor  # [n, vocabulary] float16
+    top_token_id: numpy.ndarray | None  # [n] int32: the most probable token, before log-probabilities were rounded
+    log_probabilities: torch.Tensor | None = None  # [n, vocabulary] float16
+    hidden_states: torch.Tensor | None = None  # [n, width] in the dtype of the forward pass
+
+
+@dataclass(frozen=True)
+class Entries:
+    """What a row of a store holds of a position: `width` numbers of a dtype, in the column `name`."""
+
+    name: str
+    width: int
+    dtype: torch.dtype
+
+    @property
+    def row_bytes(self) -> int:
+        return self.width * self.dtype.itemsize
+
+
+def entries_of(metadata: Mapping[str, Any]) -> Entries:
+    """As a store's metadata say; raises LookupError for others than a writer writes."""
+    states = metadata.get(HIDDEN_STATES)
+    if states is None:
+        return Entries(LOG_PROBABILITIES, metadata["vocabulary"], torch.float16)
+    return Entries(HIDDEN_STATES, states["width"], DTYPES[states["dtype"]])
 
 
 def store_schema(vocabulary: int, metadata: Mapping[str, Any]) -> pyarrow.Schema:
-    return pyarrow.schema(
-        [
-            ("prompt_id", pyarrow.string()),
-            ("category", pyarrow.string()),
-            ("position", pyarrow.int32()),
-            ("token_id", pyarrow.int32()),
-            ("top_token_id", pyarrow.int32()),
-            ("log_probabilities", pyarrow.binary(2 * vocabulary)),  # little-endian float16
-        ],
-        metadata={METADATA_KEY: json.dumps({**metadata, "format": FORMAT, "vocabulary": vocabulary})},
-    )
+    entries = entries_of({**metadata, "vocabulary": vocabulary})
+    columns = [
+        ("prompt_id", pyarrow.string()),
+        ("category", pyarrow.string()),
+        ("position", pyarrow.int32()),
+        ("token_id", pyarrow.int32()),
+    ]
+    columns += [("top_token_id", pyarrow.int32())] if entries.name == LOG_PROBABILITIES else []
+    columns += [(entries.name, pyarrow.binary(entries.row_bytes))]  # little-endian
+    stated = {**metadata, "format": FORMATS[entries.name], "vocabulary": vocabulary}
+    return pyarrow.schema(columns, metadata={METADATA_KEY: json.dumps(stated)})
 
 
 class StoreWriter:
-    """Writes a store row group by row group; use as a context manager on a temporary path."""
+    """Writes a store row group by row group; use as a context manager on a temporary path.
+
+    It holds hidden states where the metadata have `hidden_states` {width, dtype}, else log-probabilities.
+    """
 
     def __init__(self, path: Path, vocabulary: int, metadata: Mapping[str, Any]):
         self.schema = store_schema(vocabulary, metadata)
-        self.vocabulary = vocabulary
+        self.entries = entries_of({**metadata, "vocabulary": vocabulary})
         self.file = open(path, "wb")
         self.writer = pyarrow.parquet.ParquetWriter(
             self.file,
@@ -73,7 +102,7 @@ class StoreWriter:
             write_statistics=["prompt_id", "position"],
             write_page_checksum=True,
             data_page_size=PAGE_BYTES,
-            write_batch_size=PAGE_ROWS,
+            write_batch_size=max(PAGE_ROWS, PAGE_BYTES // self.entries.row_bytes),
         )
 
     def __enter__(self):
@@ -86,21 +115,27 @@ class StoreWriter:
                 self.file.flush()
                 os.fsync(self.file.fileno())  # a full disk is told now, not when the file is read
 
-    def write(self, prompt_id: str, category: str, position, token_id, log_probabilities: torch.Tensor) -> None:
-        """One row group; log_probabilities: [n, vocabulary], any float dtype."""
-        block = numpy.ascontiguousarray(on_host(log_probabilities.to(torch.float16)).numpy())  # [n, vocabulary]
+    def write(self, prompt_id: str, category: str, position, token_id, values: torch.Tensor) -> None:
+        """One row group; values: hidden states [n, width], or log-probabilities [n, vocabulary] of any float dtype."""
+        block = on_host(values.to(self.entries.dtype)).contiguous().view(torch.uint8).numpy()  # [n, bytes of a row]
         count = len(block)
         entries = pyarrow.FixedSizeBinaryArray.from_buffers(
-            pyarrow.binary(2 * self.vocabulary), count, [None, pyarrow.py_buffer(block)]
+            pyarrow.binary(self.entries.row_bytes), count, [None, pyarrow.py_buffer(block)]
         )
-        columns = [[prompt_id] * count, [category] * count, list(position), list(token_id), largest(log_probabilities)]
-        arrays = [pyarrow.array(c, type=t) for c, t in zip(columns, self.schema.types[:5], strict=True)]
+        columns = [[prompt_id] * count, [category] * count, list(position), list(token_id)]
+        columns += [largest(values)] if self.entries.name == LOG_PROBABILITIES else []
+        arrays = [pyarrow.array(c, type=t) for c, t in zip(columns, self.schema.types[:-1], strict=True)]
         self.writer.write_table(pyarrow.Table.from_arrays([*arrays, entries], schema=self.schema))
 
 
 def largest(values: torch.Tensor) -> list[int]:
-    """Index of the largest value of each row; by numpy on a CPU, where it takes a tenth of the time of torch."""
-    return values.argmax(-1).tolist() if values.is_cuda else values.float().numpy().argmax(-1).tolist()
+    """Index of the largest value of each row."""
+    return index_of_largest(values).tolist()
+
+
+def index_of_largest(values: torch.Tensor) -> torch.Tensor:
+    """[n, vocabulary] → [n]; by numpy on a CPU, where it takes a tenth of the time of torch."""
+    return values.argmax(-1) if values.is_cuda else torch.from_numpy(values.float().numpy().argmax(-1))
 
 
 def on_host(tensor: torch.Tensor) -> torch.Tensor:
@@ -140,7 +175,12 @@ def store_metadata(path: Path) -> StoreMetadata:
 def require_same(path: Path, expected: Mapping[str, Any]) -> StoreMetadata:
     """The store's metadata; raises UserError naming both values where one of `expected` differs."""
     metadata = store_metadata(path)
-    for key, value in {"format": FORMAT, **expected}.items():
+    if metadata.get("format") not in FORMATS.values():
+        raise UserError(
+            f"the log-prob store {path} has format {metadata.get('format')!r}, which this version does not read (it "
+            f"reads {', '.join(map(str, FORMATS.values()))}); delete the store and run the same command again"
+        )
+    for key, value in expected.items():
         if metadata.get(key) != value:
             raise UserError(
                 f"the log-prob store {path} was made with {key} {metadata.get(key)!r}, but this cell has {value!r}; "
@@ -152,7 +192,8 @@ def require_same(path: Path, expected: Mapping[str, Any]) -> StoreMetadata:
 def check_columns(file: pyarrow.parquet.ParquetFile, path: Path) -> None:
     """Raises UserError unless columns and vocabulary are the ones that the store was written with."""
     try:
-        expected = store_schema(store_metadata(path)["vocabulary"], {}).remove_metadata()
+        metadata = store_metadata(path)
+        expected = store_schema(metadata["vocabulary"], metadata).remove_metadata()
         if file.schema_arrow.remove_metadata() == expected:
             return
     except DAMAGE as error:
@@ -160,40 +201,51 @@ def check_columns(file: pyarrow.parquet.ParquetFile, path: Path) -> None:
     raise damaged(path, ValueError("its columns are not those it was written with"))
 
 
-def read_group(file: pyarrow.parquet.ParquetFile, group: int, pinned: bool) -> Positions:
-    """One row group; `pinned` puts its log-probabilities where a GPU can fetch them by itself."""
+Wanted = Callable[[str, str], bool]  # (prompt_id, category) of a row group → whether it is read
+
+
+def read_group(file: pyarrow.parquet.ParquetFile, group: int, entries: Entries, pinned: bool) -> Positions:
+    """One row group; `pinned` puts its entries where a GPU can fetch them by itself."""
     table = file.read_row_group(group, use_threads=False)  # the caller's threads read other groups
-    chunks = table.column("log_probabilities").chunks
-    entries = chunks[0] if len(chunks) == 1 else pyarrow.concat_arrays(chunks)
-    vocabulary = entries.type.byte_width // 2
-    flat = numpy.frombuffer(entries.buffers()[1], dtype=numpy.float16, count=len(entries) * vocabulary)
-    log_probabilities = torch.empty((len(entries), vocabulary), dtype=torch.float16, pin_memory=pinned)
-    numpy.copyto(log_probabilities.numpy(), flat.reshape(len(entries), vocabulary))
+    chunks = table.column(entries.name).chunks
+    stored = chunks[0] if len(chunks) == 1 else pyarrow.concat_arrays(chunks)
+    flat = numpy.frombuffer(stored.buffers()[1], dtype=numpy.uint8, count=len(stored) * entries.row_bytes)
+    values = torch.empty((len(stored), entries.width), dtype=entries.dtype, pin_memory=pinned)
+    numpy.copyto(values.view(torch.uint8).numpy(), flat.reshape(len(stored), entries.row_bytes))
+    of_log_probabilities = entries.name == LOG_PROBABILITIES
     return Positions(
         table.column("prompt_id")[0].as_py(),
         table.column("category")[0].as_py(),
         table.column("position").to_numpy(),
         table.column("token_id").to_numpy(),
-        table.column("top_token_id").to_numpy(),
-        log_probabilities,
+        table.column("top_token_id").to_numpy() if of_log_probabilities else None,
+        **{entries.name: values},
     )
 
 
-def read_store(path: Path, readers: int = 1, pinned: bool = False) -> Iterator[Positions]:
+def is_wanted(file: pyarrow.parquet.ParquetFile, group: int, wanted: Wanted | None) -> bool:
+    if wanted is None:
+        return True
+    names = file.read_row_group(group, columns=["prompt_id", "category"], use_threads=False)
+    return wanted(names.column("prompt_id")[0].as_py(), names.column("category")[0].as_py())
+
+
+def read_store(path: Path, readers: int = 1, pinned: bool = False, wanted: Wanted | None = None) -> Iterator[Positions]:
     """The store's row groups in order, `readers` more being read while the caller works on one.
 
-    pinned: for a GPU, which then fetches log-probabilities while it computes.
+    pinned: for a GPU, which then fetches the entries while it computes. wanted: the groups to read; all.
     """
     file = open_store(path)
     check_columns(file, path)
+    entries = entries_of(store_metadata(path))
     files: queue.SimpleQueue = queue.SimpleQueue()  # an open file is read by one thread at a time
     for opened in [file, *(open_store(path) for _ in range(readers - 1))]:
         files.put(opened)
 
-    def read(group: int) -> Positions:
+    def read(group: int) -> Positions | None:
         own = files.get()
         try:
-            return read_group(own, group, pinned)
+            return read_group(own, group, entries, pinned) if is_wanted(own, group, wanted) else None
         except DAMAGE as error:
             raise damaged(path, error) from None
         finally:
@@ -205,4 +257,5 @@ def read_store(path: Path, readers: int = 1, pinned: bool = False) -> Iterator[P
         while ahead:
             current = ahead.popleft().result()
             ahead.extend(pool.submit(read, group) for group in itertools.islice(groups, 1))
-            yield current
+            if current is not None:
+                yield current

@@ -14,20 +14,18 @@ TOP = 5  # tokens of each model
 CONTEXT_TOKENS = 48  # shown before the predicted token
 
 
-def top_tokens(stored: torch.Tensor, logits: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Ids [n, 5] and log-probabilities or logits [n, 5] of both models' first choices.
+def top_tokens(baseline: torch.Tensor, logits: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Ids [n, 5] and probabilities [n, 5] of both models' first choices.
 
-    stored: [n, vocabulary] float16 log-probabilities of the baseline; logits: [n, vocabulary] float32 of the method.
+    baseline: [n, vocabulary] float32 logits or float16 log-probabilities; logits: [n, vocabulary] float32 of the
+    method.
     """
-    count = min(TOP, stored.shape[-1])
-    baseline, method = stored.float().topk(count, dim=-1), logits.topk(count, dim=-1)
-    return {
-        "baseline_ids": baseline.indices,
-        # as the divergence does, stored log-probabilities are renormalised
-        "baseline_p": (baseline.values.double() - torch.logsumexp(stored.double(), -1, keepdim=True)).exp(),
-        "method_ids": method.indices,
-        "method_p": (method.values.double() - torch.logsumexp(logits.double(), -1, keepdim=True)).exp(),
-    }
+    tops = {}
+    for name, values in (("baseline", baseline), ("method", logits)):
+        top = values.float().topk(min(TOP, values.shape[-1]), dim=-1)
+        tops[f"{name}_ids"] = top.indices
+        tops[f"{name}_p"] = (top.values.double() - torch.logsumexp(values.double(), -1, keepdim=True)).exp()
+    return tops
 
 
 class WorstPositions:
@@ -39,16 +37,13 @@ class WorstPositions:
     def __init__(self, limit: int = LIMIT):
         self.limit = limit
         self.offered = 0
-        self.kept: tuple[torch.Tensor, ...] | None = None  # KL, number of the offered position, stored, logits
+        self.kept: tuple[torch.Tensor, ...] | None = None  # KL, number of the offered position, both models' entries
 
-    def offer(self, kl: torch.Tensor, counted: torch.Tensor, stored: torch.Tensor, logits: torch.Tensor) -> None:
-        """Some more positions; kl: [n] nats, counted: [n] bool, False for those that are passed over.
-
-        stored, logits: [n, vocabulary] as scored.
-        """
+    def offer(self, kl: torch.Tensor, baseline: torch.Tensor, logits: torch.Tensor) -> None:
+        """Some more positions; kl: [n] nats; baseline, logits: [n, vocabulary] as scored."""
         numbers = torch.arange(self.offered, self.offered + len(kl), device=kl.device)
         self.offered += len(kl)
-        new = self.largest(kl.masked_fill(~counted, -torch.inf), numbers, stored, logits)
+        new = self.largest(kl, numbers, baseline, logits)
         self.kept = new if self.kept is None else self.largest(*map(torch.cat, zip(self.kept, new, strict=True)))
 
     def largest(self, kl: torch.Tensor, *others: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -62,12 +57,10 @@ class WorstPositions:
         """
         if self.kept is None:
             return []
-        kl, numbers, stored, logits = self.kept
-        tops = {key: value.cpu().numpy() for key, value in top_tokens(stored, logits).items()}
+        kl, numbers, baseline, logits = self.kept
+        tops = {key: value.cpu().numpy() for key, value in top_tokens(baseline, logits).items()}
         records: list[WorstPosition] = []
         for k, row in enumerate(rows.iloc[numbers.tolist()].itertuples()):
-            if kl[k] == -torch.inf:  # fewer were counted than are kept
-                break
             records.append(
                 {
                     "prompt_id": row.prompt_id,

@@ -36,10 +36,12 @@ class CategoryDivergence(TypedDict):
 class TextDivergence(TypedDict):
     """Of the windows of the evaluation text in the store."""
 
+    windows: int
     positions: int
     kl_nats_mean: float
     log_perplexity_ratio: float  # ln(perplexity of the method ÷ of the baseline) on these windows
-    log_perplexity_ratio_standard_error: float | None
+    log_perplexity_ratio_ci95: Interval | None  # over windows
+    log_perplexity_ratio_standard_error: float | None  # the larger one of windows and of single positions
     squared_delta_nll_mean: float  # nats²
     squared_delta_nll_standard_error: float | None
     top1_agreement: float
@@ -72,12 +74,13 @@ class DivergenceFigures(TypedDict):
     delta_p: DeltaP
     by_category: dict[str, CategoryDivergence]
     positions: int  # of the trace
-    text: TextDivergence | None  # null where the store has no windows
+    text: TextDivergence | None  # as in perplexity.json; null where the store has no windows
 
 
 class StoreShown(HowComputedOrNull):
     """Metadata of the store that the cell was compared with; null where an older store lacks them."""
 
+    stored: str | None  # hidden_states or log_probabilities
     protocol: str | None
     device: str | None
     dtype: str | None

@@ -1,6 +1,6 @@
-"""logits.json: the log-prob store that the baseline filled, and the metadata that the store itself carries."""
+"""logits.json: the store that the baseline filled, and the metadata that the store itself carries."""
 
-from typing import NotRequired, TypedDict
+from typing import Literal, NotRequired, TypedDict
 
 from quantharm.common.records.parts import Finished, HowComputed
 
@@ -14,8 +14,8 @@ class HardwareFloor(TypedDict):
     reason: str | None  # why they were not measured
 
 
-class StoreIdentity(HowComputed):
-    """Everything that the stored figures depend on; a cell that differs in any of it is not compared."""
+class CellIdentity(HowComputed):
+    """What must be equal in two cells that are compared."""
 
     model: str
     revision: str | None
@@ -24,12 +24,49 @@ class StoreIdentity(HowComputed):
     chat_template_sha256: str | None
     dtype: str
     device: str
+
+
+class StoreIdentity(CellIdentity):
+    """Everything that the stored figures depend on."""
+
     protocol: str  # of the text's windows
     trace_sha256: str  # of all token ids
     versions: dict[str, str]
 
 
-class StoreMetadata(StoreIdentity):
+class HiddenStates(TypedDict):
+    """What a row of a store of hidden states holds."""
+
+    width: int
+    dtype: str  # of the forward pass
+
+
+class HeadSettings(TypedDict):
+    """The output head that makes logits of hidden states; output_head.safetensors holds its tensors."""
+
+    dtype: str
+    shape: list[int]  # vocabulary, width
+    bias: bool
+    scale: float  # of the logits
+    softcap: float | None
+
+
+class HeadDescription(HeadSettings):
+    sha256: str  # of all of the above and of the tensors
+
+
+class FormOfStore(TypedDict):
+    """What a row of the store holds."""
+
+    stored: Literal["hidden_states", "log_probabilities"]
+    hidden_states: NotRequired[HiddenStates]
+    output_head: NotRequired[HeadDescription]
+    reason: NotRequired[str | None]  # why log-probabilities are stored
+
+
+class StoreMetadata(StoreIdentity, FormOfStore):
+    text_windows: int
+    text_tokens_sha256: str  # of the windows' token ids
     prompt_tokens_sha256: str
     thinking: bool
     template_date: str
@@ -41,8 +78,12 @@ class StoreMetadata(StoreIdentity):
 
 class LogitsRecord(Finished):
     model: str
+    stored: Literal["hidden_states", "log_probabilities"]
+    reason: str | None  # why log-probabilities are stored
     positions: int  # that are stored
-    vocabulary: int  # entries a position
+    vocabulary: int
+    width: int  # numbers a position: of a hidden state, or the vocabulary
     bytes: int  # of logits.parquet
-    bytes_per_entry: float
+    bytes_per_entry: float  # of these numbers
+    output_head_bytes: int
     metadata: StoreMetadata

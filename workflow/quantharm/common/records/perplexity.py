@@ -1,9 +1,57 @@
-"""perplexity.json: how well a cell predicts the evaluation text."""
+"""perplexity.json: how well a cell predicts the evaluation text, and how far it is from the baseline there."""
 
+from typing import TypedDict
+
+from quantharm.common.records.divergence import KlNats, TextDivergence
 from quantharm.common.records.parts import CellNames, Finished, Interval
 
 
-class PerplexityRecord(CellNames, Finished):
+class TextKlNats(KlNats):
+    """KL(baseline ‖ method) in nats: mean of all positions, its interval over windows, quantiles over positions."""
+
+    p95: float
+
+
+class TextDeltaP(TypedDict):
+    """Change of the probability of the text's token, over positions."""
+
+    mean: float
+    ci95: Interval | None  # over windows
+    rms: float
+    min: float
+    p0_1: float
+    p1: float
+    median: float
+    p99: float
+    p99_9: float
+    max: float
+
+
+class KlOfBin(TypedDict):
+    """Positions from `low` to below `high`."""
+
+    low: float
+    high: float
+    positions: int
+    kl_nats_mean: float
+    ci95: Interval | None  # over windows
+
+
+class TextFigures(TypedDict):
+    """Divergence from the baseline over the windows that its store has; null where it has none."""
+
+    kl_nats: TextKlNats | None
+    reverse_kl_nats_mean: float | None  # KL(method ‖ baseline)
+    js_nats_mean: float | None  # Jensen-Shannon divergence
+    top1_agreement: float | None  # share of positions at which both models choose one token
+    top1_agreement_ci95: Interval | None  # over windows
+    delta_p: TextDeltaP | None
+    kl_by_position: list[KlOfBin] | None  # in the window, 1 is the first that is predicted
+    kl_by_baseline_top1_p: list[KlOfBin] | None  # by the baseline's probability of its own first choice
+    text: TextDivergence | None
+
+
+class PerplexityRecord(CellNames, TextFigures, Finished):
     protocol: str  # concat-2048, for one; figures of two protocols are never compared
     dataset: str  # the text's file
     dataset_sha256: str

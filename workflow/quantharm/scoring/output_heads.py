@@ -1,0 +1,190 @@
+"""Output heads: from final hidden states to logits in float32, of a loaded model or as kept beside a store.
+
+bfloat16 logits near 20 are 0.06 to 0.13 apart, more than the differences that are measured here. On CUDA the product
+reads the stored weights and accumulates in float32; elsewhere a float32 copy of the head is made once. What some
+architectures do to their logits afterwards (a scale, a soft cap) is part of the head.
+"""
+
+import contextlib
+import hashlib
+import itertools
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from quantharm.common.errors import UserError
+from quantharm.common.files import replacing
+from quantharm.common.records.logits import HeadDescription, HeadSettings
+from quantharm.common.text import language_config
+
+HEAD_FILE = "output_head.safetensors"  # beside the store whose hidden states it turns into logits
+ROWS_COMPARED_AT_ONCE = 4096
+Logits = Callable[[torch.Tensor], torch.Tensor]  # hidden states [n, width] → logits [n, vocabulary] float32
+
+
+@dataclass(frozen=True)
+class OutputHead:
+    """logits = softcap × tanh(scale × (weight · state + bias) / softcap), without the soft cap where it is None."""
+
+    weight: torch.Tensor  # [vocabulary, width]
+    bias: torch.Tensor | None  # [vocabulary]
+    scale: float
+    softcap: float | None
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        return {"weight": self.weight} | ({} if self.bias is None else {"bias": self.bias})
+
+    def settings(self) -> HeadSettings:
+        """What the tensors do not say; part of the hash."""
+        dtype = str(self.weight.dtype).removeprefix("torch.")
+        return {
+            "dtype": dtype,
+            "shape": list(self.weight.shape),
+            "bias": self.bias is not None,
+            "scale": self.scale,
+            "softcap": self.softcap,
+        }
+
+    def sha256(self) -> str:
+        digest = hashlib.sha256(json.dumps(self.settings(), sort_keys=True).encode())
+        for tensor in self.tensors().values():
+            digest.update(memoryview(bytes_of(tensor)))
+        return digest.hexdigest()
+
+    def described(self) -> HeadDescription:
+        """The settings and the sha256 of both, as a store's metadata hold them."""
+        return {**self.settings(), "sha256": self.sha256()}
+
+
+def bytes_of(tensor: torch.Tensor):
+    """A tensor's own bytes as a flat numpy array."""
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+
+
+def after_the_head(model) -> tuple[float, float | None]:
+    """(scale, soft cap) that an architecture applies to its logits."""
+    config = language_config(model.config)
+    scale = getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1)
+    return scale, getattr(config, "final_logit_softcapping", None)
+
+
+def plain_head(model) -> OutputHead | None:
+    """The head of a model where it is one matrix of floats; None where it is quantized or a module of its own kind."""
+    head = model.get_output_embeddings()
+    if type(head) is not torch.nn.Linear or type(head.weight) not in (torch.nn.Parameter, torch.Tensor):
+        return None
+    return OutputHead(head.weight.data, None if head.bias is None else head.bias.data, *after_the_head(model))
+
+
+def logits_of(head: OutputHead) -> Logits:
+    """The function from hidden states to logits; weights that are on a GPU stay there."""
+    weight = head.weight
+    if weight.is_cuda and weight.dtype in (torch.bfloat16, torch.float16):
+        transposed = weight.t()
+
+        def product(hidden: torch.Tensor) -> torch.Tensor:
+            return torch.mm(hidden.to(transposed), transposed, out_dtype=torch.float32)
+    else:
+        wide = weight.float()
+        # Factors that are bfloat16 numbers may be multiplied as such: exact, and faster where the CPU can.
+        precision = "bf16" if weight.dtype == torch.bfloat16 else "ieee"
+
+        def product(hidden: torch.Tensor) -> torch.Tensor:
+            with float32_products(precision if hidden.dtype == torch.bfloat16 else "ieee"):
+                return hidden.to(wide.device).float() @ wide.t()
+
+    bias = None if head.bias is None else head.bias.float()
+    return finished(product if bias is None else lambda hidden: product(hidden) + bias, head.scale, head.softcap)
+
+
+def logits_of_module(model) -> Logits:
+    """The same for a head that is a module of its own kind, as a quantized one: its own kernel is what is measured."""
+    head = model.get_output_embeddings()
+    device = next(itertools.chain(head.parameters(), head.buffers())).device
+    return finished(lambda hidden: head(hidden.to(device)).float(), *after_the_head(model))
+
+
+def finished(product: Logits, scale: float, softcap: float | None) -> Logits:
+    def logits(hidden: torch.Tensor) -> torch.Tensor:
+        values = product(hidden)
+        values = values if scale == 1 else values * scale
+        return softcap * torch.tanh(values / softcap) if softcap else values
+
+    return logits
+
+
+@contextlib.contextmanager
+def float32_products(precision: str) -> Iterator[None]:
+    """Let float32 matrix products on a CPU round their factors to bfloat16 (`bf16`) or not (`ieee`)."""
+    before = torch.backends.mkldnn.matmul.fp32_precision
+    torch.backends.mkldnn.matmul.fp32_precision = precision
+    try:
+        yield
+    finally:
+        torch.backends.mkldnn.matmul.fp32_precision = before
+
+
+def narrowed(head: OutputHead, dtype: torch.dtype) -> OutputHead:
+    """The head in `dtype` where that loses nothing, as of a bfloat16 model that is held in float32; else as it is."""
+    narrow = head.weight.to(dtype)
+    lossless = all(
+        torch.equal(n.to(w.dtype), w) for n, w in zip(*(split(t) for t in (narrow, head.weight)), strict=True)
+    )
+    return replace(head, weight=narrow) if lossless else head
+
+
+def on(head: OutputHead, device: torch.device) -> OutputHead:
+    return replace(head, weight=head.weight.to(device), bias=None if head.bias is None else head.bias.to(device))
+
+
+def split(weight: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    return weight.split(ROWS_COMPARED_AT_ONCE)
+
+
+def is_same(first: OutputHead, second: OutputHead) -> bool:
+    """Whether two heads give the same logits: the same numbers, in whatever dtype and place."""
+    if (first.scale, first.softcap) != (second.scale, second.softcap) or first.weight.shape != second.weight.shape:
+        return False
+    if (first.bias is None) != (second.bias is None):
+        return False
+    pairs = list(zip(split(first.weight), split(second.weight), strict=True))
+    pairs += [] if first.bias is None or second.bias is None else [(first.bias, second.bias)]
+    return all(torch.equal(a.float(), b.to(a.device).float()) for a, b in pairs)
+
+
+def write_head(path: Path, head: OutputHead | None, reason: str | None = None) -> None:
+    """A safetensors file of `weight` and `bias`; without tensors, and with the reason, where the store needs none."""
+    from safetensors.torch import save_file
+
+    tensors = {name: t.detach().cpu().contiguous() for name, t in head.tensors().items()} if head else {}
+    metadata = {"settings": json.dumps(head.settings())} if head else {"reason": reason or ""}
+    with replacing(path) as temporary:
+        save_file(tensors, temporary, metadata=metadata)
+        temporary.chmod(0o644)  # safetensors writes for the owner only; a store is handed on
+
+
+def read_head(path: Path, description: HeadDescription) -> OutputHead:
+    """The head that a store's metadata describe; raises UserError for a file that is missing, damaged or another's."""
+    import safetensors
+    from safetensors.torch import load_file
+
+    try:
+        tensors = load_file(path)
+    except FileNotFoundError:
+        raise UserError(
+            f"{path} does not exist: the store beside it holds hidden states and needs this output head; run the stage "
+            "`logits`, or copy the file with the store"
+        ) from None
+    except (safetensors.SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"{path} is damaged ({error}); delete it and run the same command again") from None
+    if "weight" in tensors:
+        head = OutputHead(tensors["weight"], tensors.get("bias"), description["scale"], description["softcap"])
+        if head.sha256() == description["sha256"]:
+            return head
+    raise UserError(
+        f"{path} is not the output head that its store was filled with (sha256 {description['sha256'][:12]}…); delete "
+        "the store and run the same command again"
+    )
