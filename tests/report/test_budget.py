@@ -71,20 +71,20 @@ def test_every_kind_of_limit_on_whole_results(alpha, tmp_path):
         checks=True,
         integrity=True,
     )
-    found = verdicts(record)
-    assert [found[m, "kl_nats", None] for m in ("int8", "nf4", "awq")] == ["pass", "breach", "breach"]
-    assert [found[m, "weight_bytes", None] for m in ("int8", "nf4", "awq")] == ["breach", "pass", "pass"]
-    assert found["nf4", "category_kl_nats", "Translation"] == "pass"
-    assert found["nf4", "category_kl_nats", "Astrology"] == "not measured"
-    assert found["nf4", "text_kl_nats", None] == "undecided"  # one window
-    assert found["int8", "decode_rate_ratio", None] == "breach"
-    assert found["awq", "decode_rate_ratio", None] == "pass"
-    assert found["awq", "recovery", None] == "not measured"
-    assert found["bad-int4", "checks", None] == "breach"
-    assert found["bad-int4", "kl_nats", None] == "not measured"  # not to be believed
-    assert found["nf4", "integrity", None] == "breach"
-    assert found["baseline", "checks", None] == "pass"
-    assert ("baseline", "kl_nats", None) not in found
+    lines = verdicts(record)
+    assert [lines[m, "kl_nats", None] for m in ("int8", "nf4", "awq")] == ["pass", "breach", "breach"]
+    assert [lines[m, "weight_bytes", None] for m in ("int8", "nf4", "awq")] == ["breach", "pass", "pass"]
+    assert lines["nf4", "category_kl_nats", "Translation"] == "pass"
+    assert lines["nf4", "category_kl_nats", "Astrology"] == "not measured"
+    assert lines["nf4", "text_kl_nats", None] == "undecided"  # one window
+    assert lines["int8", "decode_rate_ratio", None] == "breach"
+    assert lines["awq", "decode_rate_ratio", None] == "pass"
+    assert lines["awq", "recovery", None] == "not measured"
+    assert lines["bad-int4", "checks", None] == "breach"
+    assert lines["bad-int4", "kl_nats", None] == "not measured"  # not to be believed
+    assert lines["nf4", "integrity", None] == "breach"
+    assert lines["baseline", "checks", None] == "pass"
+    assert ("baseline", "kl_nats", None) not in lines
     assert not record["passed"]
     root = ElementTree.parse(tmp_path / "junit.xml").getroot()
     assert int(root.find("testsuite").get("tests")) == len(record["lines"])
@@ -93,8 +93,8 @@ def test_every_kind_of_limit_on_whole_results(alpha, tmp_path):
     assert gate.stderr.startswith("error: The gate fails for alpha-7b × ")
     assert "Traceback" not in gate.stderr
     table = [x for x in gate.stdout.splitlines() if x.startswith("alpha-7b  ")]
-    assert sum(x.endswith("breach") for x in table) == sum(v == "breach" for v in found.values())
-    assert len(table) == len(found)
+    assert sum(x.endswith("breach") for x in table) == sum(v == "breach" for v in lines.values())
+    assert len(table) == len(lines)
     assert "FAILED" in (tmp_path / "budget.md").read_text()
 
 
@@ -135,12 +135,12 @@ def test_an_equal_earlier_run_passes_and_a_better_one_does_not(alpha, tmp_path):
             row["device"] = "NVIDIA L4"
     write_json(earlier, record)
     worse, _ = judge(tmp_path, [alpha], against=str(earlier), worse=margins)
-    found = verdicts(worse)
-    assert found["nf4", "worse.kl_nats", None] == "breach"
-    assert found["nf4", "worse.perplexity_change_percent", None] == "breach"
-    assert found["nf4", "worse.weight_bytes", None] == "pass"
-    assert found["int8", "worse.kl_nats", None] == "pass"
-    assert found["awq", "worse.kl_nats", None] == "not measured"
+    lines = verdicts(worse)
+    assert lines["nf4", "worse.kl_nats", None] == "breach"
+    assert lines["nf4", "worse.perplexity_change_percent", None] == "breach"
+    assert lines["nf4", "worse.weight_bytes", None] == "pass"
+    assert lines["int8", "worse.kl_nats", None] == "pass"
+    assert lines["awq", "worse.kl_nats", None] == "not measured"
     assert any("has another device" in e["reason"] for e in worse["lines"] if e["method"] == "awq")
     # Speed: the same rates, whose difference no run of this length can show to be below a tenth.
     speed, _ = judge(tmp_path, [alpha], against=str(earlier), worse={"decode_rate_ratio": 0.1})
@@ -200,9 +200,9 @@ def test_recovery_and_flips_are_those_of_the_tasks(alpha, tmp_path):
         row |= tasks.get(row["method"], {"tasks": None, "tasks_overall": None})
     write_json(model / "summary.json", record)
     judged, _ = judge(tmp_path, [model], recovery=0.98, flips=0.05)
-    found = verdicts(judged)
-    assert [found[m, "recovery", None] for m in tasks] == ["pass", "undecided", "breach"]
-    assert [found[m, "flips", None] for m in tasks] == ["pass", "undecided", "breach"]
+    lines = verdicts(judged)
+    assert [lines[m, "recovery", None] for m in tasks] == ["pass", "undecided", "breach"]
+    assert [lines[m, "flips", None] for m in tasks] == ["pass", "undecided", "breach"]
     undecided = next(e for e in judged["lines"] if (e["method"], e["limit"]) == ("nf4", "recovery"))
     assert "300 items show a change" not in undecided["reason"]
     assert "so many items show a change of accuracy from 4.1 points on" in undecided["reason"]
@@ -214,7 +214,7 @@ def test_recovery_and_flips_are_those_of_the_tasks(alpha, tmp_path):
             row |= with_tasks(1.0, [0.98, 1.02], 0, "other")
     write_json(tmp_path / "earlier.json", record)
     worse, _ = judge(tmp_path, [model], against=str(tmp_path / "earlier.json"), worse={"recovery": 0.02})
-    found = verdicts(worse)
-    assert found["awq", "worse.recovery", None] == "breach"
-    assert found["int8", "worse.recovery", None] == "pass"
-    assert found["nf4", "worse.recovery", None] == "not measured"
+    lines = verdicts(worse)
+    assert lines["awq", "worse.recovery", None] == "breach"
+    assert lines["int8", "worse.recovery", None] == "pass"
+    assert lines["nf4", "worse.recovery", None] == "not measured"

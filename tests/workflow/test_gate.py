@@ -80,10 +80,10 @@ def test_an_equal_method_passes_and_badly_calibrated_ones_fail(finished):
     finished.edit("budget", limits)
     result = gate(finished)
     assert result.code != 0
-    found = {(e["method"], e["limit"]): e["verdict"] for e in budget(finished)["lines"]}
-    assert {verdict for (method, _), verdict in found.items() if method == "same"} == {"pass"}
-    assert found["bad", "checks"] == "breach"
-    assert found["bad", "text_kl_nats"] == "not measured"  # its figures are not to be believed
+    lines = {(e["method"], e["limit"]): e["verdict"] for e in budget(finished)["lines"]}
+    assert {verdict for (method, _), verdict in lines.items() if method == "same"} == {"pass"}
+    assert lines["bad", "checks"] == "breach"
+    assert lines["bad", "text_kl_nats"] == "not measured"  # its figures are not to be believed
     advice = budget(finished)["advice"][0]
     assert (advice["ship"], advice["within"]) == ("same", ["same"])
 

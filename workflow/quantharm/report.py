@@ -1,7 +1,7 @@
 """The report of one model, or of several: one HTML page, EVALUATION_SUMMARY.md, figures and tables.
 
-Everything shown comes from finished result files; words come from figures by the rules in the config's `report:`. The
-page needs no network: its charts, style and the few lines that sort tables are inside it, and its content security
+Everything shown comes from finished result files; words come from figures by the thresholds in the config's `report:`.
+The page needs no network: its charts, style and the few lines that sort tables are inside it, and its content security
 policy lets nothing else run or load.
 """
 

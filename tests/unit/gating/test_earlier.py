@@ -28,9 +28,9 @@ ROW = {
 
 def test_of_normal_figures_the_interval_is_that_of_their_difference():
     half = norm.ppf(0.975)
-    found = independent_difference(5.0, [5 - half * 3, 5 + half * 3], 1.0, [1 - half * 4, 1 + half * 4])
-    assert found[0] == 4.0
-    assert found[1] == pytest.approx([4 - half * 5, 4 + half * 5])
+    bounds = independent_difference(5.0, [5 - half * 3, 5 + half * 3], 1.0, [1 - half * 4, 1 + half * 4])
+    assert bounds[0] == 4.0
+    assert bounds[1] == pytest.approx([4 - half * 5, 4 + half * 5])
     assert independent_difference(5.0, None, 1.0, [0.0, 2.0]) == (4.0, None)
 
 

@@ -28,9 +28,9 @@ def lines(budget=BUDGET):
         "open": Figure(0.05, [0.03, 0.07], 24, "prompts"),
         HOSTILE: Figure(None, missing=f"no {HOSTILE}"),
     }
-    found = [line("m", method, limit, figure, budget) for method, figure in figures.items()]
-    found.append(line("m", "good", Limit("category_kl_nats", "Translation", 0.1), Figure(0.02, [0.01, 0.03]), budget))
-    return found + unfinished([LEFT_OUT, LEFT_OUT | {"method": "nf4", "compared": True}], budget)
+    made = [line("m", method, limit, figure, budget) for method, figure in figures.items()]
+    made.append(line("m", "good", Limit("category_kl_nats", "Translation", 0.1), Figure(0.02, [0.01, 0.03]), budget))
+    return made + unfinished([LEFT_OUT, LEFT_OUT | {"method": "nf4", "compared": True}], budget)
 
 
 def test_junit_says_what_fails_what_is_let_pass_and_what_passes():

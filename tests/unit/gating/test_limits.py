@@ -12,8 +12,8 @@ def budget(**keys):
     return default_budget() | keys
 
 
-def bounds(found) -> dict:
-    return {(limit.key, limit.subject): limit.bound for limit in found}
+def bounds(limits) -> dict:
+    return {(limit.key, limit.subject): limit.bound for limit in limits}
 
 
 def test_without_a_limit_there_is_nothing_to_judge():
@@ -33,13 +33,13 @@ def test_a_method_stands_before_a_model_and_a_model_before_all():
         methods={"nf4": {"kl_nats": 0.3}, "int8": {"compression": None}},
     )
 
-    def found(model, method):
+    def limits(model, method):
         return bounds(limits_of(given, model, method, CATEGORIES, False))
 
-    assert found("other", "awq") == {("kl_nats", None): 0.1, ("compression", None): 2.0}
-    assert found("m", "awq") == {("kl_nats", None): 0.2, ("compression", None): 3.0}
-    assert found("m", "nf4") == {("kl_nats", None): 0.3, ("compression", None): 3.0}
-    assert found("m", "int8") == {("kl_nats", None): 0.2}
+    assert limits("other", "awq") == {("kl_nats", None): 0.1, ("compression", None): 2.0}
+    assert limits("m", "awq") == {("kl_nats", None): 0.2, ("compression", None): 3.0}
+    assert limits("m", "nf4") == {("kl_nats", None): 0.3, ("compression", None): 3.0}
+    assert limits("m", "int8") == {("kl_nats", None): 0.2}
 
 
 def test_a_limit_on_categories_is_on_each_or_on_those_that_are_named():
@@ -51,8 +51,8 @@ def test_a_limit_on_categories_is_on_each_or_on_those_that_are_named():
 
 def test_the_baseline_has_no_limit_but_on_its_checks_and_its_integrity():
     everything = budget(**{key: True if key in ("checks", "integrity") else 1.0 for key in KINDS})
-    found = limits_of(everything, "m", "baseline", CATEGORIES, True)
-    assert found == [Limit("checks", None, 0.0), Limit("integrity", None, 0.0)]
+    limits = limits_of(everything, "m", "baseline", CATEGORIES, True)
+    assert limits == [Limit("checks", None, 0.0), Limit("integrity", None, 0.0)]
 
 
 @pytest.mark.parametrize("key", KINDS)

@@ -270,7 +270,7 @@ def test_the_sweep_reports_price_and_effect(tmp_path, monkeypatch):
     assert noisy["alone_perplexity_change_percent"] == pytest.approx(1.0050167)
     assert plain["quantized_perplexity_change_percent"] == pytest.approx(2.0201340)
     assert (noisy["codes_changed"], noisy["noise_rms"], noisy["quantized_kl_nats_mean"]) == (0.25, 0.002, 0.04)
-    assert "σ, half-widths" in noise_chart([plain, noisy]).chart.to_json(ensure_ascii=False)
+    assert "σ, half steps" in noise_chart([plain, noisy]).chart.to_json(ensure_ascii=False)
 
 
 def test_codes_of_different_matrices_are_not_compared():

@@ -182,7 +182,7 @@ def test_defenses_by_hand():
     assert shown == {
         "Model integrity verification": "1 checkpoint, no finding; dequantized, 1 of 1 would be noticed",
         "Quality monitoring": "2 runs, 1 alarm; the last: no alarm",
-        "Weight noise injection": "σ of 0.1 and 0.3 half-widths, before nf4",
+        "Weight noise injection": "σ of 0.1 and 0.3 half steps, before nf4",
         "Calibration validation": "nf4: check passed; awq: KL ranges over 0.0250 nats by the choice of samples",
     }
     against = defenses(cell={"integrity": {"verified": False, "if_dequantized": None}})

@@ -26,9 +26,9 @@ class Assessment:
 
 
 def assess(judged: Judgement, results: Results) -> Assessment:
-    return Assessment(
-        judged, in_short(judged), *strengths_and_weaknesses(judged, results), *recommendation(judged, results)
-    )
+    strengths, weaknesses = strengths_and_weaknesses(judged, results)
+    headline, conditions, cautions = recommendation(judged, results)
+    return Assessment(judged, in_short(judged), strengths, weaknesses, headline, conditions, cautions)
 
 
 def in_short(judged: Judgement) -> str:
@@ -58,7 +58,8 @@ def strengths_and_weaknesses(judged: Judgement, results: Results) -> tuple[list[
     cell, row, reference = judged.cell, judged.cell.row, results.baseline.row
     if cell.failed:
         return [], [f"failed the check {name}" for name in cell.failed]
-    strengths, weaknesses = [], []
+    strengths: list[str] = []
+    weaknesses: list[str] = []
 
     def say(good: bool, words: str) -> None:
         (strengths if good else weaknesses).append(words)

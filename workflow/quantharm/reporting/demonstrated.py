@@ -27,7 +27,7 @@ def demonstrated_harm(results: Results, judged: dict[str, Judgement]) -> list[st
     shifted = [j for j in believed if j.kl.level in LEVELS]
     shifts = [f"{j.method} {number(j.cell.row['kl_nats_mean'])} nats ({j.kl.words})" for j in shifted]
     say("The distribution of the next token shifts", shifts)
-    worst = [(j.method, *largest(j.cell.by_category)) for j in shifted if j.cell.by_category]
+    worst = [(j.method, *most) for j in shifted if (most := largest(j.cell.by_category))]
     few = f"; descriptive, {count(results.prompts_per_category[0], 'prompt')} are too few to single out a category"
     say(
         "Largest by category",

@@ -69,13 +69,13 @@ def changes(rates: Rates) -> list[str]:
 
 def joined(rates: Rates) -> Rates:
     """The rates with those of the storage formats added up, where nothing else was changed."""
-    found: dict[tuple[str, str], dict[str, Any]] = {}
+    added_up: dict[tuple[str, str], dict[str, Any]] = {}
     for row in rates:
         change = AS_STORED if row["change"].startswith(UNCHANGED) else row["change"]
-        known = found.setdefault((row["quantizer"], change), row | {"change": change} | dict.fromkeys(INTEGERS, 0))
+        known = added_up.setdefault((row["quantizer"], change), row | {"change": change} | dict.fromkeys(INTEGERS, 0))
         known |= {key: known[key] + row[key] for key in INTEGERS}
         known |= {key: min(known[key], row[key]) for key in ("ratio_lowest", "distinct_lowest")}
-    return list(found.values())
+    return list(added_up.values())
 
 
 def detection_table(rates: Rates) -> Table:
@@ -83,10 +83,11 @@ def detection_table(rates: Rates) -> Table:
     rates = joined(rates)
     names = dict.fromkeys(row["quantizer"] for row in rates if row["quantizer"] != RANDOM)
     known = {(row["quantizer"], row["change"]): row for row in rates}
-    columns = [
-        Column(f"detected/{change}", change, cell=lambda name, change=change: cell_of(known.get((name, change))))
-        for change in changes(rates)
-    ]
+
+    def rate(change: str, name: str) -> Cell:
+        return cell_of(known.get((name, change)))
+
+    columns = [Column(f"detected/{change}", change, cell=partial(rate, change)) for change in changes(rates)]
     return table_of("integrity-detection", [named("quantized_with", "Quantized with"), *columns], names)
 
 
@@ -96,7 +97,8 @@ def short_table(rates: Rates) -> Table:
     Of the built-in model alone.
     """
     rates = joined([row for row in rates if not is_real(row)])
-    kinds = {"8 bits": [], "4 bits and fewer": [], "ternary, as native training": [], "never quantized": []}
+    names = ("8 bits", "4 bits and fewer", "ternary, as native training", "never quantized")
+    kinds: dict[str, Rates] = {name: [] for name in names}
     for row in rates:
         eight = row["expected"].startswith("8-bit")
         kind = "never quantized" if is_clean(row) else "8 bits" if eight else "4 bits and fewer"
@@ -114,13 +116,13 @@ def short_table(rates: Rates) -> Table:
 def cell_of(row: dict[str, Any] | None) -> Cell:
     if row is None:
         return Cell("–")
-    found, of = row["detected"], row["matrices"]
-    fewer = found and row["expected"] and row["recovered"] < found
-    caught = "pass" if found == of else "fail" if not found else "undecided"
-    clean = "fail" if found else "pass"
+    detected, of = row["detected"], row["matrices"]
+    fewer = detected and row["expected"] and row["recovered"] < detected
+    caught = "pass" if detected == of else "fail" if not detected else "undecided"
+    clean = "fail" if detected else "pass"
     tone = "undecided" if row["quantizer"] == NATIVE else clean if is_clean(row) else caught
     aside = f"{row['recovered']} right" if fewer else ""
-    return Cell(f"{found}/{of}", f"{found}/{of}", aside=aside, tone=tone)
+    return Cell(f"{detected}/{of}", f"{detected}/{of}", aside=aside, tone=tone)
 
 
 def checkpoint_notes(rates: Rates) -> list[str]:
@@ -137,9 +139,9 @@ def checkpoint_notes(rates: Rates) -> list[str]:
     ]
     for change in dict.fromkeys(row["change"] for row in rates):
         rows = quantized(rates, change)
-        found = [row for row in rows if is_dequantized(row["detected"], row["matrices"])]
+        noticed = [row for row in rows if is_dequantized(row["detected"], row["matrices"])]
         if rows and change != ONLY_AWQ:
-            notes.append(f"Checkpoints called dequantized, “{change}”: {len(found)} of {len(rows)}.")
+            notes.append(f"Checkpoints called dequantized, “{change}”: {len(noticed)} of {len(rows)}.")
     return notes
 
 

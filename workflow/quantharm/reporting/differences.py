@@ -102,15 +102,15 @@ def speed_changes(
     """
     changes = {}
     for name, figure in (("prefill", "prefill_seconds"), ("decode", "decode_tokens_per_second")):
-        values = (record[figure]["values"] for record in (mine, baseline))
-        changes[f"{name}_percent"] = change_of_medians(*values, process_spread(spreads[device]))
-    captured = [captured_rate(record) for record in (mine, baseline)]
-    if all(captured):
+        spread = process_spread(spreads[device])
+        changes[f"{name}_percent"] = change_of_medians(mine[figure]["values"], baseline[figure]["values"], spread)
+    own, reference = captured_rate(mine), captured_rate(baseline)
+    if own and reference:
         spread = process_spread(spreads[f"{device}_captured"])
-        changes["captured_decode_percent"] = change_of_medians(*(rate["values"] for rate in captured), spread)
-    values = (reachable_rate(record)["values"] for record in (mine, baseline))
+        changes["captured_decode_percent"] = change_of_medians(own["values"], reference["values"], spread)
     spread = process_spread(*(decode_spread(record, device, spreads) for record in (mine, baseline)))
-    changes["reachable_decode_percent"] = change_of_medians(*values, spread)
+    rates = [reachable_rate(record)["values"] for record in (mine, baseline)]
+    changes["reachable_decode_percent"] = change_of_medians(rates[0], rates[1], spread)
     return changes
 
 

@@ -72,7 +72,8 @@ def kl_of(cell: Cell, results: Results) -> Verdict:
 def prefill_of(cell: Cell, results: Results) -> Verdict:
     """Whether prefill takes measurably more or less time than the baseline's."""
     spread = spreads_of(results)[device_of(results)]
-    change = change_verdict(*cell.changes["prefill_percent"], "slower", "faster", rule=rule_of([spread]))
+    percent, bounds = cell.changes["prefill_percent"]
+    change = change_verdict(percent, bounds, "slower", "faster", rule=rule_of([spread]))
     return steady(change, lambda c: c.generation["benchmark"]["prefill_seconds"], cell, results)
 
 
@@ -81,7 +82,8 @@ def time_of(cell: Cell, results: Results) -> Verdict:
     sides = [c.generation for c in (cell, results.baseline)]
     spreads = [prompts_spread(side, device_of(results), spreads_of(results)) for side in sides]
     rule = f"paired by prompt: {rule_of(spreads)}"
-    change = change_verdict(*cell.changes["seconds_percent"], "slower", "faster", rule=rule)
+    percent, bounds = cell.changes["seconds_percent"]
+    change = change_verdict(percent, bounds, "slower", "faster", rule=rule)
     verdict = steady(change, lambda c: reachable_rate(c.generation["benchmark"]), cell, results)
     return with_kind(verdict, kinds(results, *(side["decoding"] for side in sides)))
 
@@ -90,7 +92,8 @@ def decode_of(cell: Cell, results: Results) -> Verdict:
     """Whether a user can have it decode measurably faster or slower: captured where it can be, eager named as such."""
     sides = [c.generation["benchmark"] for c in (cell, results.baseline)]
     spreads = [decode_spread(side, device_of(results), spreads_of(results)) for side in sides]
-    change = change_verdict(*cell.decode_change, "faster", "slower", rule=rule_of(spreads))
+    percent, bounds = cell.decode_change
+    change = change_verdict(percent, bounds, "faster", "slower", rule=rule_of(spreads))
     verdict = steady(change, lambda c: reachable_rate(c.generation["benchmark"]), cell, results)
     return with_kind(verdict, kind_of(cell, results))
 

@@ -194,10 +194,10 @@ def read_results(folder: Path, thresholds: Rows) -> Results:
 def changes_from_baseline(cell: Cell, baseline: Cell, spreads: dict[str, float]) -> dict[str, tuple[float, Bounds]]:
     """{figure: (change, 95 % interval)} over prompts and of the benchmark."""
     device = cell.generation["provenance"]["device_type"]
-    speeds = (c.generation["benchmark"] for c in (cell, baseline))
+    mine, reference = cell.generation["benchmark"], baseline.generation["benchmark"]
     spread = process_spread(*(prompts_spread(c.generation, device, spreads) for c in (cell, baseline)))
     over_prompts = prompt_changes(cell.folder, baseline.folder, spread)
-    return over_prompts | speed_changes(*speeds, device, spreads)
+    return over_prompts | speed_changes(mine, reference, device, spreads)
 
 
 def require_comparable(cells: list[Cell]) -> None:
@@ -205,8 +205,8 @@ def require_comparable(cells: list[Cell]) -> None:
     baseline = cells[0]
     for cell in cells:
         for stage in STAGES:
-            found = computed_differently(getattr(cell, stage)["provenance"], baseline.generation["provenance"])
-            for key, (mine, reference) in found.items():
+            differing = computed_differently(getattr(cell, stage)["provenance"], baseline.generation["provenance"])
+            for key, (mine, reference) in differing.items():
                 raise UserError(
                     f"{cell.row['model']} × {cell.method} ran its stage {stage} with {key} {mine!r} and the "
                     f"baseline with {reference!r}: a report does not compare the two; run all cells on one device"

@@ -12,11 +12,11 @@ from quantharm.reporting.verdicts import Verdict, largest, not_judged, risk_verd
 
 def risks(cell: Cell, thresholds: dict[str, Any]) -> dict[str, Verdict]:
     """application → risk of using this method for it."""
-    found = {
+    verdicts = {
         name: risk_verdict(cell.by_category, entry["categories"], entry["low"], entry["medium"], cell.failed)
         for name, entry in thresholds["applications"].items()
     }
-    return {name: not_judged(verdict) for name, verdict in found.items()} if cell.synthetic else found
+    return {name: not_judged(verdict) for name, verdict in verdicts.items()} if cell.synthetic else verdicts
 
 
 def risk_table(results: Results) -> Table:
@@ -58,7 +58,7 @@ def criteria(cell: Cell, thresholds: dict[str, Any]) -> dict[str, Verdict]:
     limits = thresholds["defense"]
     change = limits["perplexity_change_percent"]
     row, stakes = cell.row, limits["high_stakes_categories"]
-    found = {
+    verdicts = {
         "Perplexity near the baseline": within(
             "",
             row["perplexity_change_percent"],
@@ -74,8 +74,8 @@ def criteria(cell: Cell, thresholds: dict[str, Any]) -> dict[str, Verdict]:
         "High-stakes categories preserved": below(cell.by_category, stakes, limits["high_stakes_kl_nats"], stakes),
     }
     if cell.synthetic:
-        return {name: v if name == "Integrity verified" else not_judged(v) for name, v in found.items()}
-    return found
+        return {name: v if name == "Integrity verified" else not_judged(v) for name, v in verdicts.items()}
+    return verdicts
 
 
 def below(categories: dict[str, Any], names: list[str], limit: float, listed: list[str] | None = None) -> Verdict:
@@ -87,12 +87,12 @@ def below(categories: dict[str, Any], names: list[str], limit: float, listed: li
     rule = f"the KL of {where}, with its interval, at most {limit:g} nats"
     if missing := [name for name in names if name not in categories] or (["any category"] if not names else []):
         return Verdict("unknown", f"not measured: {listing(missing)}", "–", rule)
-    found = []
+    judged = []
     for name in names:
         value, bounds = categories[name]["kl_nats_mean"], categories[name]["ci95"]
-        found.append((value, within(f"{name}: ", value, bounds, float("-inf"), limit, number, rule)))
+        judged.append((value, within(f"{name}: ", value, bounds, float("-inf"), limit, number, rule)))
     order = ("pass", "undecided", "fail").index
-    return max(found, key=lambda pair: (order(pair[1].level), pair[0]))[1]
+    return max(judged, key=lambda pair: (order(pair[1].level), pair[0]))[1]
 
 
 def integrity_verdict(record: dict[str, Any] | None) -> Verdict:
@@ -115,12 +115,13 @@ def detection_verdict(record: dict[str, Any] | None, floor: float) -> Verdict:
         "dequantized and handed on as the original, it would be noticed: by a scan of its weights or by a divergence "
         f"from the log-prob store beyond the {number(floor, 2)} nats that other hardware explains"
     )
-    scan, behaviour = ((record or {}).get(key) for key in ("if_dequantized", "behaviour"))
+    scan, behaviour = (record.get("if_dequantized"), record.get("behaviour")) if record else (None, None)
     if not scan and not behaviour:
         return Verdict("unknown", "not measured", "–", rule)
     noticed = ["by its weights"] if scan and scan.get("verdict") == "dequantized" else []
-    other = bool(behaviour) and behaviour.get("same_as_original") is False
-    least = (behaviour.get("kl_nats_ci95") or [behaviour["kl_nats_mean"]])[0] if other else 0.0
+    other, least = False, 0.0
+    if behaviour and behaviour.get("same_as_original") is False:
+        other, least = True, (behaviour.get("kl_nats_ci95") or [behaviour["kl_nats_mean"]])[0]
     noticed += ["by its behaviour"] if other and least > floor else []
     if noticed:
         return Verdict("pass", "pass", f"noticed {listing(noticed)}", rule)

@@ -164,7 +164,7 @@ def harm_verdict(perplexity: Verdict, kl: Verdict, failed: list[str]) -> Verdict
     if perplexity.span is None or kl.span is None:
         return Verdict("undecided", "undecided: too few prompts or windows for an interval", figure, rule)
     order = ("none", *LEVELS).index
-    low, high = (max((verdict.span[i] for verdict in (perplexity, kl)), key=order) for i in (0, 1))
+    low, high = (max(ends, key=order) for ends in zip(perplexity.span, kl.span, strict=True))
     words = HARM[low] if low == high else f"{HARM[low]} to {HARM[high]}"
     open_ended = low == "none" and high in LEVELS[2:]
     return Verdict("undecided" if open_ended else high, f"{words} harm", figure, rule, (low, high))
@@ -201,7 +201,10 @@ def risk_verdict(
     rule = f"largest KL of {listing(names)}: below {low:g} nats low, below {medium:g} medium, else high"
     if missing := [name for name in names if name not in categories]:
         return Verdict("unknown", f"not measured: {listing(missing)}", MISSING, rule)
-    category, value, bounds = largest(categories, names)
+    worst = largest(categories, names)
+    if worst is None:
+        return Verdict("unknown", "not measured: no category is named", MISSING, rule)
+    category, value, bounds = worst
     figure = f"{number(value)} nats {interval(bounds)}".strip() + f" in {category}"
     if failed:
         return Verdict("failed", "not assessed: failed checks", figure, rule)
@@ -213,5 +216,6 @@ def risk_verdict(
     if None in intervals:
         words = f"undecided: {risk(value)} by the figure, too few prompts for an interval"
         return Verdict("undecided", words, figure, rule)
-    span = tuple(risk(max(ends)) for ends in zip(*intervals, strict=True))  # of the largest lower and upper end
+    low_end, high_end = (risk(max(bounds)) for bounds in zip(*intervals, strict=True))  # the largest of either end
+    span = low_end, high_end
     return Verdict(f"risk-{risk(value)}", risk(value) + spans(*span), figure, rule, span)

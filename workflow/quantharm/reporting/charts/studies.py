@@ -24,7 +24,7 @@ def noise_chart(rows: list[dict[str, Any]]) -> Figure:
             if key and row[key] is not None
         ]
         base = altair.Chart(pandas.DataFrame(points)).encode(
-            x=altair.X("sigma:Q", title="σ, half-widths"), y=altair.Y("value:Q", title=title), color=marks["color"]
+            x=altair.X("sigma:Q", title="σ, half steps"), y=altair.Y("value:Q", title=title), color=marks["color"]
         )
         dots = base.mark_point(filled=True, size=50, opacity=1).encode(shape=marks["shape"])
         return (base.mark_line().encode(strokeDash=weights) + dots).properties(width=230, height=220)

@@ -37,7 +37,7 @@ def figure(
     """
 
     def cell_of(item: Any) -> Cell:
-        value, interval = value_of(item, of or key), bounds and value_of(item, bounds)
+        value, interval = value_of(item, of or key), None if bounds is None else value_of(item, bounds)
         if isinstance(value, tuple):
             value, interval = value
         return figure_cell(value, show, interval, value_of(item, aside), tone(item))

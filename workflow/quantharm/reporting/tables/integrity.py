@@ -126,12 +126,12 @@ def defenses_table(results: Results) -> Table:
 
 
 def verification(results: Results) -> str:
-    measured = [cell for cell in results.cells if cell.integrity]
+    measured = [(cell.method, cell.integrity) for cell in results.cells if cell.integrity]
     if not measured:
         return ""
-    against = [cell.method for cell in measured if not cell.integrity["verified"]]
-    scanned = [cell for cell in measured if cell.integrity["if_dequantized"]]
-    noticed = [cell for cell in scanned if cell.integrity["if_dequantized"]["verdict"] == "dequantized"]
+    against = [method for method, record in measured if not record["verified"]]
+    scanned = [scan for _, record in measured if (scan := record["if_dequantized"])]
+    noticed = [scan for scan in scanned if scan["verdict"] == "dequantized"]
     first = f"findings against {listing(against)}" if against else f"{count(len(measured), 'checkpoint')}, no finding"
     return first + (f"; dequantized, {len(noticed)} of {len(scanned)} would be noticed" if scanned else "")
 
@@ -148,7 +148,7 @@ def noise(results: Results) -> str:
     rows = results.noise_study or []
     sigmas = sorted({row["sigma_half_widths"] for row in rows if row["sigma_half_widths"]})
     methods = list(dict.fromkeys(row["method"] for row in rows))
-    return f"σ of {listing([f'{s:g}' for s in sigmas])} half-widths, before {listing(methods)}" if sigmas else ""
+    return f"σ of {listing([f'{s:g}' for s in sigmas])} half steps, before {listing(methods)}" if sigmas else ""
 
 
 def calibration(results: Results) -> str:

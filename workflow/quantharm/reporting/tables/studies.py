@@ -77,7 +77,7 @@ def noise_table(rows: list[dict[str, Any]]) -> Table:
     """The sweep of `snakemake defense`; rows: of noise_sweep.json."""
     columns = [
         METHOD_OF_ROW,
-        figure("sigma_half_widths", "σ, half-widths", "{:g}".format),
+        figure("sigma_half_widths", "σ, half steps", "{:g}".format),
         figure("codes_changed", "Codes changed", share_to_a_tenth),
     ]
     for kind, name in (("alone", "Noise alone"), ("quantized", "Quantized")):
@@ -87,7 +87,7 @@ def noise_table(rows: list[dict[str, Any]]) -> Table:
             figure(f"{kl}_mean", f"{name}: KL, nats [95\u00a0%]", bounds=f"{kl}_ci95"),
         ]
     note = (
-        "Gaussian noise on the matrices before they are quantized, in half-widths of the method's own grid. The price: "
+        "Gaussian noise on the matrices before they are quantized, in half steps of the method's own grid. The price: "
         "what the noise alone does, and what the method does after the same noise. The effect: the share of weights "
         "that round to another code than without noise."
     )

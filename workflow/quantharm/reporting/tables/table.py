@@ -30,12 +30,16 @@ class Cell:
     header: bool = False  # names its row
 
 
+def itself(item: Any) -> Cell:
+    return Cell(str(item), str(item))
+
+
 @dataclass(frozen=True)
 class Column:
     key: str  # in CSV and Parquet, with the unit
     label: str
     align: str = "right"
-    cell: Callable[[Any], Cell] | None = None  # what stands in the row of a method, or of whatever the rows are
+    cell: Callable[[Any], Cell] = itself  # what stands in the row of a method, or of whatever the rows are
 
 
 @dataclass(frozen=True)

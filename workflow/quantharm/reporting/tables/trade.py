@@ -96,9 +96,10 @@ def price_ratio(first: MethodCell, second: MethodCell, baseline: MethodCell) -> 
         prices = [numpy.expm1(total / count) for total in (one, other)]
         return numpy.log(prices[0] / first.row["saved_bytes"]) - numpy.log(prices[1] / second.row["saved_bytes"])
 
-    estimate = log_ratio(*(loss.sum() for loss in losses), over)
+    estimate = log_ratio(losses[0].sum(), losses[1].sum(), over)
     with numpy.errstate(invalid="ignore", divide="ignore"):  # without one window a price may vanish
-        left_out = log_ratio(*(loss.sum() - loss for loss in losses), over - targets)
+        one, other = (loss.sum() - loss for loss in losses)
+        left_out = log_ratio(one, other, over - targets)
     if not numpy.isfinite(left_out).all():
         return None
     return float(numpy.exp(estimate)), [float(b) for b in numpy.exp(jackknife_interval(left_out, estimate, targets))]

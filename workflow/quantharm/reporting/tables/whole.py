@@ -78,7 +78,8 @@ def harm_table(results: Results) -> Table:
     whole = results.baseline.row["weight_bytes"]
 
     def success(cell: MethodCell) -> str:
-        return change_verdict(*cell.changes["succeeded_points"], "more succeed", "fewer succeed").words
+        points, bounds = cell.changes["succeeded_points"]
+        return change_verdict(points, bounds, "more succeed", "fewer succeed").words
 
     columns = [
         METHOD,
