@@ -9,6 +9,7 @@ import torch
 from torch.nn.modules.conv import _ConvNd
 
 from quantharm.common.errors import UserError
+from quantharm.common.records.quantization import StoredKind
 from quantharm.quantizers import quantizer_named
 from quantharm.quantizers.formats.files import module_tensors
 
@@ -29,6 +30,7 @@ class QuantizedMatrix:
     codes: Callable[[], torch.Tensor] | None = None  # [rows, columns] integers that the file holds
     # [n, columns] inputs → what is multiplied, of a format that rounds the inputs as well (LLM.int8, W8A8, FP8)
     round_inputs: Callable[[torch.Tensor], torch.Tensor] | None = None
+    stored_as: str = ""  # the type that the file calls it by, where it has several (GGUF)
     held_dequantized: bool = False  # unpacked to a plain linear layer as it was loaded
 
 
@@ -145,6 +147,26 @@ def head_name(model) -> str | None:
     """The output head's module name."""
     head = model.get_output_embeddings()
     return next((name for name, module in model.named_modules() if module is head), None)
+
+
+def by_layer_kind(matrices: list[QuantizedMatrix]) -> dict[str, dict[str, StoredKind]]:
+    """{kind of layer: {as what it is stored: {matrices, weights, bits_per_weight}}}; a kind is the name's last part.
+
+    The file's own word for the type (GGUF), else the codes' bits a weight, rounded.
+    """
+    table: dict[str, dict[str, StoredKind]] = {}
+    for matrix in matrices:
+        weights = matrix.rows * matrix.columns
+        stored = matrix.stored_as or f"{8 * matrix.formula_bytes / weights:.2f} bits"
+        row = table.setdefault(matrix.name.rpartition(".")[2], {}).setdefault(
+            stored, {"matrices": 0, "weights": 0, "bits_per_weight": 0.0}
+        )
+        row["matrices"] += 1
+        row["bits_per_weight"] = (row["bits_per_weight"] * row["weights"] + 8 * matrix.stored_bytes) / (
+            row["weights"] + weights
+        )
+        row["weights"] += weights
+    return table
 
 
 def bits_per_weight(matrices: list[QuantizedMatrix]) -> tuple[float | None, float | None]:
