@@ -297,7 +297,7 @@ def test_every_key_of_the_schema_has_a_description(schema):
         ("defense", {"models": ["n"]}, ["defense.models", "`n`"]),
         ("defense", {"methods": ["n"]}, ["defense.methods", "`n`"]),
         ("defense", {"methods": ["baseline"]}, ["defense.methods", "`baseline`", "rounds to no grid"]),
-        ("methods/nf4/quantizer", "gptq", ["methods.nf4.quantizer", "'gptq'", "bitsandbytes_4bit"]),
+        ("methods/nf4/quantizer", "exl3", ["methods.nf4.quantizer", "'exl3'", "bitsandbytes_4bit"]),
         ("methods/nf4/quant_type", "int3", ["methods.nf4.quant_type", "'int3'", "nf4, fp4"]),
         ("methods/nf4/double_quantization", 1, ["methods.nf4.double_quantization", "boolean"]),
         ("methods/nf4/models", ["nobody"], ["methods.nf4.models", "`nobody`"]),

@@ -143,6 +143,24 @@ def too_little_for_bitsandbytes(model) -> str | None:
     return f"bitsandbytes would quantize {share:.0%} of its weights, for it leaves {type(owner).__name__} alone"
 
 
+def linears_to_quantize(model) -> dict[str, torch.nn.Linear]:
+    """{name: layer} of the linear layers but the output head."""
+    head = model.get_output_embeddings()
+    return {n: m for n, m in model.named_modules() if type(m) is torch.nn.Linear and m is not head}
+
+
+def too_few_linears(model, library: str) -> str | None:
+    """Why a library that rounds linear layers would leave too much of a model alone, None where it takes enough."""
+    modules, left = dict(model.named_modules()), kept_weights(model, linears_to_quantize(model))
+    weights = sum(kept_weights(model).values())
+    share = 1 - sum(left.values()) / weights if weights else 0.0
+    if share >= QUANTIZED_SHARE_LIMIT:
+        return None
+    largest = max(left, key=left.__getitem__, default="")
+    owner = modules.get(largest) or modules.get(largest.rpartition(".")[0])
+    return f"{library} would quantize {share:.0%} of its weights, for it leaves {type(owner).__name__} alone"
+
+
 def head_name(model) -> str | None:
     """The output head's module name."""
     head = model.get_output_embeddings()
