@@ -42,7 +42,7 @@ def figure_of(limit: Limit, cell: Cell, results: Results) -> Figure:
 
 
 def decode_rate_ratio(cell: Cell) -> Figure:
-    """By captured decoding where both cells have it, else eager."""
+    """Of the decode rates that a user can reach: captured where it can be, else eager."""
     change, bounds = cell.decode_change
     repetitions = len(cell.generation["benchmark"]["decode_tokens_per_second"]["values"])
     ratios = bounds and [1 + bound / 100 for bound in bounds]
