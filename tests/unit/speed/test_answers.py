@@ -4,6 +4,7 @@ import pytest
 import torch
 import zoo
 
+from quantharm.scoring.forward import last_hidden_states, output_head
 from quantharm.speed import answers, cuda_graph
 from quantharm.speed.answers import answer_suite
 from quantharm.speed.decoding import continue_greedily
@@ -60,7 +61,7 @@ def test_an_answer_may_end_at_its_first_token(tiny, steps_instead_of_graphs):
     first = continue_greedily(model, PROMPTS[0], 1, set(), None).token_ids[0]
     answered = answer_suite(model, PROMPTS[:1], 9, {first})
     assert (answered.continuations[0].token_ids, answered.continuations[0].stop_reason) == ([first], "end_of_sequence")
-    assert answered.check == {"tokens": 1, "same_tokens": 1, "same_tokens_but_ties": 1}
+    assert {answered.check[key] for key in ("tokens", "same_tokens", "same_tokens_but_ties")} == {1}
 
 
 def test_times_are_of_the_answer_alone(tiny, steps_instead_of_graphs):
@@ -126,3 +127,29 @@ def test_answers_cut_short_where_one_pass_is_finite_are_not_believed(tiny):
     cut = type(whole)(whole.token_ids, "not_finite", 1.0, 1.0, False)
     with pytest.raises(answers.UserError, match="not finite where one forward pass gives finite ones"):
         answers.check_answers(model, PROMPTS[:1], [cut])
+
+
+def test_what_eager_decoding_differs_by_itself_is_no_difference(tiny, monkeypatch):
+    """A choice beyond two roundings of the largest logit, but not beyond twice the noise, is no other token."""
+    model = tiny("llama")
+    ids, given = PROMPTS[0], continue_greedily(model, PROMPTS[0], 6, set(), None)
+    logits = output_head(model)(last_hidden_states(model, [*ids, *given.token_ids]))[len(ids) - 1 : -1]
+    second = [*given.token_ids[:5], int(logits[5].topk(2).indices[1])]
+    other = type(given)(second, "length", 1.0, 1.0, True)
+    apart = float(logits[5].topk(2).values.diff().abs())
+    assert apart > cuda_graph.TIE * float(logits[5].abs().max())  # rounding does not explain it
+    with pytest.raises(answers.UserError, match="in 1 of 6 places"):
+        answers.check_answers(model, [ids], [other])
+    monkeypatch.setattr(answers, "noise_of_eager_decoding", lambda *_: 0.51 * apart)
+    check = answers.check_answers(model, [ids], [other])
+    assert (check["same_tokens"], check["same_tokens_but_ties"]) == (5, 6)
+
+
+def test_noise_of_eager_decoding_by_hand(tiny):
+    model = tiny("llama")
+    head = output_head(model)
+    assert answers.noise_of_eager_decoding(model, head, [5, 6], []) == 0
+    assert answers.noise_of_eager_decoding(model, head, [5, 6], [7, 8, 9]) < 1e-4
+    shift = torch.tensor([0.0, 0.5] * 192)
+    noise = answers.noise_of_eager_decoding(model, lambda hidden: head(hidden) + shift, [5, 6], [7, 8, 9])
+    assert noise == pytest.approx(0.5, abs=1e-4)
