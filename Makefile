@@ -2,6 +2,7 @@
 PYTHON ?= python3
 FLAGS = --cores all --resources gpu=1 --quiet host reason
 EVALUATION = .venv-evaluation/installed.txt
+EXTRA = .venv-extra/llama-cpp/installed.txt .venv-extra/quanto/installed.txt
 
 .PHONY: demo environments zoo test unit-test workflow-test slurm-test lint format timing clean
 
@@ -12,11 +13,11 @@ demo: .venv/installed ## evaluate the built-in model with all methods
 
 environments: .venv/installed $(EVALUATION) ## the two that everything else here needs
 
-test: environments ## all tests, and how long they took
+test: environments $(EXTRA) ## all tests, and how long they took
 	sh tests/install.sh slurm chromium
 	.venv/bin/python tests/side_by_side.py
 
-unit-test: environments
+unit-test: environments $(EXTRA)
 	OMP_WAIT_POLICY=passive .venv-evaluation/bin/python -m pytest tests/unit tests/report
 
 workflow-test: environments
@@ -29,8 +30,9 @@ slurm-test: environments ## the whole workflow through a SLURM of one node, and 
 	sh tests/install.sh slurm
 	OMP_WAIT_POLICY=passive .venv/bin/python -m pytest tests/slurm
 
-lint: .venv/installed ## ruff, snakefmt, snakemake --lint
+lint: .venv/installed ## ruff, mypy, snakefmt, snakemake --lint
 	.venv/bin/ruff check . && .venv/bin/ruff format --check .
+	.venv/bin/mypy
 	.venv/bin/snakefmt --check Snakefile workflow
 	.venv/bin/snakemake --lint
 
@@ -50,4 +52,7 @@ clean: ## results and environments
 	touch $@
 
 $(EVALUATION): envs/evaluation.txt | .venv/installed
+	.venv/bin/snakemake $@ $(FLAGS)
+
+.venv-extra/%/installed.txt: envs/%.txt $(EVALUATION) | .venv/installed
 	.venv/bin/snakemake $@ $(FLAGS)

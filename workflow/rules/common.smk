@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 
 from quantharm.common import warm_start
-from quantharm.config import derived_methods, methods, names, resources, tasks as task_lists
+from quantharm.config import derived_methods, engines, methods, names, resources, tasks as task_lists
 from quantharm.config.dependencies import module_files
 from quantharm.reporting import names as report_names
 
@@ -59,11 +59,13 @@ def modules(*names):
 
 
 def package(stage):
-    """Input function: the files a stage's module is made of, and its cell's quantizer."""
+    """Input function: the files a stage's module is made of, and its cell's quantizer and engine."""
 
     def files(wildcards):
         method = config["methods"][wildcards.method] if "method" in wildcards.keys() else None
-        return modules(stage, *([f"quantizers.{method['quantizer']}"] if method else []))
+        engine = engines.module_of(method) if method else None
+        of_method = [f"quantizers.{method['quantizer']}"] if method else []
+        return modules(stage, *of_method, *([f"engines.{engine}"] if engine else []))
 
     return files
 
@@ -172,8 +174,6 @@ def threads_of_timed_job(wildcards):
 def local_files(source):
     """The files of a model that is a folder here, so that changing one is noticed."""
     folder = Path(source)
-    if folder.is_file():  # in GGUF
-        return [str(folder)]
     return sorted(str(p) for p in folder.iterdir() if p.is_file()) if folder.is_dir() else []
 
 

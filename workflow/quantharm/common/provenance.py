@@ -135,8 +135,11 @@ def with_nulls(record: Mapping[str, Any]) -> HowComputedOrNull:
 
 
 def computed_differently(mine: Mapping[str, Any], reference: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """{key: (mine, reference's)} of what differs between two provenances in device, dtype and COMPUTE_KEYS."""
-    keys = ("device", "dtype", *COMPUTE_KEYS)
+    """{key: (mine, reference's)} of what differs between two provenances in device, dtype and COMPUTE_KEYS.
+
+    An engine of its own computes in ways of its own, which is what its cell measures: only the device is asked for.
+    """
+    keys = ("device", "dtype") if mine.get("engine") else ("device", "dtype", *COMPUTE_KEYS)
     return {key: (mine.get(key), reference.get(key)) for key in keys if mine.get(key) != reference.get(key)}
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from quantharm import quantizers
 from quantharm.common.constants import BASELINE
 from quantharm.common.errors import UserError
-from quantharm.config import noise
+from quantharm.config import engines, noise
 from quantharm.config.validation import removed_by_null, takes_null, validate, with_defaults
 from quantharm.quantizers import NeedsPackages, RefusesConfigs, quantizer_named
 
@@ -27,6 +27,8 @@ def method_schema(quantizer: str) -> dict[str, Any]:
         "models": {"type": "array", "items": {"type": "string"}},
         "description": {"type": "string"},
         "noise": noise.SCHEMA,
+        "engine": engines.ENGINE,
+        "kv_cache": engines.KV_CACHE,
     }
     required = ["quantizer"] + [key for key, value in settings.items() if "default" not in value]
     return {
@@ -64,6 +66,8 @@ def completed_method(name: str, method: dict[str, Any]) -> dict[str, Any]:
     conflict = noise.conflict(method["quantizer"], method) if "noise" in method else None
     if conflict:
         raise UserError(f"method `{name}` in the config cannot {conflict}{removed_by_null('noise')}")
+    if conflict := engines.conflict(quantizer, method):
+        raise UserError(f"method `{name}` in the config cannot {conflict}")
     return method
 
 
@@ -87,7 +91,8 @@ def uses_calibration(method: dict[str, Any]) -> bool:
 def extra_packages(method: dict[str, Any]) -> list[str]:
     """The files in envs/ (without .txt) that name what a method needs beside the evaluation environment."""
     module = quantizer_named(method["quantizer"])
-    return [module.PACKAGES] if isinstance(module, NeedsPackages) else []
+    of_quantizer = module.PACKAGES if isinstance(module, NeedsPackages) else None
+    return [name for name in (of_quantizer, engines.extra_packages(method)) if name]
 
 
 def methods_of(config: dict[str, Any], model: str) -> list[str]:

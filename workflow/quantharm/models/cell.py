@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from quantharm import engines
 from quantharm.common.provenance import forget_device_peaks, provenance
 from quantharm.common.records.parts import CellNames, Provenance
 from quantharm.common.records.quantization import QuantizationRecord
@@ -31,7 +32,10 @@ class Cell:
         }
 
     def provenance(self) -> Provenance:
-        return provenance(self.device, self.record["dtype"], dtype_of(self.model))
+        record = provenance(self.device, self.record["dtype"], dtype_of(self.model))
+        if engines.other_engine(self.record["settings"]):
+            record["engine"] = self.model.description()
+        return record
 
 
 def open_cell(quantization: Path, device: str, timing: Timing) -> Cell:

@@ -10,11 +10,9 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from quantharm import engines
 from quantharm.common.checkpoint_files import (
-    GGUF,
     PICKLE_SUFFIXES,
-    folder_of,
-    gguf_file,
     pickled_weight_files,
     read_checkpoint_config,
     refuse_other_kinds,
@@ -100,8 +98,6 @@ def refuse_unsafe(folder: Path, allow_pickle: bool, trust_remote_code: bool) -> 
 
     And before that for a folder that is no whole model.
     """
-    if gguf_file(folder):
-        return  # numbers and words; what it may not be taken for is asked where it is fetched
     if Path(folder).is_dir():
         refuse_other_kinds(folder)
     settings = read_checkpoint_config(folder)
@@ -141,7 +137,6 @@ def verify_weights(folder: Path, files: list[WeightFile], in_full: bool = False)
 
     Also when others than the recorded ones would be loaded. in_full hashes every file, whatever its time says.
     """
-    folder = folder_of(folder)
     doubtful: dict[Path, str] = {}  # with the sha256 that was recorded
     for file in files:
         path = Path(folder) / file["name"]
@@ -150,8 +145,7 @@ def verify_weights(folder: Path, files: list[WeightFile], in_full: bool = False)
         if in_full or (path.stat().st_size, path.stat().st_mtime_ns) != (file["bytes"], file["modified_ns"]):
             doubtful[path] = file["sha256"]
     recorded = {file["name"] for file in files}
-    in_gguf = any(name.lower().endswith(GGUF) for name in recorded)  # beside which lie others of one model
-    added = sorted({p.name for p in weight_files(folder)} - recorded) if not in_gguf else []
+    added = sorted({p.name for p in weight_files(folder)} - recorded)
     if added:
         raise UserError(
             f"{Path(folder) / added[0]} was added after the weights were recorded, and would be loaded; take it out, "
@@ -215,6 +209,16 @@ def load_as_stored(record: CheckpointRecord, device: str):
 
 
 def load_cell(record: CheckpointRecord, device: str, compute_dtype: str | None = None):
+    """The model of a cell as its engine runs it: what every figure of the cell is measured on."""
+    if engines.other_engine(record["settings"]):
+        return engines.open_cell(record, device)
+    model = load_in_transformers(record, device, compute_dtype)
+    if record["settings"].get("kv_cache"):
+        engines.serve_from_cache(model, record["settings"])
+    return model
+
+
+def load_in_transformers(record: CheckpointRecord, device: str, compute_dtype: str | None = None):
     """load_as_stored, with its matrices multiplied as set_compute_dtype says."""
     model = load_as_stored(record, device)
     set_compute_dtype(model, record["quantizer"], record["dtype"], device, compute_dtype)

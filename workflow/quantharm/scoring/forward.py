@@ -13,6 +13,7 @@ from quantharm.common.text import context_length, language_config
 from quantharm.scoring.output_heads import Logits, logits_of, logits_of_module, plain_head
 
 LARGEST_ROUNDING = 0.02  # relative, of two ways to compute the same
+GIVEN_TOKENS = 128  # of a sequence without a prompt, for methods with a `kv_cache:`
 SLICE_ELEMENTS = 2**24  # logits held at once: 64 MB of float32
 
 
@@ -30,8 +31,13 @@ def check_ids(model, ids: list[int]) -> None:
         raise UserError(f"token id {max(ids)} is not in the model's vocabulary; is this the model's own tokenizer?")
 
 
-def last_hidden_states(model, ids: list[int]) -> torch.Tensor:
-    """Final hidden states of one sequence, batch 1, no padding; ids: T numbers, returns [T, width]."""
+def last_hidden_states(model, ids: list[int], given: int = GIVEN_TOKENS) -> torch.Tensor:
+    """Final hidden states of one sequence, batch 1, no padding; ids: T numbers, returns [T, width].
+
+    given: how many of them are a prompt, which goes in at once where a method's `kv_cache:` is read by the others.
+    """
+    if hasattr(model, "states_through_cache"):
+        return model.states_through_cache(ids, given)
     device = model.get_input_embeddings().weight.device
     tokens = torch.tensor([ids]).to(device, non_blocking=True)  # [1, T]; a GPU still busy is not waited for
     return model.base_model(input_ids=tokens, use_cache=False).last_hidden_state[0]
@@ -43,6 +49,8 @@ def output_head(model) -> Logits:
     The result is compared with the model's own logits once, so an architecture that does something else to them than
     scoring.output_heads knows is refused, not mis-scored.
     """
+    if getattr(model, "gives_logits", False):  # an engine that is not transformers has no states to give
+        return lambda logits: logits
     plain = plain_head(model)
     logits = logits_of_module(model) if plain is None else logits_of(plain)
     states, own = probe(model, model.get_output_embeddings())

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from quantharm.common.constants import TEXT_CATEGORY
 from quantharm.common.errors import UserError
 from quantharm.scoring.forward import (
+    GIVEN_TOKENS,
     background_scorer,
     check_ids,
     last_hidden_states,
@@ -187,7 +188,8 @@ def pieces_of(
             ids = sequences[group.prompt_id]
             if group.prompt_id != current:
                 check_ids(model, ids)
-                hidden, current = last_hidden_states(model, ids), group.prompt_id  # [T, width]
+                given = GIVEN_TOKENS if group.category == TEXT_CATEGORY else int(group.position[0])  # its prompt
+                hidden, current = last_hidden_states(model, ids, given), group.prompt_id  # [T, width]
                 missing.pop(current, None)
                 bar.update()
             first, last = group.position[0], group.position[-1]

@@ -47,9 +47,10 @@ def batch_benchmark(model, prompts: torch.Tensor, new_tokens: int, meter: Energy
     try:
         figures = timed(model, prompts, min(new_tokens, MOST_TOKENS), meter)
     except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
+        if not is_out_of_memory(error) and not isinstance(error, NotImplementedError):  # an engine's, of one sequence
             raise
-        reason = f"out of memory ({first_line(error).split('. ')[0]})"
+        what = first_line(error).split(". ")[0]
+        reason = what if isinstance(error, NotImplementedError) else f"out of memory ({what})"
     if reason:
         give_back(prompts.device)  # here, where the exception no longer holds what was allocated
     return {"batch_size": len(prompts), "prompt_tokens": prompts.shape[1], **figures, "reason": reason}

@@ -29,7 +29,12 @@ PROFILED_TOKENS = 8
 
 
 def weights_read(model) -> int:
-    """Bytes of weights that decoding one token reads: all of them, but one row of an embedding table of its own."""
+    """Bytes of weights that decoding one token reads: all of them, but one row of an embedding table of its own.
+
+    An engine that is not transformers knows its own.
+    """
+    if hasattr(model, "weight_bytes_per_token"):
+        return model.weight_bytes_per_token
     table = model.get_input_embeddings().weight
     head = model.get_output_embeddings()
     tied = head is not None and getattr(head, "weight", None) is not None and head.weight is table

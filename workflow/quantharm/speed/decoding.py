@@ -51,7 +51,8 @@ def cache_of(output) -> Cache:
 
 def prefill(model, prompt: torch.Tensor) -> tuple[torch.Tensor, Cache]:
     """(logits of the last position [1, vocabulary], cache); prompt: [1, T]."""
-    output = model(input_ids=prompt, use_cache=True, logits_to_keep=1)
+    own = {"past_key_values": model.new_cache()} if hasattr(model, "new_cache") else {}  # a method's `kv_cache:`
+    output = model(input_ids=prompt, use_cache=True, logits_to_keep=1, **own)
     return output.logits[:, -1], cache_of(output)
 
 

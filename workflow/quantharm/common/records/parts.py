@@ -25,6 +25,18 @@ class HowComputedOrNull(TypedDict):
     tf32: bool | None
 
 
+class EngineRecord(TypedDict):
+    """What ran a checkpoint that transformers did not."""
+
+    name: str  # as the config names it
+    version: str  # the engine's own
+    package: str  # that it came in, with its version
+    instructions: str  # of the processor, that it was built for
+    threads: int
+    kv_cache: dict[str, str]  # types of keys and values
+    device: str  # cpu or cuda
+
+
 class Provenance(HowComputed):
     """What produced a record."""
 
@@ -40,6 +52,7 @@ class Provenance(HowComputed):
     driver: NotRequired[str | None]  # of the GPU
     cuda: NotRequired[str | None]  # version that PyTorch was built for
     gpus: NotRequired[int]  # that the process saw
+    engine: NotRequired[EngineRecord]  # where it is not transformers
 
 
 class Memory(TypedDict):

@@ -1,0 +1,117 @@
+"""A GGUF file in llama.cpp against the same weights in transformers."""
+
+import importlib.util
+
+import pytest
+import torch
+from tiny_gguf import BUILT_IN, random_model, write_gguf
+from transformers import AutoTokenizer
+
+from quantharm.common.errors import UserError
+from quantharm.engines.llama_cpp import MOST_TOKENS, LlamaCppModel, check_vocabulary
+from quantharm.scoring.forward import last_hidden_states, output_head
+from quantharm.speed.decoding import continue_greedily
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("xllamacpp") is None,
+    reason="the package xllamacpp is missing; `make test` installs it from envs/llama-cpp.txt",
+)
+EXACT = {"keys": "f32", "values": "f32"}
+
+
+@pytest.fixture(scope="module")
+def model():
+    return random_model()
+
+
+@pytest.fixture(scope="module")
+def file(model, tmp_path_factory):
+    path = tmp_path_factory.mktemp("gguf") / "model.gguf"
+    write_gguf(model, path)
+    return path
+
+
+def served(path, model, kv_cache=EXACT) -> LlamaCppModel:
+    return LlamaCppModel(path, model.config, threads=1, kv_cache=kv_cache, device="cpu")
+
+
+def ids_of(count: int) -> list[int]:
+    return torch.randint(5, 8000, (count,), generator=torch.Generator().manual_seed(1)).tolist()
+
+
+def kl(model, other, ids: list[int]) -> torch.Tensor:
+    """Of each position, float64."""
+    first, second = (
+        output_head(each)(last_hidden_states(each, ids)).double().log_softmax(-1) for each in (model, other)
+    )
+    return (first.exp() * (first - second)).sum(-1)
+
+
+def test_scores_are_those_of_transformers(model, file):
+    engine = served(file, model)
+    for count in (1, 40, MOST_TOKENS + 30):  # the last in two calls
+        assert kl(model, engine, ids_of(count)).max() < 1e-5  # 3e-8 in front: its angles gather rounding errors
+
+
+def test_a_sequence_does_not_see_the_one_before(model, file):
+    engine = served(file, model)
+    last_hidden_states(engine, ids_of(100))
+    assert kl(model, engine, ids_of(40)).max() < 1e-6
+
+
+def test_a_long_sequence_gets_the_room_it_needs(model, file, monkeypatch):
+    monkeypatch.setattr("quantharm.engines.llama_cpp.FIRST_CONTEXT", 64)
+    monkeypatch.setattr("quantharm.engines.llama_cpp.MORE_TOKENS", 16)
+    engine = served(file, model)
+    assert kl(model, engine, ids_of(200)).max() < 1e-6
+
+
+def test_answers_are_those_of_transformers(model, file):
+    ids = ids_of(20)
+    mine, theirs = (continue_greedily(each, ids, 24, set(), 4096) for each in (served(file, model), model))
+    assert mine.token_ids == theirs.token_ids
+    assert mine.stop_reason == "length"
+
+
+def test_a_quantized_cache_is_read_by_every_score(model, file):
+    exact, coarse = served(file, model), served(file, model, {"keys": "q4_0", "values": "q4_0"})
+    ids = ids_of(64)
+    assert kl(model, exact, ids).mean() < 1e-6
+    assert kl(model, coarse, ids).mean() > 1e-5
+    assert coarse.cache_bytes() < 0.3 * exact.cache_bytes()
+
+
+def test_a_batch_of_several_sequences_is_refused(model, file):
+    with pytest.raises(NotImplementedError, match="one sequence"):
+        served(file, model)(torch.tensor([[5, 6], [7, 8]]))
+
+
+def test_the_files_tokens_are_compared_with_the_tokenizers(model, file):
+    engine, tokenizer = served(file, model), AutoTokenizer.from_pretrained(BUILT_IN)
+    check_vocabulary(engine, tokenizer)
+    tokenizer.add_tokens(["<another>"])
+    with pytest.raises(UserError, match="not a file of this model"):
+        check_vocabulary(engine, tokenizer)
+
+
+def test_another_models_tokens_are_refused(model, file, monkeypatch):
+    engine, tokenizer = served(file, model), AutoTokenizer.from_pretrained(BUILT_IN)
+    own = engine.token_text
+    monkeypatch.setattr(engine, "token_text", lambda token: "other" if token == 4321 else own(token))
+    with pytest.raises(UserError, match="token 4321 is 'other'"):
+        check_vocabulary(engine, tokenizer)
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"GGUF" + bytes(60)])
+def test_a_damaged_file_ends_in_one_sentence(model, tmp_path, content):
+    path = tmp_path / "damaged.gguf"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="cannot load"):
+        served(path, model)
+
+
+def test_what_it_is_stands_in_its_description(model, file):
+    description = served(file, model).description()
+    assert description["name"] == "llama.cpp"
+    assert description["package"].startswith("xllamacpp ")
+    assert description["kv_cache"] == EXACT

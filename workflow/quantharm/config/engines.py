@@ -1,0 +1,71 @@
+"""The keys `engine` and `kv_cache` of a method: what runs its checkpoint, and how it keeps keys and values."""
+
+from typing import Any
+
+TRANSFORMERS, LLAMA_CPP = "transformers", "llama.cpp"
+MODULES = {LLAMA_CPP: "llama_cpp"}  # in the room engines
+FILES = {LLAMA_CPP: ("gguf", "pretrained")}  # the quantizers whose checkpoints an engine can read
+LLAMA_CACHE_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
+STEP = 16  # tokens; engines/quantized_cache.py scores in such steps
+
+ENGINE: dict[str, Any] = {
+    "description": "What runs the checkpoint; transformers where nothing is said.",
+    "enum": [TRANSFORMERS, *MODULES],
+}
+KV_CACHE: dict[str, Any] = {
+    "description": "How keys and values are kept. llama.cpp: types of `keys` and `values`; transformers: a `backend`.",
+    "type": "object",
+    "additionalProperties": False,
+    "minProperties": 1,
+    "properties": {
+        "keys": {"enum": list(LLAMA_CACHE_TYPES), "description": "Type in llama.cpp; f16 unless said."},
+        "values": {"enum": list(LLAMA_CACHE_TYPES), "description": "Type in llama.cpp; f16 unless said."},
+        "backend": {"enum": ["fp8", "quanto"], "description": "Of transformers' QuantizedCache."},
+        "bits": {"enum": [2, 4], "description": "quanto; 4 unless said."},
+        "group_size": {"type": "integer", "minimum": 8, "description": "quanto; 64 unless said."},
+        "residual_tokens": {
+            "type": "integer",
+            "minimum": STEP,
+            "multipleOf": STEP,
+            "description": "quanto: so many last tokens stay exact; 128 unless said.",
+        },
+    },
+}
+OF_LLAMA_CPP = {"keys", "values"}
+OF_QUANTO = {"bits", "group_size", "residual_tokens"}
+
+
+def engine_of(settings: dict[str, Any]) -> str:
+    return settings.get("engine") or TRANSFORMERS
+
+
+def module_of(settings: dict[str, Any]) -> str | None:
+    """The module of the room engines that a method's cells need; None for transformers as it is."""
+    return MODULES.get(engine_of(settings)) or ("quantized_cache" if settings.get("kv_cache") else None)
+
+
+def extra_packages(settings: dict[str, Any]) -> str | None:
+    """The file in envs/ (without .txt) with the packages of a method's engine or cache; None if it needs none."""
+    if engine_of(settings) == LLAMA_CPP:
+        return "llama-cpp"
+    return "quanto" if (settings.get("kv_cache") or {}).get("backend") == "quanto" else None
+
+
+def conflict(quantizer: str, settings: dict[str, Any]) -> str | None:
+    """Why a method cannot have its `engine` or `kv_cache`, in words that follow `method … cannot`."""
+    engine = engine_of(settings)
+    if engine in FILES and quantizer not in FILES[engine]:
+        makers = " and ".join(f"`{name}`" for name in FILES[engine])
+        return f"run in {engine}, which reads GGUF files; quantizer `{quantizer}` makes none, {makers} may"
+    keys = set(settings.get("kv_cache") or {})
+    if engine == LLAMA_CPP and keys - OF_LLAMA_CPP:
+        foreign = ", ".join(f"`{key}`" for key in sorted(keys - OF_LLAMA_CPP))
+        return f"have {foreign} in a `kv_cache` of {engine}, which takes `keys` and `values`"
+    if engine == TRANSFORMERS and keys and ("backend" not in keys or keys & OF_LLAMA_CPP):
+        return (
+            "have a `kv_cache` without `backend: fp8` or `quanto` in transformers (`keys` and `values` are llama.cpp's)"
+        )
+    if engine == TRANSFORMERS and keys & OF_QUANTO and settings["kv_cache"]["backend"] != "quanto":
+        foreign = ", ".join(f"`{key}`" for key in sorted(keys & OF_QUANTO))
+        return f"set {foreign} of its `kv_cache`: fp8 has one scale and nothing to set"
+    return None

@@ -1,0 +1,198 @@
+"""A GGUF file in llama.cpp, as the stages see a model: token ids in, logits out.
+
+llama.cpp keeps keys and values in a cache of its own and reads them from there, also within one call: with a quantized
+cache (`kv_cache:`) every score is of what attention reads when the file is served.
+"""
+
+import os
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy
+import torch
+
+from quantharm.common.errors import UserError
+from quantharm.common.records.parts import EngineRecord
+from quantharm.common.records.quantization import CheckpointRecord
+from quantharm.engines.llama_library import ANY_LAYERS, CACHE_TYPES, identity, library, said
+
+MOST_TOKENS = 512  # of one call: their logits exist at once in the library, in float32
+DEFAULT_CACHE = "f16"
+EXACT_CACHES = ("f16", "f32", "bf16")
+FIRST_CONTEXT = 4096  # tokens
+MORE_TOKENS = 1024  # that a sequence may grow by
+
+
+class Answer(dict):
+    """Logits [1, n, vocabulary] of a call, and the cache that the next one goes on from, as transformers gives them."""
+
+    def __getattr__(self, name: str) -> Any:
+        return self[name]
+
+
+class LlamaCppModel:
+    """A loaded file. Not a torch module: it has what the stages ask a model for, and its states are its logits."""
+
+    gives_logits = True
+
+    def __init__(self, path: Path, config, threads: int, kv_cache: dict[str, str], device: str) -> None:
+        """config: the model's, as transformers has it. Raises UserError where llama.cpp does not load the file."""
+        self.library, self.path, self.config, self.threads = library(), path, config, threads
+        self.kv_cache = {part: kv_cache.get(part, DEFAULT_CACHE) for part in ("keys", "values")}
+        self.on_gpu = device == "cuda" and self.library.llama_supports_gpu_offload()
+        parameters = self.library.llama_model_default_params()
+        parameters.gpu_layers = ANY_LAYERS if self.on_gpu else 0
+        self.model = self.library.llama_model_load_from_file(str(path).encode(), parameters)
+        if not self.model:
+            raise UserError(f"llama.cpp cannot load {path}: {'; '.join(said())}")
+        self.vocabulary = self.library.llama_model_get_vocab(self.model)
+        self.vocabulary_size = self.library.llama_vocab_n_tokens(self.vocabulary)
+        self.batch = self.library.llama_batch_init(MOST_TOKENS, 0, 1)
+        self.memory = None
+        self.state = None  # llama.cpp's context: the cache and the buffers of computing
+        self.context = self.kept = 0  # tokens that fit into it, and that are in it
+        self.make_room(FIRST_CONTEXT)
+        self.device = torch.device("cpu")  # where logits are given
+        self.dtype = torch.float32
+        self.weight_bytes_per_token = self.library.llama_model_size(self.model)
+        self.generation_config = SimpleNamespace(eos_token_id=self.end_ids())
+
+    def make_room(self, tokens: int) -> None:
+        """A context of at least so many tokens, empty, unless there is one; raises UserError without memory."""
+        if tokens <= self.context:
+            return
+        parameters = self.library.llama_context_default_params()
+        parameters.context, parameters.batch, parameters.physical_batch = tokens, MOST_TOKENS, MOST_TOKENS
+        parameters.threads = parameters.threads_batch = self.threads
+        parameters.type_k, parameters.type_v = (CACHE_TYPES[self.kv_cache[part]] for part in ("keys", "values"))
+        if self.kv_cache["values"] not in EXACT_CACHES:
+            parameters.flash_attention = 1  # quantized values are read by it alone
+        if self.state:
+            self.library.llama_free(self.state)
+        self.state = self.library.llama_init_from_model(self.model, parameters)
+        if not self.state:
+            raise UserError(f"llama.cpp cannot make a context of {tokens} tokens for {self.path}: {'; '.join(said())}")
+        self.memory = self.library.llama_get_memory(self.state)
+        self.context, self.kept = tokens, 0
+
+    def close(self) -> None:
+        self.library.llama_batch_free(self.batch)
+        self.library.llama_free(self.state)
+        self.library.llama_model_free(self.model)
+
+    def begin(self, tokens: int) -> None:
+        """Begin a new sequence of so many tokens, and some more after them."""
+        self.make_room(tokens + MORE_TOKENS if tokens + MORE_TOKENS > self.context else 0)
+        self.library.llama_memory_clear(self.memory, True)
+        self.kept = 0
+
+    def append(self, ids: list[int], last_only: bool = False) -> torch.Tensor:
+        """Logits [n or 1, vocabulary], float32, of a sequence's next tokens; raises UserError if llama.cpp fails."""
+        if self.kept + len(ids) > self.context:
+            raise UserError(f"{self.path}: {self.kept + len(ids)} tokens do not fit into a context of {self.context}")
+        parts = []
+        for start in range(0, len(ids), MOST_TOKENS):
+            part = ids[start : start + MOST_TOKENS]
+            self.fill(part, last_only and start + len(part) == len(ids), last_only)
+            if code := self.library.llama_decode(self.state, self.batch):
+                raise UserError(f"llama.cpp failed on {self.path} (llama_decode gave {code}): {'; '.join(said())}")
+            self.kept += len(part)
+            outputs = len(part) if not last_only else int(start + len(part) == len(ids))
+            if outputs:
+                array = numpy.ctypeslib.as_array(
+                    self.library.llama_get_logits(self.state), (outputs, self.vocabulary_size)
+                )
+                parts.append(torch.from_numpy(array.copy()))  # the library's own is overwritten by the next call
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def fill(self, ids: list[int], is_end: bool, last_only: bool) -> None:
+        """The library's batch: ids at the next positions of sequence 0, logits wanted of all or of the last."""
+        batch = self.batch
+        batch.count = len(ids)
+        for i, token in enumerate(ids):
+            batch.tokens[i], batch.positions[i] = token, self.kept + i
+            batch.sequence_counts[i], batch.sequences[i][0] = 1, 0
+            batch.wanted[i] = not last_only or (is_end and i == len(ids) - 1)
+
+    def __call__(self, input_ids: torch.Tensor, use_cache: bool = False, logits_to_keep: int = 0, **cache) -> Answer:
+        """As a model of transformers: input_ids [1, n]; `past_key_values` goes on with the last call's sequence."""
+        if len(input_ids) > 1:
+            raise NotImplementedError("engine llama.cpp is driven with one sequence at a time")
+        if cache.get("past_key_values") is None:
+            self.begin(input_ids.shape[1])
+        logits = self.append(input_ids[0].tolist(), last_only=logits_to_keep == 1)
+        return Answer(logits=logits[None], past_key_values=self if use_cache else None)
+
+    def base_model(self, input_ids: torch.Tensor, use_cache: bool = False) -> Answer:
+        """States of a sequence [1, n, vocabulary]: an engine has none to give but its logits."""
+        return Answer(last_hidden_state=self(input_ids).logits)
+
+    def get_input_embeddings(self) -> SimpleNamespace:
+        """Something with as many rows as the vocabulary, which is what the stages ask of it."""
+        return SimpleNamespace(weight=torch.empty(self.vocabulary_size, 0))
+
+    get_output_embeddings = get_input_embeddings
+
+    def end_ids(self) -> list[int]:
+        end = self.library.llama_vocab_eos(self.vocabulary)
+        return [end] if end >= 0 else []
+
+    def token_text(self, token: int) -> str:
+        return self.library.llama_vocab_get_text(self.vocabulary, token).decode(errors="replace")
+
+    def cache_bytes(self) -> int:
+        """Bytes of keys and values of the tokens in the cache, as llama.cpp would save them."""
+        return self.library.llama_state_seq_get_size(self.state, 0)
+
+    def description(self) -> EngineRecord:
+        """What the engine is and how it was set: for the record of a cell."""
+        device = "cuda" if self.on_gpu else "cpu"
+        return {**identity(), "threads": self.threads, "kv_cache": self.kv_cache, "device": device}
+
+
+def check_vocabulary(model: LlamaCppModel, tokenizer) -> None:
+    """Raises UserError unless the file's tokens are the model's, id by id: ids go in as they are.
+
+    A file may have more tokens at its end (padding). Tokens that the tokenizer added to its vocabulary are written
+    as they read, all others in the vocabulary's own letters.
+    """
+    own = tokenizer.get_vocab()
+    if model.vocabulary_size < max(own.values()) + 1:
+        raise UserError(
+            f"{model.path} has {model.vocabulary_size} tokens, the model's tokenizer {max(own.values()) + 1}; it is "
+            "not a file of this model"
+        )
+    for text, token in own.items():
+        theirs = model.token_text(token)
+        if theirs != text and theirs.replace("▁", " ") != text.replace("▁", " "):
+            raise UserError(
+                f"token {token} is {theirs!r} in {model.path} and {text!r} in the model's tokenizer; it is not a file "
+                "of this model"
+            )
+    for kind, theirs in (("bos", model.library.llama_vocab_bos(model.vocabulary)),):
+        ours = getattr(tokenizer, f"{kind}_token_id")
+        if ours is not None and theirs >= 0 and ours != theirs:
+            raise UserError(f"{model.path} begins texts with token {theirs}, the model's tokenizer with token {ours}")
+
+
+def open_cell(record: CheckpointRecord, device: str) -> LlamaCppModel:
+    """The model of a cell; raises UserError where its checkpoint is no GGUF file of the cell's model."""
+    from transformers import AutoConfig
+
+    from quantharm.models.loading import load_tokenizer, verify_weights
+
+    folder, source = Path(record["checkpoint"]), record["source"]
+    verify_weights(folder, record["weight_files"])
+    files = sorted(file["name"] for file in record["weight_files"] if file["name"].endswith(".gguf"))
+    if not files:
+        raise UserError(
+            f"engine llama.cpp reads GGUF files, and {folder} holds none; take another `engine:` or checkpoint"
+        )
+    config = AutoConfig.from_pretrained(
+        source["path"], trust_remote_code=source["trust_remote_code"], local_files_only=True
+    )
+    threads = int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
+    model = LlamaCppModel(folder / files[0], config, threads, record["settings"].get("kv_cache") or {}, device)
+    check_vocabulary(model, load_tokenizer(source))
+    return model

@@ -1,0 +1,63 @@
+"""transformers with a quantized cache of keys and values, scored as it is served.
+
+transformers quantizes what it is given first and attends, in that same call, to the exact states: a sequence scored in
+one pass would show nothing. So the given tokens (a prompt, or the beginning of a window) go in at once, as they do when
+a model is served, and the others in steps of STEP, whose attention reads the cache. With STEP a divisor of the tokens
+that quanto keeps exact (`residual_tokens:`), and with fp8 in any case, steps give what one token at a time gives.
+
+fp8 takes its one scale from the first call: SmolLM2-135M on 256 tokens is 0.004 nats off where that call has 32 tokens,
+0.54 where it has one.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from quantharm.common.errors import UserError, first_line
+from quantharm.config.engines import STEP
+
+DEFAULTS = {"bits": 4, "group_size": 64, "residual_tokens": 128}
+
+
+def cache_maker(config, settings: dict[str, Any]) -> Callable[[], Any]:
+    """Function that gives an empty cache; raises UserError where the model or this interpreter cannot have one.
+
+    settings: the method's `kv_cache`.
+    """
+    from transformers.cache_utils import QuantizedCache
+
+    extra = {}
+    if settings["backend"] == "quanto":
+        settings = DEFAULTS | settings
+        extra = {
+            "nbits": settings["bits"],
+            "q_group_size": settings["group_size"],
+            "residual_length": settings["residual_tokens"],
+        }
+
+    def make():
+        return QuantizedCache(settings["backend"], config, **extra)
+
+    try:
+        make()
+    except (ImportError, ValueError) as error:
+        raise UserError(f"`kv_cache:` with backend {settings['backend']} cannot be used: {first_line(error)}") from None
+    return make
+
+
+def serve_from_cache(model, settings: dict[str, Any]) -> None:
+    """Gives the model `new_cache()`, for decoding, and `states_through_cache(ids, given)`, for scoring."""
+    model.new_cache = cache_maker(model.config, settings)
+    model.states_through_cache = lambda ids, given: states_through_cache(model, ids, given, model.new_cache())
+
+
+def states_through_cache(model, ids: list[int], given: int, cache) -> torch.Tensor:
+    """Final hidden states [T, width] of one sequence whose first `given` tokens go in at once; cache: an empty one."""
+    tokens = torch.tensor([ids], device=model.get_input_embeddings().weight.device)
+    starts = [0, *range(given, len(ids), STEP)]
+    parts = [tokens[:, start:end] for start, end in zip(starts, [*starts[1:], len(ids)], strict=True)]
+    states = [
+        model.base_model(input_ids=part, past_key_values=cache, use_cache=True).last_hidden_state[0] for part in parts
+    ]
+    return torch.cat(states)
