@@ -2,27 +2,19 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 import synthetic
 import yaml
-from report_runs import ROOT
+from report_runs import ROOT, run_module
 
 from quantharm.common.files import read_json, write_json
 from quantharm.config.validation import with_defaults
 from quantharm.report import default_thresholds
 
 SCHEMA = ROOT / "workflow" / "schemas" / "config.schema.yaml"
-
-
-def run_module(module: str, *flags: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", f"quantharm.{module}", *flags]
-    environment = {"PYTHONPATH": str(ROOT / "workflow"), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
 
 
 def judge(folder: Path, models: list[Path], left_out=(), **limits) -> tuple[dict, Path]:

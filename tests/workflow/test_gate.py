@@ -99,3 +99,14 @@ def test_a_cell_that_was_not_finished_is_a_line_of_the_gate(finished):
     assert "stage perplexity failed: made to fail" in line["reason"]
     (finished / FAIL).unlink()
     assert gate(finished).code == 0
+
+
+def test_every_method_of_the_default_run_gets_a_card(finished):
+    cards = {f"reference × {method}: card" for method in ("int8", "nf4", "awq")}
+    assert finished.jobs("cards") == cards
+    finished.run("cards")
+    for method in ("int8", "nf4", "awq"):
+        assert "model-index:" in finished.path(f"{method}/card.md").read_text(encoding="utf-8")
+        assert finished.path(f"{method}/card.svg").read_text(encoding="utf-8").startswith("<svg")
+    assert finished.jobs("cards") == set()
+    assert finished.jobs() == set()

@@ -10,6 +10,7 @@ from quantharm.config.dependencies import PACKAGE
 # From the top down: a room imports itself and those after it.
 ROOMS = [
     "gating",
+    "publishing",
     "reporting",
     "forensics",
     "harness",

@@ -1,0 +1,119 @@
+"""The text of a card: what was measured, the table, and what was not measured. Markdown, everything escaped."""
+
+from typing import Any
+
+from quantharm.common.constants import TEXT_CATEGORY
+from quantharm.reporting.format import MISSING, count, fixed, interval, listing, number, percent, share, size
+from quantharm.reporting.text import markdown
+
+Row = dict[str, Any]
+Line = tuple[str, str, str, str]  # figure, baseline, method, change
+
+
+def table(row: Row, reference: Row, text: str) -> list[Line]:
+    """The rows of the table; row, reference: of the cell and of its baseline in summary.json."""
+    by_category = {c: kl for c, kl in row["kl_nats_by_category"].items() if c != TEXT_CATEGORY}
+    worst = max(by_category, key=lambda category: by_category[category])
+    lines: list[Line] = [
+        (
+            f"Perplexity of {text} ({row['perplexity_protocol']})",
+            fixed(reference["perplexity"], 3),
+            fixed(row["perplexity"], 3),
+            f"{percent(row['perplexity_change_percent'])} "
+            f"{interval(row['perplexity_change_percent_ci95'], percent)}".strip(),
+        ),
+        (
+            "Mean KL divergence from the unquantized model, nats",
+            f"{number(reference['kl_nats_mean'])} (noise)",
+            f"{number(row['kl_nats_mean'])} {interval(row['kl_nats_ci95'])}".strip(),
+            f"largest in {worst}: {number(by_category[worst])}",
+        ),
+        ("Same first choice of the next token", MISSING, share(row["top1_agreement"], 1), MISSING),
+    ]
+    lines += [accuracy(name, task) for name, task in (row.get("tasks") or {}).items()]
+    lines += [
+        (
+            "Weights loaded",
+            size(reference["weight_bytes"]),
+            size(row["weight_bytes"]),
+            f"{fixed(row['compression'], 2)}× smaller",
+        ),
+        speed(row, reference),
+    ]
+    return lines
+
+
+def accuracy(name: str, task: Row) -> Line:
+    recovery = f"{share(task['recovery'], 1)} {interval(task['recovery_ci95'], one_decimal)}".strip()
+    return (
+        f"Accuracy in {name}, {count(task['items'], 'item')}",
+        share(task["baseline_accuracy"], 1),
+        f"{share(task['accuracy'], 1)} {interval(task['accuracy_ci95'], one_decimal)}".strip(),
+        f"recovery {recovery}",
+    )
+
+
+def speed(row: Row, reference: Row) -> Line:
+    """As a CUDA graph where both were decoded so, else step by step."""
+    key, words = "captured_decode_tokens_per_second_median", "Decoding as a CUDA graph, tokens/s"
+    if row[key] is None or reference[key] is None:
+        key, words = "decode_tokens_per_second_median", "Decoding, tokens/s"
+    return words, fixed(reference[key], 1), fixed(row[key], 1), f"{fixed(row[key] / reference[key], 2)}× as fast"
+
+
+def one_decimal(value: float) -> str:
+    return share(value, 1)
+
+
+def limits(row: Row, generation: Row, perplexity: Row, tasks: list[str]) -> list[str]:
+    """What the figures are of, and what they do not show."""
+    per_category = [v["prompts"] for v in generation["by_category"].values()]
+    few = f"{min(per_category)} to {max(per_category)}" if min(per_category) != max(per_category) else min(per_category)
+    ran = generation["provenance"]
+    return [
+        f"{count(row['prompts'], 'prompt')} of {count(len(per_category), 'category', 'categories')}, {few} each, "
+        f"answered greedily with at most {row['max_new_tokens']} tokens, one at a time. Sampling, batches, longer "
+        "answers and other languages than the prompts' were not measured.",
+        f"One text, {count(perplexity['windows'], 'window')} and {perplexity['tokens_scored']:,} tokens.",
+        f"Tasks: {listing(tasks)}." if tasks else "No task was run: nothing here says how many answers stay right.",
+        f"Speed is of {ran['device']}, {row['compute_dtype'] or row['dtype']}, batch 1, "
+        f"{row['benchmark_prompt_tokens']} tokens of prompt; other devices and engines may order methods otherwise.",
+        "Intervals are of 95 %, over prompts or windows; they do not count other texts or other calibration samples.",
+    ]
+
+
+def section(row: Row, reference: Row, records: dict[str, Row], text: str, protocol: str, badge: str) -> str:
+    """records: generation, perplexity, quantization, checks of the cell; badge: the file beside the card."""
+    quantization, checks = records["quantization"], records["checks"]["checks"]
+    settings = ", ".join(f"{key} {value}" for key, value in quantization["settings"].items() if not _is_long(value))
+    where = row["source"] + (f" at {row['revision']}" if row["revision"] else "")
+    passed = sum(check["status"] == "pass" for check in checks)
+    ran = [check for check in checks if check["status"] != "skipped"]
+    parts = [
+        f"## What quantization changed\n\n![quantharm]({badge})",
+        f"{markdown(where)}, quantized by {markdown(quantization['quantizer'])}"
+        + (f" ({markdown(settings)})" if settings else "")
+        + f", compared with the unquantized model by quantharm; protocol `{protocol[:12]}`.",
+    ]
+    if row["checks_failed"]:
+        parts.append(f"**It failed {markdown(listing(row['checks_failed']))}: do not believe these figures.**")
+    if row["synthetic"]:
+        parts.append("**Random weights: figures of quality mean nothing.**")
+    lines = [("Figure [95 % interval]", "unquantized", row["method"], "change"), (":--", "--:", "--:", "--:")]
+    lines += table(row, reference, text)
+    parts.append(
+        "\n".join(f"| {' | '.join(w if i == 1 else markdown(w) for w in line)} |" for i, line in enumerate(lines))
+    )
+    files = {True: "no finding", False: "a FINDING", None: "not measured"}[row["integrity_verified"]]
+    parts.append(f"Checks: {passed} of {len(ran)} passed. Integrity of the checkpoint: {files}.")
+    parts.append("### Limits of what was measured\n\n")
+    tasks = list(row.get("tasks") or {})
+    parts[-1] += "\n".join(
+        f"- {markdown(words)}" for words in limits(row, records["generation"], records["perplexity"], tasks)
+    )
+    parts.append(f"Protocol sha256: `{protocol}`; measured {markdown(row['finished'])}, commit `{row['git_commit']}`.")
+    return "\n\n".join(parts) + "\n"
+
+
+def _is_long(value: Any) -> bool:
+    return isinstance(value, dict | list) or len(str(value)) > 40
