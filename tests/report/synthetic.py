@@ -14,6 +14,7 @@ import pandas
 from quantharm.common.files import write_json, write_parquet
 from quantharm.common.paired import flat
 from quantharm.common.statistics import category_intervals, describe, stratified_mean
+from quantharm.scoring.depth import kl_by_depth
 from quantharm.summary import summarise_cell
 
 HOSTILE = (
@@ -229,6 +230,7 @@ def write_divergence(folder: Path, identity: dict, kl: float, random, ran: dict)
         "top1_agreement": float(prompts["top1_agrees"].mean()),
         "delta_p": {"mean": 0.0, "rms": kl**0.5 / 4},
         "by_category": by_category,
+        "by_depth": kl_by_depth(table),
         "positions": len(prompts),
         "text": {
             "positions": 100,

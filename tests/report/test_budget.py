@@ -210,3 +210,19 @@ def test_recovery_and_flips_are_those_of_the_tasks(alpha, tmp_path):
     assert lines["awq", "worse.recovery", None] == "breach"
     assert lines["int8", "worse.recovery", None] == "pass"
     assert lines["nf4", "worse.recovery", None] == "not measured"
+
+
+def test_loops_are_judged_on_long_answers_alone(alpha, tmp_path):
+    model = tmp_path / "alpha-7b"
+    shutil.copytree(alpha, model)
+    short, _ = judge(tmp_path, [model], loops=0.1)
+    assert set(verdicts(short).values()) == {"not measured"}
+    assert any("take the protocol `long`" in e["reason"] for e in short["lines"])
+    record = read_json(model / "summary.json")
+    shares = {"int8": (0.0, [-0.05, 0.05]), "nf4": (0.1, [0.0, 0.2]), "awq": (0.4, [0.2, 0.6])}
+    for row in record["cells"]:
+        share, ci95 = shares.get(row["method"], (0.0, [0.0, 0.0]))
+        row |= {"max_new_tokens": 1024, "answers_looping_added_share": share, "answers_looping_added_share_ci95": ci95}
+    write_json(model / "summary.json", record)
+    long, _ = judge(tmp_path, [model], loops=0.1)
+    assert [verdicts(long)[method, "loops", None] for method in shares] == ["pass", "undecided", "breach"]

@@ -99,18 +99,23 @@ def test_first_difference(mine, reference, expected):
 
 
 def answers(ids, tokens, correct) -> dict:
-    return {"prompt_id": ids, "token_ids": tokens, "correct": pandas.array(correct, dtype="boolean")}
+    rows = {"prompt_id": ids, "token_ids": tokens, "correct": pandas.array(correct, dtype="boolean")}
+    return rows | {"stop_reason": ["length" if len(t) > 1 else "end_of_sequence" for t in tokens]}
 
 
 def test_flips_and_differences_by_hand(cells):
     before = answers(list("abcdef"), [[1, 2], [3], [4, 5], [6], [7, 8], [9]], [True, True, False, False, None, True])
     # given in another order: prompts are matched by their ids
     after = answers(list("fedcba"), [[9], [7, 0], [6], [4, 5], [2, 2], [1, 2]], [False, True, True, False, False, True])
-    assert paired_answers(*cells("generation", before, after)) == {
+    found = paired_answers(*cells("generation", before, after))
+    assert found["answers_cut_off"] == 4
+    assert found["answers_looping"] == 0
+    assert {key: value for key, value in found.items() if not key.startswith(("answers", "loop"))} == {
         "flips_right_to_wrong": 2,  # b and f
         "flips_wrong_to_right": 1,  # d; e is judged on one side only
         "identical_responses": 4,
         "first_difference_median": 0.5,  # b at 0, e at 1
+        "first_difference_ci95": None,  # of two
     }
 
 
@@ -125,6 +130,7 @@ def test_a_row_for_csv_is_flat():
         "x_ci95": [1.0, 2.0],
         "y_ci95": None,
         "kl_by_category": {"A": 0.1},
+        "kl_by_depth": [{"from_tokens": 0, "to_tokens": 16, "kl_nats_mean": 0.3}],
         "checks_failed": ["a", "b"],
     }
     assert flat(row) == {
@@ -134,6 +140,7 @@ def test_a_row_for_csv_is_flat():
         "y_ci95_low": None,
         "y_ci95_high": None,
         "kl/A": 0.1,
+        "kl/tokens 0 to 15": 0.3,
         "checks_failed": "a, b",
     }
 

@@ -12,6 +12,7 @@ import numpy
 import pandas
 
 from quantharm.common.accuracy import corrected
+from quantharm.common.answers import endings
 from quantharm.common.constants import BASELINE
 from quantharm.common.errors import UserError
 from quantharm.common.files import read_json, read_parquet, replacing, write_json, write_parquet
@@ -34,13 +35,14 @@ from quantharm.common.records.summary import (
 )
 from quantharm.common.records.tasks import TasksRecord
 from quantharm.common.stage import run_stage, stage_parser
+from quantharm.common.statistics import median_interval
 
 NULLABLE = {"i": "Int64", "b": "boolean"}  # pandas' types that hold missing values, by the kind of those that do not
 
 
 def paired_answers(cell: Path, baseline: Path) -> PairedAnswers:
-    """Answers that flipped against the baseline, and where responses first differ."""
-    columns = ["prompt_id", "token_ids", "correct"]
+    """Answers that flipped against the baseline, where responses first differ, and how they end."""
+    columns = ["prompt_id", "token_ids", "correct", "stop_reason"]
     mine = read_parquet(cell / "generation.parquet", columns).set_index("prompt_id")
     reference = read_parquet(baseline / "generation.parquet", columns).set_index("prompt_id")
     both = mine.merge(reference, left_index=True, right_index=True, suffixes=("", "_baseline"))
@@ -55,6 +57,13 @@ def paired_answers(cell: Path, baseline: Path) -> PairedAnswers:
         "flips_wrong_to_right": int((~before & now).sum()),
         "identical_responses": len(positions) - len(differing),
         "first_difference_median": float(numpy.median(differing)) if differing else None,
+        "first_difference_ci95": median_interval(differing),
+        **endings(
+            both[["token_ids", "stop_reason"]].to_dict("records"),
+            both[["token_ids_baseline", "stop_reason_baseline"]]
+            .set_axis(["token_ids", "stop_reason"], axis=1)
+            .to_dict("records"),
+        ),
     }
 
 
@@ -186,6 +195,7 @@ def summarise_cell(
         "delta_p_rms": divergence["delta_p"]["rms"],
         "text_kl_nats_mean": divergence["text"] and divergence["text"]["kl_nats_mean"],
         "text_log_perplexity_ratio": divergence["text"] and divergence["text"]["log_perplexity_ratio"],
+        "kl_nats_by_depth": divergence.get("by_depth"),
         "kl_nats_by_category": {c: v["kl_nats_mean"] for c, v in divergence["by_category"].items()},
         "prompt_tokens_sha256": generation.get("prompt_tokens_sha256"),
         "max_new_tokens": generation["max_new_tokens"],

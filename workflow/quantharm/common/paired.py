@@ -68,6 +68,10 @@ def flat(row: Mapping[str, Any]) -> dict[str, Any]:
             result |= {f"{key.removesuffix('_by_category')}/{category}": v for category, v in value.items()}
         elif key.endswith("_by_batch"):
             result |= {f"{key.removesuffix('_by_batch')}/batch {size}": v for size, v in value.items()}
+        elif key.endswith("_by_depth"):
+            for bin in value or []:
+                depth = f"{key.removesuffix('_by_depth')}/tokens {bin['from_tokens']} to {bin['to_tokens'] - 1}"
+                result[depth] = bin["kl_nats_mean"]
         elif isinstance(value, list):
             result[key] = ", ".join(value)
         else:

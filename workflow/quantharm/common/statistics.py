@@ -9,7 +9,13 @@ from collections.abc import Callable
 
 import numpy
 from numpy.typing import ArrayLike
-from scipy.special import bdtr, ndtri, stdtr, stdtrit  # not scipy.stats, which takes half a second to import
+from scipy.special import (  # not scipy.stats, which takes half a second to import
+    bdtr,
+    betaincinv,
+    ndtri,
+    stdtr,
+    stdtrit,
+)
 
 from quantharm.common.records.parts import MeanWithInterval, Repeated
 
@@ -240,6 +246,13 @@ def paired_share_interval(gained: int, lost: int, total: int) -> Bounds:
     half = ndtri(0.5 + CONFIDENCE / 2) * numpy.sqrt((gained + lost + 2) / (total + 2) - change**2)
     half /= numpy.sqrt(total + 2)
     return listed(max(-1.0, change - half), min(1.0, change + half))
+
+
+def share_interval(part: int, whole: int) -> Bounds:
+    """95 % interval of a share; covers with few values, and where none or all count (Clopper and Pearson 1934)."""
+    tail = (1 - CONFIDENCE) / 2
+    low = betaincinv(part, whole - part + 1, tail) if part else 0.0
+    return listed(low, betaincinv(part + 1, whole - part, 1 - tail) if part < whole else 1.0)
 
 
 def describe(values: ArrayLike) -> Repeated:

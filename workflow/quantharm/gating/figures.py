@@ -2,11 +2,11 @@
 
 from typing import Any
 
-from scipy.stats import binomtest
-
+from quantharm.common.answers import LONG_TOKENS
 from quantharm.common.constants import TEXT_CATEGORY
+from quantharm.common.statistics import share_interval
 from quantharm.gating.limits import Limit
-from quantharm.gating.verdicts import Bounds, Figure
+from quantharm.gating.verdicts import Figure
 from quantharm.reporting.format import listing
 from quantharm.reporting.results import Cell, Results
 from quantharm.reporting.verdicts import other_hardware_percent
@@ -14,12 +14,6 @@ from quantharm.reporting.verdicts import other_hardware_percent
 EXACT = ("weight_bytes", "checkpoint_bytes", "compression", "checks", "integrity")
 SYNTHETIC = "synthetic weights have no quality"
 NO_TASKS = "no tasks were run (`tasks` of the protocol)"
-
-
-def share_interval(part: int, whole: int) -> Bounds:
-    """Clopper and Pearson's (1934): it covers at least 95 %, with few items and with none as well."""
-    bounds = binomtest(part, whole).proportion_ci(0.95, "exact")
-    return [float(bounds.low), float(bounds.high)]
 
 
 def figure_of(limit: Limit, cell: Cell, results: Results) -> Figure:
@@ -104,8 +98,15 @@ def resolution(tasks: dict[str, Any]) -> str:
     return "" if least is None else f"; so many items show a change of accuracy from {100 * least:.2g} points on"
 
 
-def not_measured(limit: Limit, cell: Cell, results: Results) -> Figure:
-    return Figure(None, missing="no long answers were judged")
+def loops(limit: Limit, cell: Cell, results: Results) -> Figure:
+    """Share of answers that end in a loop, beyond the baseline's over the same prompts."""
+    row = cell.row
+    if row["max_new_tokens"] < LONG_TOKENS or "answers_looping_added_share" not in row:
+        words = f"answers of at most {row['max_new_tokens']} tokens are too short for loops; take the protocol `long`"
+        return Figure(None, missing=words)
+    return Figure(
+        row["answers_looping_added_share"], row["answers_looping_added_share_ci95"], row["prompts"], "prompts"
+    )
 
 
 QUALITY = {
@@ -115,5 +116,5 @@ QUALITY = {
     "perplexity_change_percent": perplexity_change,
     "recovery": recovery,
     "flips": flips,
-    "loops": not_measured,
+    "loops": loops,
 }

@@ -8,6 +8,7 @@ from quantharm.common.errors import UserError
 from quantharm.common.records.divergence import CategoryDivergence, DivergenceFigures
 from quantharm.common.records.perplexity import TextFigures
 from quantharm.common.statistics import category_intervals, mean_of_means, stratified_mean
+from quantharm.scoring.depth import kl_by_depth
 
 MOST_NEGATIVE_KL = -1e-6  # rounding; anything below is an error
 
@@ -75,6 +76,7 @@ def summarise(prompts: pandas.DataFrame, text: TextFigures | None = None) -> Div
             "rms": float((prompts["delta_p"] ** 2).mean() ** 0.5),
         },
         "by_category": by_category,
+        "by_depth": kl_by_depth(rows),
         "positions": len(prompts),
         "text": of_text,
     }

@@ -1,6 +1,6 @@
 """divergence.json: how far a cell's next-token distributions lie from the baseline's, on the trace and on the text."""
 
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 from quantharm.common.records.logits import HardwareFloor
 from quantharm.common.records.parts import CellNames, Finished, HowComputedOrNull, Interval, MeanWithInterval
@@ -66,6 +66,18 @@ class WorstPositionInWords(WorstPosition):
     token_texts: dict[str, str]  # {token id: text} of the tokens above
 
 
+class DepthBin(TypedDict):
+    """Positions with at least `from_tokens` and fewer than `to_tokens` of the answer before them."""
+
+    from_tokens: int
+    to_tokens: int
+    kl_nats_mean: float  # of category means of prompt means
+    ci95: Interval | None  # over prompts
+    top1_agreement: float
+    prompts: int  # whose answers are that long: not the same ones in every bin
+    positions: int
+
+
 class DivergenceFigures(TypedDict):
     kl_nats: KlNats
     reverse_kl_nats_mean: float  # KL(method ‖ baseline)
@@ -73,6 +85,7 @@ class DivergenceFigures(TypedDict):
     top1_agreement: float  # share of positions at which both models choose one token
     delta_p: DeltaP
     by_category: dict[str, CategoryDivergence]
+    by_depth: NotRequired[list[DepthBin]]  # earlier versions had none
     positions: int  # of the trace
     text: TextDivergence | None  # as in perplexity.json; null where the store has no windows
 

@@ -3,6 +3,7 @@
 from typing import TypedDict
 
 from quantharm.common.left_out import LeftOut
+from quantharm.common.records.divergence import DepthBin
 from quantharm.common.records.parts import HowComputedOrNull, Interval, Sealed
 from quantharm.common.records.tasks import AllTasks, OneTask
 
@@ -12,11 +13,28 @@ class PairedPerplexity(TypedDict):
     perplexity_change_percent_ci95: Interval | None
 
 
-class PairedAnswers(TypedDict):
+class AnswerEndings(TypedDict):
+    """How answers end (common/answers.py); `added`: share minus the baseline's over the same prompts."""
+
+    answers_looping: int
+    answers_looping_share_ci95: Interval | None
+    answers_looping_added_share: float
+    answers_looping_added_share_ci95: Interval | None
+    loop_start_token_median: float | None  # null where no answer loops
+    answers_cut_off: int  # that did not end by themselves
+    answers_cut_off_share_ci95: Interval | None
+    answers_cut_off_added_share: float
+    answers_cut_off_added_share_ci95: Interval | None
+    answers_ended_early: int  # by themselves, with less than half of the baseline's tokens
+    answers_ended_early_share_ci95: Interval | None
+
+
+class PairedAnswers(AnswerEndings):
     flips_right_to_wrong: int  # answers that the baseline gave right
     flips_wrong_to_right: int
     identical_responses: int
     first_difference_median: float | None  # tokens until the first that differs; null where all are the same
+    first_difference_ci95: Interval | None
 
 
 class IntegrityFigures(TypedDict):
@@ -97,6 +115,7 @@ class SummaryRow(
     text_kl_nats_mean: float | None
     text_log_perplexity_ratio: float | None
     kl_nats_by_category: dict[str, float]
+    kl_nats_by_depth: list[DepthBin] | None
     prompt_tokens_sha256: str | None  # of all prompts' token ids
     max_new_tokens: int  # of the longest answer
     prompts: int

@@ -1,0 +1,38 @@
+"""KL divergence by depth: how many tokens of an answer stand before the one that is predicted."""
+
+import pandas
+
+from quantharm.common.constants import TEXT_CATEGORY
+from quantharm.common.records.divergence import DepthBin
+from quantharm.common.statistics import stratified_mean
+
+FIRST_EDGE = 16  # tokens; each bin after the first is as long as all before it
+
+
+def kl_by_depth(rows: pandas.DataFrame) -> list[DepthBin]:
+    """rows: a row a position with prompt_id, category, position, kl_nats, top1_agrees; the text is left out.
+
+    Depth counts from the first position of a prompt's answer. Bins: 0 to 15, 16 to 31, 32 to 63, …
+    """
+    answers = rows[rows["category"] != TEXT_CATEGORY]
+    depth = answers["position"] - answers.groupby("prompt_id")["position"].transform("min")
+    bins: list[DepthBin] = []
+    low, high = 0, FIRST_EDGE
+    while len(inside := answers[depth >= low]):
+        inside = inside[depth[inside.index] < high]
+        means = inside.groupby(["category", "prompt_id"], sort=False)[["kl_nats", "top1_agrees"]].mean()
+        strata = [part.to_numpy() for _, part in means["kl_nats"].groupby(level="category", sort=False)]
+        found = stratified_mean(strata)
+        bins.append(
+            DepthBin(
+                from_tokens=low,
+                to_tokens=high,
+                kl_nats_mean=found["mean"],
+                ci95=found["ci95"],
+                top1_agreement=float(means["top1_agrees"].groupby(level="category").mean().mean()),
+                prompts=len(means),
+                positions=len(inside),
+            )
+        )
+        low, high = high, 2 * high
+    return bins
