@@ -12,7 +12,12 @@ from report_runs import ROOT, run_module
 
 from quantharm.common.files import read_json, write_json
 from quantharm.config.validation import with_defaults
-from quantharm.report import default_thresholds
+from quantharm.gating.forms import budget_table
+from quantharm.gating.judging import judged
+from quantharm.report import by_the_budget, default_thresholds
+from quantharm.reporting.assessment import assess
+from quantharm.reporting.judgement import judge_all
+from quantharm.reporting.results import read_results
 
 SCHEMA = ROOT / "workflow" / "schemas" / "config.schema.yaml"
 
@@ -191,11 +196,11 @@ def test_recovery_and_flips_are_those_of_the_tasks(alpha, tmp_path):
     for row in record["cells"]:
         row |= tasks.get(row["method"], {"tasks": None, "tasks_overall": None})
     write_json(model / "summary.json", record)
-    judged, _ = judge(tmp_path, [model], recovery=0.98, flips=0.05)
-    lines = verdicts(judged)
+    of_tasks, _ = judge(tmp_path, [model], recovery=0.98, flips=0.05)
+    lines = verdicts(of_tasks)
     assert [lines[m, "recovery", None] for m in tasks] == ["pass", "undecided", "breach"]
     assert [lines[m, "flips", None] for m in tasks] == ["pass", "undecided", "breach"]
-    undecided = next(e for e in judged["lines"] if (e["method"], e["limit"]) == ("nf4", "recovery"))
+    undecided = next(e for e in of_tasks["lines"] if (e["method"], e["limit"]) == ("nf4", "recovery"))
     assert "300 items show a change" not in undecided["reason"]
     assert "so many items show a change of accuracy from 4.1 points on" in undecided["reason"]
     # Against an earlier run: awq lost a tenth of it; other items are not compared.
@@ -226,3 +231,21 @@ def test_loops_are_judged_on_long_answers_alone(alpha, tmp_path):
     write_json(model / "summary.json", record)
     long, _ = judge(tmp_path, [model], loops=0.1)
     assert [verdicts(long)[method, "loops", None] for method in shares] == ["pass", "undecided", "breach"]
+
+
+def test_the_report_recommends_by_the_budget(alpha):
+    """The first screen and the recommendations name the method to ship; one outside the budget is not recommended."""
+    schema = yaml.safe_load(SCHEMA.read_text(encoding="utf-8"))["properties"]["budget"]
+    budget = with_defaults({"kl_nats": 0.028, "not_measured": "pass"}, schema)  # awq has 0.024, nf4 0.031
+    results = read_results(alpha, default_thresholds())
+    words = {"assessments": [assess(judgement, results) for judgement in judge_all(results).values()]}
+    lines = judged(results, budget)
+    shown = by_the_budget(words, results, lines, budget)
+    assert not shown["budget"]["passed"]
+    assert shown["budget"]["advice"].startswith("Ship awq: the smallest of the 2 methods")
+    by_method = {a.judged.method: a for a in shown["assessments"]}
+    assert by_method["nf4"].headline == "Do not use nf4"
+    assert by_method["nf4"].cautions == ["the budget: mean KL: breach"]
+    assert by_method["awq"].headline == next(a.headline for a in words["assessments"] if a.judged.method == "awq")
+    assert len(budget_table(lines).rows) == len(lines)
+    assert by_the_budget(words, results, [], budget) == words | {"budget": None}

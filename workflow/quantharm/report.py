@@ -7,6 +7,7 @@ policy lets nothing else run or load.
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,12 @@ from quantharm.common.files import read_json
 from quantharm.common.left_out import LeftOut, name, sentence
 from quantharm.common.stage import run_stage, stage_parser
 from quantharm.config.validation import with_defaults
+from quantharm.gating.advice import advise, reasons
+from quantharm.gating.forms import budget_table
+from quantharm.gating.judging import judged as lines_of
+from quantharm.gating.verdicts import Line
 from quantharm.reporting import model_page, names
-from quantharm.reporting.assessment import assess
+from quantharm.reporting.assessment import Assessment, assess
 from quantharm.reporting.charts.base import Figure, nothing_to_show
 from quantharm.reporting.charts.overview import overview_figures
 from quantharm.reporting.judgement import judge_all
@@ -44,9 +49,35 @@ def report_model(arguments: argparse.Namespace) -> None:
         report_nothing(arguments, summary["left_out"])
         return
     results = read_results(arguments.model, arguments.thresholds)
-    tables, figures = model_page.tables(results), model_page.figures(results)
-    shown = model_page.words(results, arguments.prompts)
+    judged = lines_of(results, arguments.budget) if arguments.budget else []
+    tables, figures = [budget_table(judged), *model_page.tables(results)], model_page.figures(results)
+    shown = by_the_budget(model_page.words(results, arguments.prompts), results, judged, arguments.budget)
     write(arguments, "model", f"Quantization of {results.model}", tables, figures, shown)
+
+
+def by_the_budget(
+    shown: dict[str, Any], results: Results, judged: list[Line], budget: dict[str, Any] | None
+) -> dict[str, Any]:
+    """The page's words with what the budget says; a method outside of it is not recommended, whatever else is said."""
+    if not judged or budget is None:
+        return shown | {"budget": None}
+    refused: dict[str, list[Line]] = {}
+    for entry in judged:
+        if not entry["accepted"]:
+            refused.setdefault(str(entry["method"]), []).append(entry)
+
+    def within(assessment: Assessment) -> Assessment:
+        lines = refused.get(assessment.judged.method)
+        if not lines:
+            return assessment
+        headline = f"Do not use {assessment.judged.method}"
+        return replace(assessment, headline=headline, conditions=[], cautions=[f"the budget: {reasons(lines)}"])
+
+    advice = advise(results, judged, budget)
+    return shown | {
+        "budget": {"passed": not refused, "advice": advice["sentence"]},
+        "assessments": [within(assessment) for assessment in shown["assessments"]],
+    }
 
 
 def report_nothing(arguments: argparse.Namespace, left_out: list[LeftOut]) -> None:
@@ -97,6 +128,7 @@ def main() -> None:
     parser.add_argument("--models", type=Path, nargs="*", help="or results folders of several models")
     parser.add_argument("--left-out", type=json.loads, default=[], help="JSON: models that could not be summarised")
     parser.add_argument("--thresholds", type=json.loads, help="the config's `report:` as JSON; the schema's defaults")
+    parser.add_argument("--budget", type=json.loads, help="the config's `budget:` as JSON")
     parser.add_argument("--prompts", type=Path, help="prompt suite, to show the prompts beside the responses")
     parser.add_argument("--html", type=Path, required=True, help="report.html")
     parser.add_argument("--markdown", type=Path, required=True, help="EVALUATION_SUMMARY.md")

@@ -10,6 +10,7 @@ use rule stage as report with:
         f"{os.path.relpath(PACKAGE)}/schemas/config.schema.yaml",
         f"{os.path.relpath(PACKAGE)}/report/integrity-detection.csv",
         lambda wildcards: finished_files(wildcards, [*(f"{stage}.json" for stage in CELL_RECORDS), *REPORTED_FILES]),
+        lambda wildcards: earlier_run(wildcards),  # of the budget
         summary="results/{model}/summary.json",
         prompts=prompts_of,
     output:
@@ -26,6 +27,7 @@ use rule stage as report with:
             "report",
             model="results/{wildcards.model}",
             thresholds=json.dumps(config["report"], ensure_ascii=False),
+            budget=json.dumps(config["budget"], ensure_ascii=False),
             prompts="{input.prompts}",
             html="{output.html}",
             markdown="{output.markdown}",

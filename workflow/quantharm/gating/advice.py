@@ -37,10 +37,10 @@ def advise(results: Results, lines: list[Line], budget: dict[str, Any]) -> Advic
         if entry["method"] in refused and not entry["accepted"]:
             refused[entry["method"]].append(entry)
     within = [cell for cell in results.methods if not cell.failed and not refused[cell.method]]
-    others = [reason_against(cell.method, refused[cell.method]) for cell in results.methods if refused[cell.method]]
+    others = [f"{cell.method} ({reasons(refused[cell.method])})" for cell in results.methods if refused[cell.method]]
     ship = None
     if refused[BASELINE]:
-        words = f"Ship nothing yet: {reason_against(BASELINE, refused[BASELINE])}, which every figure is compared with"
+        words = f"Ship nothing yet: {BASELINE}, which every figure is compared with ({reasons(refused[BASELINE])})"
     elif not within:
         words = f"Ship {BASELINE}: no method is within the budget ({'; '.join(others) or 'none was run'})"
         ship = BASELINE
@@ -71,10 +71,10 @@ def named(entry: Line) -> str:
     return kind_of(entry["limit"]).label + (f" in {entry['subject']}" if entry["subject"] else "")
 
 
-def reason_against(method: str, lines: list[Line]) -> str:
-    """`nf4 (mean KL: breach)`; the worst verdict names the reasons."""
+def reasons(lines: list[Line]) -> str:
+    """`mean KL: breach`: those of the worst verdict."""
     worst = next(v for v in (BREACH, NOT_MEASURED, UNDECIDED, PASS) if any(e["verdict"] == v for e in lines))
-    return f"{method} ({listing([named(e) for e in lines if e['verdict'] == worst])}: {worst})"
+    return f"{listing([named(e) for e in lines if e['verdict'] == worst])}: {worst}"
 
 
 def outcome(lines: list[Line]) -> tuple[bool, str]:

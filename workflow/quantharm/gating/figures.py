@@ -58,7 +58,7 @@ def category_kl(limit: Limit, cell: Cell, results: Results) -> Figure:
 def text_kl(limit: Limit, cell: Cell, results: Results) -> Figure:
     measured = cell.divergence["by_category"].get(TEXT_CATEGORY)
     if measured is None:
-        return Figure(None, missing="no window of the text is in the store (`text_windows` of the protocol)")
+        return Figure(None, missing="no window of the text was compared (`text_windows` of the protocol is 0)")
     return Figure(measured["kl_nats_mean"], measured["ci95"], measured["prompts"], "windows", floor=results.least_kl)
 
 

@@ -59,7 +59,7 @@ def over(entry: Line) -> str:
 def budget_table(lines: list[Line]) -> Table:
     def figure(entry: Line) -> Cell:
         if entry["value"] is None:
-            return text_cell(MISSING)
+            return Cell(MISSING)
         kind = kind_of(entry["limit"])
         return Cell(
             f"{kind.show(entry['value'])}{kind.unit}",
@@ -84,7 +84,7 @@ def budget_table(lines: list[Line]) -> Table:
         "A limit is kept where the whole 95 % interval is within it, and breached where the whole interval is beyond; "
         "undecided where the interval holds the limit."
     )
-    return Table("budget", "The budget", COLUMNS, rows, note)
+    return Table("budget", "The budget", COLUMNS, rows, note if rows else "The config has no budget.")
 
 
 def terminal_table(lines: list[Line]) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from quantharm.reporting.format import fixed, number, percent, share, size
+from quantharm.reporting.format import fixed, number, percent, share_to_a_tenth, size
 
 LIMIT_ON_EACH_CATEGORY = "category_kl_nats"
 OF_THE_BASELINE_TOO = ("checks", "integrity")
@@ -35,10 +35,6 @@ def times(value: float) -> str:
     return f"{fixed(value, 2)}×"
 
 
-def one_decimal_share(value: float) -> str:
-    return share(value, 1)
-
-
 def whole(value: float) -> str:
     return f"{value:.0f}"
 
@@ -48,9 +44,9 @@ KINDS = {
     "category_kl_nats": Kind("mean KL", number, unit=" nats"),
     "text_kl_nats": Kind("mean KL on the text", number, unit=" nats"),
     "perplexity_change_percent": Kind("perplexity change", percent),
-    "recovery": Kind("recovery on tasks", one_decimal_share, at_most=False),
-    "flips": Kind("flipped task items", one_decimal_share),
-    "loops": Kind("answers that loop, beyond the baseline's", one_decimal_share),
+    "recovery": Kind("recovery on tasks", share_to_a_tenth, at_most=False),
+    "flips": Kind("flipped task items", share_to_a_tenth),
+    "loops": Kind("answers that loop, beyond the baseline's", share_to_a_tenth),
     "weight_bytes": Kind("weights loaded", size),
     "checkpoint_bytes": Kind("checkpoint", size),
     "compression": Kind("smaller by", times, at_most=False),
@@ -61,9 +57,9 @@ KINDS = {
 WORSE_KINDS = {
     "kl_nats": Kind("mean KL, more than before", number, unit=" nats"),
     "perplexity_change_percent": Kind("perplexity change, more than before", percent),
-    "recovery": Kind("recovery on tasks, less than before", one_decimal_share),
-    "weight_bytes": Kind("weights loaded, more than before", one_decimal_share),
-    "decode_rate_ratio": Kind("decode rate ratio, less than before", one_decimal_share),
+    "recovery": Kind("recovery on tasks, less than before", share_to_a_tenth),
+    "weight_bytes": Kind("weights loaded, more than before", share_to_a_tenth),
+    "decode_rate_ratio": Kind("decode rate ratio, less than before", share_to_a_tenth),
 }
 
 

@@ -3,7 +3,18 @@
 from typing import Any
 
 from quantharm.common.constants import TEXT_CATEGORY
-from quantharm.reporting.format import MISSING, count, fixed, interval, listing, number, percent, share, size
+from quantharm.reporting.format import (
+    MISSING,
+    count,
+    fixed,
+    interval,
+    listing,
+    number,
+    percent,
+    share,
+    share_to_a_tenth,
+    size,
+)
 from quantharm.reporting.text import markdown
 
 Row = dict[str, Any]
@@ -44,11 +55,11 @@ def table(row: Row, reference: Row, text: str) -> list[Line]:
 
 
 def accuracy(name: str, task: Row) -> Line:
-    recovery = f"{share(task['recovery'], 1)} {interval(task['recovery_ci95'], one_decimal)}".strip()
+    recovery = f"{share(task['recovery'], 1)} {interval(task['recovery_ci95'], share_to_a_tenth)}".strip()
     return (
         f"Accuracy in {name}, {count(task['items'], 'item')}",
         share(task["baseline_accuracy"], 1),
-        f"{share(task['accuracy'], 1)} {interval(task['accuracy_ci95'], one_decimal)}".strip(),
+        f"{share(task['accuracy'], 1)} {interval(task['accuracy_ci95'], share_to_a_tenth)}".strip(),
         f"recovery {recovery}",
     )
 
@@ -59,10 +70,6 @@ def speed(row: Row, reference: Row) -> Line:
     if row[key] is None or reference[key] is None:
         key, words = "decode_tokens_per_second_median", "Decoding, tokens/s"
     return words, fixed(reference[key], 1), fixed(row[key], 1), f"{fixed(row[key] / reference[key], 2)}× as fast"
-
-
-def one_decimal(value: float) -> str:
-    return share(value, 1)
 
 
 def limits(row: Row, generation: Row, perplexity: Row, tasks: list[str]) -> list[str]:

@@ -8,13 +8,14 @@ from typing import Any
 
 from quantharm.reporting import assessment, demonstrated, detection, examples, ranking, risks
 from quantharm.reporting.charts import cost as cost_charts
+from quantharm.reporting.charts import depth as depth_charts
 from quantharm.reporting.charts import divergence as divergence_charts
 from quantharm.reporting.charts import quality as quality_charts
 from quantharm.reporting.charts.base import Figure
 from quantharm.reporting.judgement import judge_all
 from quantharm.reporting.page import drawn
 from quantharm.reporting.results import Results
-from quantharm.reporting.tables import cost, integrity, quality, record, speed, studies, trade, whole
+from quantharm.reporting.tables import cost, depth, integrity, quality, record, speed, studies, trade, whole
 from quantharm.reporting.tables.table import Table
 from quantharm.reporting.verdicts import other_hardware_percent, scale
 
@@ -23,7 +24,9 @@ TABLES = [
     quality.perplexity_table,
     quality.divergence_table,
     quality.divergence_by_category_table,
+    depth.divergence_by_depth_table,
     quality.answers_table,
+    depth.long_answers_table,
     cost.sizes_table,
     cost.memory_table,
     cost.time_by_category_table,
@@ -51,6 +54,7 @@ FIGURES = [
     quality_charts.perplexity_chart,
     divergence_charts.kl_by_category_chart,
     divergence_charts.kl_distribution,
+    depth_charts.kl_by_depth_chart,
     cost_charts.time_by_category,
     cost_charts.speed_chart,
     cost_charts.batches_chart,

@@ -76,7 +76,7 @@ def summarise(prompts: pandas.DataFrame, text: TextFigures | None = None) -> Div
             "rms": float((prompts["delta_p"] ** 2).mean() ** 0.5),
         },
         "by_category": by_category,
-        "by_depth": kl_by_depth(rows),
+        "by_depth": kl_by_depth(prompts),
         "positions": len(prompts),
         "text": of_text,
     }

@@ -1,0 +1,56 @@
+"""Chart of the KL divergence by depth."""
+
+import altair
+import pandas
+
+from quantharm.reporting.charts.base import (
+    Figure,
+    entry,
+    figure_of,
+    left_out,
+    log_ticks,
+    marked,
+    names_of,
+    nothing_to_show,
+)
+from quantharm.reporting.format import number
+from quantharm.reporting.results import Results
+from quantharm.reporting.tables.depth import depths_of, span
+
+
+def kl_by_depth_chart(results: Results) -> Figure:
+    """A line a method over the tokens of the answer before, with intervals; both axes logarithmic."""
+    rows = [
+        entry(cell, d["kl_nats_mean"], d["ci95"], depth=span(d))
+        for cell in results.believed_methods
+        for d in depths_of(cell)
+        if d["kl_nats_mean"] > 0
+    ]
+    if not rows:
+        words = "No depth was measured: no method but the baseline passed its checks, or the records are older."
+        return figure_of("kl-by-depth", nothing_to_show(words), words, words)
+    data = pandas.DataFrame(rows)
+    low, high = data["low"].clip(lower=data["value"].min() / 10).min() / 1.2, data["high"].max() * 1.2
+    data["low"] = data["low"].clip(lower=low)
+    marks = marked(names_of(results), legend=altair.Legend(values=list(dict.fromkeys(data["method"]))))
+    scale = altair.Scale(type="log", domain=[low, high], nice=False)
+    ticks = altair.Axis(values=log_ticks(low, high), format="~g")
+    title = "Mean KL, nats (logarithmic)"
+    depths = [span(depth) for depth in depths_of(results.baseline)]
+    x = altair.X("depth:N", sort=depths, title="Tokens of the answer before", axis=altair.Axis(labelAngle=0))
+    base = altair.Chart(data).encode(x=x, xOffset=altair.XOffset("method:N"))
+    bottom = altair.Y("low:Q", title=title, scale=scale, axis=ticks)
+    rules = base.mark_rule(strokeWidth=1.6).encode(y=bottom, y2="high:Q", color=marks["color"])
+    points = base.mark_point(filled=True, size=80, opacity=1)
+    points = points.encode(y=altair.Y("value:Q", title=title, scale=scale, axis=ticks), **marks)
+    first, last = (
+        {r["method"]: r["value"] for r in rows if r["depth"] == d} for d in (rows[0]["depth"], rows[-1]["depth"])
+    )
+    told = [f"{m} {number(first[m])} nats at first, {number(last[m])} at last" for m in first if m in last]
+    return figure_of(
+        "kl-by-depth",
+        altair.layer(rules, points).properties(width=max(320, 78 * data["depth"].nunique()), height=240),
+        f"Mean KL by depth in the answer, a point a method. {'; '.join(told)}.",
+        "Mean KL with 95 % intervals over prompts, by the number of the answer's tokens before the predicted one."
+        + left_out(results),
+    )

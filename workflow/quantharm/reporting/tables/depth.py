@@ -1,0 +1,83 @@
+"""Tables of long answers: how they end, and KL divergence by depth."""
+
+from typing import Any
+
+from quantharm.common.answers import EARLY, FEWEST_CYCLES, LONG_TOKENS, SHORTEST_LOOP
+from quantharm.reporting.format import number, one_decimal, share
+from quantharm.reporting.results import Cell as MethodCell
+from quantharm.reporting.results import Results
+from quantharm.reporting.tables.columns import METHOD, by_method, figure, named
+from quantharm.reporting.tables.table import Cell, Column, Table, figure_cell, table_of, text_cell
+
+Depths = list[dict[str, Any]]
+
+
+def long_answers_table(results: Results) -> Table:
+    """Answers that loop, that do not end, that end early, and where they part from the baseline's."""
+
+    def counted(key: str, label: str, **more: Any) -> Column:
+        prompts = results.baseline.row["prompts"]
+        return figure(key, label, lambda many: f"{many} of {prompts}", **more)
+
+    def points(value: float) -> str:
+        return share(value, 0)
+
+    def change(key: str, label: str) -> Column:
+        return figure(key, label, points, bounds=f"{key}_ci95", baseline="–")
+
+    columns = [
+        METHOD,
+        counted("answers_looping", "End in a loop"),
+        change("answers_looping_added_share", "More than the baseline's [95\u00a0%]"),
+        figure("loop_start_token_median", "Loop begins at token, median", one_decimal),
+        counted("answers_cut_off", "Do not end"),
+        change("answers_cut_off_added_share", "More than the baseline's [95\u00a0%]"),
+        counted("answers_ended_early", "End much sooner", baseline="–"),
+        figure(
+            "first_difference_median_token",
+            "First differing token, median [95\u00a0%]",
+            one_decimal,
+            "first_difference_median",
+            "first_difference_ci95",
+            baseline="–",
+        ),
+    ]
+    longest = results.baseline.row["max_new_tokens"]
+    note = (
+        f"A loop is an end of an answer in which one cycle stands at least {FEWEST_CYCLES} times, over at least "
+        f"{SHORTEST_LOOP} tokens. Much sooner: by itself, with less than {share(EARLY)} of the tokens of the "
+        f"baseline's answer. Answers have at most {longest:,} tokens"
+    )
+    if longest < LONG_TOKENS:
+        note += f"; loops and endings show in those of {LONG_TOKENS:,} (protocol `long`)"
+    return table_of("long-answers", columns, results.cells, f"{note}.")
+
+
+def depths_of(cell: MethodCell) -> Depths:
+    """`by_depth` of divergence.json; empty for records of earlier versions."""
+    return list(cell.divergence.get("by_depth") or [])
+
+
+def span(depth: dict[str, Any]) -> str:
+    """`16 to 31`"""
+    return f"{depth['from_tokens']} to {depth['to_tokens'] - 1}"
+
+
+def divergence_by_depth_table(results: Results) -> Table:
+    """Rows are depths; the prompts whose answers are that long are the same for every method."""
+
+    def kl(cell: MethodCell, depth: dict[str, Any]) -> Cell:
+        own = next((d for d in depths_of(cell) if d["from_tokens"] == depth["from_tokens"]), None)
+        return figure_cell(own["kl_nats_mean"], number, own["ci95"]) if own else text_cell("–")
+
+    columns = [
+        named("depth_tokens", "Tokens of the answer before", span),
+        figure("prompts", "Prompts", str),
+        figure("positions", "Positions", lambda many: f"{many:,}"),
+        *by_method("kl_nats_mean", results.methods, kl, "{}, nats [95\u00a0%]"),
+    ]
+    note = (
+        "Mean KL over the baseline's own answers, which every method is scored on. Deeper rows are of the prompts "
+        "whose answers are that long, so a change from row to row is one of prompts, too."
+    )
+    return table_of("divergence-by-depth", columns, depths_of(results.baseline), note)
