@@ -107,7 +107,7 @@ def check_method_is_real(record: QuantizationRecord, matrices: list, model) -> C
     """The loaded matrices are the quantizer's own classes, most of the weights, and the head is not among them.
 
     The share is of the weights that could have been quantized (quantized_layers.kept_weights); what the config of a
-    third party's checkpoint excludes is no fault of it and is left out.
+    third party's checkpoint excludes is no fault of it and is left out, nor is a head that its maker quantized.
     """
     quantized = sum(m.rows * m.columns for m in matrices)
     head = quantized_layers.head_name(model)
@@ -123,11 +123,13 @@ def check_method_is_real(record: QuantizationRecord, matrices: list, model) -> C
         passed, limit, wanted = not matrices, 0.0, "of them quantized, as nothing should be in this cell"
     else:
         passed, limit = (
-            share >= QUANTIZED_SHARE_LIMIT and not head_quantized,
+            share >= QUANTIZED_SHARE_LIMIT and (not head_quantized or record["quantizer"] == "pretrained"),
             QUANTIZED_SHARE_LIMIT,
         )
+        unpacked = "unpacked to 16 bits when loaded, " if any(m.held_dequantized for m in matrices) else ""
         classes = sorted({type(model.get_submodule(m.name)).__name__ for m in matrices})
-        wanted = f"as {', '.join(classes) or 'nothing'}; the output head is {'' if head_quantized else 'not '}quantized"
+        wanted = f"{unpacked}as {', '.join(classes) or 'nothing'}"
+        wanted += f"; the output head is {'' if head_quantized else 'not '}quantized"
     if left:
         wanted += f"; its config excludes {len(excluded)} others, {left / (wanted_weights + left):.0%} of all weights"
     return outcome(

@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 
 from quantharm.common import chat
-from quantharm.common.checkpoint_files import refuse_gguf_name, weight_names
+from quantharm.common.checkpoint_files import GGUF, gguf_on_hub, refuse_gguf_name, weight_names
 from quantharm.common.errors import UserError, first_line
 from quantharm.common.files import write_json
 from quantharm.common.prompts import read_prompts
@@ -19,15 +19,20 @@ from quantharm.common.stage import run_stage, sentence_for, stage_parser
 from quantharm.models.hub import ask_hub
 from quantharm.models.loading import load_tokenizer
 from quantharm.models.source import describe
+from quantharm.quantizers.formats import families
 
 WANTED_FILES = ["*.json", "tokenizer*", "*.model", "*.txt", "*.jinja"]
 CODE_FILES = ["*.py"]  # of a checkpoint that is trusted
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
-def resolve(source: str, revision: str | None, allow_pickle: bool, trust_remote_code: bool) -> tuple[Path, str | None]:
-    """(folder, commit) of a folder or hub id; commit is None for a folder."""
+def resolve(
+    source: str, revision: str | None, allow_pickle: bool, trust_remote_code: bool, quantized: bool = False
+) -> tuple[Path, str | None]:
+    """(folder, commit) of a folder or hub id; commit is None for a folder. A quantized one may be a file in GGUF."""
     folder = Path(source)
+    if quantized and folder.suffix.lower() == GGUF:
+        return resolve_gguf(source, revision)
     if os.path.isdir(folder):  # pathlib raises OSError for a name that is too long
         return folder, None
     refuse_gguf_name(source)
@@ -51,6 +56,29 @@ def resolve(source: str, revision: str | None, allow_pickle: bool, trust_remote_
     return path, path.name
 
 
+def resolve_gguf(source: str, revision: str | None) -> tuple[Path, str | None]:
+    """(file, commit) of a file here or of `owner/name/file.gguf` on the hub."""
+    if os.path.isfile(source):
+        return Path(source), None
+    on_hub = gguf_on_hub(source)
+    if on_hub is None:
+        raise UserError(f"{source} is neither a file here nor owner/name/file.gguf; correct `source:` in the config")
+    from huggingface_hub import errors, snapshot_download
+
+    unreachable = ask_hub(on_hub[0], revision, "model")
+    try:
+        folder = Path(snapshot_download(on_hub[0], revision=revision, allow_patterns=[on_hub[1]]))
+    except (errors.LocalEntryNotFoundError, OSError, ValueError) as error:
+        if sentence_for(error):  # the disk is full
+            raise
+        raise UserError(f"{source} is not in the hub cache and the hub cannot be reached ({unreachable})") from None
+    if not (folder / on_hub[1]).is_file():
+        raise UserError(
+            f"{on_hub[0]} holds no file {on_hub[1]} at revision {revision}; correct `source:` in the config"
+        )
+    return folder / on_hub[1], folder.name
+
+
 def main() -> None:
     parser = stage_parser(__doc__)
     parser.add_argument("--model", required=True, help="name in the config")
@@ -58,13 +86,19 @@ def main() -> None:
     parser.add_argument("--revision", help="commit of a hub id")
     parser.add_argument("--allow-pickle", action="store_true", help="accept pickled weights, which can run code")
     parser.add_argument("--trust-remote-code", action="store_true", help="accept the checkpoint's own Python code")
+    parser.add_argument(
+        "--device", choices=["auto", "cpu", "cuda"], help="of a quantized checkpoint: where it will run"
+    )
     chat.add_flags(parser)
     parser.add_argument("--prompts", type=Path, help="try the chat template on this suite, before anything is computed")
     parser.add_argument("--output", type=Path, required=True, help="source.json")
     arguments = parser.parse_args()
     flags = arguments.allow_pickle, arguments.trust_remote_code
-    folder, commit = resolve(arguments.source, arguments.revision, *flags)
-    record = describe(arguments.model, arguments.source, folder, commit, *flags)
+    quantized = arguments.device is not None
+    folder, commit = resolve(arguments.source, arguments.revision, *flags, quantized=quantized)
+    if quantized:
+        families.refuse_unreadable(folder, arguments.device)
+    record = describe(arguments.model, arguments.source, folder, commit, *flags, quantized=quantized)
     record["huggingface_hub"] = version_of("huggingface_hub")
     if arguments.prompts:
         tokenizer, asking = load_tokenizer(record), chat.Asking.of(arguments)

@@ -85,6 +85,8 @@ def inspect_checkpoint(record: CheckpointRecord, device: str) -> CheckpointMeasu
         "bits_per_weight": measured,
         "bits_per_weight_formula": formula,
         "linear_classes": sorted({type(model.get_submodule(m.name)).__name__ for m in matrices}),
+        "held_dequantized": bool(matrices) and all(m.held_dequantized for m in matrices),
+        "by_layer_kind": quantized_layers.by_layer_kind(matrices),
         "quantized_modules": sorted(quantized),
         "quantized_weights": sum(m.rows * m.columns for m in matrices),
         "quantizable_weights": sum(m.rows * m.columns for m in matrices) + sum(kept.values()),

@@ -174,6 +174,8 @@ def threads_of_timed_job(wildcards):
 def local_files(source):
     """The files of a model that is a folder here, so that changing one is noticed."""
     folder = Path(source)
+    if folder.is_file():  # in GGUF
+        return [str(folder)]
     return sorted(str(p) for p in folder.iterdir() if p.is_file()) if folder.is_dir() else []
 
 

@@ -42,6 +42,7 @@ use rule stage as fetch_pretrained with:
             "fetch",
             model="{wildcards.model}",
             source=source_flags,
+            device=config["device"],
             output="{output}",
         ),
     message:

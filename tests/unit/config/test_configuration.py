@@ -297,7 +297,7 @@ def test_every_key_of_the_schema_has_a_description(schema):
         ("defense", {"models": ["n"]}, ["defense.models", "`n`"]),
         ("defense", {"methods": ["n"]}, ["defense.methods", "`n`"]),
         ("defense", {"methods": ["baseline"]}, ["defense.methods", "`baseline`", "rounds to no grid"]),
-        ("methods/nf4/quantizer", "gptq", ["methods.nf4.quantizer", "'gptq'", "bitsandbytes_4bit"]),
+        ("methods/nf4/quantizer", "exl3", ["methods.nf4.quantizer", "'exl3'", "bitsandbytes_4bit"]),
         ("methods/nf4/quant_type", "int3", ["methods.nf4.quant_type", "'int3'", "nf4, fp4"]),
         ("methods/nf4/double_quantization", 1, ["methods.nf4.double_quantization", "boolean"]),
         ("methods/nf4/models", ["nobody"], ["methods.nf4.models", "`nobody`"]),
@@ -422,14 +422,23 @@ def test_a_pretrained_checkpoint_that_is_neither_here_nor_on_the_hub_is_refused(
     assert "no folder with a config.json" in sentence_for(changed("methods/theirs", entry), schema_path)
 
 
+@pytest.mark.parametrize(("config_json", "source"), [(False, "model"), (True, "model/m.gguf")])
+def test_a_gguf_file_is_a_method_and_no_model(folder, schema_path, config_json, source):
+    if not config_json:
+        (folder / "config.json").unlink()
+    (folder / "m.gguf").write_bytes(b"GGUF")
+    config = minimal()
+    config["models"]["m"] |= {"source": source, "revision": REVISION}
+    message = sentence_for(config, schema_path)
+    assert all(word in message for word in ["models.m.source", "GGUF", "safetensors", "quantizer: pretrained"])
+
+
 @pytest.mark.parametrize("key", ["models.m.source", "methods.theirs.source"])
 @pytest.mark.parametrize(
     ("files", "source", "words"),
     [
         ({"adapter_config.json": b"{}", "config.json": None}, "model", ["adapter", "merge"]),
         ({"adapter_config.json": b"{}"}, "model", ["adapter", "beside a model"]),
-        ({"m.gguf": b"GGUF", "config.json": None}, "model", ["GGUF", "safetensors"]),
-        ({"m.gguf": b"GGUF"}, "model/m.gguf", ["GGUF", "safetensors"]),
         ({}, "owner/name-GGUF", ["GGUF", "safetensors"]),
         ({"model.safetensors": b"version https://git-lfs.github.com/spec/v1"}, "model", ["git lfs pull"]),
         ({"model-00001-of-00002.safetensors": b"x"}, "model", ["neither model.safetensors nor"]),
@@ -439,7 +448,7 @@ def test_a_pretrained_checkpoint_that_is_neither_here_nor_on_the_hub_is_refused(
             ["lacks 1 of the 1 weight files"],
         ),
     ],
-    ids=["adapter", "adapter beside", "GGUF folder", "GGUF file", "GGUF hub", "pointer", "no index", "missing shard"],
+    ids=["adapter", "adapter beside", "GGUF hub", "pointer", "no index", "missing shard"],
 )
 def test_what_is_no_whole_model_says_what_to_do_before_any_job(folder, schema_path, key, files, source, words):
     for name, content in files.items():

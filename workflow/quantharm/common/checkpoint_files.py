@@ -15,6 +15,7 @@ WEIGHTS = "model.safetensors"
 PICKLED_WEIGHTS = "pytorch_model.bin"
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 ADAPTER = "adapter_config.json"
+GGUF = ".gguf"
 POINTER = b"version https://git-lfs"  # how Git LFS begins the note that it leaves in place of a file
 POINTER_BYTES = 1024  # and longer than that none is
 
@@ -30,12 +31,37 @@ def read_checkpoint_config(folder: Path) -> dict[str, Any]:
         raise UserError(f"{path} is damaged ({error}); fetch the model again") from None
 
 
+def gguf_file(checkpoint: Path) -> Path | None:
+    """The file of a checkpoint in GGUF: the checkpoint itself, or the only one of a folder without safetensors."""
+    checkpoint = Path(checkpoint)
+    if checkpoint.suffix.lower() == GGUF and checkpoint.is_file():
+        return checkpoint
+    if not checkpoint.is_dir() or files_by_index(checkpoint, stated_weights(checkpoint) or WEIGHTS):
+        return None
+    named = [p for p in checkpoint.iterdir() if p.suffix.lower() == GGUF and p.is_file()]
+    return named[0] if len(named) == 1 else None
+
+
+def gguf_on_hub(source: str) -> tuple[str, str] | None:
+    """(hub id, file) of `owner/name/file.gguf`, which is no file here."""
+    parts = source.split("/", 2)
+    here = Path(source).is_file() or source.startswith((".", "/"))
+    return None if here or len(parts) < 3 or Path(source).suffix.lower() != GGUF else ("/".join(parts[:2]), parts[2])
+
+
+def folder_of(checkpoint: Path) -> Path:
+    """The folder that the names of a checkpoint's weight files are in; a checkpoint may be a file itself (GGUF)."""
+    return checkpoint.parent if Path(checkpoint).is_file() else Path(checkpoint)
+
+
 def weight_files(folder: Path) -> list[Path]:
     """The safetensors files that transformers would load from a folder, sorted; none where it would find none.
 
-    A shard that the index names is among them whether it exists or not. Raises UserError for a damaged index.
+    The file itself where a checkpoint is in GGUF. A shard that the index names is among them whether it exists or not.
+    Raises UserError for a damaged index.
     """
-    return files_by_index(Path(folder), stated_weights(Path(folder)) or WEIGHTS)
+    packed = gguf_file(folder)
+    return [packed] if packed else files_by_index(Path(folder), stated_weights(Path(folder)) or WEIGHTS)
 
 
 def pickled_weight_files(folder: Path) -> list[Path]:
@@ -120,9 +146,9 @@ def refuse_gguf(gguf_files: list[str], where: Path | str, names: set[str]) -> No
     """Raises UserError where GGUF files stand in place of a model's safetensors."""
     if gguf_files and ("config.json" not in names or not any(name.endswith(".safetensors") for name in names)):
         raise UserError(
-            f"{where} is in the GGUF format ({listed(gguf_files)}), which is not loaded here; name the original model "
-            "in safetensors, or unpack the file with transformers and the package gguf (`from_pretrained(folder, "
-            "gguf_file=name, quantization_config=GgufConfig(dequantize=True))`, then `save_pretrained`)"
+            f"{where} is in the GGUF format ({listed(gguf_files)}), a quantized model and no original; name the "
+            "original in safetensors here, and the file (a path, or owner/name/file.gguf) as a method: `quantizer: "
+            "pretrained`"
         )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from quantharm.common.checkpoint_files import refuse_gguf_name, refuse_other_kinds
+from quantharm.common.checkpoint_files import gguf_file, gguf_on_hub, refuse_gguf_name, refuse_other_kinds
 from quantharm.common.constants import BASELINE
 from quantharm.common.errors import UserError
 from quantharm.common.files import LARGEST_INPUT_BYTES
@@ -218,10 +218,14 @@ def check_pretrained(config: dict[str, Any], name: str) -> None:
     """A third party's checkpoint is a model's folder here, or a hub id that is pinned to a commit."""
     method, key = config["methods"][name], f"methods.{name}"
     source = method["source"]
-    refuse_no_model(f"{key}.source", source)
-    if checkpoint_config(source) is not None:
+    in_gguf = gguf_file(Path(source)) is not None
+    if not in_gguf and not gguf_on_hub(source):
+        refuse_no_model(f"{key}.source", source)
+    if in_gguf or checkpoint_config(source) is not None:
         return
-    if os.path.exists(source) or source.startswith((".", "/")) or source.count("/") != 1:
+    if gguf_on_hub(source):
+        pass
+    elif os.path.exists(source) or source.startswith((".", "/")) or source.count("/") != 1:
         raise UserError(f"`{key}.source` in the config is {source!r}, which is no folder with a config.json")
     if not method["revision"]:
         raise UserError(f"`{key}.revision` in the config is missing: pin the hub checkpoint to a commit")

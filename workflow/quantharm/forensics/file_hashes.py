@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from quantharm.common.checkpoint_files import weight_files
+from quantharm.common.checkpoint_files import folder_of, weight_files
 from quantharm.common.files import sha256_of_files
 from quantharm.common.records.integrity import Files
 from quantharm.common.records.parts import WeightFile
@@ -45,6 +45,7 @@ def verify_recorded(folder: Path, files: list[WeightFile]) -> Files:
     """
     expected = {file["name"]: file["sha256"] for file in files}
     weights = {p.name for p in weight_files(folder)}  # those that would be loaded
+    folder = folder_of(folder)
     paths = {name: Path(folder) / name for name in expected if (Path(folder) / name).is_file()}
     hashes = sha256_of_files(list(paths.values()))
     actual = {name: hashes[path] for name, path in paths.items()}

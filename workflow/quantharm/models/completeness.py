@@ -10,7 +10,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from quantharm.common.checkpoint_files import listed, read_checkpoint_config, weight_files
+from quantharm.common.checkpoint_files import gguf_file, listed, read_checkpoint_config, weight_files
 from quantharm.common.errors import UserError, first_line
 
 HOW_TO_MEND = "fetch the model again, or take the config.json that belongs to it"
@@ -31,11 +31,15 @@ def load_whole(folder: Path, **settings):
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
-    for path in weight_files(folder):
-        open_weights(path)
+    place: Path | str = folder
+    if packed := gguf_file(folder):
+        place, settings = packed.parent, settings | {"gguf_file": packed.name, "use_safetensors": None}
+    else:
+        for path in weight_files(folder):
+            open_weights(path)
     try:
         model, account = AutoModelForCausalLM.from_pretrained(
-            folder, local_files_only=True, output_loading_info=True, ignore_mismatched_sizes=True, **settings
+            place, local_files_only=True, output_loading_info=True, ignore_mismatched_sizes=True, **settings
         )
     except (OSError, ValueError, ImportError, KeyError, SafetensorError) as error:
         raise UserError(f"the model in {folder} cannot be loaded: {first_line(error)}") from None
@@ -84,6 +88,8 @@ def check_whole(folder: Path, trust_remote_code: bool) -> None:
 
     Of a quantized one only that its files are whole: what it should hold is known once its quantizer loads it.
     """
+    if gguf_file(folder):
+        return
     if "quantization_config" in read_checkpoint_config(folder):
         for path in weight_files(folder):
             open_weights(path)

@@ -6,6 +6,7 @@ An encoder (BERT), an encoder-decoder (T5), a classifier or a vision model has n
 from pathlib import Path
 from typing import Any
 
+from quantharm.common.checkpoint_files import folder_of, gguf_file
 from quantharm.common.errors import UserError, first_line
 from quantharm.common.records.source import Shape, Trust
 from quantharm.common.text import context_length, language_config
@@ -21,13 +22,21 @@ def causal_classes(model_type: str) -> tuple[str, ...]:
     return (names,) if isinstance(names, str) else tuple(names)
 
 
+def named_gguf(folder: Path) -> dict[str, str]:
+    """What from_pretrained has to be told of a checkpoint in GGUF."""
+    packed = gguf_file(folder)
+    return {"gguf_file": packed.name} if packed else {}
+
+
 def shape_of(folder: Path, trust_remote_code: bool) -> Shape:
     """hidden_size, layers, vocabulary and context of a model, whatever its own configuration calls them."""
     from transformers import AutoConfig
 
     try:
         config = language_config(
-            AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
+            AutoConfig.from_pretrained(
+                folder_of(folder), trust_remote_code=trust_remote_code, local_files_only=True, **named_gguf(folder)
+            )
         )
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{folder}/config.json cannot be read: {first_line(error)}; fetch the model again") from None

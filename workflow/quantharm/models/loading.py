@@ -12,7 +12,10 @@ from typing import Any
 
 from quantharm import engines
 from quantharm.common.checkpoint_files import (
+    GGUF,
     PICKLE_SUFFIXES,
+    folder_of,
+    gguf_file,
     pickled_weight_files,
     read_checkpoint_config,
     refuse_other_kinds,
@@ -98,6 +101,8 @@ def refuse_unsafe(folder: Path, allow_pickle: bool, trust_remote_code: bool) -> 
 
     And before that for a folder that is no whole model.
     """
+    if gguf_file(folder):
+        return  # numbers and words; what it may not be taken for is asked where it is fetched
     if Path(folder).is_dir():
         refuse_other_kinds(folder)
     settings = read_checkpoint_config(folder)
@@ -137,6 +142,7 @@ def verify_weights(folder: Path, files: list[WeightFile], in_full: bool = False)
 
     Also when others than the recorded ones would be loaded. in_full hashes every file, whatever its time says.
     """
+    folder = folder_of(folder)
     doubtful: dict[Path, str] = {}  # with the sha256 that was recorded
     for file in files:
         path = Path(folder) / file["name"]
@@ -145,7 +151,8 @@ def verify_weights(folder: Path, files: list[WeightFile], in_full: bool = False)
         if in_full or (path.stat().st_size, path.stat().st_mtime_ns) != (file["bytes"], file["modified_ns"]):
             doubtful[path] = file["sha256"]
     recorded = {file["name"] for file in files}
-    added = sorted({p.name for p in weight_files(folder)} - recorded)
+    in_gguf = any(name.lower().endswith(GGUF) for name in recorded)  # beside which lie others of one model
+    added = sorted({p.name for p in weight_files(folder)} - recorded) if not in_gguf else []
     if added:
         raise UserError(
             f"{Path(folder) / added[0]} was added after the weights were recorded, and would be loaded; take it out, "

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from quantharm.common.checkpoint_files import read_checkpoint_config
+from quantharm.common.checkpoint_files import folder_of, gguf_file, read_checkpoint_config, refuse_gguf
 from quantharm.common.files import read_json, sha256_of_text
 from quantharm.common.records.source import SourceRecord, TokenizerHashes
 from quantharm.models.completeness import check_whole
@@ -27,13 +27,26 @@ def tokenizer_hashes(folder: Path) -> TokenizerHashes:
 
 
 def describe(
-    name: str, source: str, folder: Path, commit: str | None, allow_pickle: bool, trust_remote_code: bool
+    name: str,
+    source: str,
+    folder: Path,
+    commit: str | None,
+    allow_pickle: bool,
+    trust_remote_code: bool,
+    quantized: bool = False,
 ) -> SourceRecord:
-    """The source record of a checkpoint folder; of random weights, `source` says of which shape they are."""
+    """The source record of a checkpoint (a folder, or a file in GGUF where it may be `quantized`).
+
+    Of random weights, `source` says of which shape they are.
+    """
     quiet()
+    packed = gguf_file(folder)
+    if packed and not quantized:
+        refuse_gguf([packed.name], folder, set())
     refuse_unsafe(folder, allow_pickle, trust_remote_code)
-    settings = read_checkpoint_config(folder)
-    refuse_unless_causal(settings, str(folder), trust_remote_code)
+    settings = {"architectures": ["GGUF"]} if packed else read_checkpoint_config(folder)
+    if not packed:
+        refuse_unless_causal(settings, str(folder), trust_remote_code)
     check_whole(folder, trust_remote_code)
     files = hash_weights(folder, allow_pickle)
     mark = folder / SYNTHETIC_MARK
@@ -53,5 +66,5 @@ def describe(
         "weight_files": files,
         "weights_sha256": sha256_of_text("".join(f["sha256"] for f in files)),
         "synthetic": mark.is_file(),
-        **tokenizer_hashes(folder),
+        **tokenizer_hashes(folder_of(folder)),
     }

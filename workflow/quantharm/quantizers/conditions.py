@@ -9,7 +9,8 @@ from quantharm.common.records.source import SourceRecord
 from quantharm.models.language_models import empty_model
 from quantharm.quantizers import RefusesConfigs, RefusesModels, quantizer_named
 
-ON_THE_FLY = ("bitsandbytes_int8", "bitsandbytes_4bit", "awq")  # the quantizers that make a checkpoint of their own
+# The quantizers that make a checkpoint of their own, and need no more packages than the evaluation environment has.
+ON_THE_FLY = ("bitsandbytes_int8", "bitsandbytes_4bit", "awq", "gptq", "compressed_tensors")
 
 
 def reason_against(quantizer: str, settings: dict[str, Any], source: SourceRecord) -> str | None:

@@ -1,12 +1,20 @@
 """Sparse mixtures: transformers keeps the experts of a layer in one parameter of three dimensions.
 
-No quantizer here takes that: bitsandbytes and autoawq look for linear layers, which are 5 % of a small Mixtral's
-weights. Needs no ML library.
+bitsandbytes, autoawq and torchao look for linear layers, which are 5 % of a small Mixtral's weights, and leave experts
+in 16 bits; gptqmodel and compressed-tensors are given the experts taken apart into linear layers, by the package
+defuser, which gptqmodel brings. Their checkpoints hold each expert's matrices on their own, and are loaded into a model
+that is taken apart before its weights are read. The first two functions need no ML library.
 """
 
+import contextlib
+import re
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 EXPERT_KEYS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")  # by architecture
+ONE_EXPERT = re.compile(r"(.*\.experts)\.(\d+)\.")
+FEW_TOKENS_SHARE = 0.005  # of all that were given: below, gptqmodel rounds an expert to nearest
 
 
 def experts_of(checkpoint_config: dict[str, Any]) -> int:
@@ -24,3 +32,72 @@ def conflict_of_experts(checkpoint_config: dict[str, Any], library: str) -> str 
         f"it is a sparse mixture of {experts} experts a layer, which transformers keeps in one tensor and {library} "
         "leaves in 16 bits; name a checkpoint that somebody quantized whole as a `pretrained` method"
     )
+
+
+def take_apart(model) -> None:
+    """Makes linear layers of a mixture's experts, in place, on whatever device; nothing happens to a dense model."""
+    if experts_of(model.config.to_dict()) > 1:
+        import defuser
+
+        defuser.convert_model(model, cleanup_original=True)
+
+
+def stores_apart(folder: Path) -> bool:
+    """Whether a quantized checkpoint holds matrices of single experts."""
+    from quantharm.common.checkpoint_files import read_checkpoint_config, weight_files
+    from quantharm.quantizers.formats.files import headers_of_files
+
+    config = read_checkpoint_config(folder)
+    if experts_of(config) == 1 or "quantization_config" not in config:
+        return False
+    return any(ONE_EXPERT.match(f"{name}.") for name in headers_of_files(weight_files(folder)))
+
+
+@contextlib.contextmanager
+def loaded_apart(folder: Path) -> Iterator[None]:
+    """While this lasts, transformers takes a mixture apart before it reads what such a checkpoint holds.
+
+    Its own rules would join the experts' tensors to one; they are left out.
+    """
+    if not stores_apart(folder):
+        yield
+        return
+    from transformers import modeling_utils
+    from transformers.quantizers.base import HfQuantizer
+
+    preparing, rules = HfQuantizer.preprocess_model, modeling_utils.get_model_conversion_mapping
+
+    def prepare(self, model, *arguments, **keywords):
+        take_apart(model)
+        return preparing(self, model, *arguments, **keywords)
+
+    def rules_of_others(*arguments, **keywords):
+        found = rules(*arguments, **keywords)
+        return [rule for rule in found if not any("expert" in p or "sparse_moe" in p for p in rule.source_patterns)]
+
+    HfQuantizer.preprocess_model, modeling_utils.get_model_conversion_mapping = prepare, rules_of_others
+    try:
+        yield
+    finally:
+        HfQuantizer.preprocess_model, modeling_utils.get_model_conversion_mapping = preparing, rules
+
+
+def tokens_by_expert(tokens: dict[str, int]) -> dict[str, list[int]]:
+    """{the experts of a layer: tokens that reached each}; tokens: {module: those that it was calibrated on}."""
+    reached: dict[str, dict[int, int]] = {}
+    for name, number in tokens.items():
+        match = ONE_EXPERT.match(name)
+        if match:
+            experts = reached.setdefault(match[1], {})
+            experts[int(match[2])] = min(number, experts.get(int(match[2]), number))
+    return {layer: [experts[i] for i in sorted(experts)] for layer, experts in reached.items()}
+
+
+def starved_experts(reached: dict[str, list[int]], given: int) -> list[str]:
+    """The experts that few or none of the `given` tokens reached, by name, with how many."""
+    return [
+        f"{layer}.{i} ({number} tokens)"
+        for layer, experts in reached.items()
+        for i, number in enumerate(experts)
+        if number < FEW_TOKENS_SHARE * given
+    ]

@@ -9,6 +9,7 @@ import torch
 from torch.nn.modules.conv import _ConvNd
 
 from quantharm.common.errors import UserError
+from quantharm.common.records.quantization import StoredKind
 from quantharm.quantizers import quantizer_named
 from quantharm.quantizers.formats.files import module_tensors
 
@@ -29,6 +30,7 @@ class QuantizedMatrix:
     codes: Callable[[], torch.Tensor] | None = None  # [rows, columns] integers that the file holds
     # [n, columns] inputs → what is multiplied, of a format that rounds the inputs as well (LLM.int8, W8A8, FP8)
     round_inputs: Callable[[torch.Tensor], torch.Tensor] | None = None
+    stored_as: str = ""  # the type that the file calls it by, where it has several (GGUF)
     held_dequantized: bool = False  # unpacked to a plain linear layer as it was loaded
 
 
@@ -141,10 +143,48 @@ def too_little_for_bitsandbytes(model) -> str | None:
     return f"bitsandbytes would quantize {share:.0%} of its weights, for it leaves {type(owner).__name__} alone"
 
 
+def linears_to_quantize(model) -> dict[str, torch.nn.Linear]:
+    """{name: layer} of the linear layers but the output head."""
+    head = model.get_output_embeddings()
+    return {n: m for n, m in model.named_modules() if type(m) is torch.nn.Linear and m is not head}
+
+
+def too_few_linears(model, library: str) -> str | None:
+    """Why a library that rounds linear layers would leave too much of a model alone, None where it takes enough."""
+    modules, left = dict(model.named_modules()), kept_weights(model, linears_to_quantize(model))
+    weights = sum(kept_weights(model).values())
+    share = 1 - sum(left.values()) / weights if weights else 0.0
+    if share >= QUANTIZED_SHARE_LIMIT:
+        return None
+    largest = max(left, key=left.__getitem__, default="")
+    owner = modules.get(largest) or modules.get(largest.rpartition(".")[0])
+    return f"{library} would quantize {share:.0%} of its weights, for it leaves {type(owner).__name__} alone"
+
+
 def head_name(model) -> str | None:
     """The output head's module name."""
     head = model.get_output_embeddings()
     return next((name for name, module in model.named_modules() if module is head), None)
+
+
+def by_layer_kind(matrices: list[QuantizedMatrix]) -> dict[str, dict[str, StoredKind]]:
+    """{kind of layer: {as what it is stored: {matrices, weights, bits_per_weight}}}; a kind is the name's last part.
+
+    The file's own word for the type (GGUF), else the codes' bits a weight, rounded.
+    """
+    table: dict[str, dict[str, StoredKind]] = {}
+    for matrix in matrices:
+        weights = matrix.rows * matrix.columns
+        stored = matrix.stored_as or f"{8 * matrix.formula_bytes / weights:.2f} bits"
+        row = table.setdefault(matrix.name.rpartition(".")[2], {}).setdefault(
+            stored, {"matrices": 0, "weights": 0, "bits_per_weight": 0.0}
+        )
+        row["matrices"] += 1
+        row["bits_per_weight"] = (row["bits_per_weight"] * row["weights"] + 8 * matrix.stored_bytes) / (
+            row["weights"] + weights
+        )
+        row["weights"] += weights
+    return table
 
 
 def bits_per_weight(matrices: list[QuantizedMatrix]) -> tuple[float | None, float | None]:

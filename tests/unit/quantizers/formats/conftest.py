@@ -18,7 +18,7 @@ def foreign(make_cell):
     """foreign(folder, dtype): the cell of a third party's checkpoint, as a method of its model."""
 
     def read(folder: Path, dtype: str = "float32") -> SimpleNamespace:
-        source = fetch.describe("theirs", str(folder), Path(folder), None, False, False)
+        source = fetch.describe("theirs", str(folder), Path(folder), None, False, False, quantized=True)
         return make_cell(source, "pretrained", {"resolved": source, "backend": None}, dtype)
 
     return read

@@ -43,6 +43,14 @@ class NoiseAdded(TypedDict):
     codes_changed: float | None  # share of weights that round to another code of the grid
 
 
+class StoredKind(TypedDict):
+    """Matrices of one kind that are stored as one type."""
+
+    matrices: int
+    weights: int
+    bits_per_weight: float  # measured, scales included
+
+
 class CheckpointMeasured(TypedDict):
     """The checkpoint as it was loaded back from disk."""
 
@@ -53,6 +61,8 @@ class CheckpointMeasured(TypedDict):
     bits_per_weight: float | None  # of the quantized matrices, scales included; null where there are none
     bits_per_weight_formula: float | None  # what the format should take
     linear_classes: list[str]  # of the quantized layers
+    held_dequantized: bool  # unpacked to 16 bits as they were loaded: weight_bytes and speed are those of 16 bits
+    by_layer_kind: dict[str, dict[str, StoredKind]]  # kind of layer (last part of its name), as what it is stored
     quantized_modules: list[str]
     quantized_weights: int  # in the quantized modules
     quantizable_weights: int  # in all matrices that a quantizer could take

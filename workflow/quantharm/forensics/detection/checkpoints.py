@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from quantharm.common.checkpoint_files import listed, weight_files
+from quantharm.common.checkpoint_files import gguf_file, listed, weight_files
 from quantharm.common.records.integrity import DequantizedScan, FolderScan, MatrixScan
 from quantharm.common.records.quantization import QuantizationRecord
 from quantharm.forensics.detection.scan import scan_matrix, scan_model
@@ -50,6 +50,9 @@ def scan_folder(folder: Path) -> FolderScan:
     if not weight_files(folder):
         explanation = f"{folder} has no safetensors to scan"
         return {"verdict": "not scanned", "explanation": explanation, "matrices": [], "findings": []}
+    if packed := gguf_file(folder):
+        explanation = f"{packed.name} is in the GGUF format, which stores matrices in blocks of few bits"
+        return {"verdict": "packed", "method": "GGUF", "explanation": explanation, "matrices": [], "findings": []}
     storage = read_storage(folder)
     matrices = scan_matrices(read_matrices(folder, storage.floats))
     result = scan_model(matrices)

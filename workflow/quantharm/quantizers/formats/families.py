@@ -10,16 +10,18 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from quantharm.common.checkpoint_files import read_checkpoint_config
+from quantharm.common.checkpoint_files import gguf_file, read_checkpoint_config
 from quantharm.common.errors import UserError
-from quantharm.quantizers.formats import awq, bitsandbytes, compressed_tensors, gptq
+from quantharm.quantizers.formats import awq, bitsandbytes, compressed_tensors, gguf, gptq
 
-FAMILIES: tuple[ModuleType, ...] = (awq, bitsandbytes, compressed_tensors, gptq)
+FAMILIES: tuple[ModuleType, ...] = (awq, bitsandbytes, compressed_tensors, gguf, gptq)
 SKIPPED_KEYS = ("llm_int8_skip_modules", "modules_to_not_convert")
 
 
 def stated_quantization(checkpoint: Path) -> dict[str, Any]:
     """What config.json says about how the weights are stored; empty where it says nothing."""
+    if packed := gguf_file(checkpoint):
+        return {"quant_method": "gguf", "file": str(packed)}
     config = read_checkpoint_config(checkpoint)
     parts = [config, config.get("text_config")]
     for part in parts:
@@ -59,6 +61,8 @@ def refuse_unreadable(checkpoint: Path, device: str = "auto") -> None:
             f"supported are {', '.join(supported_methods())}"
         )
     reason = getattr(family, "unreadable", lambda *_: None)(stated, device)
+    if family is gguf:
+        reason = gguf.unreadable_file(checkpoint)
     if reason:
         raise UserError(f"{checkpoint} ({method}) cannot be loaded here: {reason}")
 

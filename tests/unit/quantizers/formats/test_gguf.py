@@ -1,0 +1,177 @@
+"""GGUF, by the package `gguf` alone: its writer, its rounding, its table of names."""
+
+import gguf
+import numpy as np
+import pytest
+import torch
+
+from quantharm import checks, fetch
+from quantharm.common.errors import UserError
+from quantharm.config.configuration import check_pretrained
+from quantharm.models.loading import verify_weights
+from quantharm.models.source import describe
+from quantharm.quantizers.formats import families
+from quantharm.quantizers.formats.ggml import TYPES
+
+REVISION = 40 * "a"
+# As in a file that ends in _M: attention's values and the head in 8 bits, other kinds in fewer.
+MIXED = {"attn_v": "Q8_0", "ffn_down": "Q5_0", "blk": "Q4_0", "output.weight": "Q8_0", "token_embd": "Q8_0"}
+
+
+def write(model, path, types: dict[str, str], architecture: str = "llama", order: bool = True) -> None:
+    """types: {part of llama.cpp's name: type}, the first that fits; order: whether rows are in its order."""
+    config, file = model.config, gguf.GGUFWriter(str(path), architecture)
+    file.add_block_count(config.num_hidden_layers)
+    file.add_context_length(config.max_position_embeddings)
+    file.add_embedding_length(config.hidden_size)
+    file.add_feed_forward_length(config.intermediate_size)
+    file.add_head_count(config.num_attention_heads)
+    file.add_head_count_kv(config.num_key_value_heads)
+    file.add_layer_norm_rms_eps(config.rms_norm_eps)
+    file.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    file.add_vocab_size(config.vocab_size)
+    file.add_name("tiny")
+    kind = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
+    table = gguf.get_tensor_name_map(kind, config.num_hidden_layers)
+    for name, parameter in model.state_dict().items():
+        own, values = table.get_name(name, try_suffixes=(".weight", ".bias")), parameter.float().numpy()
+        if order and architecture == "llama" and (".q_proj" in name or ".k_proj" in name):
+            heads = config.num_attention_heads if ".q_proj" in name else config.num_key_value_heads
+            half = values.shape[0] // heads // 2
+            values = values.reshape(heads, 2, half, -1).swapaxes(1, 2).reshape(values.shape)
+        wanted = next((t for part, t in types.items() if part in own and values.ndim == 2), "F32")
+        kind = gguf.GGMLQuantizationType[wanted]
+        values = np.ascontiguousarray(values)
+        file.add_tensor(own, values if wanted == "F32" else gguf.quants.quantize(values, kind), raw_dtype=kind)
+    file.write_header_to_file()
+    file.write_kv_data_to_file()
+    file.write_tensors_to_file()
+    file.close()
+
+
+@pytest.fixture(scope="module")
+def mixed(tiny, tmp_path_factory):
+    path = tmp_path_factory.mktemp("gguf") / "model-Q4_M.gguf"
+    write(tiny("llama"), path, MIXED)
+    return path
+
+
+@pytest.mark.parametrize("name", TYPES)
+def test_each_type_is_unpacked_as_the_package_does(name):
+    """Random blocks, bit for bit; a random half float may be infinite or none."""
+    kind, stored = TYPES[name], gguf.GGMLQuantizationType[name]
+    assert gguf.GGML_QUANT_SIZES[stored] == (kind.weights, kind.bytes)
+    blocks = np.random.default_rng(0).integers(0, 256, (64, kind.bytes), dtype=np.uint8)
+    with np.errstate(invalid="ignore"):
+        expected = gguf.quants.dequantize(blocks.reshape(1, -1), stored).reshape(64, -1)
+    np.testing.assert_array_equal(kind.dequantize(torch.from_numpy(blocks)).numpy(), expected)
+
+
+def test_a_file_of_several_types_is_read_as_transformers_reads_it(mixed, foreign, bare_logits, passes, logits_of):
+    cell = foreign(mixed)
+    assert passes(cell, 5.8333) < 1e-5
+    logits = bare_logits(mixed.parent, gguf_file=mixed.name)
+    assert checks.mean_kl(logits, logits_of(cell)) < 1e-9
+    assert cell.record["held_dequantized"]
+    table = {
+        kind: {t: row["matrices"] for t, row in rows.items()} for kind, rows in cell.record["by_layer_kind"].items()
+    }
+    assert table["v_proj"] == {"Q8_0": 2}
+    assert table["down_proj"] == {"Q5_0": 2}
+    assert table["lm_head"] == {"Q8_0": 1}  # as its maker wanted it
+    assert table["q_proj"] == {"Q4_0": 2}
+    assert cell.record["by_layer_kind"]["q_proj"]["Q4_0"]["bits_per_weight"] == pytest.approx(4.5)
+
+
+def test_other_architectures_have_their_own_order_of_rows(tiny, foreign, passes, tmp_path):
+    write(tiny("qwen2"), tmp_path / "q.gguf", {"blk": "Q4_0"}, "qwen2")
+    assert passes(foreign(tmp_path / "q.gguf"), 4.5) < 1e-5
+
+
+def test_rows_in_the_wrong_order_would_be_noticed(mixed, foreign, monkeypatch):
+    from quantharm.quantizers.formats import gguf as family
+
+    cell = foreign(mixed)
+    monkeypatch.setattr(family, "PERMUTED", {})
+    assert checks.check_kernel(cell.model, cell.matrices, [0, 5, 77, 200])["status"] == "fail"
+
+
+def test_what_a_file_holds_as_floats_is_no_fault(tiny, foreign, tmp_path):
+    write(tiny("llama"), tmp_path / "m.gguf", {"ffn": "Q4_0"})
+    cell = foreign(tmp_path / "m.gguf")
+    real = checks.check_method_is_real(cell.record, cell.matrices, cell.model)
+    assert real["status"] == "pass"
+    assert "its config excludes 8 others" in real["explanation"]
+    write(tiny("llama"), tmp_path / "f.gguf", {})
+    plain = foreign(tmp_path / "f.gguf")
+    assert checks.check_method_is_real(plain.record, plain.matrices, plain.model)["status"] == "fail"
+
+
+def test_a_changed_scale_fails_the_kernel_check(mixed, foreign):
+    cell = foreign(mixed)
+    cell.model.get_submodule("model.layers.1.mlp.down_proj").weight[:, :32] *= 3
+    assert checks.check_kernel(cell.model, cell.matrices, [0, 5, 77, 200])["status"] == "fail"
+
+
+def test_a_changed_file_is_noticed(tiny, tmp_path):
+    path = tmp_path / "m.gguf"
+    write(tiny("llama"), path, {"blk": "Q4_0"})
+    files = describe("m", "m", path, None, False, False, quantized=True)["weight_files"]
+    (tmp_path / "another.gguf").write_bytes(b"GGUF")  # repositories hold many, of which one was named
+    verify_weights(path, files)
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    with pytest.raises(UserError, match="changed after it was recorded"):
+        verify_weights(path, files)
+
+
+# ---------------------------------------------------------------- where it comes from, and what is refused
+
+
+def test_a_model_is_no_gguf_file(mixed):
+    with pytest.raises(UserError, match="quantizer: pretrained"):
+        describe("m", str(mixed.parent), mixed.parent, None, False, False)
+    assert fetch.resolve(str(mixed), None, False, False, quantized=True) == (mixed, None)
+    with pytest.raises(UserError, match="GGUF"):
+        fetch.resolve(str(mixed), None, False, False)
+
+
+def test_a_file_in_the_hub_cache(mixed, tmp_path, monkeypatch):
+    from huggingface_hub import constants
+
+    snapshot = tmp_path / "models--owner--name" / "snapshots" / REVISION
+    snapshot.mkdir(parents=True)
+    (snapshot / "m.gguf").write_bytes(mixed.read_bytes())
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(fetch, "ask_hub", lambda *_: "offline")
+    path, commit = fetch.resolve("owner/name/m.gguf", REVISION, False, False, quantized=True)
+    assert (path, commit) == (snapshot / "m.gguf", REVISION)
+    with pytest.raises(UserError, match=r"n\.gguf"):
+        fetch.resolve("owner/name/n.gguf", REVISION, False, False, quantized=True)
+
+
+def test_the_configuration_takes_files_here_and_pinned_ones(mixed):
+    def check(source, revision=None):
+        check_pretrained({"methods": {"theirs": {"source": source, "revision": revision}}}, "theirs")
+
+    check(str(mixed))
+    check(str(mixed.parent))
+    check("owner/name/m.gguf", REVISION)
+    with pytest.raises(UserError, match="revision"):
+        check("owner/name/m.gguf")
+    with pytest.raises(UserError, match="no-such"):
+        check("./no-such.gguf")
+
+
+def test_what_is_not_read_is_refused_when_it_is_fetched(mixed, tiny, tmp_path):
+    families.refuse_unreadable(mixed, "cpu")
+    (tmp_path / "cut.gguf").write_bytes(mixed.read_bytes()[:2000])
+    with pytest.raises(UserError, match="not a whole GGUF file"):
+        families.refuse_unreadable(tmp_path / "cut.gguf", "cpu")
+    write(tiny("llama"), tmp_path / "t.gguf", {"output.weight": "Q8_0"})
+    reader_type = gguf.GGMLQuantizationType.Q8_0.to_bytes(4, "little")
+    blob = (tmp_path / "t.gguf").read_bytes()
+    at = blob.index(reader_type, blob.index(b"output.weight"))
+    other = gguf.GGMLQuantizationType.IQ1_M.to_bytes(4, "little")
+    (tmp_path / "t.gguf").write_bytes(blob[:at] + other + blob[at + 4 :])
+    with pytest.raises(UserError, match=r"IQ1_M|not a whole"):
+        families.refuse_unreadable(tmp_path / "t.gguf", "cpu")

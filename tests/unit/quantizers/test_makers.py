@@ -1,0 +1,171 @@
+"""Methods by gptqmodel, compressed-tensors, torchao: made, loaded from disk, and what they stand for by hand."""
+
+import json
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file
+
+from quantharm import checks
+from quantharm.common.errors import UserError
+from quantharm.models import loading
+from quantharm.quantizers import compressed_tensors, conditions, experts, gptq, quantized_layers
+
+SHAPE = {
+    "vocab_size": 384,
+    "hidden_size": 128,
+    "intermediate_size": 256,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+    "max_position_embeddings": 128,
+}
+MIXTURES = {
+    "mixtral": lambda: transformers.MixtralConfig(**SHAPE, num_local_experts=4, num_experts_per_tok=2),
+    "qwen3_moe": lambda: transformers.Qwen3MoeConfig(
+        **SHAPE, moe_intermediate_size=128, num_experts=4, num_experts_per_tok=2
+    ),
+    "gpt_oss": lambda: transformers.GptOssConfig(**SHAPE, num_local_experts=4, num_experts_per_tok=2),
+}
+CALIBRATION = {"calibration_samples": 6, "calibration_tokens": 64}
+GPTQ = {key: value.get("default") for key, value in gptq.SETTINGS.items()} | CALIBRATION | {"group_size": 32}
+# Bits a weight with bfloat16 scales; weight_shape, 16 bytes a matrix of packed integers, and MX's exponents included.
+SCHEMES = {"W4A16": 4 + 16 / 128, "W8A8": 8, "FP8_DYNAMIC": 8, "FP8_BLOCK": 8, "NVFP4A16": 4.5, "MXFP4": 4.25}
+
+
+@pytest.fixture(scope="module")
+def dense(save_checkpoint, tmp_path_factory):
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(transformers.LlamaConfig(**SHAPE))
+    return save_checkpoint(model.to(torch.bfloat16), tmp_path_factory.mktemp("dense"))
+
+
+@pytest.fixture(scope="module")
+def mixture(save_checkpoint, tmp_path_factory):
+    made = {}
+
+    def of(kind):
+        if kind not in made:
+            torch.manual_seed(0)
+            model = transformers.AutoModelForCausalLM.from_config(MIXTURES[kind]())
+            made[kind] = save_checkpoint(model.to(torch.bfloat16), tmp_path_factory.mktemp(kind))
+        return made[kind]
+
+    return of
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    path = tmp_path_factory.mktemp("text") / "calibration.txt"
+    path.write_text("".join(f"The number {i * i} is the square of {i}. " for i in range(60)), encoding="utf-8")
+    return path
+
+
+def passes(cell) -> None:
+    """The checks that one cell passes by itself."""
+    kernel = checks.check_kernel(cell.model, cell.matrices, list(range(2, 66)))
+    real = checks.check_method_is_real(cell.record, cell.matrices, cell.model)
+    bits = checks.check_bits_per_weight(cell.record)
+    assert [check["status"] for check in (kernel, real, bits)] == ["pass"] * 3, (kernel, real, bits)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_compressed_tensors(make_cell, dense, scheme):
+    cell = make_cell(dense, "compressed_tensors", {"scheme": scheme, "group_size": 128})
+    passes(cell)
+    assert cell.record["bits_per_weight"] == pytest.approx(SCHEMES[scheme], rel=0.03)
+    assert len(cell.matrices) == 14
+    weights = load_file(f"{dense['path']}/model.safetensors")
+    for matrix in cell.matrices:
+        weight = weights[f"{matrix.name}.weight"].float()
+        limit = 0.01 if scheme == "W8A8" else 0.03 if scheme.startswith("FP8") else 0.13
+        assert float((matrix.dequantize() - weight).norm() / weight.norm()) < limit
+
+
+@pytest.mark.parametrize("changed", [{}, {"symmetric": False, "desc_act": True}, {"bits": 8, "group_size": -1}])
+def test_gptq(make_cell, dense, text, changed):
+    settings = GPTQ | changed
+    cell = make_cell(dense, "gptq", settings, calibration=text)
+    passes(cell)
+    reached = cell.record["calibration"]
+    assert (reached["samples_reached"], reached["tokens_reached"]) == (6, 6 * 64)
+    assert "expert_tokens" not in cell.record
+    matrix = cell.matrices[0]
+    order = load_file(cell.checkpoint / "model.safetensors")[f"{matrix.name}.g_idx"]
+    in_order = torch.equal(order, order.sort().values)
+    assert in_order is not settings["desc_act"]
+
+
+@pytest.mark.parametrize("kind", MIXTURES)
+def test_gptq_quantizes_experts_and_says_how_many_tokens_reached_each(make_cell, mixture, text, kind):
+    cell = make_cell(mixture(kind), "gptq", GPTQ, calibration=text)
+    passes(cell)
+    assert sum(".experts." in matrix.name for matrix in cell.matrices) == 2 * 4 * 3
+    tokens = cell.record["expert_tokens"]
+    assert len(tokens) == 2
+    assert all(sum(experts) == 2 * 6 * 64 for experts in tokens.values())  # two experts a token
+    assert cell.record["calibration"]["tokens_reached"] == 6 * 64
+
+
+@pytest.mark.parametrize("kind", MIXTURES)
+def test_compressed_tensors_quantizes_experts(make_cell, mixture, kind):
+    source = mixture(kind)
+    cell = make_cell(source, "compressed_tensors", {"scheme": "FP8_DYNAMIC", "group_size": 128})
+    passes(cell)
+    assert sum(".experts." in matrix.name for matrix in cell.matrices) == 2 * 4 * 3
+    whole = loading.load_checkpoint(source["path"], source, "bfloat16", "cpu", 1)
+    tokens = torch.arange(2, 66)[None]
+    ours, theirs = (model(tokens).logits.float().log_softmax(-1) for model in (cell.model, whole))
+    assert float((theirs.exp() * (theirs - ours)).sum(-1).mean()) < 2e-3
+
+
+def test_experts_that_few_tokens_reach_are_named():
+    log = {"layers.0.mlp.experts.0.gate_proj": 5000, "layers.0.mlp.experts.0.up_proj": 4990, "layers.0.q_proj": 10000}
+    log |= {"layers.0.mlp.experts.1.gate_proj": 0, "layers.0.mlp.experts.2.up_proj": 49}
+    reached = experts.tokens_by_expert(log)
+    assert reached == {"layers.0.mlp.experts": [4990, 0, 49]}
+    assert experts.starved_experts(reached, 10000) == [
+        "layers.0.mlp.experts.1 (0 tokens)",
+        "layers.0.mlp.experts.2 (49 tokens)",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("quantizer", "settings", "words"),
+    [
+        ("compressed_tensors", {"scheme": "W4A16", "group_size": 64}, "takes 64 inputs at a time"),
+        ("compressed_tensors", {"scheme": "FP8_BLOCK", "group_size": 128}, "takes 128 inputs at a time"),
+        ("gptq", GPTQ | {"group_size": 64}, "group_size 64 does not divide"),
+        ("gptq", GPTQ | {"desc_act": True, "act_group_aware": True}, "two orders"),
+    ],
+)
+def test_refused_before_anything_is_loaded(save_checkpoint, tmp_path, quantizer, settings, words):
+    shape = SHAPE | {"hidden_size": 96, "head_dim": 32, "num_attention_heads": 3, "num_key_value_heads": 1}
+    model = transformers.AutoModelForCausalLM.from_config(transformers.LlamaConfig(**shape))
+    source = save_checkpoint(model, tmp_path / "narrow")
+    with pytest.raises(UserError, match=words):
+        conditions.refuse_conflict("mine", quantizer, settings, source)
+
+
+def test_scales_are_those_of_each_blocks_largest_weight():
+    """[4, 4] weights in blocks of 2 × 2 and groups of 2, by hand."""
+    from types import SimpleNamespace
+
+    weight = torch.tensor([[1.0, -2, 0, 4], [3, 0, 0, 0], [0, 0, -8, 1], [0, 5, 0, 0]])
+    block = SimpleNamespace(strategy="block", block_structure=[2, 2], group_size=None)
+    low, high = compressed_tensors.extremes(weight, block)
+    assert low.tolist() == [[-2, 0], [0, -8]]
+    assert high.tolist() == [[3, 4], [5, 1]]
+    group = SimpleNamespace(strategy="group", block_structure=None, group_size=2)
+    low, high = compressed_tensors.extremes(weight, group)
+    assert low.tolist() == [[-2, 0], [0, 0], [0, -8], [0, 0]]
+    assert high[1].tolist() == [3, 0]
+
+
+def test_linear_layers_of_a_config_that_ignores_some_are_left(make_cell, dense):
+    cell = make_cell(dense, "compressed_tensors", {"scheme": "W8A8", "group_size": 128})
+    stated = json.loads((cell.checkpoint / "config.json").read_text())["quantization_config"]
+    assert stated["ignore"] == ["lm_head"]
+    assert quantized_layers.head_name(cell.model) not in {matrix.name for matrix in cell.matrices}

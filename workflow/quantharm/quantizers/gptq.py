@@ -1,0 +1,163 @@
+"""GPTQ (Frantar et al. 2023) by gptqmodel: column by column, what rounding one changes is made up for in the next ones.
+
+What reached the quantizer is read off the log that it keeps of each matrix. Experts are taken apart and quantized, each
+on the tokens that reached it; the record's `expert_tokens` says how many, `starved_experts` those that few or none did,
+which gptqmodel rounds to nearest.
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from quantharm.quantizers.calibration_samples import (
+    CALIBRATION_SETTINGS,
+    calibration_record,
+    calibration_samples,
+    samples_for,
+)
+from quantharm.quantizers.experts import ONE_EXPERT, starved_experts, tokens_by_expert
+from quantharm.quantizers.formats import families
+
+__all__ = ["SETTINGS", "calibration_samples"]
+
+inspect = families.inspect
+compute_in_float32 = families.compute_in_float32
+
+SETTINGS: dict[str, Any] = {
+    "bits": {"enum": [2, 3, 4, 8], "default": 4, "description": "Bits a weight."},
+    "group_size": {
+        "enum": [-1, 32, 64, 128],
+        "default": 128,
+        "description": "Input channels that share a scale; -1 for a whole row.",
+    },
+    "symmetric": {
+        "type": "boolean",
+        "default": True,
+        "description": "Whether levels lie around zero; else zero points.",
+    },
+    "desc_act": {
+        "type": "boolean",
+        "default": False,
+        "description": "Whether columns are taken in the order of their activations; groups are then not consecutive.",
+    },
+    "act_group_aware": {
+        "type": "boolean",
+        "default": False,
+        "description": "Whether columns are taken in the order of their groups' activations (gptqmodel's own default).",
+    },
+    "damp_percent": {
+        "type": "number",
+        "exclusiveMinimum": 0,
+        "exclusiveMaximum": 1,
+        "default": 0.05,
+        "description": "Of the mean of the Hessian's diagonal, added to it.",
+    },
+    "true_sequential": {
+        "type": "boolean",
+        "default": True,
+        "description": "Whether a layer's matrices are calibrated on what the ones before, quantized, give.",
+    },
+    **CALIBRATION_SETTINGS,
+    "backend": {
+        "type": ["string", "null"],
+        "default": None,
+        "description": "Kernel, as gptqmodel calls it (gptq_torch, gptq_triton, gptq_marlin …); null: a portable one.",
+    },
+}
+
+
+def grid(settings: dict[str, Any]) -> str | None:
+    """Of round-to-nearest; GPTQ itself moves a weight further, to make up for others."""
+    size = settings["group_size"]
+    return f"int4-{size}" if settings["bits"] == 4 and size > 0 else None
+
+
+def conflict(settings: dict[str, Any], checkpoint_config: dict[str, Any]) -> str | None:
+    if settings["desc_act"] and settings["act_group_aware"]:
+        return "`desc_act` and `act_group_aware` are two orders of the same columns; set one of them to false"
+    return None
+
+
+def unsupported(model, settings: dict[str, Any]) -> str | None:
+    """model: on the meta device."""
+    enough_workers()
+    from gptqmodel.models.auto import MODEL_MAP
+
+    from quantharm.quantizers.experts import take_apart
+    from quantharm.quantizers.quantized_layers import linears_to_quantize, too_few_linears
+
+    kind = model.config.model_type
+    if kind not in MODEL_MAP:
+        return f"gptqmodel has no code for models of type {kind!r}"
+    take_apart(model)
+    for name, linear in linears_to_quantize(model).items():
+        if settings["group_size"] > 0 and linear.in_features % settings["group_size"]:
+            return f"group_size {settings['group_size']} does not divide the {linear.in_features} inputs of {name}"
+        if linear.in_features % 32 or linear.out_features % 32:
+            return f"gptqmodel packs 32 weights at a time, and {name} is {linear.out_features} × {linear.in_features}"
+    return too_few_linears(model, "gptqmodel")
+
+
+def enough_workers() -> None:
+    """gptqmodel starts half as many threads as there are cores, and stops where that is fewer than two."""
+    if (os.cpu_count() or 1) < 3:
+        os.environ.setdefault("GPTQMODEL_CPU_WORKERS", "2")
+
+
+def quantize(source, settings, dtype, device, gpus, output: Path, calibration) -> dict[str, Any]:
+    enough_workers()
+    from gptqmodel import GPTQModel, QuantizeConfig
+
+    from quantharm.models.completeness import check_whole
+    from quantharm.models.loading import refuse_unsafe, torch_dtype
+
+    packed = samples_for(source, settings, calibration)
+    refuse_unsafe(source["path"], source["allow_pickle"], source["trust_remote_code"])
+    check_whole(source["path"], source["trust_remote_code"])
+    config = QuantizeConfig(
+        bits=settings["bits"],
+        group_size=settings["group_size"],
+        sym=settings["symmetric"],
+        desc_act=settings["desc_act"],
+        act_group_aware=settings["act_group_aware"],
+        damp_percent=settings["damp_percent"],
+        true_sequential=settings["true_sequential"],
+        offload_to_disk=False,
+    )
+    model = GPTQModel.load(
+        str(source["path"]),
+        config,
+        dtype=torch_dtype(dtype),
+        device="cpu" if device == "cpu" else "cuda:0",
+        trust_remote_code=source["trust_remote_code"],
+    )
+    samples = [{"input_ids": ids, "attention_mask": [1] * len(ids)} for ids in packed]
+    log = model.quantize(samples, batch_size=1)
+    model.save(str(output))
+    tokens = tokens_reached(log)
+    fewest = min(number for name, number in tokens.items() if not ONE_EXPERT.match(name))
+    by_expert = tokens_by_expert(tokens)
+    starved = starved_experts(by_expert, fewest)
+    if starved:
+        print(f"rounded to nearest, for few tokens reached them: {', '.join(starved)}")
+    whole_samples = fewest // settings["calibration_tokens"]
+    return {
+        "calibration": calibration_record(packed, settings, calibration, whole_samples, fewest),
+        **({"expert_tokens": by_expert, "starved_experts": starved} if by_expert else {}),
+    }
+
+
+def tokens_reached(log: dict[str, list[dict[str, Any]]]) -> dict[str, int]:
+    """{matrix, from its layer's number on: the tokens that it was calibrated on}, by the quantizer's own account."""
+    entries = [entry for of_process in log.values() for entry in of_process]
+    return {f"{entry['layer']}.{entry['module']}": int(float(entry["samples"] or 0)) for entry in entries}
+
+
+def load(folder: Path, settings, source, dtype: str, device: str, gpus: int):
+    from quantharm.quantizers import pretrained
+    from quantharm.quantizers.experts import loaded_apart
+
+    with loaded_apart(folder):
+        return pretrained.load(
+            folder, {"resolved": source, "backend": settings["backend"]}, source, dtype, device, gpus
+        )
