@@ -119,7 +119,7 @@ def test_unauthorized_quantization_is_detected_by_weights_or_behaviour(record, l
 
 def test_a_divergence_that_other_hardware_explains_detects_nothing():
     verdict = detection_verdict({"if_dequantized": {"verdict": "no trace"}, "behaviour": NEAR}, 5e-4)
-    assert (verdict.level, verdict.words) == ("undecided", "undecided: no farther than other hardware")
+    assert (verdict.level, verdict.words) == ("undecided", "undecided: within differences between processors")
     assert detection_verdict({"behaviour": NEAR}, 1e-6).level == "pass"
     assert detection_verdict({"behaviour": NEAR | {"kl_nats_ci95": None}}, 5e-4).level == "undecided"
     untold = detection_verdict({"behaviour": FAR | {"same_as_original": None}}, 5e-4)

@@ -195,6 +195,4 @@ def test_a_change_that_is_not_known_well_is_said_and_not_called_none(tmp_path):
     compared.baseline.generation["by_category"] = {"x": {"prompts": 2}}
     compared.cells[1].row |= {"succeeded": 1, "prompts": 2}
     judged = Judgement(compared.cells[1], wide, none, wide, none, none)
-    assert demonstrated_harm(compared, {"a": judged}) == [
-        "The change of the perplexity is not known well enough to judge: a +4 %."
-    ]
+    assert demonstrated_harm(compared, {"a": judged}) == ["The perplexity change is too uncertain to judge: a +4 %."]

@@ -58,7 +58,7 @@ def test_an_interval_that_holds_zero_keeps_its_upper_end(bounds, high):
 
 
 def test_a_change_that_other_hardware_explains_is_no_verdict():
-    words = "no change beyond what other hardware changes"
+    words = "no change beyond differences between processors"
     assert perplexity_verdict(0.08, [0.004, 0.16], CHANGE, floor=0.06).words == words
     assert perplexity_verdict(0.08, [0.06, 0.16], CHANGE, floor=0.06).words == words
     assert perplexity_verdict(0.08, [0.061, 0.16], CHANGE, floor=0.06).words == "negligible"
@@ -76,7 +76,7 @@ def test_change_of_perplexity_that_other_hardware_explains():
 
 
 def test_kl_that_other_hardware_explains_is_no_verdict():
-    words = "no more than other hardware changes: says nothing about quality"
+    words = "within differences between processors: says nothing about quality"
     assert kl_verdict(3e-4, [2e-4, 4e-4], 1e-9, 10, KL, 5e-4).words == words
     assert kl_verdict(5e-4, [2e-4, 9e-4], 1e-9, 10, KL, 5e-4).words == words
     assert kl_verdict(3e-4, [1e-4, 0.02], 1e-9, 10, KL, 5e-4).words == f"{words}, but the interval reaches low"

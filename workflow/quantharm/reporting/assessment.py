@@ -42,7 +42,7 @@ def in_short(judged: Judgement) -> str:
     saves = "saves no memory"
     if row["saved_bytes"] > 0:
         saves = f"saves {size(row['saved_bytes'])} ({fixed(row['compression'], 2)}× smaller)"
-    speed = {"none": "decoding at no measurably other speed", "unknown": f"its speed {decode.words}"}.get(
+    speed = {"none": "decoding speed without measurable change", "unknown": f"decoding speed {decode.words}"}.get(
         decode.level, f"decoding {fixed(abs(cell.decode_change[0]), 0)} % {decode.words}"
     )
     if cell.synthetic:
@@ -75,7 +75,7 @@ def strengths_and_weaknesses(judged: Judgement, results: Results) -> tuple[list[
     say(kl.level in ("none", *LEVELS[:2]), f"{name} {kl.figure}: {kl.words}")
     agreement = row["top1_agreement"]
     enough = agreement >= results.thresholds["top1_agreement"]
-    say(enough, f"the first choice is the baseline's at {share(agreement, 1)} of positions")
+    say(enough, f"top-1 agreement with the baseline at {share(agreement, 1)} of positions")
     if decode.level in ("rises", "falls"):
         say(decode.level == "rises", f"decoding is {decode.words}: {decode.figure}")
     lost = reference["succeeded"] - row["succeeded"]
@@ -84,12 +84,12 @@ def strengths_and_weaknesses(judged: Judgement, results: Results) -> tuple[list[
     elif lost > 0:
         say(False, f"{count(lost, 'prompt')} of {row['prompts']} fewer succeeded than with the baseline")
     if row["flips_right_to_wrong"] > row["flips_wrong_to_right"]:
-        wrong = count(row["flips_right_to_wrong"], "right answer")
+        wrong = count(row["flips_right_to_wrong"], "correct answer")
         back = f"{row['flips_wrong_to_right']} the other way"
         say(False, f"{wrong} of {reference['correct']} became wrong, {back}")
     if worst := far_category(judged, results):
         category, nats, bounds = worst
-        say(False, f"departs most in {category} (KL {number(nats)} nats {interval(bounds)})".rstrip())
+        say(False, f"largest divergence in {category} (KL {number(nats)} nats {interval(bounds)})".rstrip())
     if better := beaten_by(results, cell.method):
         say(False, f"{listing(better)} is at most as large and measurably closer to the baseline")
     return strengths, weaknesses
@@ -112,9 +112,9 @@ def recommendation(judged: Judgement, results: Results) -> tuple[str, list[str],
     conditions, cautions = [], []
     if row["saved_bytes"] > 0:
         whole = results.baseline.row["weight_bytes"]
-        conditions.append(f"memory is short: {size(row['weight_bytes'])} must do in place of {size(whole)}")
+        conditions.append(f"memory is short: it takes {size(row['weight_bytes'])} instead of {size(whole)}")
     if harm.level == "none":
-        conditions.append("the answers must stay what they were: no harm could be measured")
+        conditions.append("the answers must not change: no harm was measurable")
     else:
         kl = f"KL {number(row['kl_nats_mean'])} nats"
         conditions.append(f"{harm.words} is acceptable: perplexity {judged.perplexity.figure}, {kl}")
@@ -123,7 +123,7 @@ def recommendation(judged: Judgement, results: Results) -> tuple[str, list[str],
     elif decode.level == "falls":
         conditions.append(f"slower decoding is acceptable: {decode.figure}")
     if worst := far_category(judged, results):
-        cautions.append(f"check it on your own data for tasks like {worst[0]}, where it departs most")
+        cautions.append(f"check it on your own data for tasks like {worst[0]}, where its divergence is largest")
     if better := beaten_by(results, name):
         cautions.append(f"prefer {listing(better, 'or')}: at most as large, and measurably closer to the baseline")
     where = {"high": " only where nothing else fits,", "moderate": " with caution"}.get(harm.level, "")

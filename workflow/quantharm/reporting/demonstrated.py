@@ -22,11 +22,11 @@ def demonstrated_harm(results: Results, judged: dict[str, Judgement]) -> list[st
         return [f"{method} {verdict.figure}" for method, verdict in verdicts.items() if verdict.level in levels]
 
     say("Perplexity rises measurably", those("perplexity", LEVELS))
-    say("No measurable rise of the perplexity", those("perplexity", ("none",)))
-    say("The change of the perplexity is not known well enough to judge", those("perplexity", ("undecided",)))
+    say("No measurable rise in perplexity", those("perplexity", ("none",)))
+    say("The perplexity change is too uncertain to judge", those("perplexity", ("undecided",)))
     shifted = [j for j in believed if j.kl.level in LEVELS]
     shifts = [f"{j.method} {number(j.cell.row['kl_nats_mean'])} nats ({j.kl.words})" for j in shifted]
-    say("The distribution of the next token shifts", shifts)
+    say("The next-token distribution shifts", shifts)
     worst = [(j.method, *most) for j in shifted if (most := largest(j.cell.by_category))]
     few = f"; descriptive, {count(results.prompts_per_category[0], 'prompt')} are too few to single out a category"
     say(
@@ -51,7 +51,7 @@ def baseline_conditions(results: Results, judged: dict[str, Judgement]) -> list[
     """When to leave the model as it is."""
     row = results.baseline.row
     conditions = [
-        f"{size(row['weight_bytes'])} of weights fit",
+        f"{size(row['weight_bytes'])} of weights fit in memory",
         f"the answers must not change at all (perplexity {fixed(row['perplexity'], 2)} is the reference)",
     ]
     if judged and all(j.harm.level not in ("none", "negligible") for j in judged.values()):

@@ -42,13 +42,13 @@ def risk_caveat(results: Results) -> str:
     """What the risk is measured from: the baseline, however good or bad that is."""
     row = results.baseline.row
     judged = (
-        f"the baseline itself answers {row['correct']} of {row['judged']} judged prompts rightly"
+        f"the baseline itself answers {row['correct']} of {row['judged']} judged prompts correctly"
         if row["judged"]
         else "no answer in this suite can be judged by a program"
     )
     return (
-        f"The risk is that of quantizing, on top of whatever the model gets wrong by itself ({judged}). It is read off "
-        "how far the next-token distribution moves on prompts of the categories named, not off any domain test."
+        f"This is the risk that quantizing adds to the model's own errors ({judged}). It is derived from the KL "
+        "divergence on prompts of the categories named, not from a test of the application."
     )
 
 
@@ -112,7 +112,7 @@ def detection_verdict(record: dict[str, Any] | None, floor: float) -> Verdict:
     floor: mean KL in nats that an honest checkpoint has on other hardware; behaviour gives away no less.
     """
     rule = (
-        "dequantized and handed on as the original, it would be noticed: by a scan of its weights or by a divergence "
+        "dequantized and passed off as the original, it would be noticed: by a scan of its weights or by a divergence "
         f"from the log-prob store beyond the {number(floor, 2)} nats that other hardware explains"
     )
     scan, behaviour = (record.get("if_dequantized"), record.get("behaviour")) if record else (None, None)
@@ -126,7 +126,7 @@ def detection_verdict(record: dict[str, Any] | None, floor: float) -> Verdict:
     if noticed:
         return Verdict("pass", "pass", f"noticed {listing(noticed)}", rule)
     if other:
-        return Verdict("undecided", "undecided: no farther than other hardware", f"{number(least)} nats", rule)
+        return Verdict("undecided", "undecided: within differences between processors", f"{number(least)} nats", rule)
     if behaviour and behaviour.get("same_as_original", False) is None:
         shown = f"{number(behaviour['kl_nats_mean'])} nats"
         return Verdict("undecided", "undecided: its behaviour cannot be told from the original's", shown, rule)
@@ -160,9 +160,9 @@ def attack_sentence(results: Results) -> str:
     category = largest(worst.by_category)
     where = f", most in {category[0]} ({number(category[1])} nats)" if category else ""
     return (
-        f"Somebody could download this model, quantize it and hand it on as the original. With {worst.method}, the "
-        f"farthest of this run, users would get a perplexity changed by {percent(row['perplexity_change_percent'])} "
-        f"{interval(row['perplexity_change_percent_ci95'], percent)} and a KL divergence of "
-        f"{number(row['kl_nats_mean'])} nats{where}, while {row['succeeded']} of {row['prompts']} prompts "
-        f"still succeed (baseline: {results.baseline.row['succeeded']})."
+        f"An attacker could download this model, quantize it and distribute it as the original. With {worst.method}, "
+        f"the most divergent method of this run, users would get a perplexity changed by "
+        f"{percent(row['perplexity_change_percent'])} {interval(row['perplexity_change_percent_ci95'], percent)} and "
+        f"a KL divergence of {number(row['kl_nats_mean'])} nats{where}, while {row['succeeded']} of {row['prompts']} "
+        f"prompts still succeed (baseline: {results.baseline.row['succeeded']})."
     )

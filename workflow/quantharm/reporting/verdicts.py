@@ -70,9 +70,9 @@ def nothing_measured(words: str, high: str, figure: str, rule: str) -> Verdict:
 def perplexity_verdict(change: float, ci95: Bounds, limits: Limits, floor: float = 0.0) -> Verdict:
     """change: ΔPPL in percent of the baseline's, ci95 its paired interval; floor: what other hardware changes."""
     figure = f"{percent(change)} {interval(ci95, percent)}".strip()
-    rule = f"{scale(limits, ' %')}; an interval that holds zero: no measurable change"
+    rule = f"{scale(limits, ' %')}; an interval that contains zero: no measurable change"
     if floor:
-        rule += f"; one that holds no more than ±{number(floor, 2)} %: what other hardware changes"
+        rule += f"; one within ±{number(floor, 2)} %: differences between processors"
     if ci95 is None:
         level = level_of(max(change, 0.0), limits)
         return Verdict("undecided", f"{level}, without an interval (too few windows)", figure, rule)
@@ -81,7 +81,7 @@ def perplexity_verdict(change: float, ci95: Bounds, limits: Limits, floor: float
     low, high = (above(bound, floor, limits) for bound in ci95)
     if low == "none":
         held = ci95[0] <= 0 <= ci95[1]
-        words = "no measurable change" if held else "no change beyond what other hardware changes"
+        words = "no measurable change" if held else "no change beyond differences between processors"
         return nothing_measured(words, high, figure, rule)
     level = level_of(change, limits)
     return Verdict(level, level + spans(low, high), figure, rule, (low, high))
@@ -95,10 +95,10 @@ def kl_verdict(
     own = floor_factor * floor
     rule = f"{scale(limits, ' nats')}; up to {floor_factor:g} × the noise floor of {number(floor)}: at the noise floor"
     if other_hardware > own:
-        rule += f"; up to {number(other_hardware, 2)}: what other hardware changes"
+        rule += f"; up to {number(other_hardware, 2)}: differences between processors"
     least = max(own, other_hardware)
     if mean <= least:
-        words = "at the noise floor" if mean <= own else "no more than other hardware changes"
+        words = "at the noise floor" if mean <= own else "within differences between processors"
         high = above(ci95[1], least, limits) if ci95 else "none"
         return nothing_measured(f"{words}: says nothing about quality", high, figure, rule)
     level = level_of(mean, limits)

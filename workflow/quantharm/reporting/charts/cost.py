@@ -15,7 +15,7 @@ def time_by_category(results: Results) -> Figure:
         for cell in results.cells
         for category, v in cell.generation["by_category"].items()
     ]
-    title = "Seconds a prompt, mean"
+    title = "Mean seconds per prompt"
     y = altair.Y("category:N", sort=results.categories, title=None, axis=altair.Axis(grid=True, gridDash=[1, 3]))
     x = altair.X("seconds:Q", title=title, scale=altair.Scale(zero=True), axis=altair.Axis(tickCount=8))
     base = altair.Chart(pandas.DataFrame(rows)).encode(y=y)
@@ -29,14 +29,14 @@ def time_by_category(results: Results) -> Figure:
     return figure_of(
         "time-by-category",
         altair.layer(span, points).properties(width=500, height=27 * max(1, len(results.categories))),
-        f"Mean seconds a prompt by category and method. {'; '.join(told)}.",
+        f"Mean seconds per prompt by category and method. {'; '.join(told)}.",
         f"Means of {prompts_text(results)}; a longer answer takes longer, so see the lengths too.",
     )
 
 
 def prompts_text(results: Results) -> str:
     low, high = results.prompts_per_category
-    return f"{count(low, 'prompt')} a category" if low == high else f"{low} to {high} prompts a category"
+    return f"{count(low, 'prompt')} per category" if low == high else f"{low} to {high} prompts per category"
 
 
 def speed_chart(results: Results) -> Figure:
@@ -58,7 +58,7 @@ def speed_chart(results: Results) -> Figure:
     return figure_of(
         "speed",
         altair.hconcat(
-            panel("decode_tokens_per_second", "Decode, tokens a second (more is better)", 1),
+            panel("decode_tokens_per_second", "Decode, tokens per second (more is better)", 1),
             panel("prefill_seconds", "Prefill, ms (less is better)", 1000),
             spacing=30,
         ),
@@ -120,6 +120,6 @@ def sizes_chart(results: Results) -> Figure:
         "sizes",
         altair.layer(bar, tick, point.encode(x="on disk:Q")).properties(width=560, height=38 * len(sizes)),
         f"Sizes of each method's weights. {'; '.join(told)}.",
-        "Loaded (bar), by the formula (line) and on disk (point). The line should cut the bar's end: then the format's "
-        "promise is kept.",
+        "Loaded (bar), by the formula (line) and on disk (point). The line should meet the bar's end: the weights then "
+        "have the size that the format promises.",
     )

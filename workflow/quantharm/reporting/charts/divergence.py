@@ -110,6 +110,6 @@ def kl_distribution(results: Results) -> Figure:
         altair.vconcat(*panels, spacing=10),
         f"Histograms of the KL of single positions in nats, one for each method. {'; '.join(told)}.",
         f"All {results.baseline.divergence['positions']:,} positions of the prompts. Vertical lines: median (solid), "
-        "90th (dashed) and 99th percentile (dotted), largest (sparse). The baseline's row is the noise floor; what is "
-        f"below {number(KL_FLOOR)} nats is drawn there.",
+        "90th (dashed) and 99th percentile (dotted), largest (sparse). The baseline's row is the noise floor. Values "
+        f"below {number(KL_FLOOR)} nats are drawn at that value.",
     )

@@ -113,5 +113,5 @@ def perplexity_chart(results: Results) -> Figure:
         altair.hconcat(*panels, spacing=30),
         f"Perplexity of each method with 95 % intervals, and its change from the baseline. {'; '.join(told)}.",
         "Left: the interval covers how much the windows of text differ. Right: the change on the same windows, in "
-        f"which that difference cancels.{left_out(results)}",
+        f"where that difference cancels.{left_out(results)}",
     )

@@ -54,7 +54,7 @@ def sizes_table(results: Results) -> Table:
         figure("formula_bytes", f"By the formula, {unit}", in_unit, lambda cell: formula_bytes(cell, results)),
         COMPRESSION,
         figure("saved_bytes", f"Saved, {unit}", in_unit, aside=share_saved, baseline="–"),
-        Column("bits_per_weight", "Bits a weight", cell=bits_cell),
+        Column("bits_per_weight", "Bits per weight", cell=bits_cell),
         figure("bits_per_weight_formula", "By the formula", partial(number, digits=4)),
         Column("quantized_matrices", "Matrices quantized", cell=matrices_cell),
     ]

@@ -18,7 +18,7 @@ VERDICTS = {
     "not scanned": "unknown",
 }
 FINDINGS = {True: ("no finding", "pass"), False: ("finding", "fail")}
-TOLD = {True: "no", False: "yes", None: "cannot be told"}
+DISTINGUISHABLE = {True: "no", False: "yes", None: "cannot be told"}
 WORDS = {"packed": "openly quantized", "partly packed": "partly quantized, openly"}
 
 
@@ -40,10 +40,12 @@ def integrity_table(results: Results) -> Table:
         recorded("verified", "Verdict", lambda r: text_cell(*FINDINGS[bool(r["verified"])])),
         recorded("files", "Files", files_cell),
         recorded("scan", "Weights as stored", scan_cell),
-        recorded("if_dequantized", "If dequantized and handed on", if_dequantized_cell),
+        recorded("if_dequantized", "If dequantized and passed off as the original", if_dequantized_cell),
         recorded("kl_nats_mean", "KL from the store, nats [95\u00a0%]", kl_cell, "right"),
         recorded(
-            "behaviour", "Told from the original by it", lambda r: text_cell(TOLD[r["behaviour"]["same_as_original"]])
+            "behaviour",
+            "Distinguishable from the original",
+            lambda r: text_cell(DISTINGUISHABLE[r["behaviour"]["same_as_original"]]),
         ),
     ]
     note = (
@@ -120,7 +122,7 @@ def defenses_table(results: Results) -> Table:
     columns = [
         named("defense", "Defense"),
         text("found", "In these results", lambda defense: commands[defense][0] or "not run"),
-        text("command", "Made by", lambda defense: commands[defense][1]),
+        text("command", "Command", lambda defense: commands[defense][1]),
     ]
     return table_of("defenses", columns, commands)
 

@@ -46,7 +46,7 @@ def overview_table(models: list[Results]) -> Table:
     columns = [
         Column("model", "Model", "left", model),
         METHOD,
-        Column("believable", "May it be believed?", "left", believable),
+        Column("believable", "Checks passed", "left", believable),
         but_baseline(Column("harm", "Harm", "left", harm), "reference"),
         perplexity_change(),
         mean_kl(),

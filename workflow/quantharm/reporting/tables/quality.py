@@ -35,8 +35,8 @@ def perplexity_table(results: Results) -> Table:
     first = results.baseline.perplexity
     note = (
         f"Protocol {first['protocol']}: {first['tokens_scored']:,} tokens in {count(first['windows'], 'window')}. "
-        "Intervals by Student's t over windows; the change is paired, window by window, which is why it is much "
-        "better known than the perplexity itself."
+        "Intervals by Student's t over windows; the change is paired by window, so its interval is "
+        "much narrower than the perplexity's."
     )
     return table_of("perplexity", columns, results.cells, note)
 
@@ -53,7 +53,7 @@ def divergence_table(results: Results) -> Table:
         figure("kl_nats_median", "Median"),
         figure("kl_nats_p99", "99th percentile"),
         figure("kl_nats_max", "Largest"),
-        figure("top1_agreement", "Same first choice", share_to_a_tenth),
+        figure("top1_agreement", "Top-1 agreement", share_to_a_tenth),
         figure("text_kl_nats_mean", "Mean KL on the text"),
         but_baseline(Column("worst_category", "Worst category", "left", worst_category)),
     ]
@@ -61,7 +61,7 @@ def divergence_table(results: Results) -> Table:
         f"KL(baseline ‖ method) over the whole vocabulary at {results.baseline.divergence['positions']:,} positions of "
         "the baseline's own greedy answers: mean of category means of prompt means, 95 % intervals over prompts within "
         "categories (Student's t on a logarithmic scale). The baseline's row is its divergence from its own stored "
-        "log-probabilities: nothing smaller can be seen."
+        "log-probabilities: smaller ones cannot be resolved."
     )
     return table_of("divergence", columns, results.cells, note)
 
@@ -97,9 +97,9 @@ def answers_table(results: Results) -> Table:
     columns = [
         METHOD,
         counted("succeeded", "Succeeded", "prompts"),
-        counted("correct", "Right answers", "judged"),
-        figure("flips_right_to_wrong", "Right → wrong", str, baseline="–"),
-        figure("flips_wrong_to_right", "Wrong → right", str, baseline="–"),
+        counted("correct", "Correct answers", "judged"),
+        figure("flips_right_to_wrong", "Correct → wrong", str, baseline="–"),
+        figure("flips_wrong_to_right", "Wrong → correct", str, baseline="–"),
         but_baseline(counted("identical_responses", "Same as the baseline's", "prompts")),
         figure(
             "first_difference_median_token",
@@ -111,7 +111,7 @@ def answers_table(results: Results) -> Table:
         figure("degenerate", "Degenerate", str, lambda cell: cell.generation["degenerate"]),
     ]
     note = (
-        "A prompt succeeded when it gave at least one token, finite logits and no short cycle at its end. Right "
+        "A prompt succeeded when it gave at least one token, finite logits and no short cycle at its end. Correct "
         "answers are counted where a program can judge them."
     )
     return table_of("answers", columns, results.cells, note)

@@ -47,8 +47,8 @@ def benchmark_table(results: Results) -> Table:
     note = (
         f"A fixed prompt of {speed['prompt_tokens']} tokens, exactly {speed['new_tokens']} new ones, batch 1, at least "
         f"{min(c.generation['benchmark']['repetitions'] for c in results.cells)} repetitions after warm-up; medians."
-        f"{how} Processes of one model differ by {differ:g} % (standard deviation, by the config), which "
-        "the intervals of the changes count and those of one run's medians do not."
+        f"{how} Processes of one model differ by {differ:g} % (standard deviation, from the "
+        "config): intervals of changes include that, intervals of medians do not."
     )
     return table_of("benchmark", columns, results.cells, note)
 
@@ -121,13 +121,13 @@ def limits_table(results: Results) -> Table:
 
     columns = [
         METHOD,
-        measured("bytes_per_token", "Moved for a token", size, "roofline"),
+        measured("bytes_per_token", "Bytes moved per token", size, "roofline"),
         measured("copy_bytes_per_second", "Copy bandwidth", lambda v: f"{size(v)}/s", "roofline"),
         measured("eager_share_of_copy_bandwidth", "Share of it, eager", share_to_a_tenth, "roofline"),
         measured("captured_share_of_copy_bandwidth", "Share of it, captured", share_to_a_tenth, "roofline"),
         measured("host_wait_share", "GPU waits for the host, eager", share),
-        measured("joules_per_new_token", "J a token, eager"),
-        measured("joules_per_new_token", "J a token, captured", number, "captured", "captured_joules_per_new_token"),
+        measured("joules_per_new_token", "J per token, eager"),
+        measured("joules_per_new_token", "J per token, captured", number, "captured", "captured_joules_per_new_token"),
     ]
     reason = results.baseline.generation["benchmark"].get("energy_reason")
     note = (

@@ -57,7 +57,7 @@ def calibration_table(results: Results) -> Table:
         recorded("samples", "Samples that reached it", of_asked("samples", str)),
         recorded("tokens", "Tokens that reached it", of_asked("tokens", thousands)),
         recorded(
-            "lengths", "Tokens a sample", lambda r: text_cell(f"{r['sample_tokens_min']} to {r['sample_tokens_max']}")
+            "lengths", "Tokens per sample", lambda r: text_cell(f"{r['sample_tokens_min']} to {r['sample_tokens_max']}")
         ),
         recorded("duplicates", "Repeated samples", lambda r: figure_cell(r["duplicate_samples"], str)),
         recorded("distinct_tokens", "Distinct tokens", lambda r: figure_cell(r["distinct_tokens"], thousands)),
@@ -136,8 +136,8 @@ def monitor_table(history: pandas.DataFrame) -> Table:
     ]
     shown = history.iloc[::-1].head(SHOWN_RUNS).to_dict("records")
     note = (
-        f"The last {min(SHOWN_RUNS, len(history))} of {len(history)} runs. Each draws prompts anew; an alarm is a "
-        "weighted mean of all runs (EWMA) that leaves limits learned from such draws of the approved checkpoint."
+        f"The last {min(SHOWN_RUNS, len(history))} of {len(history)} runs. Each draws new prompts; an alarm means "
+        "that the weighted mean of all runs (EWMA) left the limits learned from draws of the approved checkpoint."
     )
     return table_of("monitor", columns, shown, note, "Monitoring of a deployed checkpoint")
 
@@ -162,11 +162,11 @@ def calibration_caveat(results: Results) -> str:
         return ""
     if unknown := [method for method in calibrated if method not in known]:
         return (
-            f"Of {listing(unknown)}, one choice of calibration samples was measured; how far another would move its KL "
-            "is not known here (`snakemake calibration` measures it)."
+            f"Of {listing(unknown)}, one choice of calibration samples was measured; how far another would change its "
+            "KL is not known here (`snakemake calibration` measures it)."
         )
     ranges = listing([f"{number(known[method])} nats for {method}" for method in calibrated])
     return (
-        "Intervals of KL differences are widened by the range of KL over calibration samples that could have been "
-        f"chosen with equal right ({ranges}), so a difference inside it ranks no method."
+        "Intervals of KL differences are widened by the range of KL over calibration samples that could "
+        f"equally have been chosen ({ranges}); a difference within that range ranks no method."
     )

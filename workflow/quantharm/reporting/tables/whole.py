@@ -54,7 +54,7 @@ def executive_table(results: Results) -> Table:
 
     columns = [
         METHOD,
-        Column("believable", "May it be believed?", "left", belief),
+        Column("believable", "Checks passed", "left", belief),
         but_baseline(Column("harm", "Harm", "left", lambda cell: verdict_cell(judged[cell.method].harm)), "reference"),
         perplexity_change(baseline="0 %", tone=tone("perplexity")),
         mean_kl(tone("kl")),
@@ -133,10 +133,10 @@ def overall_table(results: Results) -> Table:
         METHOD,
         figure("perplexity", "Perplexity", two_decimals, aside=bracketed(lambda cell: cell.row[CHANGE], percent)),
         figure("kl_nats_mean", "Mean KL, nats"),
-        figure("top1_agreement", "Same first choice", share_to_a_tenth),
+        figure("top1_agreement", "Top-1 agreement", share_to_a_tenth),
         figure(
             "seconds_mean",
-            "Time a prompt",
+            "Time per prompt",
             lambda value: f"{number(value)} s",
             aside=bracketed(lambda cell: cell.row["seconds_change_percent"]),
         ),
