@@ -4,6 +4,8 @@ import browser
 import pytest
 import synthetic
 
+from quantharm.reporting.names import FIGURES
+
 CHROMIUM = browser.chromium()
 pytestmark = pytest.mark.skipif(
     CHROMIUM is None, reason="no chromium on this machine (tests/install.sh installs it, as root on Debian)"
@@ -45,7 +47,7 @@ def test_pages_are_quiet_and_whole(chromium, reports, tmp_path, view):
 def test_every_chart_has_a_text_in_its_place(chromium, reports):
     chromium.open(reports.model("alpha-7b") / "report.html")
     labels = chromium.evaluate("[...document.querySelectorAll('figure [role=img]')].map(f => f.ariaLabel.length)")
-    assert len(labels) == 7
+    assert len(labels) == len(FIGURES)
     assert min(labels) > 60
 
 
