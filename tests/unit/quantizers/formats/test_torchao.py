@@ -1,0 +1,77 @@
+"""torchao, by the library itself through transformers."""
+
+import pytest
+import torch
+import transformers
+
+from quantharm import checks
+from quantharm.quantizers.formats import torchao
+
+# kind → bits a weight of the 64-wide model: codes of a byte, a float32 scale and an 8-bit zero point a row (or group)
+BITS = {"int8": 8.5556, "int8_dynamic": 8.5556, "float8": 8.4444, "intx4": 8.7500}
+
+
+def config_of(kind: str):
+    import torchao.quantization as library
+
+    return {
+        "int8": lambda: library.Int8WeightOnlyConfig(version=2),
+        "int8_dynamic": lambda: library.Int8DynamicActivationInt8WeightConfig(version=2),
+        "float8": library.Float8WeightOnlyConfig,
+        "intx4": lambda: library.IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=library.PerGroup(32)),
+    }[kind]()
+
+
+@pytest.fixture(scope="module")
+def theirs(tiny, save_checkpoint, byte_tokenizer, tmp_path_factory):
+    folder, made = tmp_path_factory.mktemp("torchao"), {}
+    save_checkpoint(tiny("llama", torch.bfloat16), folder / "source")
+
+    def make(kind: str):
+        if kind not in made:
+            model = transformers.AutoModelForCausalLM.from_pretrained(
+                folder / "source",
+                dtype=torch.bfloat16,
+                device_map={"": "cpu"},
+                quantization_config=transformers.TorchAoConfig(config_of(kind)),
+            )
+            model.save_pretrained(folder / kind)
+            byte_tokenizer().save_pretrained(folder / kind)
+            made[kind] = folder / kind
+        return made[kind]
+
+    return make
+
+
+@pytest.mark.parametrize("kind", BITS)
+def test_each_kind_is_read_as_transformers_reads_it(kind, theirs, foreign, bare_logits, passes, logits_of):
+    cell = foreign(theirs(kind), "bfloat16")
+    assert len(cell.matrices) == 14
+    assert not any(m.held_dequantized for m in cell.matrices)
+    assert all((m.round_inputs is not None) == (kind == "int8_dynamic") for m in cell.matrices)
+    assert passes(cell, BITS[kind]) < 0.01
+    for matrix in cell.matrices:  # as the library's own tensor unpacks itself
+        own = cell.model.get_submodule(matrix.name).weight.dequantize().float()
+        torch.testing.assert_close(matrix.dequantize(), own, rtol=2**-7, atol=1e-6)
+    if cell.model.dtype == torch.bfloat16:
+        assert checks.mean_kl(bare_logits(theirs(kind), "bfloat16"), logits_of(cell)) < 1e-9
+
+
+@pytest.mark.parametrize("kind", ["float8", "int8_dynamic"])
+def test_in_a_float32_model_its_layers_keep_their_dtype(kind, theirs, foreign, passes, logits_of):
+    cell = foreign(theirs(kind))
+    assert passes(cell, BITS[kind]) < 0.01
+    assert logits_of(cell).dtype == torch.float32
+    assert cell.model.lm_head.weight.dtype == torch.float32
+
+
+def test_a_changed_scale_fails_the_kernel_check(theirs, foreign):
+    cell = foreign(theirs("int8"), "bfloat16")
+    cell.model.get_submodule("model.layers.1.mlp.down_proj").weight.scale[:8] *= 3
+    assert checks.check_kernel(cell.model, cell.matrices, [0, 5, 77, 200])["status"] == "fail"
+
+
+def test_the_layout_for_gpus_is_refused_on_a_cpu():
+    stated = {"quant_type": {"default": {"_type": "Int4WeightOnlyConfig"}}}
+    assert "made for GPUs" in torchao.unreadable(stated, "cpu")
+    assert torchao.unreadable(stated, "cuda") is None

@@ -1,0 +1,79 @@
+"""Block-FP8, as DeepSeek and Qwen ship it (`quant_method: fp8`): float8_e4m3fn with a scale a block, or a matrix.
+
+    weight            [rows, columns] float8_e4m3fn
+    weight_scale_inv  [⌈rows / tall⌉, ⌈columns / wide⌉], 128 × 128 weights a block; the weight times it is the matrix
+
+MXFP8 (`mxfp8`) is the same with blocks of 1 × 32 and powers of two for scales. transformers multiplies them packed, and
+rounds the inputs as well, with kernels that it gets from a hub; here they are unpacked when they are loaded, on a CPU
+and on a GPU, so inputs are not rounded: what is measured is what rounding the weights costs.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from quantharm.common.errors import UserError
+
+METHODS = ("fp8", "mxfp8")
+
+
+@contextlib.contextmanager
+def loading(stated: dict[str, Any], backend: str | None, dtype: str, device: str) -> Iterator[dict[str, Any]]:
+    from transformers import FineGrainedFP8Config
+
+    if backend:
+        raise UserError(f"`backend: {backend}` is for AWQ and GPTQ checkpoints; remove it")
+    yield {"quantization_config": FineGrainedFP8Config(dequantize=True)}
+
+
+def block_of(stated: dict[str, Any], rows: int, columns: int) -> tuple[int, int]:
+    """Rows and columns that share a scale; the whole matrix where the config states no block."""
+    if stated.get("quant_method") == "mxfp8":
+        return 1, 32
+    tall, wide = stated.get("weight_block_size") or (rows, columns)
+    return int(tall), int(wide)
+
+
+def inspect(name: str, module, checkpoint: Path):
+    """A linear layer whose weight the file holds in 8-bit floats."""
+    from quantharm.quantizers.formats.families import stated_quantization
+    from quantharm.quantizers.formats.files import is_held_dequantized, module_headers, module_tensors, stored_bytes
+    from quantharm.quantizers.quantized_layers import QuantizedMatrix
+
+    if not is_held_dequantized(module):
+        return None
+    headers = module_headers(checkpoint, name)
+    if "weight" not in headers or headers["weight"].dtype != "F8_E4M3" or "weight_scale_inv" not in headers:
+        return None
+    rows, columns = module.out_features, module.in_features
+    tall, wide = block_of(stated_quantization(checkpoint), rows, columns)
+    scale = headers["weight_scale_inv"]
+    return QuantizedMatrix(
+        name,
+        rows,
+        columns,
+        stored_bytes=stored_bytes(headers, "activation_scale"),
+        formula_bytes=rows * columns + -(-rows // tall) * -(-columns // wide) * scale.bytes / max(scale.elements, 1),
+        dequantize=lambda: dequantize(module_tensors(checkpoint, name), tall, wide),
+        held_dequantized=True,
+    )
+
+
+def dequantize(tensors: dict[str, Any], tall: int, wide: int):
+    """The matrix in the file: number × scale of its block; [rows, columns] float32. Blocks at the ends may be cut."""
+    import torch
+
+    from quantharm.quantizers.formats.packing import exponent_scale
+
+    weight, scales = tensors["weight"].float(), tensors["weight_scale_inv"]
+    powers = scales.dtype in (torch.uint8, torch.float8_e8m0fnu)
+    scales = exponent_scale(scales) if powers else scales.float()
+    scales = scales.reshape(-(-weight.shape[0] // tall), -(-weight.shape[1] // wide))
+    return weight * scales.repeat_interleave(tall, 0)[: len(weight)].repeat_interleave(wide, 1)[:, : weight.shape[1]]
+
+
+def compute_in_float32(model) -> None:
+    from quantharm.models.compute import to_float32
+
+    to_float32(model)

@@ -1,0 +1,133 @@
+"""torchao: integers and 8-bit floats in tensors of classes of their own, one scale a row or a group.
+
+A file holds `_weight_qdata`, `_weight_scale` and, for integers, `_weight_zero_point` (8 bits) of each; its header
+holds the class and the block that shares a scale. Int8Tensor and Float8Tensor round the inputs as well where they were
+made so (`act_quant_kwargs`), each row by its own largest number. IntxUnpackedToInt8Tensor keeps integers of fewer bits
+in a byte each. The int4 layouts for GPUs are loaded, and not unpacked here: their kernel check is skipped.
+"""
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from quantharm.common.errors import UserError
+
+METHODS = ("torchao",)
+READ = ("Int8Tensor", "Float8Tensor", "IntxUnpackedToInt8Tensor")
+PARTS = ("_weight_qdata", "_weight_scale", "_weight_zero_point")
+
+
+def unreadable(stated: dict[str, Any], device: str) -> str | None:
+    import importlib.util
+
+    if importlib.util.find_spec("torchao") is None:
+        return "the package torchao is missing; install what envs/evaluation.txt pins"
+    kind = ((stated.get("quant_type") or {}).get("default") or {}).get("_type", "")
+    if kind == "Int4WeightOnlyConfig" and device == "cpu":
+        return "torchao's int4 layout is made for GPUs; set `device: cuda`"
+    return None
+
+
+@contextlib.contextmanager
+def loading(stated: dict[str, Any], backend: str | None, dtype: str, device: str) -> Iterator[dict[str, Any]]:
+    if backend:
+        raise UserError(f"`backend: {backend}` is for AWQ and GPTQ checkpoints; remove it")
+    yield {}
+
+
+def stored_class(headers, name: str) -> tuple[str, dict[str, Any]]:
+    """(class of a matrix's tensor, its settings), from the header of the file that holds it."""
+    from quantharm.quantizers.formats.files import file_metadata
+
+    path = headers["_weight_qdata"].file
+    stated = json.loads(file_metadata(path, path.stat().st_mtime_ns)[f"{name}.weight"])
+    return stated["_type"], stated["_data"]
+
+
+def inspect(name: str, module, checkpoint: Path):
+    """A linear layer whose weight is a tensor of one of torchao's classes."""
+    from torch import nn
+
+    from quantharm.quantizers.formats.files import module_headers, module_tensors, stored_bytes
+    from quantharm.quantizers.quantized_layers import QuantizedMatrix
+
+    headers = module_headers(checkpoint, name)
+    if not isinstance(module, nn.Linear) or "_weight_qdata" not in headers:
+        return None
+    kind, settings = stored_class(headers, name)
+    rows, columns = module.out_features, module.in_features
+    block = settings.get("block_size") or [1, columns]
+    scales = -(-rows // block[0]) * -(-columns // block[1])
+    wide = {part: headers[part].bytes / headers[part].elements for part in PARTS if part in headers}
+    bits = 8 if kind in READ else 4
+    return QuantizedMatrix(
+        name,
+        rows,
+        columns,
+        stored_bytes=stored_bytes(headers),
+        formula_bytes=rows * columns * bits / 8 + scales * sum(wide[part] for part in PARTS[1:] if part in wide),
+        dequantize=(lambda: dequantize(module_tensors(checkpoint, name), rows, columns)) if kind in READ else None,
+        round_inputs=rounding_of(settings),
+        stored_as=kind,
+    )
+
+
+def dequantize(tensors: dict[str, Any], rows: int, columns: int):
+    """The matrix in the file: (code - zero) × scale; [rows, columns] float32."""
+    from quantharm.quantizers.formats.packing import expand
+
+    codes, zeros = tensors["_weight_qdata"].float(), tensors.get("_weight_zero_point")
+    if zeros is not None:
+        codes = codes - expand(zeros.float(), rows, columns)
+    return codes * expand(tensors["_weight_scale"].float(), rows, columns)
+
+
+def rounding_of(settings: dict[str, Any]) -> Callable | None:
+    from quantharm.quantizers.formats import activations
+
+    inputs = settings.get("act_quant_kwargs")
+    if not inputs:
+        return None
+    if inputs["_type"] == "QuantizeTensorToFloat8Kwargs":
+        return lambda values: activations.fp8_dynamic(values.float())
+    symmetric = (inputs["_data"].get("mapping_type") or {}).get("_data", "SYMMETRIC") == "SYMMETRIC"
+    return lambda values: activations.integers(values.float(), 8, symmetric)
+
+
+def own_layers(model) -> list[Any]:
+    import torch
+
+    layers = [module for module in model.modules() if isinstance(module, torch.nn.Linear)]
+    return [layer for layer in layers if type(layer.weight).__module__.startswith("torchao")]
+
+
+def finish(model, dtype) -> None:
+    """torchao's tensors keep the dtype that they were made for, and multiply nothing of another."""
+    for layer in own_layers(model):
+        if layer.weight.dtype != dtype:
+            multiply_through(layer)
+
+
+def compute_in_float32(model) -> None:
+    """The layers multiply in the dtype that they were made for; the rest of the model is held in float32."""
+    import torch
+
+    layers = own_layers(model)
+    packed = {id(layer.weight) for layer in layers}
+    for layer in layers:
+        multiply_through(layer)
+    for parameter in model.parameters():
+        if id(parameter) not in packed and parameter.dtype in (torch.bfloat16, torch.float16):
+            parameter.data = parameter.data.float()
+    for module in model.modules():
+        for name, buffer in list(module.named_buffers(recurse=False)):
+            if buffer.dtype in (torch.bfloat16, torch.float16):
+                setattr(module, name, buffer.float())
+
+
+def multiply_through(layer) -> None:
+    """Gives a layer a forward pass that hands its inputs over in the dtype of its weight, and their own dtype back."""
+    own, dtype = layer.forward, layer.weight.dtype
+    layer.forward = lambda inputs: own(inputs.to(dtype)).to(inputs.dtype)
