@@ -1,6 +1,8 @@
 """Methods by gptqmodel, compressed-tensors, torchao: made, loaded from disk, and what they stand for by hand."""
 
+import importlib.util
 import json
+import struct
 
 import pytest
 import torch
@@ -10,7 +12,8 @@ from safetensors.torch import load_file
 from quantharm import checks
 from quantharm.common.errors import UserError
 from quantharm.models import loading
-from quantharm.quantizers import compressed_tensors, conditions, experts, gptq, quantized_layers
+from quantharm.quantizers import compressed_tensors, conditions, experts, gguf, gptq, quantized_layers
+from quantharm.quantizers.calibration_samples import samples_for
 
 SHAPE = {
     "vocab_size": 384,
@@ -169,3 +172,60 @@ def test_linear_layers_of_a_config_that_ignores_some_are_left(make_cell, dense):
     stated = json.loads((cell.checkpoint / "config.json").read_text())["quantization_config"]
     assert stated["ignore"] == ["lm_head"]
     assert quantized_layers.head_name(cell.model) not in {matrix.name for matrix in cell.matrices}
+
+
+# ---------------------------------------------------------------- GGUF
+
+
+@pytest.fixture(scope="module")
+def importance(dense, text):
+    samples = samples_for(dense, CALIBRATION, text)
+    return samples, *gguf.importance_matrix(dense, samples, "float32", "cpu", 1)
+
+
+def test_an_importance_matrix_is_the_mean_square_of_each_input(dense, importance):
+    samples, matrix, positions = importance
+    assert positions == 6 * 64
+    assert len(matrix) == 14
+    model = loading.load_checkpoint(dense["path"], dense, "float32", "cpu", 1)
+    first = model.model.layers[0].input_layernorm(model.model.embed_tokens(torch.tensor(samples)))
+    expected = first.double().square().mean((0, 1))
+    for name in ("blk.0.attn_q.weight", "blk.0.attn_k.weight", "blk.0.attn_v.weight"):
+        torch.testing.assert_close(matrix[name], expected, rtol=1e-5, atol=0)
+    assert matrix["blk.1.ffn_down.weight"].shape == (256,)
+
+
+def test_an_importance_matrix_is_written_as_llama_cpp_reads_it(tmp_path):
+    gguf.write_importance({"blk.0.attn_q.weight": torch.tensor([0.5, 2.0], dtype=torch.float64)}, tmp_path / "file")
+    data = (tmp_path / "file").read_bytes()
+    assert struct.unpack("<ii", data[:8]) == (1, 19)
+    assert data[8:27] == b"blk.0.attn_q.weight"
+    assert struct.unpack("<iiff", data[27:]) == (1, 2, 0.5, 2.0)
+
+
+def test_gguf_without_its_tools_says_what_to_install(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"install envs/gguf\.txt"):
+        gguf.tools()
+
+
+def test_mixtures_get_no_importance_matrix():
+    assert gguf.conflict({"importance": True}, {"num_local_experts": 8})
+    assert not gguf.conflict({"importance": False}, {"num_local_experts": 8})
+    assert not gguf.conflict({"importance": True}, {})
+
+
+@pytest.mark.parametrize("kind", ["Q4_K_M", "IQ4_XS"])
+def test_gguf(make_cell, reference_source, root, kind):
+    if importlib.util.find_spec("ik_llama_cpp") is None:
+        pytest.skip("ik-llama-cpp-python is not in the evaluation environment; PYTHONPATH=.venv-extra/gguf has it")
+    settings = {key: value.get("default") for key, value in gguf.SETTINGS.items()} | CALIBRATION
+    cell = make_cell(
+        reference_source,
+        "gguf",
+        settings | {"type": kind, "importance": True},
+        calibration=root / "data/calibration.txt",
+    )
+    passes(cell)
+    assert cell.record["calibration"]["tokens_reached"] == 6 * 64
+    assert len({matrix.stored_as for matrix in cell.matrices}) == 2  # a mixture of types
