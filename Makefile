@@ -4,10 +4,15 @@ FLAGS = --cores all --resources gpu=1 --quiet host reason
 EVALUATION = .venv-evaluation/installed.txt
 EXTRA = .venv-extra/llama-cpp/installed.txt .venv-extra/quanto/installed.txt
 
-.PHONY: demo environments zoo test unit-test workflow-test slurm-test lint format timing clean
+.PHONY: demo formats environments zoo test unit-test workflow-test slurm-test lint format timing clean
 
 demo: .venv/installed ## evaluate the built-in model with all methods
 	.venv/bin/snakemake $(FLAGS)
+	@cat results/logs/summary.log
+	@echo "Report: results/report.html"
+
+formats: .venv/installed ## evaluate the built-in model in every format that is made here
+	.venv/bin/snakemake $(FLAGS) --configfile workflow/formats.yaml
 	@cat results/logs/summary.log
 	@echo "Report: results/report.html"
 

@@ -174,6 +174,28 @@ def test_linear_layers_of_a_config_that_ignores_some_are_left(make_cell, dense):
     assert quantized_layers.head_name(cell.model) not in {matrix.name for matrix in cell.matrices}
 
 
+@pytest.mark.parametrize(
+    ("kind", "bits", "limit"),
+    [("int8_weight_only", 8, 0.01), ("int8_dynamic", 8, 0.01), ("float8_weight_only", 8, 0.03)],
+)
+def test_torchao(make_cell, dense, kind, bits, limit):
+    cell = make_cell(dense, "torchao", {"kind": kind, "group_size": 128})
+    passes(cell)
+    assert cell.record["bits_per_weight"] == pytest.approx(bits + 32 / 160, abs=0.1)  # a float32 scale a row
+    assert len(cell.matrices) == 14
+    weights = load_file(f"{dense['path']}/model.safetensors")
+    for matrix in cell.matrices:
+        weight = weights[f"{matrix.name}.weight"].float()
+        assert float((matrix.dequantize() - weight).norm() / weight.norm()) < limit
+
+
+def test_torchao_packs_four_bits_on_a_gpu_only(dense):
+    if torch.cuda.is_available():
+        pytest.skip("a GPU is here")
+    with pytest.raises(UserError, match="on a GPU only"):
+        conditions.refuse_conflict("mine", "torchao", {"kind": "int4_weight_only", "group_size": 128}, dense)
+
+
 # ---------------------------------------------------------------- GGUF
 
 

@@ -1,0 +1,87 @@
+"""torchao: integers and 8-bit floats as tensors of classes of their own, which torch's compiler knows.
+
+    int4_weight_only      integers in groups of input channels, scale and zero point a group, in the tinygemm kernel's
+                          layout, which only a GPU can write and read
+    int8_weight_only      one scale a row
+    int8_dynamic          one scale a row; activations are rounded to 8 bits as well, one scale a token
+    float8_weight_only    float8_e4m3, one scale a row
+    float8_dynamic        float8_e4m3, one scale a row; activations too, one scale a token
+
+On a CPU torchao has no layout of four bits that can be saved: its other one keeps an integer of four bits in a byte.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from quantharm.quantizers.experts import conflict_of_experts
+from quantharm.quantizers.formats import families
+
+inspect = families.inspect
+compute_in_float32 = families.compute_in_float32
+
+KINDS = ("int4_weight_only", "int8_weight_only", "int8_dynamic", "float8_weight_only", "float8_dynamic")
+
+SETTINGS: dict[str, Any] = {
+    "kind": {"enum": list(KINDS), "default": "int8_weight_only", "description": "What is rounded, and to what."},
+    "group_size": {
+        "enum": [32, 64, 128, 256],
+        "default": 128,
+        "description": "Input channels that share a scale, in int4_weight_only.",
+    },
+}
+
+
+def grid(settings: dict[str, Any]) -> str | None:
+    if settings["kind"] == "int4_weight_only" and settings["group_size"] <= 128:
+        return f"int4-{settings['group_size']}"
+    return "int8" if settings["kind"].startswith("int8") else None
+
+
+def conflict(settings: dict[str, Any], checkpoint_config: dict[str, Any]) -> str | None:
+    return conflict_of_experts(checkpoint_config, "torchao")
+
+
+def unsupported(model, settings: dict[str, Any]) -> str | None:
+    """model: on the meta device."""
+    import torch
+
+    from quantharm.quantizers.quantized_layers import linears_to_quantize, too_few_linears
+
+    if settings["kind"] == "int4_weight_only":
+        if not torch.cuda.is_available():
+            return "torchao packs integers of four bits on a GPU only, and none is here; choose another `kind`"
+        for name, linear in linears_to_quantize(model).items():
+            if linear.in_features % settings["group_size"]:
+                return f"group_size {settings['group_size']} does not divide the {linear.in_features} inputs of {name}"
+    return too_few_linears(model, "torchao")
+
+
+def library_config(settings: dict[str, Any]):
+    """torchao's configuration object of a method's settings."""
+    from torchao import quantization as ao
+
+    if settings["kind"] == "int4_weight_only":
+        return ao.Int4WeightOnlyConfig(group_size=settings["group_size"], int4_packing_format="tile_packed_to_4d")
+    return {
+        "int8_weight_only": lambda: ao.Int8WeightOnlyConfig(granularity=ao.PerRow()),
+        "int8_dynamic": lambda: ao.Int8DynamicActivationInt8WeightConfig(granularity=ao.PerRow()),
+        "float8_weight_only": lambda: ao.Float8WeightOnlyConfig(),
+        "float8_dynamic": lambda: ao.Float8DynamicActivationFloat8WeightConfig(granularity=ao.PerRow()),
+    }[settings["kind"]]()
+
+
+def quantize(source, settings, dtype, device, gpus, output: Path, calibration) -> dict[str, Any]:
+    from transformers import TorchAoConfig
+
+    from quantharm.models.loading import LARGEST_FILE, load_checkpoint
+
+    config = TorchAoConfig(library_config(settings))
+    model = load_checkpoint(source["path"], source, dtype, device, gpus, quantization_config=config)
+    model.save_pretrained(output, max_shard_size=LARGEST_FILE)
+    return {}
+
+
+def load(folder: Path, settings, source, dtype: str, device: str, gpus: int):
+    from quantharm.quantizers import pretrained
+
+    return pretrained.load(folder, {"resolved": source, "backend": None}, source, dtype, device, gpus)
