@@ -3,9 +3,10 @@
     PYTHONPATH=workflow python tests/benchmark/process_spread.py [--checkpoint data/reference-model] [--processes 10]
 
 Each process loads the checkpoint and runs the benchmark of the stage generation, one after another, on the GPU where
-there is one. Printed: each process's medians; their relative standard deviation in percent, with its 95 % upper limit
-(χ²); and the share of pairs whose interval excludes no change, with the repetitions' spread alone and with the
-config's `report.speed_process_spread_percent`, which the standard deviation printed here is meant to set.
+there is one. Printed: each process's medians, and the share of its time in which other programs had the processors.
+Then, over the processes that waited less than `report.busy_percent`: their relative standard deviation in percent, with
+its 95 % upper limit (χ²); and the share of pairs whose interval excludes no change, with the repetitions' spread alone
+and with the config's `report.speed_process_spread_percent`, which the standard deviation printed here is meant to set.
 """
 
 import argparse
@@ -40,7 +41,9 @@ def measure(checkpoint: Path, dtype: str, **lengths) -> dict:
     speeds = benchmark(model, **lengths)
     captured = speeds["captured"].get("decode_tokens_per_second")
     figures = {name: speeds[name]["values"] for name in FIGURES[:2]}
-    return {"device": device, **figures} | ({FIGURES[2]: captured["values"]} if captured else {})
+    return {"device": device, "waited": speeds["processor_wait_share"], **figures} | (
+        {FIGURES[2]: captured["values"]} if captured else {}
+    )
 
 
 def share_called_different(values: list[list[float]], spread: float) -> float:
@@ -72,11 +75,13 @@ def main() -> None:
         answer = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
         runs.append(json.loads(answer.stdout.splitlines()[-1]))
         shown = {name: f"{numpy.median(runs[-1][name]):.5g}" for name in FIGURES if name in runs[-1]}
-        print(f"process {process + 1}: {shown}", flush=True)
+        print(f"process {process + 1}: {shown}, waited {runs[-1]['waited'] or 0:.1%}", flush=True)
     device = runs[0]["device"].split(":")[0]
-    configured = default_thresholds()["speed_process_spread_percent"]
+    configured, busy = (default_thresholds()[key] for key in ("speed_process_spread_percent", "busy_percent"))
+    left_alone = [run for run in runs if 100 * (run["waited"] or 0) <= busy]
+    print(f"{len(left_alone)} of {len(runs)} processes waited less than {busy:g} % of their time; of these:")
     for name in FIGURES:
-        values = [run[name] for run in runs if name in run]
+        values = [run[name] for run in left_alone if name in run]
         if len(values) < 2:
             continue
         deviation = numpy.log([numpy.median(v) for v in values]).std(ddof=1)
