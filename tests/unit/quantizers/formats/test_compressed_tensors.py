@@ -135,6 +135,19 @@ def test_a_changed_scale_fails_the_kernel_check(theirs, foreign):
     assert checks.check_kernel(cell.model, cell.matrices, [0, 5, 77, 200])["status"] == "fail"
 
 
+def test_a_head_that_is_plain_is_left_alone_though_the_config_names_it(theirs, foreign, logits_of, tmp_path):
+    """As AutoRound writes FP8: transformers makes the head a scale out of what lies in memory, and gives NaN."""
+    folder = theirs("FP8")
+    for path in folder.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"]["ignore"] = []
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    cell = foreign(tmp_path)
+    assert torch.equal(logits_of(cell), logits_of(foreign(folder)))
+    assert len(cell.matrices) == 14
+
+
 def test_a_file_that_lacks_a_scale_is_refused(theirs, foreign, tmp_path):
     folder = theirs("W4A16")
     tensors = load_file(folder / "model.safetensors")

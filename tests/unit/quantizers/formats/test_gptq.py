@@ -114,3 +114,16 @@ def test_autorounds_own_packing_is_the_same_layout(theirs, foreign, logits_of, c
     read = foreign(tmp_path)
     assert torch.equal(logits_of(read), logits_of(cell))
     assert checks.check_method_is_real(read.record, read.matrices, read.model)["status"] == "pass"
+
+
+def test_without_an_order_groups_are_neighbours(theirs, foreign, logits_of, tmp_path):
+    """AutoRound writes no g_idx; a layer's own, unfilled, would be whatever lies in memory."""
+    tensors = {k: t for k, t in load_file(theirs / "model.safetensors").items() if not k.endswith("g_idx")}
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    for name in ("tokenizer.json", "tokenizer_config.json", "config.json"):
+        (tmp_path / name).write_bytes((theirs / name).read_bytes())
+    read = foreign(tmp_path, "bfloat16")
+    assert checks.check_kernel(read.model, read.matrices, [0, 5, 77, 200])["status"] == "pass"
+    assert checks.check_bits_per_weight(read.record)["status"] == "pass"
+    layer = read.model.get_submodule("model.layers.0.self_attn.q_proj")
+    assert layer.g_idx.tolist() == [0] * 32 + [1] * 32

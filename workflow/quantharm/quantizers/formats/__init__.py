@@ -9,7 +9,8 @@ A family's module has
                                                      our own, how the inputs are rounded; name: the one in the file
     unreadable(stated, device) -> str | None         why such a checkpoint cannot be loaded here (optional); stated:
                                                      its quantization_config; device: cpu, cuda or auto
-    loading(stated, backend, dtype, device)          context manager that gives the arguments for from_pretrained
+    loading(checkpoint, stated, backend, dtype, device)
+                                                     context manager that gives the arguments for from_pretrained
                                                      (optional)
     finish(model, dtype)                             what is left to do on a model that was just loaded (optional)
     compute_in_float32(model)                        as in a quantizer's module (optional)

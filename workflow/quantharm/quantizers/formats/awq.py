@@ -36,7 +36,9 @@ def unreadable(stated: dict[str, Any], device: str) -> str | None:
 
 
 @contextlib.contextmanager
-def loading(stated: dict[str, Any], backend: str | None, dtype: str, device: str) -> Iterator[dict[str, Any]]:
+def loading(
+    checkpoint: Path, stated: dict[str, Any], backend: str | None, dtype: str, device: str
+) -> Iterator[dict[str, Any]]:
     from quantharm.quantizers.awq import backend_config, computing_in
 
     reason = unreadable(stated, device)

@@ -18,6 +18,8 @@ from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
+from quantharm.common.checkpoint_files import weight_files
+
 METHODS = ("compressed-tensors", "compressed_tensors")
 KERNEL = "CompressedTensorsFP8Linear"
 KNOWN_FORMATS = (
@@ -47,12 +49,14 @@ def groups_of(stated: dict[str, Any]) -> list[Scheme]:
 
 
 @contextlib.contextmanager
-def loading(stated: dict[str, Any], backend: str | None, dtype: str, device: str) -> Iterator[dict[str, Any]]:
+def loading(
+    checkpoint: Path, stated: dict[str, Any], backend: str | None, dtype: str, device: str
+) -> Iterator[dict[str, Any]]:
     """Weights alone are unpacked as they are read; FP8 by row keeps its kernel on a GPU; `finish` unpacks the rest.
 
     transformers unpacks as it reads by one scheme for all layers, so a mixture is not left to that.
     """
-    from transformers import CompressedTensorsConfig
+    from transformers import AutoConfig, CompressedTensorsConfig
 
     from quantharm.common.errors import UserError
 
@@ -61,11 +65,35 @@ def loading(stated: dict[str, Any], backend: str | None, dtype: str, device: str
     groups = groups_of(stated)
     weights_only = len(groups) == 1 and not groups[0].get("input_activations")
     by_row = all(is_fp8_by_row(group) for group in groups)
-    yield {
+    arguments: dict[str, Any] = {
         "quantization_config": CompressedTensorsConfig(
             dequantize=weights_only, use_optimized_inference=device == "cuda" and by_row
         )
     }
+    plain = plain_though_targeted(checkpoint, stated)
+    if plain:
+        config = AutoConfig.from_pretrained(checkpoint, local_files_only=True)
+        config.quantization_config = stated | {"ignore": [*(stated.get("ignore") or []), *plain]}
+        arguments["config"] = config
+    yield arguments
+
+
+def plain_though_targeted(checkpoint: Path, stated: dict[str, Any]) -> list[str]:
+    """Modules whose weight is plain floats in the file although the config does not leave them alone.
+
+    AutoRound names no head among those. transformers would make scales for it, of whatever lies in memory: NaN.
+    """
+    from quantharm.quantizers.formats.files import FLOATS, headers_of_files
+
+    return sorted(
+        name
+        for name, headers in headers_of_files(weight_files(checkpoint)).items()
+        if "weight" in headers
+        and headers["weight"].dtype in FLOATS
+        and len(headers["weight"].shape) == 2
+        and not any(rest.startswith("weight_") for rest in headers)
+        and scheme_of(stated, name)
+    )
 
 
 def is_fp8_by_row(scheme: Scheme) -> bool:

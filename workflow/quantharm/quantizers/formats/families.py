@@ -77,7 +77,7 @@ def loading(checkpoint: Path, backend: str | None, dtype: str, device: str) -> I
             raise UserError(f"`backend: {backend}` is for AWQ and GPTQ checkpoints; {checkpoint} is neither; remove it")
         yield {}
         return
-    with own(stated, backend, dtype, device) as arguments:
+    with own(checkpoint, stated, backend, dtype, device) as arguments:
         yield arguments
 
 

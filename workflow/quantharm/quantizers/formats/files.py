@@ -14,6 +14,9 @@ DTYPE_BITS = {
 }  # fmt: skip
 
 
+FLOATS = ("F64", "F32", "F16", "BF16")
+
+
 class Header(NamedTuple):
     """A tensor as its file's header describes it."""
 

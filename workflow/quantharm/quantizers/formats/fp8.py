@@ -19,7 +19,9 @@ METHODS = ("fp8", "mxfp8")
 
 
 @contextlib.contextmanager
-def loading(stated: dict[str, Any], backend: str | None, dtype: str, device: str) -> Iterator[dict[str, Any]]:
+def loading(
+    checkpoint: Path, stated: dict[str, Any], backend: str | None, dtype: str, device: str
+) -> Iterator[dict[str, Any]]:
     from transformers import FineGrainedFP8Config
 
     if backend:

@@ -62,7 +62,9 @@ def unreadable_file(checkpoint: Path) -> str | None:
 
 
 @contextlib.contextmanager
-def loading(stated: dict[str, Any], backend: str | None, dtype: str, device: str) -> Iterator[dict[str, Any]]:
+def loading(
+    checkpoint: Path, stated: dict[str, Any], backend: str | None, dtype: str, device: str
+) -> Iterator[dict[str, Any]]:
     from transformers import GgufConfig
 
     if backend:

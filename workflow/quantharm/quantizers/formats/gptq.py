@@ -40,7 +40,9 @@ def unreadable(stated: dict[str, Any], device: str) -> str | None:
 
 
 @contextlib.contextmanager
-def loading(stated: dict[str, Any], backend: str | None, dtype: str, device: str) -> Iterator[dict[str, Any]]:
+def loading(
+    checkpoint: Path, stated: dict[str, Any], backend: str | None, dtype: str, device: str
+) -> Iterator[dict[str, Any]]:
     """Has transformers load such a checkpoint by `reader` for as long as this lasts."""
     from transformers.quantizers import auto
 
@@ -63,6 +65,7 @@ def shape_of(headers, columns: int) -> tuple[int, int]:
 
 def reader(stated: dict[str, Any], backend: str):
     """A quantizer of transformers that puts gptqmodel's linear layers where the file holds a qweight."""
+    import torch
     from torch import nn
     from transformers.quantizers.base import HfQuantizer
 
@@ -76,6 +79,10 @@ def reader(stated: dict[str, Any], backend: str):
             from gptqmodel.utils.importer import hf_select_quant_linear_v2
 
             by_module = headers_of_files([Path(path) for path in checkpoint_files])
+            self.has_order = any("g_idx" in headers for headers in by_module.values())
+            if not self.has_order:  # AutoRound leaves it out: groups of neighbours
+                ignored = getattr(model, "_keys_to_ignore_on_load_missing", None) or set()
+                model._keys_to_ignore_on_load_missing = {*ignored, r"\.g_idx$"}
             for name, module in list(model.named_modules()):
                 headers = by_module.get(name, {})
                 if "qweight" not in headers or not isinstance(module, nn.Linear):
@@ -107,6 +114,9 @@ def reader(stated: dict[str, Any], backend: str):
 
             layers = [module for module in model.modules() if is_gptq_linear(module)]
             for layer in layers:
+                if not self.has_order:
+                    columns = torch.arange(layer.in_features, dtype=torch.int32, device=layer.qweight.device)
+                    layer.g_idx = columns // (layer.in_features // len(layer.scales))
                 layer.optimized = True  # or a layer would be compiled, for half a minute a shape
                 if format_of(stated) == FIRST and getattr(layer, "REQUIRES_FORMAT_V2", False):
                     convert_gptq_v1_to_v2_format_module(layer, bits=layer.bits, pack_dtype=layer.pack_dtype)

@@ -31,7 +31,9 @@ def unreadable(stated: dict[str, Any], device: str) -> str | None:
 
 
 @contextlib.contextmanager
-def loading(stated: dict[str, Any], backend: str | None, dtype: str, device: str) -> Iterator[dict[str, Any]]:
+def loading(
+    checkpoint: Path, stated: dict[str, Any], backend: str | None, dtype: str, device: str
+) -> Iterator[dict[str, Any]]:
     if backend:
         raise UserError(f"`backend: {backend}` is for AWQ and GPTQ checkpoints; remove it")
     yield {}
