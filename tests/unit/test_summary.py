@@ -222,6 +222,18 @@ def test_a_table_of_cells_left_out_alone():
     assert short_table(table.head(0)) == "No cell could be compared."
 
 
+def test_the_table_of_a_terminal_says_how_many_bits_a_weight_takes_and_nothing_of_a_baseline():
+    common = {"model": "m", "weight_bytes": 9e6, "checkpoint_bytes": 8e6, "perplexity": 2.5, "kl_nats_mean": 0.1}
+    common |= {"perplexity_change_percent": 1.0, "top1_agreement": 0.9, "decode_tokens_per_second_median": 3.0}
+    common |= {"checks_failed": "", "integrity_verified": True, "synthetic": False}
+    rows = [
+        common | {"method": "baseline", "bits_per_weight": None},
+        common | {"method": "w4", "bits_per_weight": 4.25},
+    ]
+    lines = short_table(table_of(rows, [])).splitlines()
+    assert ("bits" in lines[0], "4.25" in lines[2], "nan" in lines[1].lower()) == (True, True, False)
+
+
 def test_a_table_without_cells_left_out_keeps_its_types():
     table = table_of([{"model": "m", "method": "a", "prompts": 3}], [])
     assert table["prompts"].dtype == "int64"
@@ -233,6 +245,8 @@ SHOWN = {
     "method": "a",
     "synthetic": False,
     "weight_bytes": 4_000_000,
+    "checkpoint_bytes": 4_100_000,
+    "bits_per_weight": None,
     "perplexity": 2.5,
     "perplexity_change_percent": 0.0,
     "kl_nats_mean": 0.0,

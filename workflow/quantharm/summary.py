@@ -266,7 +266,9 @@ def short_table(table: pandas.DataFrame) -> str:
         {
             "model": table["model"],
             "method": table["method"],
+            "disk, MB": (table["checkpoint_bytes"] / 1e6).map("{:.1f}".format),
             "loaded, MB": (table["weight_bytes"] / 1e6).map("{:.1f}".format),
+            "bits": table["bits_per_weight"].map(lambda bits: "" if pandas.isna(bits) else f"{bits:.2f}"),
             "perplexity": table["perplexity"].map("{:.3f}".format),
             "change, %": table["perplexity_change_percent"].map("{:+.2f}".format),
             "KL, nats": table["kl_nats_mean"].map("{:.2g}".format),

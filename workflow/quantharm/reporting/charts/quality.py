@@ -20,9 +20,16 @@ from quantharm.reporting.format import fixed, number, percent, size, size_unit
 from quantharm.reporting.results import Cell, Results
 
 
+def size_key(cells: list[Cell]) -> str:
+    """Bytes loaded; bytes on disk where a format was unpacked to 16 bits as it was loaded, which says nothing of it."""
+    unpacked = any(cell.quantization.get("held_dequantized") for cell in cells)
+    return "checkpoint_bytes" if unpacked else "weight_bytes"
+
+
 def lower_left(cells: list[Cell]) -> list[str]:
     """Methods whose point no other point beats in size and KL: the staircase that the chart draws."""
-    points = {c.method: (c.row["weight_bytes"], c.row["kl_nats_mean"]) for c in cells}
+    key = size_key(cells)
+    points = {c.method: (c.row[key], c.row["kl_nats_mean"]) for c in cells}
 
     def beaten(point: tuple[float, float]) -> bool:
         return any(a <= point[0] and b <= point[1] and (a, b) != point for a, b in points.values())
@@ -31,12 +38,14 @@ def lower_left(cells: list[Cell]) -> list[str]:
 
 
 def quality_against_size(results: Results) -> Figure:
-    """Loaded size against mean KL and against ΔPPL, with intervals and the Pareto front."""
-    scale, unit = size_unit(results.baseline.row["weight_bytes"])
+    """Size against mean KL and against ΔPPL, with intervals and the Pareto front."""
     shown = results.believed or [results.baseline]
+    key = size_key(shown)
+    where = "loaded" if key == "weight_bytes" else "on disk"
+    scale, unit = size_unit(results.baseline.row[key])
     front = lower_left(shown)
     marks = marked(names_of(results))
-    end = 1.2 * max(cell.row["weight_bytes"] for cell in shown) / scale
+    end = 1.2 * max(cell.row[key] for cell in shown) / scale
 
     def panel(figure: str, interval: str, title: str) -> altair.LayerChart:
         rows = [
@@ -44,7 +53,7 @@ def quality_against_size(results: Results) -> Figure:
                 cell,
                 cell.row[figure],
                 cell.row[interval],
-                size=cell.row["weight_bytes"] / scale,
+                size=cell.row[key] / scale,
                 front=cell.method in front,
             )
             for cell in shown
@@ -52,7 +61,7 @@ def quality_against_size(results: Results) -> Figure:
         data = pandas.DataFrame(rows)
         low, top = min(0.0, data["low"].min()), max(data["high"].max(), 1e-9)
         data["label"] = label_heights(list(data["size"]), list(data["value"]), end, top - low)
-        x = altair.X("size:Q", title=f"Weights loaded, {unit}", scale=altair.Scale(domain=[0, end], nice=False))
+        x = altair.X("size:Q", title=f"Weights {where}, {unit}", scale=altair.Scale(domain=[0, end], nice=False))
         y = altair.Y("value:Q", title=title, scale=altair.Scale(domain=[low - 0.04 * (top - low), top * 1.08]))
         base = altair.Chart(data).encode(x=x)
         steps = altair.Chart(data[data["front"]].sort_values("size")).encode(x=x, y=y)
@@ -67,7 +76,7 @@ def quality_against_size(results: Results) -> Figure:
         return altair.layer(*layers).properties(width=330, height=280)
 
     told = [
-        f"{named(c)}: {size(c.row['weight_bytes'])}, KL {number(c.row['kl_nats_mean'])} nats, perplexity "
+        f"{named(c)}: {size(c.row[key])}, KL {number(c.row['kl_nats_mean'])} nats, perplexity "
         f"{percent(c.row['perplexity_change_percent'])}"
         for c in shown
     ]
@@ -78,7 +87,7 @@ def quality_against_size(results: Results) -> Figure:
             panel("perplexity_change_percent", "perplexity_change_percent_ci95", "Perplexity change, %"),
             spacing=40,
         ),
-        f"Two scatter charts of loaded size against mean KL and against perplexity change. {'; '.join(told)}.",
+        f"Two scatter charts of the size {where} against mean KL and against perplexity change. {'; '.join(told)}.",
         "Lower and further left is better. Bars are 95 % intervals; the dashed step is the Pareto front of the points "
         f"(size against KL), the same methods in both panels.{left_out(results)}",
     )
