@@ -11,11 +11,12 @@ from pathlib import Path
 import numpy
 import pandas
 
+from quantharm.common.accuracy import Pairs, accuracy_interval, compare
 from quantharm.common.files import write_json, write_parquet
 from quantharm.common.paired import flat
 from quantharm.common.statistics import category_intervals, describe, stratified_mean
 from quantharm.scoring.depth import kl_by_depth
-from quantharm.summary import summarise_cell
+from quantharm.summary import summarise_cell, task_figures
 
 HOSTILE = (
     "<script>alert('owned')</script> | a **b** `c` [x](javascript:y)\n"
@@ -51,6 +52,20 @@ METHODS = {
     "nf4": ("bitsandbytes_4bit", 4.127, 0.031, 2.6, 0.66),
     "awq": ("awq", 4.156, 0.024, 1.9, 1.3),
     "bad-int4": ("awq", 4.156, 1.15, 180.0, 2.2),
+}
+ANSWERS = {  # {task: {method: right in both, lost, gained, wrong in both}}
+    "arithmetic": {
+        "int8": (700, 5, 4, 291),
+        "nf4": (630, 75, 20, 275),
+        "awq": (690, 15, 12, 283),
+        "bad-int4": (20, 685, 0, 295),
+    },
+    "own|letters <b>": {
+        "int8": (40, 0, 0, 20),
+        "nf4": (38, 2, 1, 19),
+        "awq": (39, 1, 3, 17),
+        "bad-int4": (10, 30, 5, 15),
+    },
 }
 CAPTURED = {"baseline": 3.0, "nf4": 5.0, "awq": 3.0}  # of the eager rate: NF4 is slower eager, faster captured
 LIMITS = {"self_divergence": 1e-5, "reload": 1e-6, "method_is_real": 0.9, "bits_per_weight": 0.03, "kernel": 0.02}
@@ -373,8 +388,30 @@ def totals(rows: pandas.DataFrame) -> dict:
     }
 
 
+def write_tasks(folder: Path, method: str) -> None:
+    tables = {task: Pairs(*answers.get(method, answers["int8"])) for task, answers in ANSWERS.items()}
+
+    def figures(tables: list[Pairs]) -> dict:
+        right = [t.both + (t.lost if method == "baseline" else t.gained) for t in tables]
+        items = [t.items for t in tables]
+        compared = compare(tables)
+        return {
+            "items": sum(items),
+            "correct": sum(right),
+            "accuracy": float(numpy.mean(numpy.divide(right, items))),
+            "accuracy_ci95": accuracy_interval(right, items),
+            **(dict.fromkeys(compared) if method == "baseline" else compared),
+        }
+
+    tasks = {task: figures([table]) for task, table in tables.items()}
+    write_json(folder / "tasks.json", {"tasks": tasks, "overall": figures(list(tables.values()))})
+
+
 def write_summary(folder: Path, methods: list[str]) -> None:
-    rows = [summarise_cell(folder / method, folder / "baseline") for method in methods]
+    for method in methods:
+        write_tasks(folder / method, method)
+    tasks = task_figures([folder / method for method in methods])
+    rows = [summarise_cell(folder / method, folder / "baseline", tasks=tasks[method]) for method in methods]
     write_json(folder / "summary.json", {"cells": rows})
     pandas.DataFrame([flat(row) for row in rows]).to_csv(folder / "summary.csv", index=False)
 

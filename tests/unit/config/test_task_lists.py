@@ -33,6 +33,7 @@ def test_a_models_own_tasks_stand_in_place_of_the_protocols():
     [
         (["a", {"task": "a", "few_shot": 1}], "`protocols.p.tasks` in the config names `a` twice"),
         (["overall"], "rename"),
+        (["a\u202eb"], "control characters"),
     ],
 )
 def test_tasks_that_cannot_be_meant_are_refused(tasks, message):

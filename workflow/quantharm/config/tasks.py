@@ -25,6 +25,10 @@ def tasks_of(config: dict[str, Any], model: str) -> list[dict[str, Any]]:
     for name in names:
         if names.count(name) > 1:
             raise UserError(f"`{where}` in the config names `{name}` twice; a task has one set of options")
+        if not name.isprintable():
+            raise UserError(
+                f"`{where}` in the config names {name[:80]!r}, which has control characters; rename the task"
+            )
         if name == OVERALL:
             raise UserError(f"`{where}` in the config names a task `{name}`, which is the row of all tasks; rename it")
     return tasks

@@ -11,11 +11,12 @@ from quantharm.reporting.charts import cost as cost_charts
 from quantharm.reporting.charts import depth as depth_charts
 from quantharm.reporting.charts import divergence as divergence_charts
 from quantharm.reporting.charts import quality as quality_charts
+from quantharm.reporting.charts import tasks as task_charts
 from quantharm.reporting.charts.base import Figure
 from quantharm.reporting.judgement import judge_all
 from quantharm.reporting.page import drawn
 from quantharm.reporting.results import Results
-from quantharm.reporting.tables import cost, depth, integrity, quality, record, speed, studies, trade, whole
+from quantharm.reporting.tables import cost, depth, integrity, quality, record, speed, studies, tasks, trade, whole
 from quantharm.reporting.tables.table import Table
 from quantharm.reporting.verdicts import other_hardware_percent, scale
 
@@ -27,6 +28,7 @@ TABLES = [
     depth.divergence_by_depth_table,
     quality.answers_table,
     depth.long_answers_table,
+    tasks.tasks_table,
     cost.sizes_table,
     cost.memory_table,
     cost.time_by_category_table,
@@ -55,6 +57,7 @@ FIGURES = [
     divergence_charts.kl_by_category_chart,
     divergence_charts.kl_distribution,
     depth_charts.kl_by_depth_chart,
+    task_charts.recovery_chart,
     cost_charts.time_by_category,
     cost_charts.speed_chart,
     cost_charts.batches_chart,
