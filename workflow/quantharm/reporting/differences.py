@@ -8,17 +8,9 @@ from typing import Any
 
 import numpy
 
+from quantharm.common import statistics
 from quantharm.common.constants import TEXT_CATEGORY
 from quantharm.common.files import read_parquet
-from quantharm.common.statistics import (
-    holm,
-    median_ratio_interval,
-    p_value,
-    paired_share_interval,
-    stratified_mean,
-    weighted_mean_interval,
-    widened,
-)
 
 LEVEL = 0.05  # a difference among several is claimed below this p-value, adjusted for their number
 Bounds = list[float] | None
@@ -63,11 +55,11 @@ def kl_differences(folders: dict[str, Path], ranges: dict[str, float], floor: fl
         difference = (means[first] - means[second]).dropna()
         strata = [part.to_numpy() for _, part in difference.groupby(level="category", sort=False)]
         extra = ranges.get(first, 0.0) + ranges.get(second, 0.0)
-        overall = stratified_mean(strata)
+        overall = statistics.stratified_mean(strata)
         bounds = overall["ci95"] and [overall["ci95"][0] - extra, overall["ci95"][1] + extra]
         figures[first, second] = overall["mean"], bounds
-        p_values[first, second] = p_value(strata, extra + floor)
-    adjusted = holm(p_values)
+        p_values[first, second] = statistics.p_value(strata, extra + floor)
+    adjusted = statistics.holm(p_values)
     pairs = {pair: Difference(*figure, adjusted[pair]) for pair, figure in figures.items()}
     return pairs | {pair[::-1]: difference.turned for pair, difference in pairs.items()}
 
@@ -79,14 +71,14 @@ def prompt_changes(mine: Path, baseline: Path, spread: float) -> dict[str, tuple
         read_parquet(baseline / "generation.parquet", columns), on="prompt_id", suffixes=("", "_baseline")
     )
     seconds, reference = both["seconds"].to_numpy(), both["seconds_baseline"].to_numpy()
-    ratio = seconds.sum() / reference.sum()
+    ratio, interval = seconds.sum() / reference.sum(), statistics.weighted_mean_interval(seconds, reference)
     tokens = (both["new_tokens"] - both["new_tokens_baseline"]).to_numpy(float)
     now, before = both["succeeded"].astype(bool), both["succeeded_baseline"].astype(bool)
     gained, lost = int((now & ~before).sum()), int((before & ~now).sum())
-    share = paired_share_interval(gained, lost, len(both))
+    share = statistics.paired_share_interval(gained, lost, len(both))
     return {
-        "seconds_percent": in_percent(ratio, widened(ratio, weighted_mean_interval(seconds, reference), spread)),
-        "new_tokens": (float(tokens.mean()), weighted_mean_interval(tokens, numpy.ones(len(both)))),
+        "seconds_percent": in_percent(ratio, statistics.widened(ratio, interval, spread)),
+        "new_tokens": (float(tokens.mean()), statistics.weighted_mean_interval(tokens, numpy.ones(len(both)))),
         "succeeded_points": (100.0 * (gained - lost) / len(both), share and [100 * bound for bound in share]),
     }
 
@@ -146,7 +138,7 @@ def process_spread(percent: float, other: float | None = None) -> float:
 def change_of_medians(mine: list[float], reference: list[float], spread: float) -> tuple[float, Bounds]:
     """(percent, interval) of the ratio of two medians of repetitions; spread: as process_spread gives it."""
     ratio = float(numpy.median(mine) / numpy.median(reference))
-    return in_percent(ratio, median_ratio_interval(mine, reference, spread))
+    return in_percent(ratio, statistics.median_ratio_interval(mine, reference, spread))
 
 
 def in_percent(ratio: float, bounds: Bounds) -> tuple[float, Bounds]:

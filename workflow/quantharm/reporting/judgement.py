@@ -4,18 +4,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from quantharm.reporting import verdicts
 from quantharm.reporting.differences import decode_spread, prompts_spread, reachable_rate
 from quantharm.reporting.results import Cell, Results
-from quantharm.reporting.verdicts import (
-    Verdict,
-    change_verdict,
-    harm_verdict,
-    kl_verdict,
-    not_judged,
-    other_hardware_percent,
-    perplexity_verdict,
-    speed_verdict,
-)
+from quantharm.reporting.verdicts import Verdict
 
 
 @dataclass(frozen=True)
@@ -36,7 +28,7 @@ class Judgement:
 
 def judge(cell: Cell, results: Results) -> Judgement:
     perplexity, kl = perplexity_of(cell, results), kl_of(cell, results)
-    harm = harm_verdict(perplexity, kl, cell.failed)
+    harm = verdicts.harm_verdict(perplexity, kl, cell.failed)
     return Judgement(cell, perplexity, kl, harm, decode_of(cell, results), time_of(cell, results))
 
 
@@ -47,18 +39,18 @@ def judge_all(results: Results) -> dict[str, Judgement]:
 
 def perplexity_of(cell: Cell, results: Results) -> Verdict:
     """Verdict on the change of the perplexity."""
-    verdict = perplexity_verdict(
+    verdict = verdicts.perplexity_verdict(
         cell.row["perplexity_change_percent"],
         cell.row["perplexity_change_percent_ci95"],
         results.thresholds["perplexity_change_percent"],
-        other_hardware_percent(results.other_hardware_kl, cell.perplexity["tokens_scored"]),
+        verdicts.other_hardware_percent(results.other_hardware_kl, cell.perplexity["tokens_scored"]),
     )
-    return not_judged(verdict) if cell.synthetic else verdict
+    return verdicts.not_judged(verdict) if cell.synthetic else verdict
 
 
 def kl_of(cell: Cell, results: Results) -> Verdict:
     """Verdict on the mean KL over the prompts."""
-    verdict = kl_verdict(
+    verdict = verdicts.kl_verdict(
         cell.row["kl_nats_mean"],
         cell.row["kl_nats_ci95"],
         results.noise_floor,
@@ -66,14 +58,14 @@ def kl_of(cell: Cell, results: Results) -> Verdict:
         results.thresholds["kl_nats"],
         results.other_hardware_kl,
     )
-    return not_judged(verdict) if cell.synthetic else verdict
+    return verdicts.not_judged(verdict) if cell.synthetic else verdict
 
 
 def prefill_of(cell: Cell, results: Results) -> Verdict:
     """Whether prefill takes measurably more or less time than the baseline's."""
     spread = spreads_of(results)[device_of(results)]
     percent, bounds = cell.changes["prefill_percent"]
-    change = change_verdict(percent, bounds, "slower", "faster", rule=rule_of([spread]))
+    change = verdicts.change_verdict(percent, bounds, "slower", "faster", rule=rule_of([spread]))
     return steady(change, lambda c: c.generation["benchmark"]["prefill_seconds"], cell, results)
 
 
@@ -83,7 +75,7 @@ def time_of(cell: Cell, results: Results) -> Verdict:
     spreads = [prompts_spread(side, device_of(results), spreads_of(results)) for side in sides]
     rule = f"paired by prompt: {rule_of(spreads)}"
     percent, bounds = cell.changes["seconds_percent"]
-    change = change_verdict(percent, bounds, "slower", "faster", rule=rule)
+    change = verdicts.change_verdict(percent, bounds, "slower", "faster", rule=rule)
     verdict = steady(change, lambda c: reachable_rate(c.generation["benchmark"]), cell, results)
     return with_kind(verdict, kinds(results, *(side["decoding"] for side in sides)))
 
@@ -93,7 +85,7 @@ def decode_of(cell: Cell, results: Results) -> Verdict:
     sides = [c.generation["benchmark"] for c in (cell, results.baseline)]
     spreads = [decode_spread(side, device_of(results), spreads_of(results)) for side in sides]
     percent, bounds = cell.decode_change
-    change = change_verdict(percent, bounds, "faster", "slower", rule=rule_of(spreads))
+    change = verdicts.change_verdict(percent, bounds, "faster", "slower", rule=rule_of(spreads))
     verdict = steady(change, lambda c: reachable_rate(c.generation["benchmark"]), cell, results)
     return with_kind(verdict, kind_of(cell, results))
 
@@ -102,7 +94,8 @@ def steady(change: Verdict, timing: Callable[[Cell], dict[str, Any]], cell: Cell
     """The verdict, unless the method or the baseline was timed unsteadily or beside other programs."""
     sides = [cell, results.baseline]
     limits = results.thresholds["unsteady_percent"], results.thresholds["busy_percent"]
-    return speed_verdict(change, [timing(c) for c in sides], limits[0], max(map(waited_percent, sides)), limits[1])
+    waited = max(map(waited_percent, sides))
+    return verdicts.speed_verdict(change, [timing(c) for c in sides], limits[0], waited, limits[1])
 
 
 def waited_percent(cell: Cell) -> float:

@@ -3,6 +3,8 @@
 A table or a chart is a function of the results; where it stands on the page, templates/model.jinja says.
 """
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from quantharm.reporting.tables import cost, depth, integrity, quality, record, 
 from quantharm.reporting.tables.table import Table
 from quantharm.reporting.verdicts import other_hardware_percent, scale
 
-TABLES = [
+TABLES: list[Callable[[Results], Table]] = [
     whole.executive_table,
     quality.perplexity_table,
     quality.divergence_table,
@@ -31,9 +33,7 @@ TABLES = [
     tasks.tasks_table,
     cost.sizes_table,
     cost.memory_table,
-    cost.time_by_category_table,
-    cost.length_by_category_table,
-    cost.success_by_category_table,
+    *(partial(cost.by_category_table, key) for key in cost.BY_CATEGORY),
     speed.benchmark_table,
     speed.batches_table,
     speed.limits_table,

@@ -1,7 +1,6 @@
 """Tables of what a method gains or costs in bytes and seconds."""
 
 import operator
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -94,13 +93,24 @@ def memory_table(results: Results) -> Table:
     return table_of("memory", columns, results.cells, note)
 
 
-def by_category_table(
-    results: Results, key: str, measured: str, show: Callable, change: Callable, show_change: Callable, unit: str = ""
-) -> Table:
-    """Baseline first, then each method, then each method's difference; the last row is the mean of all prompts.
+def percent_of(mine: float, reference: float) -> float | None:
+    return 100 * (mine / reference - 1) if reference else None
 
-    change: of a figure and the baseline's, neither of which is None.
-    """
+
+def points(mine: float, reference: float) -> float:
+    return 100 * (mine - reference)
+
+
+BY_CATEGORY = {  # what is measured, its unit, how it is shown, its change from the baseline's, how that is shown
+    "time-by-category": ("seconds_mean", ", s", number, percent_of, percent_to_a_tenth),
+    "length-by-category": ("new_tokens_mean", ", tokens", one_decimal, operator.sub, partial(signed, decimals=1)),
+    "success-by-category": ("succeeded", "", share, points, partial(signed, decimals=1, unit=" pt")),
+}
+
+
+def by_category_table(key: str, results: Results) -> Table:
+    """Baseline first, then each method, then each method's difference; the last row is the mean of all prompts."""
+    measured, unit, show, change, show_change = BY_CATEGORY[key]
 
     def value_of(cell: MethodCell, category: str) -> float | None:
         """A figure of one category, or of all prompts; `succeeded` as a share."""
@@ -111,7 +121,7 @@ def by_category_table(
 
     def difference(cell: MethodCell, category: str) -> Cell:
         mine, reference = value_of(cell, category), value_of(results.baseline, category)
-        return figure_cell(None if None in (mine, reference) else change(mine, reference), show_change)
+        return figure_cell(None if mine is None or reference is None else change(mine, reference), show_change)
 
     columns = [
         named("category", "Category"),
@@ -119,25 +129,3 @@ def by_category_table(
         *by_method(f"{measured}_change", results.methods, difference, "Δ {}"),
     ]
     return table_of(key, columns, [*results.categories, ALL], last_is_total=True)
-
-
-def time_by_category_table(results: Results) -> Table:
-    def change(mine: float, reference: float) -> float | None:
-        return 100 * (mine / reference - 1) if reference else None
-
-    return by_category_table(results, "time-by-category", "seconds_mean", number, change, percent_to_a_tenth, ", s")
-
-
-def length_by_category_table(results: Results) -> Table:
-    to_tokens = partial(signed, decimals=1)
-    return by_category_table(
-        results, "length-by-category", "new_tokens_mean", one_decimal, operator.sub, to_tokens, ", tokens"
-    )
-
-
-def success_by_category_table(results: Results) -> Table:
-    def change(mine: float, reference: float) -> float:
-        return 100 * (mine - reference)
-
-    to_points = partial(signed, decimals=1, unit=" pt")
-    return by_category_table(results, "success-by-category", "succeeded", share, change, to_points)
