@@ -18,7 +18,19 @@ from quantharm.reporting.charts.base import Figure
 from quantharm.reporting.judgement import judge_all
 from quantharm.reporting.page import drawn
 from quantharm.reporting.results import Results
-from quantharm.reporting.tables import cost, depth, integrity, quality, record, speed, studies, tasks, trade, whole
+from quantharm.reporting.tables import (
+    cost,
+    depth,
+    integrity,
+    quality,
+    record,
+    speed,
+    studies,
+    tasks,
+    text_divergence,
+    trade,
+    whole,
+)
 from quantharm.reporting.tables.table import Table
 from quantharm.reporting.verdicts import other_hardware_percent, scale
 
@@ -28,6 +40,7 @@ TABLES: list[Callable[[Results], Table]] = [
     quality.divergence_table,
     quality.divergence_by_category_table,
     depth.divergence_by_depth_table,
+    text_divergence.text_divergence_table,
     quality.answers_table,
     depth.long_answers_table,
     tasks.tasks_table,
@@ -58,6 +71,7 @@ FIGURES = [
     divergence_charts.kl_distribution,
     depth_charts.kl_by_depth_chart,
     task_charts.recovery_chart,
+    divergence_charts.text_divergence_chart,
     cost_charts.time_by_category,
     cost_charts.speed_chart,
     cost_charts.batches_chart,

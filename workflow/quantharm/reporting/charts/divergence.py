@@ -1,4 +1,6 @@
-"""Charts of the KL divergence: by category, and position by position."""
+"""Charts of the KL divergence: by category, position by position, and on the text."""
+
+from collections.abc import Callable
 
 import altair
 import numpy
@@ -10,9 +12,13 @@ from quantharm.reporting.charts.base import (
     COLOURS,
     INK,
     Figure,
+    entry,
     figure_of,
+    left_out,
     log_ticks,
+    marked,
     named,
+    names_of,
     nothing_to_show,
 )
 from quantharm.reporting.format import number
@@ -112,4 +118,59 @@ def kl_distribution(results: Results) -> Figure:
         f"All {results.baseline.divergence['positions']:,} positions of the prompts. Vertical lines: median (solid), "
         "90th (dashed) and 99th percentile (dotted), largest (sparse). The baseline's row is the noise floor. Values "
         f"below {number(KL_FLOOR)} nats are drawn at that value.",
+    )
+
+
+def text_divergence_chart(results: Results) -> Figure:
+    """KL on the text by the position in the window, and by the baseline's probability of its own first choice."""
+    compared = [cell for cell in results.believed_methods if cell.perplexity.get("kl_by_position")]
+    if not compared:
+        words = "No method was compared with the baseline along the text."
+        return figure_of("text-divergence", nothing_to_show(words), words, words)
+    marks = marked(names_of(results))
+
+    def panel(key: str, title: str, middle: Callable[[float, float], float], scale, **axis) -> altair.LayerChart:
+        rows = [
+            entry(cell, one["kl_nats_mean"], one["ci95"], at=middle(one["low"], one["high"]))
+            for cell in compared
+            for one in cell.perplexity[key]
+        ]
+        y = altair.Y("value:Q", title="Mean KL, nats")
+        base = altair.Chart(pandas.DataFrame(rows)).encode(x=altair.X("at:Q", title=title, scale=scale, **axis))
+        rules = base.mark_rule(strokeWidth=1.4, opacity=0.7).encode(
+            y=altair.Y("low:Q", title="Mean KL, nats"), y2="high:Q", color=marks["color"]
+        )
+        points = base.mark_point(filled=True, size=55, opacity=1).encode(y=y, **marks)
+        return altair.layer(
+            rules, base.mark_line(strokeWidth=1.2).encode(y=y, color=marks["color"]), points
+        ).properties(width=330, height=240)
+
+    ticks = altair.Axis(values=log_ticks(1, max(one["high"] for one in compared[0].perplexity["kl_by_position"])))
+    by_place = panel(
+        "kl_by_position",
+        "Position in the window (logarithmic)",
+        lambda a, b: (a * b) ** 0.5,
+        altair.Scale(type="log"),
+        axis=ticks,
+    )
+    by_confidence = panel(
+        "kl_by_baseline_top1_p",
+        "Baseline's probability of its first choice",
+        lambda a, b: (a + b) / 2,
+        altair.Scale(domain=[0, 1]),
+    )
+    told = []
+    for cell in compared:
+        least, most = (cell.perplexity["kl_by_baseline_top1_p"][i]["kl_nats_mean"] for i in (0, -1))
+        last = cell.perplexity["kl_by_position"][-1]["kl_nats_mean"]
+        told.append(
+            f"{named(cell)}: {number(last)} nats at the end of a window; {number(least)} where the baseline is least "
+            f"sure, {number(most)} where it is surest"
+        )
+    return figure_of(
+        "text-divergence",
+        altair.hconcat(by_place, by_confidence, spacing=40),
+        f"Two line charts of mean KL on the text. {'; '.join(told)}.",
+        "Points are means of the positions of a bin, bars 95 % intervals over windows. Left: each bin is twice as long "
+        f"as the one before. Right: tenths of the baseline's own confidence.{left_out(results)}",
     )

@@ -60,8 +60,8 @@ def divergence_table(results: Results) -> Table:
     note = (
         f"KL(baseline ‖ method) over the whole vocabulary at {results.baseline.divergence['positions']:,} positions of "
         "the baseline's own greedy answers: mean of category means of prompt means, 95 % intervals over prompts within "
-        "categories (Student's t on a logarithmic scale). The baseline's row is its divergence from its own stored "
-        "log-probabilities: smaller ones cannot be resolved."
+        "categories (Student's t on a logarithmic scale). The baseline's row is its divergence from what it stored "
+        "itself: what repeating a forward pass changes."
     )
     return table_of("divergence", columns, results.cells, note)
 

@@ -1,0 +1,61 @@
+"""The divergence on the evaluation text, in the statistics that llama.cpp's `--kl-divergence` prints."""
+
+from collections.abc import Callable
+from typing import Any
+
+from quantharm.reporting.format import count, share
+from quantharm.reporting.results import Cell as MethodCell
+from quantharm.reporting.results import Results
+from quantharm.reporting.tables.columns import METHOD, figure
+from quantharm.reporting.tables.table import Table, table_of
+
+
+def percent_of(value: float) -> str:
+    """A share to three decimals of a percent, as llama.cpp shows it."""
+    return share(value, 3).replace("-", "−")
+
+
+def of_text(key: str, inner: str | None = None) -> Callable[[MethodCell], Any]:
+    """A figure of perplexity.json with its interval; None where the cell was not compared along the text."""
+
+    def value(cell: MethodCell) -> Any:
+        found = cell.perplexity.get(key)
+        if inner is None or found is None:
+            return found, cell.perplexity.get(f"{key}_ci95")
+        return found[inner], found.get("ci95") if inner == "mean" else None
+
+    return value
+
+
+def text_divergence_table(results: Results) -> Table:
+    def ratio(cell: MethodCell) -> Any:
+        text = cell.perplexity.get("text")
+        return (text["log_perplexity_ratio"], text["log_perplexity_ratio_ci95"]) if text else (None, None)
+
+    columns = [
+        METHOD,
+        figure("kl_nats_mean", "Mean KLD, nats [95\u00a0%]", of=of_text("kl_nats", "mean")),
+        *(
+            figure(f"kl_nats_{key}", label, of=of_text("kl_nats", key))
+            for key, label in {
+                "median": "Median KLD",
+                "p90": "90\u00a0%",
+                "p99": "99\u00a0%",
+                "p99_9": "99.9\u00a0%",
+                "max": "Maximum",
+            }.items()
+        ),
+        figure("delta_p_mean", "Mean Δp [95\u00a0%]", percent_of, of_text("delta_p", "mean")),
+        figure("delta_p_rms", "RMS Δp", percent_of, of_text("delta_p", "rms")),
+        figure("top1_agreement", "Same top p [95\u00a0%]", percent_of, of_text("top1_agreement")),
+        figure("log_perplexity_ratio", "ln(PPL / baseline) [95\u00a0%]", of=ratio),
+    ]
+    text = results.baseline.perplexity.get("text")
+    compared = f"{text['positions']:,} positions of {count(text['windows'], 'window')}" if text else "no window"
+    note = (
+        f"Over {compared} of the text, in the pass that gave the perplexity; quantiles over positions, intervals over "
+        "windows. The statistics are those of llama.cpp's --kl-divergence, with KL from the baseline to the method and "
+        "Δp of the text's own token. llama.cpp scores the second half of windows of 512 tokens by default, and its ± "
+        "is a standard error over tokens: compare figures of equal windows."
+    )
+    return table_of("text-divergence", columns, results.cells, note)
