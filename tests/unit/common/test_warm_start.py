@@ -157,10 +157,14 @@ def test_the_first_job_starts_the_server_and_is_started_as_ever(stage, tmp_path,
 
 
 def test_stages_that_use_the_network_are_started_as_ever(server, monkeypatch):
+    """They start the server for those that follow, once, where none is there."""
+    started = []
+    monkeypatch.setattr(warm_start.subprocess, "Popen", lambda command, **_: started.append(command))
     monkeypatch.setenv(warm_start.VARIABLE, f"{server}:{os.getpid()}")
     for name in warm_start.ONLINE:
         monkeypatch.setattr(sys, "orig_argv", [sys.executable, "-m", name])
         warm_start.hand_over()  # returns
+    assert len(started) == 1
 
 
 def test_a_library_that_starts_cuda_is_left_out(monkeypatch):

@@ -56,7 +56,10 @@ def hand_over() -> None:
     """In a stage's first moment: let a fork do it and end as it ends; returns where there is none to do it yet."""
     folder, _, run = os.environ[VARIABLE].rpartition(":")
     words = sys.orig_argv[sys.orig_argv.index("-m") + 1 :]
-    if words[0] in ONLINE or not Path(folder).is_dir() or not is_ancestor(int(run)):
+    if not Path(folder).is_dir() or not is_ancestor(int(run)):
+        return
+    if words[0] in ONLINE:
+        start_server(folder, run)  # for those that follow
         return
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
         try:
