@@ -8,6 +8,7 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file
+from stage_chain import QUANTIZERS, SETTINGS, Chain
 
 from quantharm import checks
 from quantharm.common.errors import UserError
@@ -194,6 +195,39 @@ def test_torchao_packs_four_bits_on_a_gpu_only(dense):
         pytest.skip("a GPU is here")
     with pytest.raises(UserError, match="on a GPU only"):
         conditions.refuse_conflict("mine", "torchao", {"kind": "int4_weight_only", "group_size": 128}, dense)
+
+
+# ---------------------------------------------------------------- from entry to checks
+
+
+@pytest.fixture(scope="module")
+def chain(dense, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("chain")
+    with pytest.MonkeyPatch.context() as patch:
+        yield Chain(folder, dense, patch).baseline()
+
+
+@pytest.mark.parametrize(
+    ("quantizer", "settings"),
+    [
+        ("compressed_tensors", {"scheme": "FP8_DYNAMIC", "group_size": 128}),
+        ("torchao", {"kind": "int8_dynamic", "group_size": 128}),
+        ("gptq", GPTQ),
+    ],
+)
+def test_every_stage_and_check(chain, text, quantizer, settings, monkeypatch):
+    calibration = {"calibration": text} if quantizer == "gptq" else {}
+    monkeypatch.setitem(QUANTIZERS, quantizer, quantizer)
+    monkeypatch.setitem(SETTINGS, quantizer, settings)
+    chain.call("quantize", quantizer, **calibration)
+    for stage in ("generation", "perplexity", "divergence", "checks"):
+        chain.call(stage, quantizer)
+    status = {check["name"]: check["status"] for check in chain.read(f"{quantizer}/checks.json")["checks"]}
+    judged = {name for name, how in status.items() if how != "skipped"}
+    assert {"reload", "method_is_real", "bits_per_weight", "kernel", "finite", "same_text"} <= judged
+    failed = {name for name, how in status.items() if how == "fail"}
+    assert failed <= {"calibration", "consistency"}  # random weights know no text
+    assert chain.read(f"{quantizer}/divergence.json")["kl_nats"]["mean"] < 0.05
 
 
 # ---------------------------------------------------------------- GGUF

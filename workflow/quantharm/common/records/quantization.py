@@ -74,6 +74,8 @@ class MadeByQuantizer(TypedDict):
     """What a quantizer adds to the record of its checkpoint."""
 
     calibration: NotRequired[CalibrationReached]  # of a method that calibrates
+    expert_tokens: NotRequired[dict[str, list[int]]]  # the experts of a layer → calibration tokens that reached each
+    starved_experts: NotRequired[list[str]]  # those that fewer than 0.5 % of the tokens reached
     noise: NotRequired[NoiseAdded]  # of a method with noise
 
 
