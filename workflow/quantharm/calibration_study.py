@@ -126,7 +126,7 @@ def main() -> None:
     }
     table = pandas.DataFrame([flat({**row, "faults": "; ".join(row["faults"])}) for row in rows])
     folder, name = arguments.output.parent, arguments.output.stem
-    write_figure(folder, calibration_chart([dict(row) for row in rows], defaults))
+    write_figure(folder, calibration_chart(rows, defaults))
     write_parquet(folder / f"{name}.parquet", table)
     with replacing(folder / f"{name}.csv") as path:
         table.to_csv(path, index=False)

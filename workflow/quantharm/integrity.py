@@ -20,7 +20,15 @@ from pathlib import Path
 from quantharm.common.files import read_json, write_json
 from quantharm.common.provenance import provenance
 from quantharm.common.records.divergence import DivergenceRecord
-from quantharm.common.records.integrity import Behaviour, Files, FolderScan, IntegrityRecord
+from quantharm.common.records.integrity import (
+    Behaviour,
+    CellIntegrity,
+    Files,
+    FolderIntegrity,
+    FolderIntegrityRecord,
+    FolderScan,
+    IntegrityRecord,
+)
 from quantharm.common.sanitize import print_line, visible
 from quantharm.common.stage import Timing, add_device, offline_environment, run_stage, stage_parser
 from quantharm.forensics import file_hashes, manifest, reference_check
@@ -37,7 +45,7 @@ OUTCOMES = {True: "ok", False: "DIFFERS", None: "cannot be told"}
 NOT_JUDGED = 1  # exit code
 
 
-def judge_folder(arguments) -> IntegrityRecord:
+def judge_folder(arguments) -> FolderIntegrity:
     """The record of a checkpoint that somebody handed over."""
     folder = arguments.folder
     read_checkpoint_config(folder)
@@ -68,7 +76,7 @@ def judge_folder(arguments) -> IntegrityRecord:
     }
 
 
-def findings_of(record: IntegrityRecord) -> list[str]:
+def findings_of(record: FolderIntegrity) -> list[str]:
     """What was found against a checkpoint, in words."""
     return findings_in(record["manifest"], record["scan"], record["behaviour"])
 
@@ -89,7 +97,7 @@ def weight_findings(scan: FolderScan) -> list[str]:
     return [f"weights: {scan['explanation']}"] if against else []
 
 
-def judge_cell(arguments) -> IntegrityRecord:
+def judge_cell(arguments) -> CellIntegrity:
     """integrity.json of a cell: the model's own findings (in the baseline's record), and the cell's."""
     cell = read_quantization(arguments.cell / "quantization.json")
     folder = Path(cell["checkpoint"])
@@ -130,7 +138,7 @@ def judge_cell(arguments) -> IntegrityRecord:
     }
 
 
-def print_table(record: IntegrityRecord) -> None:
+def print_table(record: FolderIntegrity) -> None:
     """What was asked, what was found, and the matrices that most look quantized."""
     files, scan, behaviour = record["manifest"], record["scan"], record["behaviour"]
     print_part("files", files and files["verified"], files, "no signature given")
@@ -191,21 +199,27 @@ def main() -> None:
     offline_environment()
     timing = Timing()
     timing.started()
-    with timing.part("model"):
-        record = judge_cell(arguments) if arguments.cell else judge_folder(arguments)
-    if arguments.output:
-        write_json(arguments.output, record | {"timing": timing.record(), "provenance": provenance("cpu")})
     if arguments.cell:
-        verdict = "no finding" if record["verified"] else "FINDING"
-        print_line(f"{record['model']} × {record['method']}: {verdict}: {record['explanation']}")
+        with timing.part("model"):
+            cell = judge_cell(arguments)
+        if arguments.output:
+            of_cell: IntegrityRecord = {**cell, "timing": timing.record(), "provenance": provenance("cpu")}
+            write_json(arguments.output, of_cell)
+        verdict = "no finding" if cell["verified"] else "FINDING"
+        print_line(f"{cell['model']} × {cell['method']}: {verdict}: {cell['explanation']}")
         return
-    print_table(record)
-    findings = findings_of(record)
+    with timing.part("model"):
+        folder = judge_folder(arguments)
+    if arguments.output:
+        of_folder: FolderIntegrityRecord = {**folder, "timing": timing.record(), "provenance": provenance("cpu")}
+        write_json(arguments.output, of_folder)
+    print_table(folder)
+    findings = findings_of(folder)
     against = f"against it: {', '.join(finding.split(':')[0] for finding in findings)}"
-    print_line(f"{record['checkpoint']}: {against if findings else record['explanation'].split(';')[0]}")
+    print_line(f"{folder['checkpoint']}: {against if findings else folder['explanation'].split(';')[0]}")
     if findings:
         sys.exit(manifest.FOUND_SOMETHING)
-    if record["behaviour"] and record["verified"] is None:
+    if folder["behaviour"] and folder["verified"] is None:
         sys.exit(NOT_JUDGED)
 
 

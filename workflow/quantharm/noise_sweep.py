@@ -96,7 +96,7 @@ def main() -> None:
     rows = sweep_rows(arguments.model, arguments.cells)
     table = pandas.DataFrame([flat(row) for row in rows])
     folder, name = arguments.output.parent, arguments.output.stem
-    write_figure(folder, noise_chart([dict(row) for row in rows]))
+    write_figure(folder, noise_chart(rows))
     write_parquet(folder / f"{name}.parquet", table)
     with replacing(folder / f"{name}.csv") as path:
         table.to_csv(path, index=False)

@@ -82,16 +82,16 @@ def integrity_figures(record: IntegrityRecord | None) -> IntegrityFigures:
     """What integrity.json found of a cell; keys of what does not apply to it, or was not measured, hold None."""
     if record is None:
         return NO_INTEGRITY
-    if_dequantized, behaviour = record["if_dequantized"], record["behaviour"]
+    if_dequantized = record["if_dequantized"]
     files = record["signed_manifest"] or record["manifest"]
     return {
         "integrity_verified": record["verified"],
-        "integrity_files_verified": files and files["verified"],
+        "integrity_files_verified": files["verified"],
         "integrity_scan": record["scan"]["verdict"],
         "integrity_if_dequantized": if_dequantized and if_dequantized["verdict"],
         # no method where nothing was there to scan
         "integrity_if_dequantized_seen_as": if_dequantized and if_dequantized.get("method"),
-        "integrity_behaves_as_the_original": behaviour and behaviour["same_as_original"],
+        "integrity_behaves_as_the_original": record["behaviour"]["same_as_original"],
         "integrity_explanation": record["explanation"],
     }
 

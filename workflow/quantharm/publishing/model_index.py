@@ -21,8 +21,8 @@ def results_of(row: Row, text: dict[str, Any], protocol: str) -> list[EvalResult
     }
     of_prompts = {"dataset_type": "quantharm-prompts", "dataset_name": f"quantharm, {row['prompts']} prompts"}
 
-    def result(data: Row, metric: str, name: str, value: float, **found: Any) -> EvalResult:
-        details = {"protocol_sha256": protocol, **{key: v for key, v in found.items() if v is not None}}
+    def result(data: Row, metric: str, name: str, value: float, **arguments: Any) -> EvalResult:
+        details = {"protocol_sha256": protocol, **{key: v for key, v in arguments.items() if v is not None}}
         return EvalResult(**TASK, **data, metric_type=metric, metric_name=name, metric_value=value, metric_args=details)
 
     results = [

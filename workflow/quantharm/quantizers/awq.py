@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from quantharm.common.errors import UserError
+from quantharm.common.records.quantization import QuantizerOutput
 from quantharm.quantizers.calibration_samples import (
     CALIBRATION_SETTINGS,
     calibration_record,
@@ -141,7 +142,7 @@ def complete_for_loading(model) -> None:
             setattr(module, expected["act"], ScaledActivation(activation, torch.ones(before.out_features)))
 
 
-def quantize(source, settings, dtype, device, gpus, output: Path, calibration) -> dict[str, Any]:
+def quantize(source, settings, dtype, device, gpus, output: Path, calibration) -> QuantizerOutput:
     import warnings
 
     warnings.filterwarnings("ignore", category=DeprecationWarning)

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from quantharm.common.records.quantization import QuantizerOutput
 from quantharm.quantizers.experts import conflict_of_experts
 
 NESTED_BLOCK = 256  # scales a second-level scale
@@ -37,7 +38,7 @@ def unsupported(model, settings: dict[str, Any]) -> str | None:
     return too_little_for_bitsandbytes(model)
 
 
-def quantize(source, settings, dtype, device, gpus, output: Path, calibration) -> dict[str, Any]:
+def quantize(source, settings, dtype, device, gpus, output: Path, calibration) -> QuantizerOutput:
     from transformers import BitsAndBytesConfig
 
     from quantharm.models.loading import LARGEST_FILE, load_checkpoint, torch_dtype

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from quantharm.common.records.quantization import QuantizerOutput
 from quantharm.quantizers.experts import conflict_of_experts
 
 SETTINGS: dict[str, Any] = {
@@ -29,7 +30,7 @@ def unsupported(model, settings: dict[str, Any]) -> str | None:
     return too_little_for_bitsandbytes(model)
 
 
-def quantize(source, settings, dtype, device, gpus, output: Path, calibration) -> dict[str, Any]:
+def quantize(source, settings, dtype, device, gpus, output: Path, calibration) -> QuantizerOutput:
     from transformers import BitsAndBytesConfig
 
     from quantharm.models.loading import LARGEST_FILE, load_checkpoint

@@ -72,8 +72,8 @@ def loaded_apart(folder: Path) -> Iterator[None]:
         return preparing(self, model, *arguments, **keywords)
 
     def rules_of_others(*arguments, **keywords):
-        found = rules(*arguments, **keywords)
-        return [rule for rule in found if not any("expert" in p or "sparse_moe" in p for p in rule.source_patterns)]
+        known = rules(*arguments, **keywords)
+        return [rule for rule in known if not any("expert" in p or "sparse_moe" in p for p in rule.source_patterns)]
 
     HfQuantizer.preprocess_model, modeling_utils.get_model_conversion_mapping = prepare, rules_of_others
     try:

@@ -80,13 +80,13 @@ def tools() -> tuple[Path, Path]:
     """(the converter, llama-quantize) of the package; raises UserError where it is missing."""
     import importlib.util
 
-    found = importlib.util.find_spec("ik_llama_cpp")
-    if found is None or not found.origin:
+    specification = importlib.util.find_spec("ik_llama_cpp")
+    if specification is None or not specification.origin:
         raise UserError(
             "llama.cpp's tools are missing (package ik-llama-cpp-python); install envs/gguf.txt into the "
             "interpreter that `python:` names"
         )
-    package = Path(found.origin).parent
+    package = Path(specification.origin).parent
     places = [package.parent / "bin", Path(sys.prefix) / "bin"]
     converter = next((p / "convert_hf_to_gguf.py" for p in places if (p / "convert_hf_to_gguf.py").is_file()), None)
     if converter is None:
@@ -225,7 +225,7 @@ def tensor_names(model) -> dict[str, str]:
     architecture = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == wanted)
     table = gguf.get_tensor_name_map(architecture, model.config.num_hidden_layers)
     names = {name: table.get_name(f"{name}.weight", try_suffixes=(".weight",)) for name, _ in model.named_modules()}
-    return {name: found for name, found in names.items() if found}
+    return {name: stored for name, stored in names.items() if stored}
 
 
 def write_importance(matrix: dict[str, Any], path: Path) -> None:

@@ -6,6 +6,8 @@ Nothing is quantized here: the checkpoint is loaded as its own config says, and 
 from pathlib import Path
 from typing import Any
 
+from quantharm.common.records.quantization import QuantizerOutput
+
 SETTINGS: dict[str, Any] = {
     "source": {"type": "string", "minLength": 1, "description": "Folder or hub id of the quantized checkpoint."},
     "revision": {
@@ -22,7 +24,7 @@ SETTINGS: dict[str, Any] = {
 }
 
 
-def quantize(source, settings, dtype, device, gpus, output: Path, calibration) -> dict[str, Any]:
+def quantize(source, settings, dtype, device, gpus, output: Path, calibration) -> QuantizerOutput:
     return {"checkpoint": settings["resolved"]["path"], "resolved": settings["resolved"]}
 
 

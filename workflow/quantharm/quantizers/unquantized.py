@@ -3,10 +3,12 @@
 from pathlib import Path
 from typing import Any
 
+from quantharm.common.records.quantization import QuantizerOutput
+
 SETTINGS: dict[str, Any] = {}
 
 
-def quantize(source, settings, dtype, device, gpus, output: Path, calibration) -> dict[str, Any]:
+def quantize(source, settings, dtype, device, gpus, output: Path, calibration) -> QuantizerOutput:
     return {"checkpoint": source["path"]}
 
 

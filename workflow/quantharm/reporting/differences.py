@@ -4,13 +4,14 @@ import itertools
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy
 
 from quantharm.common import statistics
 from quantharm.common.constants import TEXT_CATEGORY
 from quantharm.common.files import read_parquet
+from quantharm.common.records.generation import BenchmarkRecord, GenerationRecord
+from quantharm.common.records.parts import Repeated
 
 LEVEL = 0.05  # a difference among several is claimed below this p-value, adjusted for their number
 Bounds = list[float] | None
@@ -84,7 +85,7 @@ def prompt_changes(mine: Path, baseline: Path, spread: float) -> dict[str, tuple
 
 
 def speed_changes(
-    mine: dict[str, Any], baseline: dict[str, Any], device: str, spreads: dict[str, float]
+    mine: BenchmarkRecord, baseline: BenchmarkRecord, device: str, spreads: dict[str, float]
 ) -> dict[str, tuple[float, Bounds]]:
     """{figure: (change, 95 % interval)} of two records `benchmark`, whose repetitions are two sets, not pairs.
 
@@ -93,9 +94,12 @@ def speed_changes(
     repetitions within one process do not show it.
     """
     changes = {}
-    for name, figure in (("prefill", "prefill_seconds"), ("decode", "decode_tokens_per_second")):
-        spread = process_spread(spreads[device])
-        changes[f"{name}_percent"] = change_of_medians(mine[figure]["values"], baseline[figure]["values"], spread)
+    timed = {
+        "prefill_percent": [record["prefill_seconds"] for record in (mine, baseline)],
+        "decode_percent": [record["decode_tokens_per_second"] for record in (mine, baseline)],
+    }
+    for name, (ours, theirs) in timed.items():
+        changes[name] = change_of_medians(ours["values"], theirs["values"], process_spread(spreads[device]))
     own, reference = captured_rate(mine), captured_rate(baseline)
     if own and reference:
         spread = process_spread(spreads[f"{device}_captured"])
@@ -106,12 +110,12 @@ def speed_changes(
     return changes
 
 
-def decode_spread(benchmark: dict[str, Any], device: str, spreads: dict[str, float]) -> float:
+def decode_spread(benchmark: BenchmarkRecord, device: str, spreads: dict[str, float]) -> float:
     """Percent that processes differ by in the rate that a user can reach."""
     return spreads[f"{device}_captured" if captured_rate(benchmark) else device]
 
 
-def prompts_spread(generation: dict[str, Any], device: str, spreads: dict[str, float]) -> float:
+def prompts_spread(generation: GenerationRecord, device: str, spreads: dict[str, float]) -> float:
     """Percent that processes differ by in the seconds of prompts; of captured ones, prefill alone is eager."""
     if generation["decoding"] != "captured":
         return spreads[device]
@@ -119,12 +123,12 @@ def prompts_spread(generation: dict[str, Any], device: str, spreads: dict[str, f
     return eager * spreads[device] + (1 - eager) * spreads[f"{device}_captured"]
 
 
-def reachable_rate(benchmark: dict[str, Any]) -> dict[str, Any]:
+def reachable_rate(benchmark: BenchmarkRecord) -> Repeated:
     """Timings of the decoding that a user would choose: captured where it can be, else eager."""
     return captured_rate(benchmark) or benchmark["decode_tokens_per_second"]
 
 
-def captured_rate(benchmark: dict[str, Any]) -> dict[str, Any] | None:
+def captured_rate(benchmark: BenchmarkRecord) -> Repeated | None:
     """Timings of the captured decode; None where there is none."""
     return benchmark.get("captured", {}).get("decode_tokens_per_second")
 

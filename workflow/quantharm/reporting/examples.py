@@ -6,6 +6,7 @@ from typing import Any
 from quantharm.common.files import read_parquet
 from quantharm.common.paired import first_difference
 from quantharm.common.prompts import read_prompts
+from quantharm.common.records.divergence import Ranked, WorstPositionInWords
 from quantharm.reporting.results import Cell, Results
 from quantharm.reporting.text import one_line, shortened, visible
 
@@ -26,21 +27,22 @@ def worst_positions(cell: Cell) -> list[dict[str, Any]] | None:
     return None if records is None else [shown(record) for record in records]
 
 
-def shown(record: dict[str, Any]) -> dict[str, Any]:
+def shown(record: WorstPositionInWords) -> dict[str, Any]:
     context = one_line(record["context"])
     cut = "… " if record["context_is_cut"] or len(context) > CONTEXT_CHARACTERS else ""
 
-    def choices(who: str) -> list[dict[str, Any]]:
+    def choices(top: Ranked) -> list[dict[str, Any]]:
         return [
             {"token": token(record["token_texts"][str(i)]), "probability": p, "is_target": i == record["target_id"]}
-            for i, p in record[f"{who}_top5"]
+            for i, p in top
         ]
 
-    return record | {
+    return {
+        **record,
         "context": cut + context[-CONTEXT_CHARACTERS:],
         "target": token(record["target"]),
-        "baseline": choices("baseline"),
-        "method": choices("method"),
+        "baseline": choices(record["baseline_top5"]),
+        "method": choices(record["method_top5"]),
     }
 
 

@@ -2,8 +2,8 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
+from quantharm.common.records.parts import Repeated
 from quantharm.reporting import verdicts
 from quantharm.reporting.differences import decode_spread, prompts_spread, reachable_rate
 from quantharm.reporting.results import Cell, Results
@@ -90,7 +90,7 @@ def decode_of(cell: Cell, results: Results) -> Verdict:
     return with_kind(verdict, kind_of(cell, results))
 
 
-def steady(change: Verdict, timing: Callable[[Cell], dict[str, Any]], cell: Cell, results: Results) -> Verdict:
+def steady(change: Verdict, timing: Callable[[Cell], Repeated], cell: Cell, results: Results) -> Verdict:
     """The verdict, unless the method or the baseline was timed unsteadily or beside other programs."""
     sides = [cell, results.baseline]
     limits = results.thresholds["unsteady_percent"], results.thresholds["busy_percent"]

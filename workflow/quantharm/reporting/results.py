@@ -14,6 +14,13 @@ from quantharm.common.errors import UserError
 from quantharm.common.files import read_json, read_parquet
 from quantharm.common.left_out import LeftOut
 from quantharm.common.provenance import computed_differently
+from quantharm.common.records.checks import ChecksRecord
+from quantharm.common.records.divergence import CategoryDivergence, DivergenceRecord
+from quantharm.common.records.generation import GenerationRecord
+from quantharm.common.records.integrity import IntegrityRecord
+from quantharm.common.records.perplexity import PerplexityRecord
+from quantharm.common.records.quantization import QuantizationRecord
+from quantharm.common.records.studies import CalibrationStudyRecord, NoiseRow
 from quantharm.reporting.differences import (
     Bounds,
     Difference,
@@ -25,17 +32,18 @@ from quantharm.reporting.differences import (
     speed_changes,
 )
 
+Row = dict[str, Any]  # a SummaryRow, whose figures are asked for by key
 STAGES = ("generation", "perplexity", "divergence")
-Rows = dict[str, Any]
 
 
-def other_hardware_kl(divergence: dict[str, Any], thresholds: dict[str, Any]) -> float:
+def other_hardware_kl(divergence: DivergenceRecord, thresholds: dict[str, Any]) -> float:
     """Mean KL in nats of one checkpoint between two processors: the config's for its dtype, or what its store measured.
 
     The store's figure is of rounding on one machine, and two add up to at most twice that. divergence: of any cell.
     """
     store = divergence["store"]
-    rounding = (store.get("hardware_floor") or {}).get("rounding_kl_nats") or 0.0
+    floor = store.get("hardware_floor")
+    rounding = (floor and floor["rounding_kl_nats"]) or 0.0
     return max(thresholds["other_hardware_kl_nats"].get(store["dtype"], 0.0), 2 * rounding)
 
 
@@ -44,13 +52,13 @@ class Cell:
     """One model × method: the row of summary.json, the stages' records, and differences from the baseline."""
 
     method: str
-    row: Rows
-    quantization: Rows
-    perplexity: Rows
-    divergence: Rows
-    generation: Rows
-    checks: Rows
-    integrity: Rows | None
+    row: Row
+    quantization: QuantizationRecord
+    perplexity: PerplexityRecord
+    divergence: DivergenceRecord
+    generation: GenerationRecord
+    checks: ChecksRecord
+    integrity: IntegrityRecord | None
     folder: Path
     changes: dict[str, Any] = field(default_factory=dict)  # from the baseline: figure → (change, interval)
 
@@ -74,7 +82,7 @@ class Cell:
         return self.changes["reachable_decode_percent"]
 
     @property
-    def by_category(self) -> dict[str, Rows]:
+    def by_category(self) -> dict[str, CategoryDivergence]:
         """KL by prompt category, the text apart."""
         return {c: v for c, v in self.divergence["by_category"].items() if c != TEXT_CATEGORY}
 
@@ -86,11 +94,11 @@ class Results:
     model: str
     folder: Path
     cells: list[Cell]
-    thresholds: Rows  # the config's `report:`
+    thresholds: dict[str, Any]  # the config's `report:`
     left_out: list[LeftOut] = field(default_factory=list)  # cells that could not be finished
     kl_differences: dict[tuple[str, str], Difference] = field(default_factory=dict)
-    calibration_study: Rows | None = None  # calibration_study.json, where `snakemake calibration` was run
-    noise_study: list[Rows] | None = None  # the rows of noise_sweep.json, where `snakemake defense` was run
+    calibration_study: CalibrationStudyRecord | None = None  # where `snakemake calibration` was run
+    noise_study: list[NoiseRow] | None = None  # the rows of noise_sweep.json, where `snakemake defense` was run
     monitor_history: pandas.DataFrame | None = None  # a row a run, where `snakemake monitor` was run
 
     @property
@@ -138,7 +146,8 @@ class Results:
     @property
     def calibration_ranges(self) -> dict[str, float]:
         """Range of KL in nats over the calibration samples that a method could have had."""
-        return {m: v["range"] for m, v in (self.calibration_study or {}).get("spread_kl_nats", {}).items()}
+        spreads = self.calibration_study["spread_kl_nats"] if self.calibration_study else {}
+        return {method: spread["range"] for method, spread in spreads.items()}
 
     @property
     def categories(self) -> list[str]:
@@ -156,14 +165,14 @@ class Results:
         return self.prompts_per_category[0] < self.thresholds["prompts_to_test_a_category"]
 
 
-def read_cell(folder: Path, row: Rows) -> Cell:
+def read_cell(folder: Path, row: Row) -> Cell:
     records = {stage: read_json(folder / f"{stage}.json") for stage in ("quantization", *STAGES, "checks")}
     integrity = folder / "integrity.json"
     measured = integrity.is_file() and row.get("integrity_verified", True) is not None  # else it is of an earlier run
     return Cell(row["method"], row, **records, integrity=read_json(integrity) if measured else None, folder=folder)
 
 
-def read_results(folder: Path, thresholds: Rows) -> Results:
+def read_results(folder: Path, thresholds: dict[str, Any]) -> Results:
     """The results of one model, by the config's `report:`; raises UserError where cells cannot be compared."""
     summary = read_json(folder / "summary.json")
     rows = summary["cells"]

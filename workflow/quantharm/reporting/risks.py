@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from quantharm.common.records.divergence import CategoryDivergence
+from quantharm.common.records.integrity import IntegrityRecord
 from quantharm.reporting.format import interval, listing, number, percent
 from quantharm.reporting.results import Cell, Results, other_hardware_kl
 from quantharm.reporting.tables.columns import by_method, named, text
@@ -78,7 +80,9 @@ def criteria(cell: Cell, thresholds: dict[str, Any]) -> dict[str, Verdict]:
     return verdicts
 
 
-def below(categories: dict[str, Any], names: list[str], limit: float, listed: list[str] | None = None) -> Verdict:
+def below(
+    categories: dict[str, CategoryDivergence], names: list[str], limit: float, listed: list[str] | None = None
+) -> Verdict:
     """The worst verdict of some categories: one that fails, else one whose interval crosses the limit, else a pass.
 
     Shown is the largest KL among those with that verdict. A category that was not measured leaves it open.
@@ -95,7 +99,7 @@ def below(categories: dict[str, Any], names: list[str], limit: float, listed: li
     return max(judged, key=lambda pair: (order(pair[1].level), pair[0]))[1]
 
 
-def integrity_verdict(record: dict[str, Any] | None) -> Verdict:
+def integrity_verdict(record: IntegrityRecord | None) -> Verdict:
     """integrity.json: `verified` true, false, or null where nothing could vouch for it, and `explanation`."""
     rule = "the stage integrity finds the checkpoint to be what it is said to be"
     if record is None or "verified" not in record:
@@ -106,7 +110,7 @@ def integrity_verdict(record: dict[str, Any] | None) -> Verdict:
     return Verdict(level, words, str(shown), rule)
 
 
-def detection_verdict(record: dict[str, Any] | None, floor: float) -> Verdict:
+def detection_verdict(record: IntegrityRecord | None, floor: float) -> Verdict:
     """integrity.json: `if_dequantized` (the scan of what the cell stands for) and `behaviour` (against the store).
 
     floor: mean KL in nats that an honest checkpoint has on other hardware; behaviour gives away no less.

@@ -3,9 +3,11 @@
 A verdict carries the figure with its 95 % interval and the rule that was applied, so that a reader can disagree.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
+from quantharm.common.records.divergence import CategoryDivergence
+from quantharm.common.records.parts import Repeated
 from quantharm.reporting.format import MISSING, interval, listing, number, percent
 
 LEVELS = ("negligible", "low", "moderate", "high")
@@ -126,14 +128,14 @@ def change_verdict(
     return Verdict("rises" if up else "falls", rises if up else falls, figure, rule)
 
 
-def unsteadiness(timing: dict[str, Any]) -> float:
+def unsteadiness(timing: Repeated) -> float:
     """Width of the median's 95 % interval in percent of the median; timing: {median, ci95}. 0 without an interval."""
     low, high = timing["ci95"] or (timing["median"],) * 2
     return 100 * (high - low) / timing["median"]
 
 
 def speed_verdict(
-    change: Verdict, timings: list[dict[str, Any]], limit: float, waited: float = 0.0, most_waited: float = 100.0
+    change: Verdict, timings: list[Repeated], limit: float, waited: float = 0.0, most_waited: float = 100.0
 ) -> Verdict:
     """No verdict where the repetitions of one side scatter so much that something else was being timed too.
 
@@ -185,7 +187,9 @@ def within(name: str, value: float | None, bounds: Bounds, low: float, high: flo
     return Verdict("undecided", "undecided: the interval crosses the limit", figure, rule)
 
 
-def largest(categories: dict[str, dict[str, Any]], names: list[str] | None = None) -> tuple[str, float, Bounds] | None:
+def largest(
+    categories: Mapping[str, CategoryDivergence], names: list[str] | None = None
+) -> tuple[str, float, Bounds] | None:
     """(category, KL, interval) of the largest mean KL among some categories; None when none of them was measured."""
     known = {c: v for c, v in categories.items() if names is None or c in names}
     if not known:
@@ -195,7 +199,7 @@ def largest(categories: dict[str, dict[str, Any]], names: list[str] | None = Non
 
 
 def risk_verdict(
-    categories: dict[str, dict[str, Any]], names: list[str], low: float, medium: float, failed: list[str]
+    categories: Mapping[str, CategoryDivergence], names: list[str], low: float, medium: float, failed: list[str]
 ) -> Verdict:
     """Risk of using a method for an application that rests on some prompt categories."""
     rule = f"largest KL of {listing(names)}: below {low:g} nats low, below {medium:g} medium, else high"

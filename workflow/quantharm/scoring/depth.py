@@ -22,13 +22,13 @@ def kl_by_depth(rows: pandas.DataFrame) -> list[DepthBin]:
         inside = inside[depth[inside.index] < high]
         means = inside.groupby(["category", "prompt_id"], sort=False)[["kl_nats", "top1_agrees"]].mean()
         strata = [part.to_numpy() for _, part in means["kl_nats"].groupby(level="category", sort=False)]
-        found = stratified_mean(strata)
+        mean = stratified_mean(strata)
         bins.append(
             DepthBin(
                 from_tokens=low,
                 to_tokens=high,
-                kl_nats_mean=found["mean"],
-                ci95=found["ci95"],
+                kl_nats_mean=mean["mean"],
+                ci95=mean["ci95"],
                 top1_agreement=float(means["top1_agrees"].groupby(level="category").mean().mean()),
                 prompts=len(means),
                 positions=len(inside),

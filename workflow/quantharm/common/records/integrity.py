@@ -2,7 +2,7 @@
 
 from typing import NotRequired, TypedDict
 
-from quantharm.common.records.parts import Interval, Provenance, Sealed, TimingRecord
+from quantharm.common.records.parts import Finished, Interval
 
 
 class Files(TypedDict):
@@ -99,17 +99,36 @@ class DequantizedScan(ScanVerdict):
     matrices_of_checkpoint: int  # quantized ones; some of them are scanned
 
 
-class IntegrityRecord(Sealed):
-    model: NotRequired[str]  # of a cell
-    method: NotRequired[str]  # of a cell
+class FolderIntegrity(TypedDict):
+    """Of a checkpoint that was handed over."""
+
     checkpoint: str  # folder
-    manifest: Files | None
-    signed_manifest: NotRequired[Files | None]  # of a cell
-    store_manifest: NotRequired[Files | None]  # of a folder that was handed over
+    manifest: Files | None  # signed by its owner
+    store_manifest: Files | None  # of the store that its behaviour is compared with
     behaviour: Behaviour | None
     scan: FolderScan
-    if_dequantized: NotRequired[DequantizedScan | None]  # of a cell: the scan of what its matrices stand for
     verified: bool | None  # null where nothing vouches for it
     explanation: str
-    timing: NotRequired[TimingRecord]
-    provenance: NotRequired[Provenance]
+
+
+class CellIntegrity(TypedDict):
+    """Of a cell of the workflow."""
+
+    model: str
+    method: str
+    checkpoint: str  # folder
+    manifest: Files  # as recorded
+    signed_manifest: Files | None  # of the model, signed by its owner; in the baseline's record
+    behaviour: Behaviour
+    scan: FolderScan
+    if_dequantized: DequantizedScan | None  # the scan of what the cell's matrices stand for
+    verified: bool
+    explanation: str
+
+
+class IntegrityRecord(CellIntegrity, Finished):
+    """integrity.json of a cell."""
+
+
+class FolderIntegrityRecord(FolderIntegrity, Finished):
+    """What the command writes of a folder."""

@@ -1,11 +1,14 @@
 """Charts of seconds and bytes, as Altair specifications over the finished figures."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import altair
 import pandas
 
 from quantharm.reporting.charts.base import GRID, INK, Figure, bars, entry, figure_of, marked, named, names_of
 from quantharm.reporting.format import count, fixed, number, seconds, size, size_unit
-from quantharm.reporting.results import Results
+from quantharm.reporting.results import Cell, Results
 from quantharm.reporting.tables.cost import formula_bytes
 
 
@@ -43,7 +46,8 @@ def speed_chart(results: Results) -> Figure:
     """Prefill and decode of the benchmark with intervals of the median."""
 
     def panel(figure: str, title: str, scale: float) -> altair.LayerChart:
-        timings = [(cell, cell.generation["benchmark"][figure]) for cell in results.cells]
+        benchmarks: list[tuple[Cell, Mapping[str, Any]]] = [(c, c.generation["benchmark"]) for c in results.cells]
+        timings = [(cell, benchmark[figure]) for cell, benchmark in benchmarks]
         rows = [
             entry(cell, scale * timing["median"], timing["ci95"] and [scale * bound for bound in timing["ci95"]])
             for cell, timing in timings
@@ -69,11 +73,11 @@ def speed_chart(results: Results) -> Figure:
 
 def batches_chart(results: Results) -> Figure:
     """Decoding rate over batch size, both by powers of two."""
-    rows = [
-        {"method": named(cell), "batch": batch["batch_size"], "rate": batch["decode_tokens_per_second"]["median"]}
+    rows: list[dict[str, Any]] = [
+        {"method": named(cell), "batch": batch["batch_size"], "rate": rate["median"]}
         for cell in results.cells
         for batch in cell.generation["benchmark"]["batches"]
-        if batch["decode_tokens_per_second"]
+        if (rate := batch["decode_tokens_per_second"])
     ]
     sizes = sorted({row["batch"] for row in rows})
     marks = marked(names_of(results), legend=altair.Undefined)

@@ -1,6 +1,7 @@
 """Charts of the KL divergence: by category, position by position, and on the text."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import altair
 import numpy
@@ -8,6 +9,7 @@ import pandas
 
 from quantharm.common.constants import TEXT_CATEGORY
 from quantharm.common.files import read_parquet
+from quantharm.common.records.perplexity import KlOfBin
 from quantharm.reporting.charts.base import (
     COLOURS,
     INK,
@@ -22,7 +24,7 @@ from quantharm.reporting.charts.base import (
     nothing_to_show,
 )
 from quantharm.reporting.format import number
-from quantharm.reporting.results import Results
+from quantharm.reporting.results import Cell, Results
 
 KL_FLOOR = 1e-8  # nats; smaller ones, and rounding below zero, are drawn here
 BINS = 60
@@ -121,6 +123,12 @@ def kl_distribution(results: Results) -> Figure:
     )
 
 
+def bins_of(cell: Cell, key: str) -> list[KlOfBin]:
+    """Bins of perplexity.json; none where the cell was not compared along the text."""
+    record: Mapping[str, Any] = cell.perplexity
+    return record.get(key) or []
+
+
 def text_divergence_chart(results: Results) -> Figure:
     """KL on the text by the position in the window, and by the baseline's probability of its own first choice."""
     compared = [cell for cell in results.believed_methods if cell.perplexity.get("kl_by_position")]
@@ -133,7 +141,7 @@ def text_divergence_chart(results: Results) -> Figure:
         rows = [
             entry(cell, one["kl_nats_mean"], one["ci95"], at=middle(one["low"], one["high"]))
             for cell in compared
-            for one in cell.perplexity[key]
+            for one in bins_of(cell, key)
         ]
         y = altair.Y("value:Q", title="Mean KL, nats")
         base = altair.Chart(pandas.DataFrame(rows)).encode(x=altair.X("at:Q", title=title, scale=scale, **axis))
@@ -145,7 +153,7 @@ def text_divergence_chart(results: Results) -> Figure:
             rules, base.mark_line(strokeWidth=1.2).encode(y=y, color=marks["color"]), points
         ).properties(width=330, height=240)
 
-    ticks = altair.Axis(values=log_ticks(1, max(one["high"] for one in compared[0].perplexity["kl_by_position"])))
+    ticks = altair.Axis(values=log_ticks(1, max(one["high"] for one in bins_of(compared[0], "kl_by_position"))))
     by_place = panel(
         "kl_by_position",
         "Position in the window (logarithmic)",
@@ -161,8 +169,8 @@ def text_divergence_chart(results: Results) -> Figure:
     )
     told = []
     for cell in compared:
-        least, most = (cell.perplexity["kl_by_baseline_top1_p"][i]["kl_nats_mean"] for i in (0, -1))
-        last = cell.perplexity["kl_by_position"][-1]["kl_nats_mean"]
+        least, most = (bins_of(cell, "kl_by_baseline_top1_p")[i]["kl_nats_mean"] for i in (0, -1))
+        last = bins_of(cell, "kl_by_position")[-1]["kl_nats_mean"]
         told.append(
             f"{named(cell)}: {number(last)} nats at the end of a window; {number(least)} where the baseline is least "
             f"sure, {number(most)} where it is surest"

@@ -1,5 +1,6 @@
 """Charts of what runs beside the default run: weight noise, calibration samples, the monitor."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import altair
@@ -8,7 +9,7 @@ import pandas
 from quantharm.reporting.charts.base import COLOURS, INK, MUTED, Figure, log_ticks, marked
 
 
-def noise_chart(rows: list[dict[str, Any]]) -> Figure:
+def noise_chart(rows: Sequence[Mapping[str, Any]]) -> Figure:
     """Three panels over σ, a colour a method: what it costs alone and quantized, and what it changes."""
     kinds = {"noise, then quantized": [1, 0], "noise alone, not quantized": [4, 4]}
     legend = altair.Legend(symbolType="stroke", symbolStrokeColor=INK, symbolStrokeWidth=2, symbolSize=250)
@@ -39,7 +40,7 @@ def noise_chart(rows: list[dict[str, Any]]) -> Figure:
     return Figure("noise", "Weight noise before quantization", altair.hconcat(*panels), words)
 
 
-def calibration_chart(rows: list[dict[str, Any]], defaults: dict[str, float]) -> Figure:
+def calibration_chart(rows: Sequence[Mapping[str, Any]], defaults: dict[str, float]) -> Figure:
     """Mean KL of each cell, a line of points for each kind of samples; below, the methods of the default run."""
     points = [
         {

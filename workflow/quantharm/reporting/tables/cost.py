@@ -1,9 +1,11 @@
 """Tables of what a method gains or costs in bytes and seconds."""
 
 import operator
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
+from quantharm.common.records.quantization import QuantizationRecord
 from quantharm.reporting.format import fixed, number, one_decimal, percent_to_a_tenth, share, signed, size, size_unit
 from quantharm.reporting.results import Cell as MethodCell
 from quantharm.reporting.results import Results
@@ -14,7 +16,7 @@ ALL = "All prompts"
 BITS_OF_DTYPE = {"bfloat16": 16, "float16": 16, "float32": 32}
 
 
-def bits_of(record: dict[str, Any]) -> int:
+def bits_of(record: QuantizationRecord) -> int:
     """Bits of a weight that is not quantized, as the cell was loaded, whatever was asked for."""
     return BITS_OF_DTYPE[record.get("loaded_dtype", record["dtype"])]
 
@@ -40,7 +42,7 @@ def sizes_table(results: Results) -> Table:
         return Cell(number(bits, 4) if bits else f"{bits_of(cell.quantization)}, not quantized", bits)
 
     def matrices_cell(cell: MethodCell) -> Cell:
-        quantized, kept = (len(cell.quantization[f"{key}_modules"]) for key in ("quantized", "kept"))
+        quantized, kept = len(cell.quantization["quantized_modules"]), len(cell.quantization["kept_modules"])
         return Cell(f"{quantized} of {quantized + kept}", quantized)
 
     def share_saved(cell: MethodCell) -> str:
@@ -114,7 +116,9 @@ def by_category_table(key: str, results: Results) -> Table:
 
     def value_of(cell: MethodCell, category: str) -> float | None:
         """A figure of one category, or of all prompts; `succeeded` as a share."""
-        record = cell.generation if category == ALL else cell.generation["by_category"].get(category)
+        record: Mapping[str, Any] | None = cell.generation
+        if category != ALL:
+            record = cell.generation["by_category"].get(category)
         if record is None:
             return None
         return record["succeeded"] / record["prompts"] if measured == "succeeded" else record[measured]

@@ -3,13 +3,14 @@
 from typing import Any
 
 from quantharm.common.answers import EARLY, FEWEST_CYCLES, LONG_TOKENS, SHORTEST_LOOP
+from quantharm.common.records.divergence import DepthBin
 from quantharm.reporting.format import number, one_decimal, share
 from quantharm.reporting.results import Cell as MethodCell
 from quantharm.reporting.results import Results
 from quantharm.reporting.tables.columns import METHOD, by_method, figure, named
 from quantharm.reporting.tables.table import Cell, Column, Table, figure_cell, table_of, text_cell
 
-Depths = list[dict[str, Any]]
+Depths = list[DepthBin]
 
 
 def long_answers_table(results: Results) -> Table:
@@ -58,7 +59,7 @@ def depths_of(cell: MethodCell) -> Depths:
     return list(cell.divergence.get("by_depth") or [])
 
 
-def span(depth: dict[str, Any]) -> str:
+def span(depth: DepthBin) -> str:
     """`16 to 31`"""
     return f"{depth['from_tokens']} to {depth['to_tokens'] - 1}"
 
@@ -66,7 +67,7 @@ def span(depth: dict[str, Any]) -> str:
 def divergence_by_depth_table(results: Results) -> Table:
     """Rows are depths; the prompts whose answers are that long are the same for every method."""
 
-    def kl(cell: MethodCell, depth: dict[str, Any]) -> Cell:
+    def kl(cell: MethodCell, depth: DepthBin) -> Cell:
         own = next((d for d in depths_of(cell) if d["from_tokens"] == depth["from_tokens"]), None)
         return figure_cell(own["kl_nats_mean"], number, own["ci95"]) if own else text_cell("–")
 

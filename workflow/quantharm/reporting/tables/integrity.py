@@ -1,8 +1,9 @@
 """Integrity of a model's cells as the stage found it, and the seeds' four defenses with what came of each here."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
+from quantharm.common.records.integrity import IntegrityRecord
 from quantharm.reporting.format import count, listing, number, share
 from quantharm.reporting.results import Cell as MethodCell
 from quantharm.reporting.results import Results
@@ -25,7 +26,7 @@ WORDS = {"packed": "openly quantized", "partly packed": "partly quantized, openl
 def integrity_table(results: Results) -> Table:
     """A row a method: its files, its weights, what they would be seen as, its behaviour."""
 
-    def recorded(key: str, label: str, cell_of: Callable[[dict[str, Any]], Cell], align: str = "left") -> Column:
+    def recorded(key: str, label: str, cell_of: Callable[[IntegrityRecord], Cell], align: str = "left") -> Column:
         """cell_of: the cell by integrity.json."""
 
         def cell(method: MethodCell) -> Cell:
@@ -56,19 +57,19 @@ def integrity_table(results: Results) -> Table:
     return table_of("integrity", columns, results.cells, note)
 
 
-def files_cell(record: dict[str, Any]) -> Cell:
+def files_cell(record: IntegrityRecord) -> Cell:
     files = record["signed_manifest"] or record["manifest"]
     if not files["verified"]:
         return text_cell("not the same", "fail", str(files["explanation"]))
     return text_cell("as signed" if record["signed_manifest"] else "as recorded", "pass", count(files["files"], "file"))
 
 
-def scan_cell(record: dict[str, Any]) -> Cell:
+def scan_cell(record: IntegrityRecord) -> Cell:
     verdict = record["scan"]["verdict"]
     return text_cell(WORDS.get(verdict, verdict), VERDICTS[verdict], scan_words(record["scan"]))
 
 
-def if_dequantized_cell(record: dict[str, Any]) -> Cell:
+def if_dequantized_cell(record: IntegrityRecord) -> Cell:
     seen = record["if_dequantized"]
     if seen is None:
         return text_cell("–")
@@ -76,13 +77,13 @@ def if_dequantized_cell(record: dict[str, Any]) -> Cell:
     return text_cell("noticed" if noticed else "not noticed", "pass" if noticed else "fail", scan_words(seen))
 
 
-def kl_cell(record: dict[str, Any]) -> Cell:
+def kl_cell(record: IntegrityRecord) -> Cell:
     behaviour = record["behaviour"]
     limit = f"limit {number(behaviour['limit_kl_nats'])}"
     return figure_cell(behaviour["kl_nats_mean"], number, behaviour["kl_nats_ci95"], limit)
 
 
-def scan_words(scan: dict[str, Any]) -> str:
+def scan_words(scan: Mapping[str, Any]) -> str:
     """What a scan rests on, short."""
     if scan["verdict"] in ("packed", "partly packed"):
         counted = "matrices_packed" in scan and "matrices_scanned" in scan

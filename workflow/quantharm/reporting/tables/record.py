@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from quantharm.common.records.checks import CheckRecord
+from quantharm.common.records.generation import GenerationRecord
 from quantharm.reporting.format import MISSING, number, size, thousands
 from quantharm.reporting.results import Cell as MethodCell
 from quantharm.reporting.results import Results
@@ -53,7 +55,7 @@ def checks_table(results: Results) -> Table:
     ran = {cell.method: {check["name"]: check for check in cell.checks["checks"]} for cell in results.cells}
     names = dict.fromkeys(name for checks in ran.values() for name in checks)
 
-    def of(name: str) -> list[dict[str, Any]]:
+    def of(name: str) -> list[CheckRecord]:
         return [checks[name] for checks in ran.values() if name in checks]
 
     def explanation(name: str) -> str:
@@ -75,7 +77,7 @@ def shown(value: Any) -> str:
     return number(value) if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
 
 
-def check_cell(check: dict[str, Any] | None) -> Cell:
+def check_cell(check: CheckRecord | None) -> Cell:
     if check is None:
         return text_cell("not run", "unknown")
     tone = {"pass": "pass", "fail": "fail", "skipped": "unknown"}[check["status"]]
@@ -112,7 +114,7 @@ def environment_table(results: Results) -> Table:
     return table_of("environment", columns, facts)
 
 
-def chat_template(generation: dict[str, Any]) -> str:
+def chat_template(generation: GenerationRecord) -> str:
     """How it was used, with what it was told."""
     words = [f"used: {generation['chat_template']}", f"told that today is {generation.get('template_date', MISSING)}"]
     if generation.get("thinking_switch"):

@@ -1,8 +1,10 @@
 """Tables of speed: prefill and decode, and how near decoding comes to the hardware's limits."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
+from quantharm.common.records.generation import BatchRecord
+from quantharm.common.records.parts import Repeated
 from quantharm.reporting.format import MISSING, number, one_decimal, seconds, share, share_to_a_tenth, size
 from quantharm.reporting.judgement import decode_of, device_of, prefill_of, spreads_of
 from quantharm.reporting.results import Cell as MethodCell
@@ -16,8 +18,9 @@ def benchmark_table(results: Results) -> Table:
     captured = any("captured" in cell.generation["benchmark"] for cell in results.cells)
 
     def timed(key: str, label: str, show) -> Column:
-        def timing(cell: MethodCell) -> dict[str, Any]:
-            return cell.generation["benchmark"][key]
+        def timing(cell: MethodCell) -> Repeated:
+            benchmark: Mapping[str, Any] = cell.generation["benchmark"]
+            return benchmark[key]
 
         return figure(f"{key}_median", label, show, lambda c: timing(c)["median"], lambda c: timing(c)["ci95"])
 
@@ -81,12 +84,16 @@ def batches_table(results: Results) -> Table:
     return table_of("batches", columns, results.cells, note)
 
 
-def batches_of(cell: MethodCell) -> dict[int, dict[str, Any]]:
+def batches_of(cell: MethodCell) -> dict[int, BatchRecord]:
     return {batch["batch_size"]: batch for batch in cell.generation["benchmark"]["batches"]}
 
 
 def of_batch(batch_size: int, key: str) -> Callable[[MethodCell], Any]:
-    return lambda cell: batches_of(cell).get(batch_size, {}).get(key)
+    def value(cell: MethodCell) -> Any:
+        batch: Mapping[str, Any] = batches_of(cell).get(batch_size) or {}
+        return batch.get(key)
+
+    return value
 
 
 def decoding_cell(cell: MethodCell) -> Cell:
@@ -100,7 +107,7 @@ def batch_rate(batch_size: int) -> Column:
     """The rate with its interval; the reason where there is none."""
 
     def cell_of(cell: MethodCell) -> Cell:
-        batch = batches_of(cell).get(batch_size, {})
+        batch: Mapping[str, Any] = batches_of(cell).get(batch_size) or {}
         rate = batch.get("decode_tokens_per_second")
         if not rate:
             return text_cell(MISSING, aside=batch.get("reason") or "")
@@ -114,7 +121,7 @@ def limits_table(results: Results) -> Table:
 
     def measured(key: str, label: str, show=number, part: str | None = None, column: str | None = None) -> Column:
         def value(cell: MethodCell) -> float | None:
-            speed = cell.generation["benchmark"]
+            speed: Mapping[str, Any] = cell.generation["benchmark"]
             return ((speed.get(part) or {}) if part else speed).get(key)
 
         return figure(column or key, label, show, value)

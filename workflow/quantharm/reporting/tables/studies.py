@@ -4,6 +4,7 @@ from typing import Any
 
 import pandas
 
+from quantharm.common.records.studies import CalibrationStudyRecord, NoiseRow
 from quantharm.reporting.charts.base import Figure
 from quantharm.reporting.charts.studies import calibration_chart, monitor_chart, noise_chart
 from quantharm.reporting.format import (
@@ -73,7 +74,7 @@ def calibration_table(results: Results) -> Table:
     return table_of("calibration", columns, results.methods)
 
 
-def noise_table(rows: list[dict[str, Any]]) -> Table:
+def noise_table(rows: list[NoiseRow]) -> Table:
     """The sweep of `snakemake defense`; rows: of noise_sweep.json."""
     columns = [
         METHOD_OF_ROW,
@@ -94,7 +95,7 @@ def noise_table(rows: list[dict[str, Any]]) -> Table:
     return table_of("noise", columns, rows, note, "Weight noise")
 
 
-def calibration_study_table(study: dict[str, Any]) -> Table:
+def calibration_study_table(study: CalibrationStudyRecord) -> Table:
     """`snakemake calibration`; study: calibration_study.json."""
     change, kl = "quantized_perplexity_change_percent", "quantized_kl_nats"
     columns = [

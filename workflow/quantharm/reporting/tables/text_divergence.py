@@ -1,6 +1,6 @@
 """The divergence on the evaluation text, in the statistics that llama.cpp's `--kl-divergence` prints."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from quantharm.reporting.format import count, share
@@ -19,10 +19,11 @@ def of_text(key: str, inner: str | None = None) -> Callable[[MethodCell], Any]:
     """A figure of perplexity.json with its interval; None where the cell was not compared along the text."""
 
     def value(cell: MethodCell) -> Any:
-        found = cell.perplexity.get(key)
-        if inner is None or found is None:
-            return found, cell.perplexity.get(f"{key}_ci95")
-        return found[inner], found.get("ci95") if inner == "mean" else None
+        record: Mapping[str, Any] = cell.perplexity
+        figure = record.get(key)
+        if inner is None or figure is None:
+            return figure, record.get(f"{key}_ci95")
+        return figure[inner], figure.get("ci95") if inner == "mean" else None
 
     return value
 
