@@ -18,9 +18,10 @@ from quantharm.common.files import read_json
 from quantharm.common.left_out import LeftOut, name, sentence
 from quantharm.common.stage import run_stage, stage_parser
 from quantharm.config.validation import with_defaults
-from quantharm.gating.advice import advise, reasons
+from quantharm.gating.advice import Advice, advise, reasons
 from quantharm.gating.forms import budget_table
 from quantharm.gating.judging import judged as lines_of
+from quantharm.gating.limits import has_limits
 from quantharm.gating.verdicts import Line
 from quantharm.reporting import model_page, names
 from quantharm.reporting.assessment import Assessment, assess
@@ -80,6 +81,13 @@ def by_the_budget(
     }
 
 
+def advice_on(models: list[Results], budget: dict[str, Any] | None) -> list[Advice]:
+    """What the budget says of each model; nothing without a budget."""
+    if budget is None or not has_limits(budget):
+        return []
+    return [advise(results, lines_of(results, budget), budget) for results in models]
+
+
 def report_nothing(arguments: argparse.Namespace, left_out: list[LeftOut]) -> None:
     """The page of a model of which no cell can be compared: it says why, in the place of each chart and table, too."""
     words = f"{NOTHING} {'; '.join(f'{name(entry)}: {sentence(entry)}' for entry in left_out)}."
@@ -105,6 +113,7 @@ def report_models(arguments: argparse.Namespace) -> None:
         "left_out": left_out,
         "failed": "; ".join(failed),
         "scales": model_page.scales(arguments.thresholds),
+        "advice": advice_on(models, arguments.budget),
     }
     title = f"Quantization of {len(models)} models"
     write(arguments, "overview", title, overview_tables(models), overview_figures(models), shown)

@@ -60,6 +60,7 @@ use rule stage as report_of_all with:
             models=expand("results/{model}", model=models_of_default_run()),
             left_out=models_left_out,
             thresholds=json.dumps(config["report"], ensure_ascii=False),
+            budget=json.dumps(config["budget"], ensure_ascii=False),
             html="{output.html}",
             markdown="{output.markdown}",
             figures="results/figures",
