@@ -183,6 +183,8 @@ def test_torchao(make_cell, dense, kind, bits, limit):
     cell = make_cell(dense, "torchao", {"kind": kind, "group_size": 128})
     passes(cell)
     assert cell.record["bits_per_weight"] == pytest.approx(bits + 32 / 160, abs=0.1)  # a float32 scale a row
+    kept = 2 * (2 * 384 * 128 + 5 * 128)  # embeddings, head and norms in 16 bits
+    assert cell.record["weight_bytes"] == pytest.approx(kept + sum(m.stored_bytes for m in cell.matrices), rel=0.002)
     assert len(cell.matrices) == 14
     weights = load_file(f"{dense['path']}/model.safetensors")
     for matrix in cell.matrices:

@@ -49,11 +49,19 @@ def stored_tensors(checkpoint: Path, module: str) -> dict[str, torch.Tensor]:
     return tensors
 
 
+def parts_of(tensor: torch.Tensor) -> list[torch.Tensor]:
+    """The plain tensors that one of a class of its own consists of (torchao's codes and scales); else itself."""
+    if not hasattr(tensor, "__tensor_flatten__"):
+        return [tensor]
+    return [part for name in tensor.__tensor_flatten__()[0] for part in parts_of(getattr(tensor, name))]
+
+
 def model_bytes(model) -> int:
     """Bytes of all parameters, buffers and quantization states, each storage counted once."""
     seen: dict[tuple, int] = {}
-    for tensor in [*model.parameters(), *model.buffers()]:
-        seen[(str(tensor.device), tensor.data_ptr())] = tensor_bytes(tensor)
+    for held in [*model.parameters(), *model.buffers()]:
+        for tensor in parts_of(held):
+            seen[(str(tensor.device), tensor.data_ptr())] = tensor_bytes(tensor)
     total = sum(seen.values())
     for module in model.modules():
         state = getattr(getattr(module, "weight", None), "quant_state", None)
