@@ -8,6 +8,7 @@ import shutil
 import sys
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 from quantharm.common import warm_start
 from quantharm.config import derived_methods, engines, methods, names, resources, tasks as task_lists
@@ -267,3 +268,45 @@ def charts_and_tables(folder, model, charts, tables):
             marks = {"caption": caption, "category": f"{label.title()}s", "labels": {"model": model, label: title}}
             files += [report(f"{file}.{shown}", **marks), f"{file}.{beside}"]
     return files
+
+
+def answers_tasks(model):
+    return bool(task_lists.tasks_of(config, model))
+
+
+def task_option(key):
+    """Function of the wildcards: a key of the `task_options` of the model's protocol."""
+    return lambda wildcards: protocol("task_options")(wildcards)[key]
+
+
+def tasks_as_json(wildcards):
+    return json.dumps(task_lists.tasks_of(config, wildcards.model))
+
+
+def own_task_files(wildcards):
+    """Input function: the user's YAML tasks and what they name."""
+    return task_lists.task_files(task_option("folder")(wildcards))
+
+
+def baseline_answers(wildcards):
+    """The baseline's answers, for every other method."""
+    return [] if wildcards.method == "baseline" else f"results/{wildcards.model}/baseline/tasks.parquet"
+
+
+def cell_files(model):
+    """What the summary reads of each cell of a model."""
+    return CELL_FILES + (TASK_FILES if answers_tasks(model) else [])
+
+
+def compared_files(wildcards):
+    """What the budget is judged on: the finished cells of the default run's models."""
+    records = [*(f"{stage}.json" for stage in CELL_RECORDS), *REPORTED_FILES]
+    models = [SimpleNamespace(model=model) for model in models_of_default_run()]
+    return [file for model in models for file in finished_files(model, records)]
+
+
+def earlier_run(wildcards):
+    """The summaries of the earlier run that the budget compares with."""
+    against = config["budget"]["against"]
+    files = [against, *(f"{against}/{model}/summary.json" for model in models_of_default_run())] if against else []
+    return [file for file in files if os.path.isfile(file)]

@@ -2,28 +2,12 @@
 #
 # Snakemake deletes the outputs of a job that fails. So two rules: `budget` judges and writes, and `gate`, which has no
 # outputs, fails where a limit is breached; what was written stays, and each call of this target asks again.
-from types import SimpleNamespace
-
 from quantharm.gating.limits import has_limits
 
 HAS_LIMITS = has_limits(config["budget"])
 NO_LIMITS = (
     "error: `budget:` in the config limits nothing, so there is nothing to gate; give it a limit, `kl_nats: 0.05`"
 )
-
-
-def compared_files(wildcards):
-    """What the budget is judged on: the finished cells of the default run's models."""
-    records = [*(f"{stage}.json" for stage in CELL_RECORDS), *REPORTED_FILES]
-    models = [SimpleNamespace(model=model) for model in models_of_default_run()]
-    return [file for model in models for file in finished_files(model, records)]
-
-
-def earlier_run(wildcards):
-    """The summaries of the earlier run that the budget compares with."""
-    against = config["budget"]["against"]
-    files = [against, *(f"{against}/{model}/summary.json" for model in models_of_default_run())] if against else []
-    return [file for file in files if os.path.isfile(file)]
 
 
 rule gate:

@@ -7,11 +7,6 @@ CELL_FILES = [
 ]
 
 
-def cell_files(model):
-    """What the summary reads of each cell of a model."""
-    return CELL_FILES + (TASK_FILES if answers_tasks(model) else [])
-
-
 use rule stage as summary with:
     """One table of a model's cells."""
     input:

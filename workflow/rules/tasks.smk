@@ -3,29 +3,6 @@
 TASK_FILES = ["tasks.json", "tasks.parquet"]
 
 
-def answers_tasks(model):
-    return bool(task_lists.tasks_of(config, model))
-
-
-def task_option(key):
-    """Function of the wildcards: a key of the `task_options` of the model's protocol."""
-    return lambda wildcards: protocol("task_options")(wildcards)[key]
-
-
-def tasks_as_json(wildcards):
-    return json.dumps(task_lists.tasks_of(config, wildcards.model))
-
-
-def own_task_files(wildcards):
-    """Input function: the user's YAML tasks and what they name."""
-    return task_lists.task_files(task_option("folder")(wildcards))
-
-
-def baseline_answers(wildcards):
-    """The baseline's answers, for every other method."""
-    return [] if wildcards.method == "baseline" else f"results/{wildcards.model}/baseline/tasks.parquet"
-
-
 use rule model_stage as tasks with:
     """Answer tasks of lm-evaluation-harness, and compare each answer with the baseline's."""
     input:

@@ -22,6 +22,7 @@ INK, MUTED, GRID, PAGE = "#1f2430", "#5c6370", "#d9dce1", "#ffffff"
 COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6bb1", "#7f7f7f"]
 SHAPES = ["circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-right", "triangle-left"]
 PNG_SCALE = 2.0
+KL_FLOOR = 1e-8  # nats; smaller ones, zero and rounding below it, are drawn here on logarithmic axes
 TITLES = FIGURES | OVERVIEW_FIGURES
 
 

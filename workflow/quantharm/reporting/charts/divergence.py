@@ -13,6 +13,7 @@ from quantharm.common.records.perplexity import KlOfBin
 from quantharm.reporting.charts.base import (
     COLOURS,
     INK,
+    KL_FLOOR,
     Figure,
     entry,
     figure_of,
@@ -26,7 +27,6 @@ from quantharm.reporting.charts.base import (
 from quantharm.reporting.format import number
 from quantharm.reporting.results import Cell, Results
 
-KL_FLOOR = 1e-8  # nats; smaller ones, and rounding below zero, are drawn here
 BINS = 60
 
 

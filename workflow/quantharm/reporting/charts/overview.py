@@ -3,7 +3,17 @@
 import altair
 import pandas
 
-from quantharm.reporting.charts.base import MUTED, Figure, dots, entry, figure_of, log_ticks, marked, nothing_to_show
+from quantharm.reporting.charts.base import (
+    KL_FLOOR,
+    MUTED,
+    Figure,
+    dots,
+    entry,
+    figure_of,
+    log_ticks,
+    marked,
+    nothing_to_show,
+)
 from quantharm.reporting.format import listing, number, percent
 from quantharm.reporting.names import OVERVIEW_FIGURES
 from quantharm.reporting.results import Results
@@ -33,7 +43,10 @@ def overview_figures(models: list[Results]) -> list[Figure]:
         return chart.facet(row=row, spacing=14)
 
     def against_size() -> altair.FacetChart:
-        rows = [entry(c, c.row["kl_nats_mean"], model=c.row["model"], compression=c.row["compression"]) for c in judged]
+        rows = [
+            entry(c, max(KL_FLOOR, c.row["kl_nats_mean"]), model=c.row["model"], compression=c.row["compression"])
+            for c in judged
+        ]
         data = pandas.DataFrame(rows)
         ticks = altair.Axis(values=log_ticks(data["value"].min() / 2, data["value"].max() * 2), format="~g")
         points = altair.Chart(data).mark_point(filled=True, size=110, opacity=0.95)

@@ -6,7 +6,7 @@ from typing import Any
 import altair
 import pandas
 
-from quantharm.reporting.charts.base import COLOURS, INK, MUTED, Figure, log_ticks, marked
+from quantharm.reporting.charts.base import COLOURS, INK, KL_FLOOR, MUTED, Figure, log_ticks, marked
 
 
 def noise_chart(rows: Sequence[Mapping[str, Any]]) -> Figure:
@@ -45,12 +45,14 @@ def calibration_chart(rows: Sequence[Mapping[str, Any]], defaults: dict[str, flo
     points = [
         {
             "samples": f"{row['method']}: {row['text'] or row['corruption'].replace('_', ' ')}",
-            "kl": row["quantized_kl_nats_mean"],
+            "kl": max(KL_FLOOR, row["quantized_kl_nats_mean"]),
             "checks": "noticed by the checks" if row["faults"] else "not noticed",
         }
         for row in rows
     ]
-    points += [{"samples": name, "kl": kl, "checks": "of the default run"} for name, kl in defaults.items()]
+    points += [
+        {"samples": name, "kl": max(KL_FLOOR, kl), "checks": "of the default run"} for name, kl in defaults.items()
+    ]
     data = pandas.DataFrame(points)
     ticks = altair.Axis(values=log_ticks(data["kl"].min() / 2, data["kl"].max() * 2), format="~g")
     title = "Mean KL, nats (logarithmic)"
