@@ -21,6 +21,14 @@ print(os.getpid(), os.environ.get("QUANTHARM_WARM_START"), file=sys.stderr, flus
 PATIENCE = 120  # seconds until something hangs for good
 
 
+@pytest.fixture(autouse=True, scope="module")
+def interrupts():
+    """A program that was started in the background ignores SIGINT, and so would all that it starts."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def until(condition):
     for _ in range(PATIENCE * 20):
         if condition():
