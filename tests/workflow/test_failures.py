@@ -49,16 +49,17 @@ def test_a_failed_stage_runs_again_alone(finished):
 
 
 def test_a_damaged_result_is_named_and_its_advice_works(finished):
-    """checks reads a damaged perplexity.json: it says so, and deleting the file as it says repairs the run."""
+    """divergence reads a damaged perplexity.json: it says so, and deleting the file as it says repairs the run."""
     finished.path("nf4/perplexity.json").write_text('{"protocol"', encoding="utf-8")
     finished.path("nf4/checks.json").unlink()
     failed = finished.snakemake("results/reference/nf4/checks.json", "--quiet", "host", "reason")
     assert failed.code != 0
-    log = (finished / "results/logs/checks/reference/nf4.log").read_text(encoding="utf-8")
+    log = (finished / "results/logs/divergence/reference/nf4.log").read_text(encoding="utf-8")
     assert "error: results/reference/nf4/perplexity.json is damaged" in log
     assert "Traceback" not in log
     finished.path("nf4/perplexity.json").unlink()
-    assert finished.jobs() == {job("nf4", "perplexity"), job("nf4", "checks")} | ENDS
+    of_it = ("perplexity", "divergence", "integrity", "checks")  # divergence repeats its figures of the text
+    assert finished.jobs() == {job("nf4", stage) for stage in of_it} | ENDS
 
 
 def test_a_killed_quantization_is_retried_and_gives_the_same_checkpoint(finished, monkeypatch):

@@ -47,10 +47,10 @@ BATCHES = {
     "model stages": {
         job("int8", "quantize"): f"{RECORDS}/int8/quantization.json",
         job("nf4", "generation"): f"{RECORDS}/nf4/generation.json",
-        job("nf4", "perplexity"): f"{RECORDS}/nf4/perplexity.json",
+        job("awq", "perplexity"): f"{RECORDS}/awq/perplexity.json",
         job("nf4", "divergence"): f"{RECORDS}/nf4/divergence.json",
         job("baseline", "checks"): f"{RECORDS}/baseline/checks.json",
-        job("awq", "integrity"): f"{RECORDS}/awq/integrity.json",
+        job("baseline", "integrity"): f"{RECORDS}/baseline/integrity.json",
     },
     "the store": {LOGITS: f"{RECORDS}/baseline/logits.json"},
     "what is fetched": {FETCH: f"{RECORDS}/source.json", TEXT: "results/texts/builtin.json"},
@@ -71,7 +71,8 @@ STAGES = {
 }
 # Rules outside the default run. Random weights are killed in a test of their own; what the others write goes through
 # the same write_json, write_parquet and `replacing`.
-TARGETS_OF_THEIR_OWN = {"synthesize", "noise_sweep", "calibration_study", "monitor"}
+TARGETS_OF_THEIR_OWN = {"synthesize", "noise_sweep", "calibration_study", "monitor", "budget", "gate", "card"}
+TARGETS_OF_THEIR_OWN |= {"fetch_tasks", "tasks"}  # where a protocol names tasks
 UNSTEADY = ("logs", "benchmarks")
 
 

@@ -133,5 +133,5 @@ def test_a_failed_check_leaves_its_cell_out_or_marks_it(finished):
     finished.run("results/reference/EVALUATION_SUMMARY.md", "--rerun-triggers", "mtime", "params", "input")
     assert methods(finished) == ["baseline", "int8", "nf4", "awq"]
     assert left_out(finished) == {}
-    assert "do not believe the figures of:** nf4 (bits\\_per\\_weight)" in texts(finished.path("."))[1]
+    assert "**Failed checks.** nf4: bits" in texts(finished.path("."))[1]
     assert finished.jobs() >= ALL

@@ -7,6 +7,7 @@ import pytest
 from workflow_project import ALL, METHODS, TEXT, cell, everything
 
 HUB_MODELS = ("phi-3-mini", "mistral-7b-instruct", "qwen2.5-0.5b-instruct")
+TASKS = {f"reference × {method}: tasks" for method in METHODS} | {"reference: fetch the tasks' data"}
 ENVIRONMENT = "the evaluation environment, from envs/evaluation.txt (once; some minutes)"
 
 
@@ -19,11 +20,11 @@ def test_a_model_outside_the_default_run_needs_its_targets_name_alone(shipped, m
 
 
 def test_the_default_run(shipped):
-    assert shipped.jobs() == everything() | {TEXT, ENVIRONMENT} | ALL
+    assert shipped.jobs() == everything() | TASKS | {TEXT, ENVIRONMENT} | ALL
 
 
 def test_another_interpreter_builds_no_environment(shipped):
-    assert shipped.jobs("--config", "python=/usr/bin/python3") == everything() | {TEXT} | ALL
+    assert shipped.jobs("--config", "python=/usr/bin/python3") == everything() | TASKS | {TEXT} | ALL
 
 
 @pytest.mark.parametrize(
@@ -31,7 +32,7 @@ def test_another_interpreter_builds_no_environment(shipped):
 )
 @pytest.mark.parametrize("cores", [1, 8])
 def test_cores_and_resources_change_no_job(shipped, arguments, cores):
-    assert shipped.jobs(*arguments, cores=cores) == everything() | {TEXT, ENVIRONMENT} | ALL
+    assert shipped.jobs(*arguments, cores=cores) == everything() | TASKS | {TEXT, ENVIRONMENT} | ALL
 
 
 def test_a_model_of_ones_own_by_the_command_line(small, tmp_path):

@@ -83,7 +83,7 @@ def score_against_store(
         divergence.add(window, position, measures)
 
     sequences = dict(zip(numbers, windows, strict=True))
-    pieces = pieces_of(model, store, sequences, lambda _, category: category == TEXT_CATEGORY, progress)
+    pieces = pieces_of(model, store, sequences, lambda _, category: category == TEXT_CATEGORY, progress, "perplexity")
     with background_scorer(model.device) as in_background:
         for piece in pieces:
             in_background(score, keep, [piece])

@@ -21,7 +21,10 @@ rule gate:
     conda:
         "../../envs/evaluation.yaml"
     params:
-        **command("gate", budget="{input.budget}"),
+        **command(
+            "gate",
+            budget="{input.budget}",
+        ),
         python=PYTHON,
         says=NO_LIMITS,
     message:

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from limits import HUNG_SECONDS
 
 from quantharm.common import warm_start
 
@@ -18,7 +19,6 @@ print("output", sys.argv[1:], os.environ.get("COLOUR"), os.getcwd(), "decimal" i
 print(os.getpid(), os.environ.get("QUANTHARM_WARM_START"), file=sys.stderr, flush=True)
 {ending}
 """
-PATIENCE = 120  # seconds until something hangs for good
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -30,7 +30,7 @@ def interrupts():
 
 
 def until(condition):
-    for _ in range(PATIENCE * 20):
+    for _ in range(HUNG_SECONDS * 20):
         if condition():
             return
         time.sleep(0.05)
@@ -82,7 +82,7 @@ def stage(server, tmp_path):
 
 def test_a_stage_has_its_callers_words_folder_and_environment_and_the_servers_imports(stage, tmp_path):
     process = stage("", "--flag", "a value", COLOUR="green")
-    out, err = process.communicate(timeout=PATIENCE)
+    out, err = process.communicate(timeout=HUNG_SECONDS)
     assert out == f"output ['--flag', 'a value'] green {tmp_path} True\n"
     forked, variable = err.split()
     assert (int(forked) != process.pid, variable, process.returncode) == (True, "None", 0)
@@ -99,14 +99,14 @@ def test_a_stage_has_its_callers_words_folder_and_environment_and_the_servers_im
 )
 def test_it_ends_as_the_fork_ended(stage, ending, code, words):
     process = stage(ending)
-    _, err = process.communicate(timeout=PATIENCE)
+    _, err = process.communicate(timeout=HUNG_SECONDS)
     assert process.returncode == code
     assert words in err
 
 
 def test_an_edited_module_counts(stage):
-    stage("print('first')").communicate(timeout=PATIENCE)
-    out, _ = stage("print('second')").communicate(timeout=PATIENCE)
+    stage("print('first')").communicate(timeout=HUNG_SECONDS)
+    out, _ = stage("print('second')").communicate(timeout=HUNG_SECONDS)
     assert out.endswith("second\n")
 
 
@@ -117,7 +117,7 @@ def test_an_interruption_reaches_the_fork(stage):
     )
     until(lambda: process.stdout.readline() == "ready\n")
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=PATIENCE)
+    _, err = process.communicate(timeout=HUNG_SECONDS)
     assert (process.returncode, err.splitlines()[1:]) == (1, ["error: interrupted"])
 
 
@@ -125,7 +125,7 @@ def test_a_fork_does_not_outlive_its_caller(stage):
     process = stage("time.sleep(600)")
     fork = int(process.stderr.readline().split()[0])
     process.kill()
-    process.communicate(timeout=PATIENCE)
+    process.communicate(timeout=HUNG_SECONDS)
     until(lambda: gone(fork))
 
 
@@ -134,7 +134,7 @@ def test_what_a_cluster_started_is_started_as_ever(stage):
     other = subprocess.Popen(["sleep", "600"])
     for keywords in ({"run": other.pid}, {"folder": "/nowhere"}):
         process = stage("", **keywords)
-        out, err = process.communicate(timeout=PATIENCE)
+        out, err = process.communicate(timeout=HUNG_SECONDS)
         assert int(err.split()[0]) == process.pid
         assert out.endswith("False\n")
     other.kill()
@@ -160,7 +160,7 @@ def test_the_first_job_starts_the_server_and_is_started_as_ever(stage, tmp_path,
     until(lambda: (folder / "socket").exists())
     run.kill()
     run.wait()  # and the server ends with its run
-    server.wait(PATIENCE)
+    server.wait(HUNG_SECONDS)
     assert not folder.exists()
 
 

@@ -173,13 +173,15 @@ def test_what_it_does_not_skip_still_has_to_be_quantized(tiny, save_checkpoint, 
     assert check["value"] < QUANTIZED_SHARE_LIMIT
 
 
-def test_a_head_that_a_foreign_config_quantizes_is_a_fault(tiny, save_checkpoint, tmp_path, make_cell):
-    """A list of its own drops transformers' default, which keeps the head."""
+def test_a_head_that_a_foreign_config_quantizes_is_told_and_no_fault(tiny, save_checkpoint, tmp_path, make_cell):
+    """A list of its own drops transformers' default, which keeps the head; of a method made here it is a fault."""
     source, resolved = foreign(tiny, save_checkpoint, tmp_path, ["down_proj"])
     cell = make_cell(source, "pretrained", {"resolved": resolved, "backend": None})
     check = check_method_is_real(cell.record, cell.matrices, cell.model)
-    assert check["status"] == "fail"
+    assert check["status"] == "pass"
     assert "head is quantized" in check["explanation"]
+    mine = check_method_is_real({**cell.record, "quantizer": "bitsandbytes_4bit"}, cell.matrices, cell.model)
+    assert mine["status"] == "fail"
 
 
 def test_matrices_that_awq_did_not_convert_are_no_fault(awq_checkpoint, tmp_path, make_cell):

@@ -169,11 +169,16 @@ def baseline_head(model, head: Logits, store: Path) -> Logits | None:
 
 
 def pieces_of(
-    model, store: Path, sequences: dict[str, list[int]], wanted: Wanted | None = None, progress: bool = True
+    model,
+    store: Path,
+    sequences: dict[str, list[int]],
+    wanted: Wanted | None = None,
+    progress: bool = True,
+    stage: str = "divergence",
 ) -> Iterator[Piece]:
     """The store's positions in order, with the model's logits from one forward pass a prompt or window.
 
-    sequences: prompt_id → all its token ids; wanted: which row groups, all.
+    sequences: prompt_id → all its token ids; wanted: which row groups, all. stage: what the bar of progress says.
 
     Raises UserError unless the store has all sequences, and these tokens.
     """
@@ -181,7 +186,7 @@ def pieces_of(
     from_states = baseline_head(model, head, store)
     vocabulary = model.get_output_embeddings().weight.shape[0]
     current, hidden, missing = None, torch.empty(0), dict.fromkeys(sequences)
-    with tqdm(total=len(sequences), desc="divergence", unit="prompt", mininterval=5, disable=not progress) as bar:
+    with tqdm(total=len(sequences), desc=stage, unit="prompt", mininterval=5, disable=not progress) as bar:
         for group in read_ahead(model, store, wanted):
             if group.prompt_id not in sequences:
                 raise UserError(f"the log-prob store {store} has {group.prompt_id}, which the trace lacks; delete both")

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from quantharm.common.errors import UserError
+from quantharm.quantizers import quantizer_named
 
 METHODS = ("awq",)
 GEMM_CHANNELS, IN_ORDER = (0, 2, 4, 6, 1, 3, 5, 7), tuple(range(8))
@@ -39,13 +40,12 @@ def unreadable(stated: dict[str, Any], device: str) -> str | None:
 def loading(
     checkpoint: Path, stated: dict[str, Any], backend: str | None, dtype: str, device: str
 ) -> Iterator[dict[str, Any]]:
-    from quantharm.quantizers.awq import backend_config, computing_in
-
+    maker: Any = quantizer_named("awq")
     reason = unreadable(stated, device)
     if reason:
         raise UserError(f"this AWQ checkpoint cannot be loaded: {reason}")
-    with computing_in(dtype):
-        yield {"quantization_config": backend_config(stated, backend, device)}
+    with maker.computing_in(dtype):
+        yield {"quantization_config": maker.backend_config(stated, backend, device)}
 
 
 def is_awq_linear(module) -> bool:
@@ -73,9 +73,8 @@ def inspect(name: str, module, checkpoint: Path):
 
 
 def compute_in_float32(model) -> None:
-    from quantharm.quantizers import awq
-
-    awq.compute_in_float32(model)
+    maker: Any = quantizer_named("awq")
+    maker.compute_in_float32(model)
 
 
 def is_gemv(tensors: dict[str, Any]) -> bool:

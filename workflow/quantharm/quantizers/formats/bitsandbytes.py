@@ -1,17 +1,21 @@
-"""bitsandbytes: LLM.int8, NF4 and FP4. The formats are described where they are made."""
+"""bitsandbytes: LLM.int8, NF4 and FP4. The formats are described where they are made.
+
+Those modules are asked for by name: what imports them runs again when one of them is edited, and fetch comes here.
+"""
 
 from pathlib import Path
+from typing import Any
+
+from quantharm.quantizers import quantizer_named
 
 METHODS = ("bitsandbytes",)
 
 
 def inspect(name: str, module, checkpoint: Path):
-    from quantharm.quantizers import bitsandbytes_4bit, bitsandbytes_int8
-
-    return bitsandbytes_4bit.inspect(name, module, checkpoint) or bitsandbytes_int8.inspect(name, module, checkpoint)
+    makers = [quantizer_named(maker) for maker in ("bitsandbytes_4bit", "bitsandbytes_int8")]
+    return makers[0].inspect(name, module, checkpoint) or makers[1].inspect(name, module, checkpoint)
 
 
 def compute_in_float32(model) -> None:
-    from quantharm.quantizers import bitsandbytes_4bit
-
-    bitsandbytes_4bit.compute_in_float32(model)
+    four_bits: Any = quantizer_named("bitsandbytes_4bit")
+    four_bits.compute_in_float32(model)
