@@ -30,6 +30,9 @@ def quantize(source, settings, dtype, device, gpus, output: Path, calibration) -
 
 def load(folder: Path, settings, source, dtype: str, device: str, gpus: int):
     from quantharm.models.loading import load_checkpoint, torch_dtype
+
+    # The families ask for these by name; imported here, so that a pretrained cell runs again when one is edited.
+    from quantharm.quantizers import awq, bitsandbytes_4bit, bitsandbytes_int8  # noqa: F401
     from quantharm.quantizers.formats import families
     from quantharm.quantizers.stored_states import refuse_damaged
 
