@@ -4,11 +4,10 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
-from limits import HUNG_SECONDS
+from limits import HUNG_SECONDS, wait_until
 
 from quantharm.common import warm_start
 
@@ -30,10 +29,7 @@ def interrupts():
 
 
 def until(condition):
-    begin = time.monotonic()
-    while not condition():
-        assert time.monotonic() - begin < HUNG_SECONDS
-        time.sleep(0.05)
+    wait_until(condition, "what a warm start should do did not happen")
 
 
 def gone(process: int) -> bool:
