@@ -233,7 +233,7 @@ def choose_matrices(matrices: list) -> list:
     return walk[:KERNEL_MATRICES]
 
 
-def check_engine(record: QuantizationRecord, model, device: str, tokens: list[int]) -> CheckRecord:
+def check_engine(record: QuantizationRecord, model, device: str, tokenizer, text: str) -> CheckRecord:
     """The engine's distributions against those of the same weights in transformers, multiplied in float32.
 
     model: the cell's in transformers; it computes in float32 from here on. The engine's cache is exact here: what a
@@ -242,12 +242,14 @@ def check_engine(record: QuantizationRecord, model, device: str, tokens: list[in
     name = engines.other_engine(record["settings"])
     if name is None:
         return outcome("engine", None, None, ENGINE_LIMIT, "this cell runs in transformers")
+    tokens = tokenizer(text[:16_000])["input_ids"][:ENGINE_TOKENS]
     settings = {key: value for key, value in record["settings"].items() if key != "kv_cache"}
     with_exact_cache = record.copy()
     with_exact_cache["settings"] = settings
     served = engines.open_cell(with_exact_cache, device)
     set_compute_dtype(model, record["quantizer"], record["dtype"], device, "float32")
     kl = mean_kl(*(output_head(each)(last_hidden_states(each, tokens)).cpu() for each in (model, served)))
+    served.close()
     explanation = (
         f"mean KL divergence of {name} from the same file's weights multiplied in float32, over {len(tokens)} "
         "positions of the evaluation text, nats"
@@ -377,7 +379,7 @@ def main() -> None:
         second = head(last_hidden_states(model, tokens)).cpu()
         prompts = read_prompts(arguments.prompts)
         calibrated = calibration_evidence(record, model, head, tokenizer, cell, evaluation, prompts)
-        engine = check_engine(record, model, device, tokenizer(evaluation[:16_000])["input_ids"][:ENGINE_TOKENS])
+        engine = check_engine(record, model, device, tokenizer, evaluation)
     checks = [
         check_self_divergence(baseline["divergence"]),
         check_reload(first, second, device, repeated),

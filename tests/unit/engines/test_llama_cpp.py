@@ -8,7 +8,8 @@ from tiny_gguf import BUILT_IN, random_model, write_gguf
 from transformers import AutoTokenizer
 
 from quantharm.common.errors import UserError
-from quantharm.engines.llama_cpp import MOST_TOKENS, LlamaCppModel, check_vocabulary
+from quantharm.engines.llama_cpp import MOST_TOKENS, LlamaCppModel, check_vocabulary, open_cell
+from quantharm.models.loading import hash_weights
 from quantharm.scoring.forward import last_hidden_states, output_head
 from quantharm.speed.decoding import continue_greedily
 
@@ -108,6 +109,19 @@ def test_a_damaged_file_ends_in_one_sentence(model, tmp_path, content):
     path.write_bytes(content)
     with pytest.raises(UserError, match="cannot load"):
         served(path, model)
+
+
+@pytest.mark.parametrize("named", ["the file", "its folder"])
+def test_a_cell_is_opened_from_a_file_or_its_folder(model, file, tmp_path, named):
+    record = {
+        "checkpoint": str(file if named == "the file" else file.parent),
+        "weight_files": hash_weights(file.parent),
+        "settings": {"engine": "llama.cpp", "kv_cache": EXACT},
+        "source": {"path": str(BUILT_IN), "trust_remote_code": False},
+    }
+    assert kl(model, open_cell(record, "cpu"), ids_of(20)).max() < 1e-6
+    with pytest.raises(UserError, match="reads GGUF files"):
+        open_cell(record | {"checkpoint": str(tmp_path), "weight_files": []}, "cpu")
 
 
 def test_what_it_is_stands_in_its_description(model, file):

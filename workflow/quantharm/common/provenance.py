@@ -152,6 +152,11 @@ def filled_here(store: Mapping[str, Any], device: str) -> bool:
     return all(store.get(key) == value for key, value in here.items())
 
 
+def threads_of_process() -> int:
+    """Threads that this process was given for its products."""
+    return int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
+
+
 def provenance(device: str, dtype: str | None = None, compute_dtype: str | None = None) -> Provenance:
     """What produced a record; `device` is `cpu` or `cuda`.
 
@@ -165,7 +170,7 @@ def provenance(device: str, dtype: str | None = None, compute_dtype: str | None 
         "versions": versions(),
         "git_commit": git_commit(),
         "host_cpu": cpu_name(),
-        "threads": int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1),
+        "threads": threads_of_process(),
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }

@@ -5,7 +5,8 @@ from typing import Any
 TRANSFORMERS, LLAMA_CPP = "transformers", "llama.cpp"
 MODULES = {LLAMA_CPP: "llama_cpp"}  # in the room engines
 FILES = {LLAMA_CPP: ("gguf", "pretrained")}  # the quantizers whose checkpoints an engine can read
-LLAMA_CACHE_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
+# {type of keys or values in llama.cpp: its number in ggml}
+LLAMA_CACHE_TYPES = {"f32": 0, "f16": 1, "bf16": 30, "q8_0": 8, "q5_1": 7, "q5_0": 6, "q4_1": 3, "q4_0": 2}
 STEP = 16  # tokens; engines/quantized_cache.py scores in such steps
 
 ENGINE: dict[str, Any] = {

@@ -4,7 +4,6 @@ llama.cpp keeps keys and values in a cache of its own and reads them from there,
 cache (`kv_cache:`) every score is of what attention reads when the file is served.
 """
 
-import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,10 +11,13 @@ from typing import Any
 import numpy
 import torch
 
+from quantharm.common.checkpoint_files import gguf_file
 from quantharm.common.errors import UserError
+from quantharm.common.provenance import threads_of_process
 from quantharm.common.records.parts import EngineRecord
 from quantharm.common.records.quantization import CheckpointRecord
-from quantharm.engines.llama_library import ANY_LAYERS, CACHE_TYPES, identity, library, said
+from quantharm.config.engines import LLAMA_CACHE_TYPES
+from quantharm.engines.llama_library import ANY_LAYERS, identity, library, said
 
 MOST_TOKENS = 512  # of one call: their logits exist at once in the library, in float32
 DEFAULT_CACHE = "f16"
@@ -65,7 +67,7 @@ class LlamaCppModel:
         parameters = self.library.llama_context_default_params()
         parameters.context, parameters.batch, parameters.physical_batch = tokens, MOST_TOKENS, MOST_TOKENS
         parameters.threads = parameters.threads_batch = self.threads
-        parameters.type_k, parameters.type_v = (CACHE_TYPES[self.kv_cache[part]] for part in ("keys", "values"))
+        parameters.type_k, parameters.type_v = (LLAMA_CACHE_TYPES[self.kv_cache[part]] for part in ("keys", "values"))
         if self.kv_cache["values"] not in EXACT_CACHES:
             parameters.flash_attention = 1  # quantized values are read by it alone
         if self.state:
@@ -83,7 +85,7 @@ class LlamaCppModel:
 
     def begin(self, tokens: int) -> None:
         """Begin a new sequence of so many tokens, and some more after them."""
-        self.make_room(tokens + MORE_TOKENS if tokens + MORE_TOKENS > self.context else 0)
+        self.make_room(tokens + MORE_TOKENS)
         self.library.llama_memory_clear(self.memory, True)
         self.kept = 0
 
@@ -94,11 +96,11 @@ class LlamaCppModel:
         parts = []
         for start in range(0, len(ids), MOST_TOKENS):
             part = ids[start : start + MOST_TOKENS]
-            self.fill(part, last_only and start + len(part) == len(ids), last_only)
+            outputs = int(start + len(part) == len(ids)) if last_only else len(part)
+            self.fill(part, outputs)
             if code := self.library.llama_decode(self.state, self.batch):
                 raise UserError(f"llama.cpp failed on {self.path} (llama_decode gave {code}): {'; '.join(said())}")
             self.kept += len(part)
-            outputs = len(part) if not last_only else int(start + len(part) == len(ids))
             if outputs:
                 array = numpy.ctypeslib.as_array(
                     self.library.llama_get_logits(self.state), (outputs, self.vocabulary_size)
@@ -106,14 +108,14 @@ class LlamaCppModel:
                 parts.append(torch.from_numpy(array.copy()))  # the library's own is overwritten by the next call
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
-    def fill(self, ids: list[int], is_end: bool, last_only: bool) -> None:
-        """The library's batch: ids at the next positions of sequence 0, logits wanted of all or of the last."""
+    def fill(self, ids: list[int], outputs: int) -> None:
+        """The library's batch: ids at the next positions of sequence 0; logits are wanted of the last `outputs`."""
         batch = self.batch
         batch.count = len(ids)
         for i, token in enumerate(ids):
             batch.tokens[i], batch.positions[i] = token, self.kept + i
             batch.sequence_counts[i], batch.sequences[i][0] = 1, 0
-            batch.wanted[i] = not last_only or (is_end and i == len(ids) - 1)
+            batch.wanted[i] = i >= len(ids) - outputs
 
     def __call__(self, input_ids: torch.Tensor, use_cache: bool = False, logits_to_keep: int = 0, **cache) -> Answer:
         """As a model of transformers: input_ids [1, n]; `past_key_values` goes on with the last call's sequence."""
@@ -170,10 +172,9 @@ def check_vocabulary(model: LlamaCppModel, tokenizer) -> None:
                 f"token {token} is {theirs!r} in {model.path} and {text!r} in the model's tokenizer; it is not a file "
                 "of this model"
             )
-    for kind, theirs in (("bos", model.library.llama_vocab_bos(model.vocabulary)),):
-        ours = getattr(tokenizer, f"{kind}_token_id")
-        if ours is not None and theirs >= 0 and ours != theirs:
-            raise UserError(f"{model.path} begins texts with token {theirs}, the model's tokenizer with token {ours}")
+    first, ours = model.library.llama_vocab_bos(model.vocabulary), tokenizer.bos_token_id
+    if ours is not None and first >= 0 and ours != first:
+        raise UserError(f"{model.path} begins texts with token {first}, the model's tokenizer with token {ours}")
 
 
 def open_cell(record: CheckpointRecord, device: str) -> LlamaCppModel:
@@ -182,17 +183,15 @@ def open_cell(record: CheckpointRecord, device: str) -> LlamaCppModel:
 
     from quantharm.models.loading import load_tokenizer, verify_weights
 
-    folder, source = Path(record["checkpoint"]), record["source"]
-    verify_weights(folder, record["weight_files"])
-    files = sorted(file["name"] for file in record["weight_files"] if file["name"].endswith(".gguf"))
-    if not files:
-        raise UserError(
-            f"engine llama.cpp reads GGUF files, and {folder} holds none; take another `engine:` or checkpoint"
-        )
+    checkpoint, source = Path(record["checkpoint"]), record["source"]
+    verify_weights(checkpoint, record["weight_files"])
+    file = gguf_file(checkpoint)
+    if file is None:
+        raise UserError(f"engine llama.cpp reads GGUF files, and {checkpoint} is none; choose another `engine:`")
     config = AutoConfig.from_pretrained(
         source["path"], trust_remote_code=source["trust_remote_code"], local_files_only=True
     )
-    threads = int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
-    model = LlamaCppModel(folder / files[0], config, threads, record["settings"].get("kv_cache") or {}, device)
+    kv_cache = record["settings"].get("kv_cache") or {}
+    model = LlamaCppModel(file, config, threads_of_process(), kv_cache, device)
     check_vocabulary(model, load_tokenizer(source))
     return model

@@ -10,7 +10,7 @@ import ctypes
 import functools
 import importlib.metadata
 import importlib.util
-from ctypes import POINTER, c_bool, c_char_p, c_float, c_int8, c_int32, c_int64, c_size_t, c_uint8, c_uint32, c_void_p
+from ctypes import POINTER, c_bool, c_char_p, c_float, c_int8, c_int32, c_size_t, c_uint8, c_uint32, c_void_p
 from pathlib import Path
 from typing import Any, ClassVar, TypedDict
 
@@ -20,9 +20,6 @@ PACKAGE = "xllamacpp"
 ERROR_LEVEL = 4
 LAST_LINES = 2  # errors that the library reported, for the message of a failure
 ANY_LAYERS = -1  # as many layers on a GPU as there are
-
-# The numbers of ggml's types that a cache of keys and values can have.
-CACHE_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q5_0": 6, "q5_1": 7, "q8_0": 8, "bf16": 30}
 
 
 class ModelParameters(ctypes.Structure):
@@ -103,9 +100,7 @@ FUNCTIONS = {
     "llama_model_load_from_file": (c_void_p, [c_char_p, ModelParameters]),
     "llama_model_free": (None, [c_void_p]),
     "llama_model_get_vocab": (c_void_p, [c_void_p]),
-    "llama_model_desc": (c_int32, [c_void_p, c_char_p, c_size_t]),
     "llama_model_size": (ctypes.c_uint64, [c_void_p]),
-    "llama_model_n_ctx_train": (c_int32, [c_void_p]),
     "llama_vocab_n_tokens": (c_int32, [c_void_p]),
     "llama_vocab_get_text": (c_char_p, [c_void_p, c_int32]),
     "llama_vocab_bos": (c_int32, [c_void_p]),
@@ -119,7 +114,6 @@ FUNCTIONS = {
     "llama_batch_free": (None, [Batch]),
     "llama_decode": (c_int32, [c_void_p, Batch]),
     "llama_get_logits": (POINTER(c_float), [c_void_p]),
-    "llama_time_us": (c_int64, []),
 }
 
 
