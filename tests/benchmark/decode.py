@@ -12,6 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from quantharm.config.architectures import read_architecture
+from quantharm.models import attention
 from quantharm.models.loading import choose_device, quiet
 from quantharm.speed.benchmark import benchmark
 from quantharm.speed.cuda_graph import captured_decoder
@@ -52,6 +53,7 @@ def to_nf4(model) -> None:
 
 
 def random_model(configuration, device: str):
+    attention.without_plans()
     torch.manual_seed(0)
     with torch.device(device):
         return AutoModelForCausalLM.from_config(configuration, dtype=torch.bfloat16).eval()

@@ -227,6 +227,9 @@ def load_cell(record: CheckpointRecord, device: str, compute_dtype: str | None =
 
 def load_in_transformers(record: CheckpointRecord, device: str, compute_dtype: str | None = None):
     """load_as_stored, with its matrices multiplied as set_compute_dtype says."""
+    from quantharm.models import attention
+
+    attention.without_plans()
     model = load_as_stored(record, device)
     set_compute_dtype(model, record["quantizer"], record["dtype"], device, compute_dtype)
     return model

@@ -19,6 +19,7 @@ from transformers.cache_utils import CacheLayerMixin, LinearAttentionCacheLayerM
 
 from quantharm.common.records.generation import BenchmarkRecord, Roofline
 from quantharm.common.text import context_length
+from quantharm.models import attention
 from quantharm.quantizers.quantized_layers import model_bytes, tensor_bytes
 from quantharm.speed.batches import batch_benchmark, batch_of_one
 from quantharm.speed.decoding import Cache, decode_one_token, prefill
@@ -90,6 +91,7 @@ def roofline(model, prompt: torch.Tensor, new_tokens: int, eager: float, capture
     }
 
 
+@attention.of_one_length()
 def benchmark(
     model,
     prompt_tokens: int,

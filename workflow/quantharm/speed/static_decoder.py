@@ -12,6 +12,7 @@ import torch
 from transformers.cache_utils import Cache, DynamicCache, StaticLayer
 
 from quantharm.common.text import language_config
+from quantharm.models import attention
 from quantharm.speed.decoding import Continuation, Stopped, never, prefill
 from quantharm.speed.device_meters import synchronise
 
@@ -122,7 +123,8 @@ class StaticDecoder:
 
     def step(self) -> None:
         """One token on: its logits, the next token, the next position; nothing of it waits for the host."""
-        logits = self.forward(self.token, self.position)
+        with attention.of_one_length():
+            logits = self.forward(self.token, self.position)
         if self.logits is None:
             self.logits = torch.empty_like(logits)
         self.logits.copy_(logits)
