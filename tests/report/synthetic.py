@@ -15,9 +15,9 @@ from quantharm.common.accuracy import Pairs, accuracy_interval, compare
 from quantharm.common.files import write_json, write_parquet
 from quantharm.common.paired import flat
 from quantharm.common.statistics import category_intervals, describe, stratified_mean
+from quantharm.reporting.summary_row import summarise_cell, task_figures
 from quantharm.scoring.depth import kl_by_depth
 from quantharm.scoring.text_divergence import TextDivergence
-from quantharm.summary import summarise_cell, task_figures
 
 HOSTILE = (
     "<script>alert('owned')</script> | a **b** `c` [x](javascript:y)\n"

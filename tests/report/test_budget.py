@@ -17,7 +17,7 @@ from quantharm.gating.judging import judged
 from quantharm.report import advice_on, by_the_budget, default_thresholds
 from quantharm.reporting.assessment import assess
 from quantharm.reporting.judgement import judge_all
-from quantharm.reporting.results import read_results
+from quantharm.reporting.reading import read_results
 
 SCHEMA = ROOT / "workflow" / "schemas" / "config.schema.yaml"
 

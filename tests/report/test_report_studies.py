@@ -12,7 +12,7 @@ from quantharm.common.paired import paired_figures
 from quantharm.report import default_thresholds
 from quantharm.reporting.names import FIGURES
 from quantharm.reporting.ranking import is_closer
-from quantharm.reporting.results import read_results
+from quantharm.reporting.reading import read_results
 from quantharm.reporting.tables.studies import calibration_caveat, calibration_table, monitor_table, noise_table
 
 THRESHOLDS = default_thresholds()

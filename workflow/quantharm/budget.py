@@ -14,7 +14,7 @@ from quantharm.gating.advice import advise, outcome
 from quantharm.gating.forms import junit, markdown
 from quantharm.gating.judging import judged, unfinished
 from quantharm.gating.limits import has_limits
-from quantharm.reporting.results import read_results
+from quantharm.reporting.reading import read_results
 
 
 def main() -> None:

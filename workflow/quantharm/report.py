@@ -29,16 +29,18 @@ from quantharm.reporting.charts.base import Figure, nothing_to_show
 from quantharm.reporting.charts.overview import overview_figures
 from quantharm.reporting.judgement import judge_all
 from quantharm.reporting.page import drawn, write_page
-from quantharm.reporting.results import Results, read_results
+from quantharm.reporting.reading import read_results
+from quantharm.reporting.results import Results
 from quantharm.reporting.tables.columns import text
 from quantharm.reporting.tables.overview import overview_tables
 from quantharm.reporting.tables.table import table_of, write_table
+from quantharm.reporting.thresholds import Thresholds
 
 NOTHING = "No cell of this model can be compared."
 SCHEMA = Path(__file__).parents[1] / "schemas" / "config.schema.yaml"
 
 
-def default_thresholds() -> dict[str, Any]:
+def default_thresholds() -> Thresholds:
     """The schema's defaults for the config's `report:`."""
     schema = yaml.safe_load(SCHEMA.read_text(encoding="utf-8"))["properties"]["report"]
     return with_defaults(schema["default"], schema)
@@ -82,7 +84,7 @@ def by_the_budget(
 
 
 def advice_on(models: list[Results], budget: dict[str, Any] | None) -> list[Advice]:
-    """What the budget says of each model; nothing without a budget."""
+    """The budget's advice on each model; nothing without a budget."""
     if budget is None or not has_limits(budget):
         return []
     return [advise(results, lines_of(results, budget), budget) for results in models]

@@ -3,20 +3,16 @@
 import pytest
 
 from quantharm.report import default_thresholds
+from quantharm.reporting.change_verdicts import change_verdict, speed_verdict, unsteadiness
+from quantharm.reporting.limit_verdicts import largest, risk_verdict, within
 from quantharm.reporting.results import other_hardware_kl
 from quantharm.reporting.verdicts import (
     Verdict,
-    change_verdict,
     harm_verdict,
     kl_verdict,
-    largest,
     level_of,
     other_hardware_percent,
     perplexity_verdict,
-    risk_verdict,
-    speed_verdict,
-    unsteadiness,
-    within,
 )
 
 KL = {"negligible": 0.01, "low": 0.05, "moderate": 0.1}

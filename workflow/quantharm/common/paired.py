@@ -6,11 +6,12 @@ from typing import Any
 
 import numpy
 
+from quantharm.common.answers import endings
 from quantharm.common.errors import UserError
 from quantharm.common.files import read_json, read_parquet
 from quantharm.common.records.divergence import DivergenceRecord
-from quantharm.common.records.summary import PairedPerplexity
-from quantharm.common.statistics import weighted_mean_interval
+from quantharm.common.records.summary import PairedAnswers, PairedPerplexity
+from quantharm.common.statistics import median_interval, weighted_mean_interval
 
 UNTABLED = ("subtasks", "prompts_sha256", "decoding")  # of a task's figures, in summary.json alone
 
@@ -50,6 +51,33 @@ def first_difference(mine: list[int], reference: list[int]) -> int | None:
         if a != b:
             return i
     return None if len(mine) == len(reference) else min(len(mine), len(reference))
+
+
+def paired_answers(cell: Path, baseline: Path) -> PairedAnswers:
+    """Answers that flipped against the baseline, where responses first differ, and how they end."""
+    columns = ["prompt_id", "token_ids", "correct", "stop_reason"]
+    mine = read_parquet(cell / "generation.parquet", columns).set_index("prompt_id")
+    reference = read_parquet(baseline / "generation.parquet", columns).set_index("prompt_id")
+    both = mine.merge(reference, left_index=True, right_index=True, suffixes=("", "_baseline"))
+    judged = both.dropna(subset=["correct", "correct_baseline"])
+    now, before = judged["correct"].astype(bool), judged["correct_baseline"].astype(bool)
+    positions = [
+        first_difference(list(a), list(b)) for a, b in zip(both["token_ids"], both["token_ids_baseline"], strict=True)
+    ]
+    differing = [p for p in positions if p is not None]
+    return {
+        "flips_right_to_wrong": int((before & ~now).sum()),
+        "flips_wrong_to_right": int((~before & now).sum()),
+        "identical_responses": len(positions) - len(differing),
+        "first_difference_median": float(numpy.median(differing)) if differing else None,
+        "first_difference_ci95": median_interval(differing),
+        **endings(
+            both[["token_ids", "stop_reason"]].to_dict("records"),
+            both[["token_ids_baseline", "stop_reason_baseline"]]
+            .set_axis(["token_ids", "stop_reason"], axis=1)
+            .to_dict("records"),
+        ),
+    }
 
 
 def flat(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Whether a cell is worse than in an earlier run, by intervals of the difference.
+"""Comparison with an earlier run: is a cell worse, by the interval of the difference?
 
 The earlier run is its summary.json, or a folder of results. Where the cell's own Parquet files lie beside the summary
 and are of the same trace and windows, differences are paired, prompt by prompt and window by window; else the two
@@ -22,8 +22,9 @@ from quantharm.common.statistics import mean_of_means, stratified_mean, weighted
 from quantharm.gating.figures import NO_TASKS, SYNTHETIC
 from quantharm.gating.limits import WORSE_KINDS, Limit
 from quantharm.gating.verdicts import Bounds, Figure
+from quantharm.reporting.differences import process_spread
 from quantharm.reporting.format import listing
-from quantharm.reporting.results import Cell, Results, process_spread
+from quantharm.reporting.results import Cell, Results
 
 Row = dict[str, Any]
 SAME_TEXT = ("perplexity_protocol", "text_tokens_sha256")
@@ -56,7 +57,7 @@ def worse_limits(budget: dict[str, Any]) -> list[Limit]:
 
 
 def figure_against(limit: Limit, cell: Cell, results: Results, earlier: Earlier | None) -> Figure:
-    """How much worse the cell is; one without a value says why the runs cannot be compared."""
+    """The worsening of the cell; one without a value says why the runs cannot be compared."""
     key = limit.key.removeprefix("worse.")
     if earlier is None or cell.method not in earlier.rows or BASELINE not in earlier.rows:
         return Figure(None, missing="the earlier run has no such cell")
@@ -73,7 +74,7 @@ def figure_against(limit: Limit, cell: Cell, results: Results, earlier: Earlier 
 
 
 def differences(now: Row, then: Row, key: str) -> list[str]:
-    """What two rows of summary.json were measured or computed with in different ways, as far as a figure needs it."""
+    """Differences in how two rows of summary.json were measured or computed, as far as a figure depends on them."""
     needed = {"perplexity_change_percent": SAME_TEXT, "kl_nats": SAME_PROMPTS, "decode_rate_ratio": SAME_BENCHMARK}
     words = [name for name in needed.get(key, ()) if now.get(name) != then.get(name)]
     return words + list(computed_differently(now, then))

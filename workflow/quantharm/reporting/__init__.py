@@ -1,1 +1,1 @@
-"""What the stage `report` is made of: results read, judged, put into tables, charts and words."""
+"""Reporting: finished results read, judged, and put into tables, charts and words."""

@@ -1,4 +1,4 @@
-"""What speaks for a method and against it, and when to use it. Sentences made by rules.
+"""Strengths and weaknesses of a method, and when to use it: sentences made by rules.
 
 A sentence appears only where its rule holds, and every sentence names the figure that it rests on.
 """
@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 from quantharm.reporting.format import count, fixed, interval, listing, number, percent, share, size
 from quantharm.reporting.judgement import Judgement
+from quantharm.reporting.limit_verdicts import largest
 from quantharm.reporting.ranking import beaten_by
 from quantharm.reporting.results import Results
-from quantharm.reporting.verdicts import LEVELS, largest, level_of
+from quantharm.reporting.verdicts import LEVELS, level_of
 
 
 @dataclass(frozen=True)

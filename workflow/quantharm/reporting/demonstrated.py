@@ -1,13 +1,14 @@
-"""What a run shows over all of its methods: the harm that it demonstrates, and when to leave the model as it is."""
+"""The harm that a run demonstrates over all of its methods, and when to leave the model as it is."""
 
 from quantharm.reporting.format import count, fixed, interval, listing, number, size
 from quantharm.reporting.judgement import Judgement
+from quantharm.reporting.limit_verdicts import largest
 from quantharm.reporting.results import Results
-from quantharm.reporting.verdicts import LEVELS, largest
+from quantharm.reporting.verdicts import LEVELS
 
 
 def demonstrated_harm(results: Results, judged: dict[str, Judgement]) -> list[str]:
-    """What the run shows, each sentence with its figures; what it does not show is said too."""
+    """Sentences on the harm that the run shows, with their figures, and on what it does not show."""
     believed = [judged[cell.method] for cell in results.believed_methods]
     if not believed:
         return ["No method of this run passed its checks: nothing is demonstrated."]

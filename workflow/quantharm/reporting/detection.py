@@ -1,4 +1,4 @@
-"""What the scan for dequantized weights catches and what evades it, as tests/benchmark/integrity_detection.py measured.
+"""Rates of the scan for dequantized weights, and what evades it, as tests/benchmark/integrity_detection.py measured.
 
 That benchmark writes integrity-detection.csv, from which the report and the benchmark's own page are made alike.
 """

@@ -1,4 +1,4 @@
-"""What the harm looks like: the worst positions, and responses of baseline and method where they first differ."""
+"""Examples of the harm: the worst positions, and responses of baseline and method where they first differ."""
 
 from pathlib import Path
 from typing import Any

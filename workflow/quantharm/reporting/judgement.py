@@ -1,10 +1,11 @@
-"""What the figures of one method are called: the verdicts on its perplexity, divergence and speed, and its harm."""
+"""Verdicts on one method: its perplexity, divergence and speed, and its harm."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from quantharm.common.records.parts import Repeated
 from quantharm.reporting import verdicts
+from quantharm.reporting.change_verdicts import change_verdict, speed_verdict
 from quantharm.reporting.differences import decode_spread, prompts_spread, reachable_rate
 from quantharm.reporting.results import Cell, Results
 from quantharm.reporting.verdicts import Verdict
@@ -65,7 +66,7 @@ def prefill_of(cell: Cell, results: Results) -> Verdict:
     """Whether prefill takes measurably more or less time than the baseline's."""
     spread = spreads_of(results)[device_of(results)]
     percent, bounds = cell.changes["prefill_percent"]
-    change = verdicts.change_verdict(percent, bounds, "slower", "faster", rule=rule_of([spread]))
+    change = change_verdict(percent, bounds, "slower", "faster", rule=rule_of([spread]))
     return steady(change, lambda c: c.generation["benchmark"]["prefill_seconds"], cell, results)
 
 
@@ -75,7 +76,7 @@ def time_of(cell: Cell, results: Results) -> Verdict:
     spreads = [prompts_spread(side, device_of(results), spreads_of(results)) for side in sides]
     rule = f"paired by prompt: {rule_of(spreads)}"
     percent, bounds = cell.changes["seconds_percent"]
-    change = verdicts.change_verdict(percent, bounds, "slower", "faster", rule=rule)
+    change = change_verdict(percent, bounds, "slower", "faster", rule=rule)
     verdict = steady(change, lambda c: reachable_rate(c.generation["benchmark"]), cell, results)
     return with_kind(verdict, kinds(results, *(side["decoding"] for side in sides)))
 
@@ -85,7 +86,7 @@ def decode_of(cell: Cell, results: Results) -> Verdict:
     sides = [c.generation["benchmark"] for c in (cell, results.baseline)]
     spreads = [decode_spread(side, device_of(results), spreads_of(results)) for side in sides]
     percent, bounds = cell.decode_change
-    change = verdicts.change_verdict(percent, bounds, "faster", "slower", rule=rule_of(spreads))
+    change = change_verdict(percent, bounds, "faster", "slower", rule=rule_of(spreads))
     verdict = steady(change, lambda c: reachable_rate(c.generation["benchmark"]), cell, results)
     return with_kind(verdict, kind_of(cell, results))
 
@@ -95,7 +96,7 @@ def steady(change: Verdict, timing: Callable[[Cell], Repeated], cell: Cell, resu
     sides = [cell, results.baseline]
     limits = results.thresholds["unsteady_percent"], results.thresholds["busy_percent"]
     waited = max(map(waited_percent, sides))
-    return verdicts.speed_verdict(change, [timing(c) for c in sides], limits[0], waited, limits[1])
+    return speed_verdict(change, [timing(c) for c in sides], limits[0], waited, limits[1])
 
 
 def waited_percent(cell: Cell) -> float:

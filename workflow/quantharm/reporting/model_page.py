@@ -1,6 +1,6 @@
-"""What the report of one model shows: its tables, its charts, and the words between them.
+"""The report of one model: its tables, its charts, and the words between them.
 
-A table or a chart is a function of the results; where it stands on the page, templates/model.jinja says.
+A table or a chart is a function of the results; templates/model.jinja says where it stands on the page.
 """
 
 from collections.abc import Callable
@@ -32,6 +32,7 @@ from quantharm.reporting.tables import (
     whole,
 )
 from quantharm.reporting.tables.table import Table
+from quantharm.reporting.thresholds import Thresholds
 from quantharm.reporting.verdicts import other_hardware_percent, scale
 
 TABLES: list[Callable[[Results], Table]] = [
@@ -88,7 +89,7 @@ def figures(results: Results) -> list[Figure]:
 
 
 def words(results: Results, prompts: Path | None) -> dict[str, Any]:
-    """What model.jinja names beside tables and charts; prompts: the suite, to show prompts beside answers."""
+    """Values that model.jinja names beside tables and charts; prompts: the suite, to show prompts beside answers."""
     judged = judge_all(results)
     other_hardware, tokens = results.other_hardware_kl, results.baseline.perplexity["tokens_scored"]
     asked = examples.prompt_texts(prompts)
@@ -114,7 +115,7 @@ def words(results: Results, prompts: Path | None) -> dict[str, Any]:
     }
 
 
-def scales(thresholds: dict[str, Any]) -> dict[str, str]:
+def scales(thresholds: Thresholds) -> dict[str, str]:
     """The rules of the verdicts."""
     return {
         "kl": scale(thresholds["kl_nats"], " nats"),

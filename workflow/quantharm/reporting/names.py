@@ -1,4 +1,4 @@
-"""What a report is made of: the figures and tables by name, with their titles. Needs no library, so rules read it."""
+"""Figures and tables of a report by name, with their titles. Needs no library, so rules read it."""
 
 FIGURES = {
     "quality-against-size": "Quality against size",

@@ -1,4 +1,4 @@
-"""Which method beats which: smaller and measurably closer to the baseline."""
+"""One method beats another when it is at most as large and measurably closer to the baseline."""
 
 from quantharm.reporting.format import listing
 from quantharm.reporting.judgement import Judgement
@@ -34,7 +34,7 @@ def front_of(results: Results) -> list[str]:
 
 
 def front_sentence(results: Results) -> str:
-    """Which methods are worth their size, by what could be measured."""
+    """The methods that are worth their size, by what could be measured."""
     front = [method for method in front_of(results) if method != results.baseline.method]
     if not front:
         return "No method of this run is on the Pareto front of size against divergence."

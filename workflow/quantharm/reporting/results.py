@@ -1,7 +1,4 @@
-"""The finished result files of one model, and the paired differences from its baseline.
-
-Cells that did not run on one device, in one dtype and under one protocol are refused: their figures are not comparable.
-"""
+"""The results of one model as the report sees them: its cells, their records, and the differences from its baseline."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,9 +6,8 @@ from typing import Any
 
 import pandas
 
-from quantharm.common.constants import BASELINE, TEXT_CATEGORY
-from quantharm.common.errors import UserError
-from quantharm.common.files import read_json, read_parquet
+from quantharm.common.constants import TEXT_CATEGORY
+from quantharm.common.files import read_parquet
 from quantharm.common.left_out import LeftOut
 from quantharm.common.provenance import computed_differently
 from quantharm.common.records.checks import ChecksRecord
@@ -25,18 +21,13 @@ from quantharm.reporting.differences import (
     Bounds,
     Difference,
     captured_rate,
-    kl_differences,
-    process_spread,
-    prompt_changes,
-    prompts_spread,
-    speed_changes,
 )
+from quantharm.reporting.thresholds import Thresholds
 
 Row = dict[str, Any]  # a SummaryRow, whose figures are asked for by key
-STAGES = ("generation", "perplexity", "divergence")
 
 
-def other_hardware_kl(divergence: DivergenceRecord, thresholds: dict[str, Any]) -> float:
+def other_hardware_kl(divergence: DivergenceRecord, thresholds: Thresholds) -> float:
     """Mean KL in nats of one checkpoint between two processors: the config's for its dtype, or what its store measured.
 
     The store's figure is of rounding on one machine, and two add up to at most twice that. divergence: of any cell.
@@ -73,7 +64,7 @@ class Cell:
 
     @property
     def decoding(self) -> str:
-        """How it decodes as fast as a user can have it: captured where it could be, else eager."""
+        """The faster way to decode that a user can have: captured where it could be, else eager."""
         return "captured" if captured_rate(self.generation["benchmark"]) else "eager"
 
     @property
@@ -94,7 +85,7 @@ class Results:
     model: str
     folder: Path
     cells: list[Cell]
-    thresholds: dict[str, Any]  # the config's `report:`
+    thresholds: Thresholds
     left_out: list[LeftOut] = field(default_factory=list)  # cells that could not be finished
     kl_differences: dict[tuple[str, str], Difference] = field(default_factory=dict)
     calibration_study: CalibrationStudyRecord | None = None  # where `snakemake calibration` was run
@@ -124,7 +115,7 @@ class Results:
 
     @property
     def device(self) -> str:
-        """Where the model ran: `NVIDIA H200`, `NVIDIA H200 × 2` or `CPU: …`."""
+        """The device that the model ran on: `NVIDIA H200`, `NVIDIA H200 × 2` or `CPU: …`."""
         ran = self.baseline.generation["provenance"]
         return ran["device"] + (f" × {ran['gpus']}" if ran.get("gpus", 1) > 1 else "")
 
@@ -163,68 +154,6 @@ class Results:
     def categories_are_descriptive(self) -> bool:
         """Whether there are too few prompts to test a single category."""
         return self.prompts_per_category[0] < self.thresholds["prompts_to_test_a_category"]
-
-
-def read_cell(folder: Path, row: Row) -> Cell:
-    records = {stage: read_json(folder / f"{stage}.json") for stage in ("quantization", *STAGES, "checks")}
-    integrity = folder / "integrity.json"
-    measured = integrity.is_file() and row.get("integrity_verified", True) is not None  # else it is of an earlier run
-    return Cell(row["method"], row, **records, integrity=read_json(integrity) if measured else None, folder=folder)
-
-
-def read_results(folder: Path, thresholds: dict[str, Any]) -> Results:
-    """The results of one model, by the config's `report:`; raises UserError where cells cannot be compared."""
-    summary = read_json(folder / "summary.json")
-    rows = summary["cells"]
-    cells = [read_cell(folder / row["method"], row) for row in rows]
-    cells.sort(key=lambda cell: cell.method != BASELINE)
-    if not cells or cells[0].method != BASELINE:
-        raise UserError(f"{folder}/summary.json has no cell `{BASELINE}`; run the stage `summary` again")
-    require_comparable(cells)
-    for cell in cells[1:]:
-        cell.changes = changes_from_baseline(cell, cells[0], thresholds["speed_process_spread_percent"])
-    study, noise = folder / "calibration_study.json", folder / "noise_sweep.json"
-    history = folder / "monitor/history.parquet"
-    results = Results(
-        rows[0]["model"],
-        folder,
-        cells,
-        thresholds,
-        left_out=summary.get("left_out", []),
-        calibration_study=read_json(study) if study.is_file() else None,
-        noise_study=read_json(noise)["rows"] if noise.is_file() else None,
-        monitor_history=read_parquet(history) if history.is_file() else None,
-    )
-    folders = {cell.method: cell.folder for cell in results.methods}
-    results.kl_differences = kl_differences(folders, results.calibration_ranges, results.least_kl)
-    return results
-
-
-def changes_from_baseline(cell: Cell, baseline: Cell, spreads: dict[str, float]) -> dict[str, tuple[float, Bounds]]:
-    """{figure: (change, 95 % interval)} over prompts and of the benchmark."""
-    device = cell.generation["provenance"]["device_type"]
-    mine, reference = cell.generation["benchmark"], baseline.generation["benchmark"]
-    spread = process_spread(*(prompts_spread(c.generation, device, spreads) for c in (cell, baseline)))
-    over_prompts = prompt_changes(cell.folder, baseline.folder, spread)
-    return over_prompts | speed_changes(mine, reference, device, spreads)
-
-
-def require_comparable(cells: list[Cell]) -> None:
-    """One device, one dtype and one way to compute in every stage of every cell, one perplexity protocol."""
-    baseline = cells[0]
-    for cell in cells:
-        for stage in STAGES:
-            differing = computed_differently(getattr(cell, stage)["provenance"], baseline.generation["provenance"])
-            for key, (mine, reference) in differing.items():
-                raise UserError(
-                    f"{cell.row['model']} × {cell.method} ran its stage {stage} with {key} {mine!r} and the "
-                    f"baseline with {reference!r}: a report does not compare the two; run all cells on one device"
-                )
-        if cell.perplexity["protocol"] != baseline.perplexity["protocol"]:
-            raise UserError(
-                f"{cell.row['model']} × {cell.method} was scored with protocol {cell.perplexity['protocol']} and the "
-                f"baseline with {baseline.perplexity['protocol']}: delete both perplexity.json and run again"
-            )
 
 
 def window_losses(cell: Cell) -> pandas.DataFrame:

@@ -1,18 +1,18 @@
 """Deployment risks by application, and defense criteria with pass or fail."""
 
-from typing import Any
-
 from quantharm.common.records.divergence import CategoryDivergence
 from quantharm.common.records.integrity import IntegrityRecord
 from quantharm.reporting.format import interval, listing, number, percent
+from quantharm.reporting.limit_verdicts import largest, risk_verdict, within
 from quantharm.reporting.results import Cell, Results, other_hardware_kl
 from quantharm.reporting.tables.columns import by_method, named, text
 from quantharm.reporting.tables.table import Cell as TableCell
 from quantharm.reporting.tables.table import Table, table_of, text_cell, verdict_cell
-from quantharm.reporting.verdicts import Verdict, largest, not_judged, risk_verdict, within
+from quantharm.reporting.thresholds import Thresholds
+from quantharm.reporting.verdicts import Verdict, not_judged
 
 
-def risks(cell: Cell, thresholds: dict[str, Any]) -> dict[str, Verdict]:
+def risks(cell: Cell, thresholds: Thresholds) -> dict[str, Verdict]:
     """application → risk of using this method for it."""
     verdicts = {
         name: risk_verdict(cell.by_category, entry["categories"], entry["low"], entry["medium"], cell.failed)
@@ -41,7 +41,7 @@ def risk_table(results: Results) -> Table:
 
 
 def risk_caveat(results: Results) -> str:
-    """What the risk is measured from: the baseline, however good or bad that is."""
+    """A sentence: risk is measured from the baseline, however good or bad that is."""
     row = results.baseline.row
     judged = (
         f"the baseline itself answers {row['correct']} of {row['judged']} judged prompts correctly"
@@ -54,7 +54,7 @@ def risk_caveat(results: Results) -> str:
     )
 
 
-def criteria(cell: Cell, thresholds: dict[str, Any]) -> dict[str, Verdict]:
+def criteria(cell: Cell, thresholds: Thresholds) -> dict[str, Verdict]:
     """The criteria for one method."""
     floor = other_hardware_kl(cell.divergence, thresholds)
     limits = thresholds["defense"]
@@ -155,7 +155,7 @@ def defense_table(results: Results) -> Table:
 
 
 def attack_sentence(results: Results) -> str:
-    """What somebody who hands on a quantized model as the original would get past a user, in figures."""
+    """The attack in figures: what a quantized model costs that is handed on as the original."""
     cells = results.believed_methods
     if not cells:
         return "No method of this run passed its checks, so no figure describes this attack."

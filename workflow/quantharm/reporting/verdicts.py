@@ -1,14 +1,11 @@
-"""Words from numbers: every verdict of the report is a function of figures and of limits in the config.
+"""Verdicts on quality: words that are functions of figures and of limits in the config.
 
 A verdict carries the figure with its 95 % interval and the rule that was applied, so that a reader can disagree.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
-from quantharm.common.records.divergence import CategoryDivergence
-from quantharm.common.records.parts import Repeated
-from quantharm.reporting.format import MISSING, interval, listing, number, percent
+from quantharm.reporting.format import interval, listing, number, percent
 
 LEVELS = ("negligible", "low", "moderate", "high")
 HARM = {"none": "no measurable", "negligible": "negligible", "low": "low", "moderate": "moderate", "high": "severe"}
@@ -44,7 +41,7 @@ def scale(limits: Limits, unit: str = "") -> str:
 
 
 def spans(low: str, high: str) -> str:
-    """What an interval says beyond its figure's level."""
+    """The words that an interval adds to its figure's level."""
     return f", interval {low} to {high}" if low != high else ""
 
 
@@ -110,48 +107,6 @@ def kl_verdict(
     return Verdict(level, level + spans(low, high), figure, rule, (low, high))
 
 
-PAIRED = "the 95 % interval of the change, paired by prompt, excludes zero"
-
-
-def change_verdict(
-    change: float | None, ci95: Bounds, rises: str, falls: str, decimals: int = 1, rule: str = PAIRED
-) -> Verdict:
-    """A change in percent that is neither good nor bad by a scale: `rises` or `falls`, or no measurable change."""
-    if change is None:
-        return Verdict("unknown", "not measured", MISSING, rule)
-    figure = f"{percent(change, decimals)} {interval(ci95, lambda v: percent(v, decimals))}".strip()
-    if ci95 is None:
-        return Verdict("unknown", "not judged: too few values for an interval", figure, rule)
-    if ci95[0] <= 0 <= ci95[1]:
-        return Verdict("none", "no measurable change", figure, rule)
-    up = ci95[0] > 0
-    return Verdict("rises" if up else "falls", rises if up else falls, figure, rule)
-
-
-def unsteadiness(timing: Repeated) -> float:
-    """Width of the median's 95 % interval in percent of the median; timing: {median, ci95}. 0 without an interval."""
-    low, high = timing["ci95"] or (timing["median"],) * 2
-    return 100 * (high - low) / timing["median"]
-
-
-def speed_verdict(
-    change: Verdict, timings: list[Repeated], limit: float, waited: float = 0.0, most_waited: float = 100.0
-) -> Verdict:
-    """No verdict where the repetitions of one side scatter so much that something else was being timed too.
-
-    Nor where it waited for processors that other programs had, in percent of its time: that slows one process evenly.
-    """
-    if waited > most_waited:
-        rule = f"the timed process waits at most {most_waited:g} % of its time for a processor; {change.rule}"
-        words = f"not judged: other programs had the processors {waited:.0f} % of the time"
-        return Verdict("unknown", words, change.figure, rule)
-    widest = max(map(unsteadiness, timings))
-    if widest <= limit:
-        return change
-    rule = f"the medians' intervals are at most {limit:g} % wide; {change.rule}"
-    return Verdict("unknown", f"not judged: unsteady timing (interval {widest:.0f} % wide)", change.figure, rule)
-
-
 def harm_verdict(perplexity: Verdict, kl: Verdict, failed: list[str]) -> Verdict:
     """The worse of the two verdicts, at the upper end of the intervals; none for a cell that failed a check."""
     figure = f"perplexity {perplexity.figure}; KL {kl.figure}"
@@ -170,56 +125,3 @@ def harm_verdict(perplexity: Verdict, kl: Verdict, failed: list[str]) -> Verdict
     words = HARM[low] if low == high else f"{HARM[low]} to {HARM[high]}"
     open_ended = low == "none" and high in LEVELS[2:]
     return Verdict("undecided" if open_ended else high, f"{words} harm", figure, rule, (low, high))
-
-
-def within(name: str, value: float | None, bounds: Bounds, low: float, high: float, show, rule: str) -> Verdict:
-    """pass: the interval inside [low, high]; fail: outside; undecided: it crosses a limit, or there is none."""
-    if value is None:
-        return Verdict("unknown", "not measured", MISSING, rule)
-    figure = f"{name}{show(value)} {interval(bounds, show)}".strip()
-    if bounds is None:
-        return Verdict("undecided", "undecided: too few values for an interval", figure, rule)
-    a, b = bounds
-    if low <= a and b <= high:
-        return Verdict("pass", "pass", figure, rule)
-    if b < low or a > high:
-        return Verdict("fail", "fail", figure, rule)
-    return Verdict("undecided", "undecided: the interval crosses the limit", figure, rule)
-
-
-def largest(
-    categories: Mapping[str, CategoryDivergence], names: list[str] | None = None
-) -> tuple[str, float, Bounds] | None:
-    """(category, KL, interval) of the largest mean KL among some categories; None when none of them was measured."""
-    known = {c: v for c, v in categories.items() if names is None or c in names}
-    if not known:
-        return None
-    worst = max(known, key=lambda c: known[c]["kl_nats_mean"])
-    return worst, known[worst]["kl_nats_mean"], known[worst]["ci95"]
-
-
-def risk_verdict(
-    categories: Mapping[str, CategoryDivergence], names: list[str], low: float, medium: float, failed: list[str]
-) -> Verdict:
-    """Risk of using a method for an application that rests on some prompt categories."""
-    rule = f"largest KL of {listing(names)}: below {low:g} nats low, below {medium:g} medium, else high"
-    if missing := [name for name in names if name not in categories]:
-        return Verdict("unknown", f"not measured: {listing(missing)}", MISSING, rule)
-    worst = largest(categories, names)
-    if worst is None:
-        return Verdict("unknown", "not measured: no category is named", MISSING, rule)
-    category, value, bounds = worst
-    figure = f"{number(value)} nats {interval(bounds)}".strip() + f" in {category}"
-    if failed:
-        return Verdict("failed", "not assessed: failed checks", figure, rule)
-
-    def risk(kl: float) -> str:
-        return "low" if kl < low else "medium" if kl < medium else "high"
-
-    intervals = [categories[name]["ci95"] for name in names]
-    if None in intervals:
-        words = f"undecided: {risk(value)} by the figure, too few prompts for an interval"
-        return Verdict("undecided", words, figure, rule)
-    low_end, high_end = (risk(max(bounds)) for bounds in zip(*intervals, strict=True))  # the largest of either end
-    span = low_end, high_end
-    return Verdict(f"risk-{risk(value)}", risk(value) + spans(*span), figure, rule, span)

@@ -1,4 +1,4 @@
-"""Columns that know how their value is got and shown: of a method's cell, a study's row, or whatever the rows are."""
+"""Columns that carry how their value is got and shown: of a method's cell, a study's row, or whatever the rows are."""
 
 from collections.abc import Callable
 from dataclasses import replace

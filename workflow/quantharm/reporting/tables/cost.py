@@ -1,4 +1,4 @@
-"""Tables of what a method gains or costs in bytes and seconds."""
+"""Tables of bytes and seconds."""
 
 import operator
 from collections.abc import Mapping

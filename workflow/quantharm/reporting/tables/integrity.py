@@ -84,7 +84,7 @@ def kl_cell(record: IntegrityRecord) -> Cell:
 
 
 def scan_words(scan: Mapping[str, Any]) -> str:
-    """What a scan rests on, short."""
+    """The evidence of a scan, in a few words."""
     if scan["verdict"] in ("packed", "partly packed"):
         counted = "matrices_packed" in scan and "matrices_scanned" in scan
         of = f": {scan['matrices_packed']} of {scan['matrices_packed'] + scan['matrices_scanned']}" if counted else ""

@@ -1,14 +1,14 @@
-"""Tables of what a method costs in quality: perplexity, KL divergence, answers."""
+"""Tables of quality: perplexity, KL divergence, answers."""
 
 from functools import partial
 
 from quantharm.reporting.format import count, fixed, number, one_decimal, share_to_a_tenth
 from quantharm.reporting.judgement import kl_of, perplexity_of
+from quantharm.reporting.limit_verdicts import largest
 from quantharm.reporting.results import Cell as MethodCell
 from quantharm.reporting.results import Results
 from quantharm.reporting.tables.columns import METHOD, but_baseline, by_method, figure, named, perplexity_change, text
 from quantharm.reporting.tables.table import Cell, Column, Table, figure_cell, table_of, text_cell, verdict_cell
-from quantharm.reporting.verdicts import largest
 
 four_decimals = partial(fixed, decimals=4)
 

@@ -1,4 +1,4 @@
-"""Tables of what was run: configuration of the cells, checks, environment, files."""
+"""Tables of the run itself: configuration of the cells, checks, environment, files."""
 
 from pathlib import Path
 from typing import Any
@@ -115,7 +115,7 @@ def environment_table(results: Results) -> Table:
 
 
 def chat_template(generation: GenerationRecord) -> str:
-    """How it was used, with what it was told."""
+    """The use of the chat template, with the values that it was given."""
     words = [f"used: {generation['chat_template']}", f"told that today is {generation.get('template_date', MISSING)}"]
     if generation.get("thinking_switch"):
         state = "on" if generation["thinking"] else "off; set `thinking: true` to measure with it"

@@ -97,7 +97,7 @@ def of_batch(batch_size: int, key: str) -> Callable[[MethodCell], Any]:
 
 
 def decoding_cell(cell: MethodCell) -> Cell:
-    """How its batches were decoded, and why not captured."""
+    """The way in which batches were decoded, and why not captured."""
     kinds = dict.fromkeys(b["decoding"] for b in batches_of(cell).values() if b["decoding"])
     reasons = dict.fromkeys(b["decoding_reason"] for b in batches_of(cell).values() if b["decoding_reason"])
     return text_cell(" and ".join(kinds) or MISSING, aside="; ".join(reasons))
@@ -117,7 +117,7 @@ def batch_rate(batch_size: int) -> Column:
 
 
 def limits_table(results: Results) -> Table:
-    """What decoding moves against what the memory can, the GPU's waiting for the host, and energy, where measured."""
+    """Bytes that decoding moves, those that memory could, the GPU's waiting for the host, and energy where measured."""
 
     def measured(key: str, label: str, show=number, part: str | None = None, column: str | None = None) -> Column:
         def value(cell: MethodCell) -> float | None:

@@ -28,7 +28,7 @@ METHOD_OF_ROW = Column("method", "Method", "left", lambda row: name_cell(row["me
 
 
 def calibration_table(results: Results) -> Table:
-    """What the methods that calibrate were calibrated on, as the check `calibration` found it."""
+    """Calibration samples of the methods that use some, as the check `calibration` found it."""
 
     def recorded(key: str, label: str, cell_of) -> Column:
         """cell_of: the cell of a method that was calibrated, by what was recorded."""
@@ -156,7 +156,7 @@ def studies(results: Results) -> list[tuple[Table, Figure]]:
 
 
 def calibration_caveat(results: Results) -> str:
-    """How far differences between methods depend on the calibration samples that were chosen."""
+    """A sentence on how far differences between methods depend on the choice of calibration samples."""
     calibrated = [cell.method for cell in results.methods if cell.checks.get("calibration")]
     known = results.calibration_ranges
     if not calibrated:

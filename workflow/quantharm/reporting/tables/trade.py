@@ -1,4 +1,4 @@
-"""What a saved byte costs: ΔPPL for each GB (or MB) saved, and one method's price against another's."""
+"""The price of a saved byte: ΔPPL for each GB (or MB) saved, and one method's price against another's."""
 
 from collections.abc import Callable
 from functools import partial
@@ -78,7 +78,7 @@ def per_saved(value: float | None, saved: float) -> float | None:
 
 
 def price_ratio(first: MethodCell, second: MethodCell, baseline: MethodCell) -> tuple[float, list[float]] | None:
-    """How many times as much ΔPPL `first` pays for each byte saved as `second`, paired over windows.
+    """The ratio of the ΔPPL that `first` pays for each byte saved to what `second` pays, paired over windows.
 
     The interval is a jackknife's on a logarithmic scale. None unless both pay a measurable price, whichever window is
     left out, and save something: the ratio of two noises means nothing.

@@ -2,6 +2,7 @@
 
 from functools import partial
 
+from quantharm.reporting.change_verdicts import change_verdict
 from quantharm.reporting.format import (
     fixed,
     number,
@@ -31,7 +32,6 @@ from quantharm.reporting.tables.columns import (
     text,
 )
 from quantharm.reporting.tables.table import Cell, Column, Table, table_of, text_cell, transposed, verdict_cell
-from quantharm.reporting.verdicts import change_verdict
 
 
 def belief(cell: MethodCell) -> Cell:
