@@ -15,8 +15,8 @@ import numpy
 import torch
 from dequantize_checkpoint import dequantized
 
-from quantharm import sample_answers
 from quantharm.common.files import read_parquet
+from quantharm.forensics import sample_answers
 from quantharm.forensics.model_equality import compare_outputs
 
 NEW_TOKENS = 32

@@ -1,6 +1,7 @@
 """Who may import whom: stages import rooms, rooms import downwards, and nobody imports a stage."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,12 @@ def name_of(path: Path) -> str:
 
 def test_every_room_has_its_place():
     assert {path.name for path in PACKAGE.iterdir() if (path / "__init__.py").is_file()} <= set(ROOMS)
+
+
+def test_beside_the_rooms_the_package_lists_the_stages_and_nothing_else():
+    rules = "".join(path.read_text(encoding="utf-8") for path in (PACKAGE.parent / "rules").glob("*.smk"))
+    stages = set(re.findall(r'\*\*command\(\s*"(\w+)"', rules))
+    assert {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"} == stages
 
 
 def test_imports_go_downwards_and_never_to_a_stage():

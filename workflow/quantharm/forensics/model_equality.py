@@ -3,7 +3,7 @@
     python -m quantharm.forensics.model_equality A.jsonl B.jsonl
 
 Each line is one sampled answer: {"prompt_id": …, "text": …} or {"prompt_id": …, "token_ids": […]}; several a prompt,
-all sampled in the same way (temperature, length) from both; quantharm.sample_answers makes those of a checkpoint.
+all sampled in the same way (temperature, length) from both; forensics/sample_answers.py makes those of a checkpoint.
 Tokens are compared where both files hold them in every line, else characters.
 
 The statistic is the squared maximum mean discrepancy (Gretton et al. 2012, unbiased) with the Hamming kernel of Gao,

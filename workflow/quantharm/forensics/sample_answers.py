@@ -1,6 +1,6 @@
 """Sampled answers of a checkpoint, as JSON lines: the original's side of the two-sample test on outputs.
 
-    python -m quantharm.sample_answers FOLDER --output original.jsonl [--answers 20] [--new-tokens 32]
+    python -m quantharm.forensics.sample_answers FOLDER --output original.jsonl [--answers 20] [--new-tokens 32]
 
 Every prompt of the suite is answered so many times at one temperature, with no other sampler or penalty. Ask the model
 behind the interface the same prompts in the same way (temperature, length; top-p 1, no penalties), write its answers

@@ -6,9 +6,9 @@ import sys
 import pytest
 import torch
 
-from quantharm import sample_answers
 from quantharm.common.errors import UserError
 from quantharm.common.prompts import read_prompts
+from quantharm.forensics import sample_answers
 from quantharm.forensics.model_equality import compare_outputs, read_answers
 
 
