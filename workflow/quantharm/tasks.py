@@ -18,7 +18,9 @@ from quantharm.common.chat import Asking
 from quantharm.common.errors import UserError
 from quantharm.common.files import read_parquet, sha256_of_text, write_json, write_parquet
 from quantharm.common.provenance import memory_bytes, version_of
+from quantharm.common.records.tasks import OwnAnswers, TaskBasis
 from quantharm.common.stage import begin_model_stage, cell_parser, run_stage, sentence_for
+from quantharm.config.tasks import TaskEntry
 from quantharm.models.cell import Cell, open_cell
 
 IDENTITY = ["task", "subtask", "item", "prompt_sha256"]
@@ -26,13 +28,13 @@ IDENTITY = ["task", "subtask", "item", "prompt_sha256"]
 
 def answer_tasks(
     cell: Cell,
-    entries: list[dict[str, Any]],
+    entries: list[TaskEntry],
     folder: Path | None,
     seed: int,
     asking: Asking,
     answer_tokens: int | None,
-) -> tuple[pandas.DataFrame, dict[str, dict[str, Any]]]:
-    """(a row an item, {task: what its figures rest on}); entries: [{task, few_shot, limit, metric}]."""
+) -> tuple[pandas.DataFrame, dict[str, TaskBasis]]:
+    """(a row an item, {task: what its figures rest on})."""
     from lm_eval.evaluator import evaluate
 
     from quantharm.harness import task_list
@@ -42,7 +44,7 @@ def answer_tasks(
     task_list.quiet()
     index = task_list.find_tasks([entry["task"] for entry in entries], folder)
     tables: list[pandas.DataFrame] = []
-    basis: dict[str, dict[str, Any]] = {}
+    basis: dict[str, TaskBasis] = {}
     for entry in entries:
         tasks = task_list.load_task(index, entry, seed)
         asked = LoadedModel(cell.model, cell.tokenizer, asking, answer_tokens)
@@ -74,7 +76,7 @@ def answer_tasks(
     return pandas.concat(tables, ignore_index=True), basis
 
 
-def own_figures(tables: list[pandas.Series]) -> dict[str, Any]:
+def own_figures(tables: list[pandas.Series]) -> OwnAnswers:
     """Items and accuracy of one task, or of several with equal weight; tables: right or wrong of each item."""
     right, items = [int(table.sum()) for table in tables], [len(table) for table in tables]
     return {

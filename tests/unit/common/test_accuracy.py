@@ -6,7 +6,7 @@ import math
 import numpy
 import pytest
 from scipy.optimize import brentq
-from scipy.stats import binom, norm
+from scipy.stats import binom, binomtest, norm
 
 from quantharm.common.accuracy import (
     LEVEL,
@@ -50,6 +50,8 @@ def wilson(right: int, items: int) -> tuple[float, float]:
 
 def test_one_tasks_interval_is_wilsons():
     assert accuracy_interval([218], [320]) == pytest.approx(wilson(218, 320), abs=1e-9)
+    by_scipy = binomtest(218, 320).proportion_ci(method="wilson")
+    assert accuracy_interval([218], [320]) == pytest.approx([by_scipy.low, by_scipy.high], abs=1e-9)
 
 
 def test_the_interval_of_two_equal_tasks_is_that_of_one_over_root_two():
@@ -155,6 +157,7 @@ def test_the_change_of_one_task_is_that_of_paired_shares():
 def test_mcnemars_test_is_the_binomial_one(lost, gained):
     tail = sum(math.comb(lost + gained, k) for k in range(min(lost, gained) + 1)) / 2 ** (lost + gained)
     assert mcnemar_p(lost, gained) == pytest.approx(min(1.0, 2 * tail))
+    assert mcnemar_p(lost, gained) == pytest.approx(binomtest(lost, lost + gained).pvalue)
 
 
 def test_mcnemars_test_without_flips_shows_nothing():

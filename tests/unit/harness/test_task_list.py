@@ -53,6 +53,26 @@ def test_a_name_that_nobody_has_is_refused_with_what_may_be_meant(folder, tmp_pa
         find_tasks(["letters", "arc_esay"], folder)
 
 
+def test_a_task_of_theirs_is_found_by_its_files_name_and_a_group_by_reading_all(folder, tmp_path, monkeypatch):
+    theirs = tmp_path / "theirs"
+    for place, text in (
+        ("easy/simple.yaml", "task: simple\ntag: all_simple"),
+        ("other/simple_too.yaml", "task: simple_too\ntag: all_simple"),
+        ("other/another.yaml", "task: hard"),
+    ):
+        (theirs / place).parent.mkdir(parents=True, exist_ok=True)
+        (theirs / place).write_text(text)
+    monkeypatch.setattr("lm_eval.tasks.manager.__file__", str(theirs / "manager.py"))
+    assert find_tasks(["letters", "simple"], folder).all_subtasks == ["letters", "simple"]
+    everything = ["hard", "letters", "simple", "simple_too"]
+    assert find_tasks(["letters", "hard"], folder).all_subtasks == everything  # in a file of another name
+    assert find_tasks(["all_simple"], folder).all_subtasks == everything
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "both.yaml").write_text("group: both\ntask: [simple, hard]")
+    assert {"both", "simple", "hard"} <= set(find_tasks(["both"], mine).all_tasks)
+
+
 def test_a_file_that_is_no_task_is_named(tmp_path):
     (tmp_path / "broken.yaml").write_text("task: [")
     with pytest.raises(UserError, match=r"broken\.yaml cannot be read"):

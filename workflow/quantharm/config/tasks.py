@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, cast
 
 from quantharm.common.errors import UserError
 
@@ -10,8 +10,17 @@ OPTIONS = ("few_shot", "limit", "metric")  # that a task of the list may set for
 OVERALL = "overall"  # the row of all tasks together, so no task's name
 
 
-def tasks_of(config: dict[str, Any], model: str) -> list[dict[str, Any]]:
-    """[{task, few_shot, limit, metric}] in the order of the config; empty where neither protocol nor model names any.
+class TaskEntry(TypedDict):
+    """One task as the config names it, its options filled in."""
+
+    task: str
+    few_shot: int | None  # null: what the task says, else none
+    limit: int | None  # null: all items
+    metric: str | None  # null: the one that harness/items.py prefers
+
+
+def tasks_of(config: dict[str, Any], model: str) -> list[TaskEntry]:
+    """The tasks in the order of the config; none where neither protocol nor model names any.
 
     Raises UserError for a task that is named twice, and for a name that would be mistaken.
     """
@@ -20,7 +29,7 @@ def tasks_of(config: dict[str, Any], model: str) -> list[dict[str, Any]]:
     where = f"protocols.{entry['protocol']}.tasks" if entry["tasks"] is None else f"models.{model}.tasks"
     shared = {key: protocol["task_options"][key] for key in OPTIONS}
     chosen = protocol["tasks"] if entry["tasks"] is None else entry["tasks"]
-    tasks = [shared | (task if isinstance(task, dict) else {"task": task}) for task in chosen]
+    tasks = [cast(TaskEntry, shared | (task if isinstance(task, dict) else {"task": task})) for task in chosen]
     names = [task["task"] for task in tasks]
     for name in names:
         if names.count(name) > 1:

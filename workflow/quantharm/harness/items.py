@@ -1,7 +1,7 @@
 """From lm-evaluation-harness's samples to a row an item: which metric says right or wrong, prompt, target, answer."""
 
 import json
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy
 import pandas
@@ -10,10 +10,11 @@ from quantharm.common.errors import UserError
 from quantharm.common.files import sha256_of_text
 
 PREFERRED = ("acc", "exact_match")  # of a task with several metrics; else the first that is right or wrong
+Sample = dict[str, Any]  # one of lm_eval.evaluator.evaluate's: what was asked of an item, and each metric's value
 NORMALISED = {"acc_norm": len, "acc_bytes": lambda text: len(text.encode("utf-8"))}
 
 
-def judging_metrics(samples: list[dict[str, Any]]) -> list[tuple[str, str]]:
+def judging_metrics(samples: list[Sample]) -> list[tuple[str, str]]:
     """[(metric, filter)] that say of every item that it is right (1) or wrong (0), in the task's order."""
     metrics: list[tuple[str, str]] = []
     for key in dict.fromkeys((metric, sample["filter"]) for sample in samples for metric in sample["metrics"]):
@@ -23,7 +24,7 @@ def judging_metrics(samples: list[dict[str, Any]]) -> list[tuple[str, str]]:
     return metrics
 
 
-def choose_metric(task: str, samples: list[dict[str, Any]], wanted: str | None) -> tuple[str, str]:
+def choose_metric(task: str, samples: list[Sample], wanted: str | None) -> tuple[str, str]:
     """(metric, filter) by which a task's answers are judged; wanted: `metric` or `metric,filter`, as in its results."""
     judging = judging_metrics(samples)
     all_metrics = dict.fromkeys(f"{metric},{sample['filter']}" for sample in samples for metric in sample["metrics"])
@@ -43,19 +44,28 @@ def choose_metric(task: str, samples: list[dict[str, Any]], wanted: str | None) 
     )
 
 
-def text_of_target(sample: dict[str, Any], choices: list[str]) -> str:
-    """What would be right: the text of the right ending, or of several; of a generated answer the target as it is."""
+def text_of_target(sample: Sample, choices: list[str]) -> str:
+    """The right answer: the text of the right ending, or of several; of a generated answer the target as it is."""
     targets = sample["target"] if isinstance(sample["target"], list) else [sample["target"]]
     is_index = bool(choices) and all(isinstance(t, int) and 0 <= t < len(choices) for t in targets)
     return " | ".join(choices[t] if is_index else str(t) for t in targets)
 
 
-def item_row(task: str, subtask: str, sample: dict[str, Any], metric: str) -> dict[str, Any]:
-    """A row of tasks.parquet.
+class ItemRow(TypedDict):
+    """A row of tasks.parquet."""
 
-    sample: one of lm_eval.evaluator.evaluate's; its prompts' hash is of all that was asked about the item, endings and
-    settings of the answer included.
-    """
+    task: str
+    subtask: str
+    item: int
+    prompt_sha256: str  # of all that was asked about the item, endings and settings of the answer included
+    target: str
+    answer: str
+    log_likelihoods: list[float] | None  # nats, one an ending; null for generated answers
+    correct: bool
+
+
+def item_row(task: str, subtask: str, sample: Sample, metric: str) -> ItemRow:
+    """The answer to an item, judged by a metric."""
     log_likelihoods = None
     choices: list[str] = []
     if isinstance(sample["filtered_resps"][0], (tuple, list)) and len(sample["filtered_resps"][0]) == 2:
@@ -83,7 +93,7 @@ def item_row(task: str, subtask: str, sample: dict[str, Any], metric: str) -> di
     }
 
 
-def rows_of(task: str, samples: dict[str, list[dict[str, Any]]], wanted: str | None) -> tuple[pandas.DataFrame, str]:
+def rows_of(task: str, samples: dict[str, list[Sample]], wanted: str | None) -> tuple[pandas.DataFrame, str]:
     """(a row an item, `metric,filter`); samples: those of a task, or of each task of a group."""
     rows, used = [], []
     for subtask, all_samples in samples.items():

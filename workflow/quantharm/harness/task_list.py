@@ -4,16 +4,16 @@ import difflib
 import logging
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import datasets
 from lm_eval.api.task import Task
-from lm_eval.tasks import TaskManager
+from lm_eval.tasks import TaskManager, manager
 from lm_eval.tasks._yaml_loader import load_yaml
 
 from quantharm.common.errors import UserError, first_line
 from quantharm.common.provenance import version_of
 from quantharm.common.stage import sentence_for
+from quantharm.config.tasks import TaskEntry
 
 NOT_LOADED = (OSError, ValueError, RuntimeError, ImportError, datasets.exceptions.DatasetsError)
 
@@ -34,26 +34,37 @@ def read_folder(folder: Path | None) -> None:
             raise UserError(f"the task {path} cannot be read: {first_line(error)}; correct it") from None
 
 
-def find_tasks(names: list[str], folder: Path | None) -> TaskManager:
-    """An index in which every name exists; the thousands of lm-evaluation-harness's own are read only where needed.
+def folders_of(names: list[str]) -> list[Path]:
+    """The folders of lm-evaluation-harness with a file that is called as one of these tasks, as most are."""
+    wanted = {f"{name}.yaml" for name in names}
+    return sorted({path.parent for path in Path(manager.__file__).parent.rglob("*.yaml") if path.name in wanted})
 
-    Raises UserError for a name that neither has.
+
+def find_tasks(names: list[str], folder: Path | None) -> TaskManager:
+    """An index in which every name exists.
+
+    The thousands of lm-evaluation-harness's own take ten seconds to read: only where these names need it, and always
+    for groups and tags, whose tasks may lie anywhere. Raises UserError for a name that neither has.
     """
     read_folder(folder)
-    index = TaskManager(include_path=str(folder) if folder else None, include_defaults=False)
-    if any(name not in index.all_tasks for name in names):
-        index = TaskManager(include_path=str(folder) if folder else None)
+    own = [folder] if folder else []
+    index = TaskManager(include_path=own, include_defaults=False)
+    elsewhere = [name for name in names if name not in index.all_tasks]
+    if elsewhere:
+        index = TaskManager(include_path=[*folders_of(elsewhere), *own], include_defaults=False)
+    if any(name not in index.all_subtasks for name in names):
+        index = TaskManager(include_path=own)
     for name in names:
         if name not in index.all_tasks:
             close = difflib.get_close_matches(name, index.all_tasks, 1)
             hint = f"did you mean `{close[0]}`?" if close else "see `lm-eval ls tasks` for those that there are"
-            own = f" nor in {folder}" if folder else ""
-            raise UserError(f"there is no task `{name}` in lm-evaluation-harness {version_of('lm_eval')}{own}; {hint}")
+            nor = f" nor in {folder}" if folder else ""
+            raise UserError(f"there is no task `{name}` in lm-evaluation-harness {version_of('lm_eval')}{nor}; {hint}")
     return index
 
 
-def load_task(index: TaskManager, entry: dict[str, Any], seed: int, unreachable: str = "") -> dict[str, Task]:
-    """{name: task} of a task, a group or a tag, with its data read; entry: {task, few_shot, …} of the config.
+def load_task(index: TaskManager, entry: TaskEntry, seed: int, unreachable: str = "") -> dict[str, Task]:
+    """{name: task} of a task, a group or a tag, with its data read.
 
     unreachable: why the hub cannot be reached, where that is known. Raises UserError where the data is not on this
     machine and cannot be fetched, and where the task cannot be asked with these options.

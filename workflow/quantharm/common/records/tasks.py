@@ -22,14 +22,20 @@ class TaskComparison(TypedDict):
     smallest_detectable_difference_corrected: NotRequired[float | None]
 
 
-class TaskFigures(TaskComparison):
+class OwnAnswers(TypedDict):
     items: int
     correct: int
     accuracy: float  # share of the items; over all tasks the mean of theirs
     accuracy_ci95: Interval
 
 
-class OneTask(TaskFigures):
+class TaskFigures(TaskComparison, OwnAnswers):
+    pass
+
+
+class TaskBasis(TypedDict):
+    """The settings and prompts that a task's figures rest on."""
+
     metric: str  # `metric,filter` by which an answer is right or wrong
     few_shot: int  # examples in front of each item
     limit: int | None  # items of each subtask
@@ -37,6 +43,10 @@ class OneTask(TaskFigures):
     prompts_sha256: str  # of everything that was asked
     prompts_cut: int  # prompts whose beginning did not fit the context
     decoding: str | None  # captured or eager; null where nothing was generated
+
+
+class OneTask(TaskFigures, TaskBasis):
+    pass
 
 
 class AllTasks(TaskFigures):
@@ -57,7 +67,7 @@ class TasksRecord(CellNames, AnsweredTasks, Finished):
 
 
 class TaskData(TypedDict):
-    """Where a task's items come from."""
+    """The data set of a task's items."""
 
     subtask: str
     dataset: str
