@@ -9,16 +9,18 @@ from pathlib import Path
 from quantharm.common.constants import BASELINE
 from quantharm.common.errors import UserError
 from quantharm.common.files import read_json, write_text
+from quantharm.common.records.summary import SummaryRow
 from quantharm.common.stage import run_stage, stage_parser
 from quantharm.publishing.badge import badge
 from quantharm.publishing.model_index import card_of, results_of
 from quantharm.publishing.protocol import protocol_of, protocol_sha256
-from quantharm.publishing.section import section
+from quantharm.publishing.section import CellRecords, section
 from quantharm.reporting.format import number, percent
+from quantharm.reporting.thresholds import Scale
 from quantharm.reporting.verdicts import level_of
 
 
-def badge_of(row: dict, limits: dict) -> str:
+def badge_of(row: SummaryRow, limits: Scale) -> str:
     """limits: the config's `report.kl_nats`."""
     left = f"quantharm {row['method']}"
     if row["checks_failed"]:
@@ -38,13 +40,17 @@ def main() -> None:
     parser.add_argument("--badge", type=Path, required=True, help="card.svg")
     parser.add_argument("--output", type=Path, required=True, help="card.md")
     arguments = parser.parse_args()
-    rows = {row["method"]: row for row in read_json(arguments.summary)["cells"]}
+    rows: dict[str, SummaryRow] = {row["method"]: row for row in read_json(arguments.summary)["cells"]}
     method = arguments.cell.name
     if method not in rows or BASELINE not in rows:
         raise UserError(f"{arguments.summary} has no cell {method}, or no {BASELINE}; run the stage summary again")
     row, text = rows[method], read_json(arguments.text_record)
-    stages = ("quantization", "generation", "perplexity", "checks")
-    records = {stage: read_json(arguments.cell / f"{stage}.json") for stage in stages}
+    records: CellRecords = {
+        "quantization": read_json(arguments.cell / "quantization.json"),
+        "generation": read_json(arguments.cell / "generation.json"),
+        "perplexity": read_json(arguments.cell / "perplexity.json"),
+        "checks": read_json(arguments.cell / "checks.json"),
+    }
     protocol = protocol_sha256(protocol_of(records["perplexity"], records["generation"], row.get("tasks")))
     body = section(row, rows[BASELINE], records, text["text"], protocol, arguments.badge.name)
     believed = not row["checks_failed"] and not row["synthetic"]

@@ -1,1 +1,1 @@
-"""What is published with a quantized model: a section for its model card, metadata for a hub, a badge."""
+"""Publishing: a section for the model card of a quantized model, metadata for a hub, a badge."""

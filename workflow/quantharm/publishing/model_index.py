@@ -1,19 +1,21 @@
 """A cell's figures as the metadata of a model card (`model-index`), made and read back by huggingface_hub."""
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from quantharm.common.errors import UserError
+from quantharm.common.records.source import TextRecord
+from quantharm.common.records.summary import SummaryRow
 
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 TASK = {"task_type": "text-generation", "task_name": "Text Generation"}
-Row = dict[str, Any]
 
 
-def results_of(row: Row, text: dict[str, Any], protocol: str) -> list[EvalResult]:
-    """row: the cell's in summary.json; text: the record of the evaluation text (name, source, revision)."""
+def results_of(row: SummaryRow, text: TextRecord, protocol: str) -> list[EvalResult]:
+    """row: the cell's in summary.json."""
     of_text = {
         "dataset_type": text["source"] if HUB_ID.fullmatch(text["source"]) and text["revision"] else text["text"],
         "dataset_name": text["text"],
@@ -21,7 +23,7 @@ def results_of(row: Row, text: dict[str, Any], protocol: str) -> list[EvalResult
     }
     of_prompts = {"dataset_type": "quantharm-prompts", "dataset_name": f"quantharm, {row['prompts']} prompts"}
 
-    def result(data: Row, metric: str, name: str, value: float, **arguments: Any) -> EvalResult:
+    def result(data: Mapping[str, str | None], metric: str, name: str, value: float, **arguments: Any) -> EvalResult:
         details = {"protocol_sha256": protocol, **{key: v for key, v in arguments.items() if v is not None}}
         return EvalResult(**TASK, **data, metric_type=metric, metric_name=name, metric_value=value, metric_args=details)
 
@@ -71,7 +73,7 @@ def results_of(row: Row, text: dict[str, Any], protocol: str) -> list[EvalResult
     return results
 
 
-def card_of(row: Row, results: list[EvalResult], body: str) -> ModelCard:
+def card_of(row: SummaryRow, results: list[EvalResult], body: str) -> ModelCard:
     """The section with its metadata before it, read back and compared; raises UserError where they are not the same."""
     name = f"{row['model']} {row['method']}"
     known: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation"}

@@ -1,11 +1,13 @@
-"""What was measured, as one hash: two cards with the same one asked the same of their models in the same way."""
+"""One hash of the protocol: two cards with the same one asked the same of their models in the same way."""
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from quantharm.common.files import sha256_of_text
+from quantharm.common.records.perplexity import PerplexityRecord
+from quantharm.common.records.tasks import OneTask
 
-PERPLEXITY = ("protocol", "dataset_sha256")
 GENERATION = (
     "suite_sha256",
     "prompts_per_category",
@@ -20,11 +22,11 @@ TASK = ("metric", "few_shot", "limit", "prompts_sha256")
 
 
 def protocol_of(
-    perplexity: dict[str, Any], generation: dict[str, Any], tasks: dict[str, Any] | None = None
+    perplexity: PerplexityRecord, generation: Mapping[str, Any], tasks: Mapping[str, OneTask] | None = None
 ) -> dict[str, Any]:
     """The settings of a cell's records that decide what its figures are of; nothing of the model or the machine."""
     return {
-        "perplexity": {key: perplexity[key] for key in PERPLEXITY},
+        "perplexity": {"protocol": perplexity["protocol"], "dataset_sha256": perplexity["dataset_sha256"]},
         "generation": {key: generation.get(key) for key in GENERATION},
         "benchmark": {key: generation["benchmark"][key] for key in BENCHMARK},
         "tasks": {name: {key: task.get(key) for key in TASK} for name, task in (tasks or {}).items()},

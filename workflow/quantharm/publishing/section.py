@@ -1,8 +1,14 @@
-"""The text of a card: what was measured, the table, and what was not measured. Markdown, everything escaped."""
+"""The text of a card: table, checks, and the limits of the measurement. Markdown, everything escaped."""
 
-from typing import Any
+from typing import Any, TypedDict
 
 from quantharm.common.constants import TEXT_CATEGORY
+from quantharm.common.records.checks import ChecksRecord
+from quantharm.common.records.generation import GenerationRecord
+from quantharm.common.records.perplexity import PerplexityRecord
+from quantharm.common.records.quantization import QuantizationRecord
+from quantharm.common.records.summary import SummaryRow
+from quantharm.common.records.tasks import OneTask
 from quantharm.reporting.format import (
     MISSING,
     count,
@@ -17,11 +23,19 @@ from quantharm.reporting.format import (
 )
 from quantharm.reporting.text import markdown
 
-Row = dict[str, Any]
 Line = tuple[str, str, str, str]  # figure, baseline, method, change
 
 
-def table(row: Row, reference: Row, text: str) -> list[Line]:
+class CellRecords(TypedDict):
+    """Records of a cell that a card needs beside its row of the summary."""
+
+    quantization: QuantizationRecord
+    generation: GenerationRecord
+    perplexity: PerplexityRecord
+    checks: ChecksRecord
+
+
+def table(row: SummaryRow, reference: SummaryRow, text: str) -> list[Line]:
     """The rows of the table; row, reference: of the cell and of its baseline in summary.json."""
     by_category = {c: kl for c, kl in row["kl_nats_by_category"].items() if c != TEXT_CATEGORY}
     worst = max(by_category, key=lambda category: by_category[category])
@@ -54,7 +68,7 @@ def table(row: Row, reference: Row, text: str) -> list[Line]:
     return lines
 
 
-def accuracy(name: str, task: Row) -> Line:
+def accuracy(name: str, task: OneTask) -> Line:
     recovery = f"{share(task['recovery'], 1)} {interval(task['recovery_ci95'], share_to_a_tenth)}".strip()
     return (
         f"Accuracy in {name}, {count(task['items'], 'item')}",
@@ -64,16 +78,18 @@ def accuracy(name: str, task: Row) -> Line:
     )
 
 
-def speed(row: Row, reference: Row) -> Line:
+def speed(row: SummaryRow, reference: SummaryRow) -> Line:
     """As a CUDA graph where both were decoded so, else step by step."""
-    key, words = "captured_decode_tokens_per_second_median", "Decoding as a CUDA graph, tokens/s"
-    if row[key] is None or reference[key] is None:
-        key, words = "decode_tokens_per_second_median", "Decoding, tokens/s"
-    return words, fixed(reference[key], 1), fixed(row[key], 1), f"{fixed(row[key] / reference[key], 2)}× as fast"
+    words = "Decoding as a CUDA graph, tokens/s"
+    mine, its = (r["captured_decode_tokens_per_second_median"] for r in (row, reference))
+    if mine is None or its is None:
+        words = "Decoding, tokens/s"
+        mine, its = (r["decode_tokens_per_second_median"] for r in (row, reference))
+    return words, fixed(its, 1), fixed(mine, 1), f"{fixed(mine / its, 2)}× as fast"
 
 
-def limits(row: Row, generation: Row, perplexity: Row, tasks: list[str]) -> list[str]:
-    """What the figures are of, and what they do not show."""
+def limits(row: SummaryRow, generation: GenerationRecord, perplexity: PerplexityRecord, tasks: list[str]) -> list[str]:
+    """The scope of the figures, and what they do not show."""
     per_category = [v["prompts"] for v in generation["by_category"].values()]
     few = f"{min(per_category)} to {max(per_category)}" if min(per_category) != max(per_category) else min(per_category)
     ran = generation["provenance"]
@@ -89,8 +105,8 @@ def limits(row: Row, generation: Row, perplexity: Row, tasks: list[str]) -> list
     ]
 
 
-def section(row: Row, reference: Row, records: dict[str, Row], text: str, protocol: str, badge: str) -> str:
-    """records: generation, perplexity, quantization, checks of the cell; badge: the file beside the card."""
+def section(row: SummaryRow, reference: SummaryRow, records: CellRecords, text: str, protocol: str, badge: str) -> str:
+    """row, reference: as table(); badge: the file beside the card."""
     quantization, checks = records["quantization"], records["checks"]["checks"]
     settings = ", ".join(f"{key} {value}" for key, value in quantization["settings"].items() if not _is_long(value))
     where = row["source"] + (f" at {row['revision']}" if row["revision"] else "")

@@ -22,7 +22,7 @@ class Shape(TypedDict):
 
 
 class Trust(TypedDict):
-    """What a checkpoint is allowed to do."""
+    """Permissions of a checkpoint."""
 
     allow_pickle: bool  # weights that can run code are accepted
     trust_remote_code: bool  # the checkpoint's own Python code is run
@@ -42,3 +42,13 @@ class SourceRecord(Located, TokenizerHashes, Shape, Sealed):
     weights_sha256: str  # over the files' hashes
     synthetic: bool  # random weights in the shape of a model
     huggingface_hub: NotRequired[str | None]  # version of the package that fetched it
+
+
+class TextRecord(Sealed):
+    """results/texts/<text>.json: where an evaluation text came from."""
+
+    text: str  # its name in the config
+    source: str  # a file, or a data set's id
+    revision: str | None
+    bytes: int
+    sha256: str
