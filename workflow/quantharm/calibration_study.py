@@ -1,4 +1,4 @@
-"""What the choice of calibration samples does to a method: KL over texts and seeds, and over samples that are bad.
+"""The effect of calibration samples on a method: KL over texts and seeds, and over samples that are bad.
 
 A difference between two methods is ranked only if it is larger than the range of KL over the texts and seeds that
 somebody could have chosen with equal right. Cells with bad samples stand beside them, with what the checks would have
@@ -32,7 +32,7 @@ from quantharm.quantizers.calibration_evidence import calibration_evidence
 
 
 def evidence_of(folder: Path, model: Path, text: str, prompts: list[Prompt]) -> CalibrationEvidence:
-    """What the check `calibration` looks at, of one cell."""
+    """The evidence of one cell that the check `calibration` judges."""
     from quantharm.scoring.forward import output_head
 
     record = read_quantization(folder / "quantization.json")

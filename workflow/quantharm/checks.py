@@ -1,4 +1,4 @@
-"""What a cell must pass before its numbers may be believed. Writes checks.json; a failed check fails the stage.
+"""The checks that a cell must pass before its numbers are believed. Writes checks.json; a failed one fails the stage.
 
 Each check is {name, status: pass | fail | skipped, value, limit, explanation}. Three of them load the checkpoint:
 `reload` (twice), `method_is_real` and `kernel`; the others read the cell's result files and the baseline's.

@@ -77,7 +77,7 @@ def judge_folder(arguments) -> FolderIntegrity:
 
 
 def findings_of(record: FolderIntegrity) -> list[str]:
-    """What was found against a checkpoint, in words."""
+    """Findings against a checkpoint, in words."""
     return findings_in(record["manifest"], record["scan"], record["behaviour"])
 
 
@@ -139,7 +139,7 @@ def judge_cell(arguments) -> CellIntegrity:
 
 
 def print_table(record: FolderIntegrity) -> None:
-    """What was asked, what was found, and the matrices that most look quantized."""
+    """Prints the questions, the findings, and the matrices that most look quantized."""
     files, scan, behaviour = record["manifest"], record["scan"], record["behaviour"]
     print_part("files", files and files["verified"], files, "no signature given")
     print_line(f"{'weights':10} {scan['verdict']:14} {scan['explanation']}")

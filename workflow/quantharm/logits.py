@@ -1,4 +1,4 @@
-"""What the baseline predicts along the trace and along the text, stored for every other cell to compare with.
+"""The baseline's predictions along the trace and the text, stored so that every other cell can be compared with them.
 
 The trace is the baseline's own greedy continuation of each prompt, as the generation stage recorded it. One
 teacher-forced forward pass over prompt + continuation, or over a window of the text, batch 1, no padding; only the

@@ -1,4 +1,4 @@
-"""Whether a deployed checkpoint still behaves as the one that was approved: one run of a control chart.
+"""One run of a control chart: does a deployed checkpoint still behave as the one that was approved?
 
 Each run draws a few prompts of the log-prob store, category by category, and takes the deployed checkpoint's mean KL
 from the stored baseline over them. On one machine a checkpoint gives the same figures every time, so what varies

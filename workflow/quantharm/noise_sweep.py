@@ -1,4 +1,4 @@
-"""What weight noise costs and what it changes, over a sweep: a row for each method and σ, and a chart.
+"""Cost and effect of weight noise, over a sweep: a row for each method and σ, and a chart.
 
 The price: change of perplexity and KL divergence from the baseline, of the noise alone in 16 bits and of the method
 after the same noise. The effect: the share of weights whose code is another one than without noise, counted in the two

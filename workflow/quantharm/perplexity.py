@@ -93,7 +93,7 @@ def score_against_store(
 def stored_windows(
     store: Path, record: QuantizationRecord, device: str, windows: list[list[int]], protocol: str
 ) -> int:
-    """How many windows the baseline's store has; raises UserError for a store of something else."""
+    """The number of windows in the baseline's store; raises UserError for a store of something else."""
     metadata = require_same(store, cell_metadata_of(record, device))
     count = metadata["text_windows"]
     if sha256_of_windows(windows[:count]) != metadata["text_tokens_sha256"]:

@@ -1,4 +1,4 @@
-"""Right answers of a method and of its baseline over the same items: accuracy, recovery, flips, and what n can show.
+"""Right answers of a method and of its baseline over the same items: accuracy, recovery, flips, power.
 
 A task's answers are a 2 × 2 table (Pairs). Over several tasks the mean of their accuracies counts, every task alike.
 tests/unit/common/test_accuracy.py and tests/benchmark/task_statistics.py show what the intervals cover and how often

@@ -1,4 +1,4 @@
-"""How answers end: in a loop, cut off, or much sooner than the baseline's. Shown by answers of at least LONG_TOKENS."""
+"""Endings of answers: in a loop, cut off, or much sooner than the baseline's. They show in LONG_TOKENS or more."""
 
 from typing import Any
 

@@ -1,8 +1,8 @@
-"""How a prompt is put to a model: the chat template, what it is told, and the token ids that come out.
+"""From a prompt to token ids: the chat template, and the values that it is given.
 
 A template is a program of the checkpoint's author. It may want its content in parts, know a switch for thinking, print
-the date, or raise. What it is told is fixed by the protocol and recorded, so that the same prompts are the same ids
-tomorrow.
+the date, or raise. The protocol fixes and records the values that it is given, so that
+the same prompts give the same ids tomorrow.
 """
 
 import contextlib
@@ -59,7 +59,7 @@ def encode_prompt(tokenizer, prompt: str, asking: Asking = Asking()) -> list[int
 
 @contextlib.contextmanager
 def today(date: str) -> Iterator[None]:
-    """What transformers tells templates that ask for the date (strftime_now); it takes no function from a caller."""
+    """Sets the date that transformers gives to templates (strftime_now); it takes no function from a caller."""
     from transformers.utils import chat_template_utils
 
     clock = chat_template_utils.datetime

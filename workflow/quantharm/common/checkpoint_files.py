@@ -1,4 +1,4 @@
-"""Which files of a checkpoint folder hold the weights that transformers loads, and folders that are no such checkpoint.
+"""The files of a checkpoint folder from which transformers loads weights, and folders that are no such checkpoint.
 
 transformers loads model.safetensors, or else the shards that model.safetensors.index.json names; config.json may name
 another file (`transformers_weights`). Whatever else lies in the folder (the original's consolidated.safetensors, a

@@ -13,7 +13,7 @@ import numpy
 
 @dataclass(frozen=True)
 class Limits:
-    """What an undisturbed process is like, and how sensitive the chart is."""
+    """Mean and spread of an undisturbed process, and the sensitivity of the chart."""
 
     mean: float
     standard_deviation: float

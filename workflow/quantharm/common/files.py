@@ -23,7 +23,7 @@ LARGEST_INPUT_BYTES = 64 * 2**20  # of a text or a prompt suite, which are read 
 
 
 def remove_left_overs(path: Path) -> None:
-    """What a killed job had begun; no two jobs write one file at a time."""
+    """Removes what a killed job had begun; no two jobs write one file at a time."""
     for left_over in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
         if left_over.is_dir():
             shutil.rmtree(left_over, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Whether a response gives a prompt's answer, as far as a program can tell.
+"""Judges whether a response gives a prompt's answer, as far as a program can tell.
 
 Responses come in any language: words without spaces between them (北京 in 答案是北京。), digits of other scripts,
 full-width forms, and numbers grouped as 1,234.5, 1.234,5, 1 234,5, 1'234.5 or 1,23,456.
@@ -52,7 +52,7 @@ SCALES = {"百": 1e2, "백": 1e2, "千": 1e3, "천": 1e3, "万": 1e4, "萬": 1e4
 
 
 def readings(digits: str) -> set[float]:
-    """What a run of digits and separators may stand for: two numbers where conventions differ (1.200; 12 345)."""
+    """The numbers that digits and separators may stand for: two where conventions differ (1.200; 12 345)."""
     if re.fullmatch(r"\d+(\.\d+)?", digits):
         thousands = re.fullmatch(r"[1-9]\d{0,2}\.\d{3}", digits)
         return {float(digits)} | ({float(digits.replace(".", ""))} if thousands else set())

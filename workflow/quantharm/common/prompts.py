@@ -13,7 +13,7 @@ LONGEST_PROMPT_CHARACTERS = 1_000_000
 
 
 class Answer(TypedDict):
-    """What a right response holds, as far as a program can tell."""
+    """The content of a right response, as far as a program can tell."""
 
     kind: str  # a judge of quantharm.common.judging
     value: Any

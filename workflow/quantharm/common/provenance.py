@@ -1,4 +1,4 @@
-"""Where a figure came from: versions, device, driver, commit. Part of every result record."""
+"""The origin of a figure: versions, device, driver, commit. Part of every result record."""
 
 import ctypes
 import datetime
@@ -103,7 +103,7 @@ def onednn_instruction_set() -> str | None:
 
 
 def how_computed(device: str, compute_dtype: str | None) -> HowComputed:
-    """What decides how products are rounded, beside the device's name: two processors of one name may differ.
+    """Settings that decide how products are rounded, beside the device's name: two processors of one name may differ.
 
     compute_dtype: what matrices are multiplied in. The other keys are the device's.
     """
@@ -158,7 +158,7 @@ def threads_of_process() -> int:
 
 
 def provenance(device: str, dtype: str | None = None, compute_dtype: str | None = None) -> Provenance:
-    """What produced a record; `device` is `cpu` or `cuda`.
+    """Versions, device, commit and command behind a record; `device` is `cpu` or `cuda`.
 
     dtype: what the weights are held in on disk; compute_dtype: what matrices were multiplied in.
     """

@@ -1,4 +1,4 @@
-"""What every stage shares: its command line, how it ends when something is wrong, and where its time went."""
+"""Shared by every stage: the command line, the one sentence in which it ends on a fault, and the time of its parts."""
 
 import argparse
 import atexit
@@ -88,7 +88,7 @@ def leave() -> NoReturn:
 
 
 def sentence_for(error: Exception) -> str | None:
-    """What to tell of a fault of the machine; None for any other.
+    """The sentence for a fault of the machine; None for any other.
 
     By words where a library has an exception of its own: safetensors says `No space left on device (os error 28)`,
     torch `can't allocate memory`.
@@ -138,7 +138,7 @@ class Timing:
         self.started()
 
     def started(self) -> None:
-        """What was imported until now is the start."""
+        """Counts everything until now as the start."""
         self.seconds["start"] = seconds_since_process_start()
 
     def record(self) -> TimingRecord:

@@ -99,7 +99,7 @@ def decoded_bytes(text: str) -> int:
 
 
 def byte_ends(text: str, places: list[tuple[int, int]]) -> list[float]:
-    """Where each token ends, in bytes of the text; places: (first, end) of each token, in characters."""
+    """The end of each token, in bytes of the text; places: (first, end) of each token, in characters."""
     points = numpy.frombuffer(text.encode("utf-32-le"), dtype=numpy.uint32)
     widths = 1 + (points >= 0x80) + (points >= 0x800) + (points >= 0x10000)  # bytes of each character
     starts = (numpy.cumsum(widths) - widths).tolist()

@@ -1,4 +1,4 @@
-"""Which files of this package a module is made of, read off its import statements (never typed by hand).
+"""The files of this package that a module is made of, read from its import statements (never typed by hand).
 
 The workflow lists them as inputs of a stage, so an edit recomputes what depends on it and nothing else.
 """

@@ -1,4 +1,4 @@
-"""What a job asks a cluster for: host memory and time, from the model's size, more with each attempt.
+"""Host memory and time that a job asks a cluster for, from the model's size, more with each attempt.
 
     memory [MB]  = (2500 + MB a billion parameters × billions × bytes a weight / 2) × (1, 1.5, 2, … by attempt)
     time [min]   = (20 + minutes a billion parameters × billions) × attempt

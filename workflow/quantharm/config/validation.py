@@ -17,7 +17,7 @@ TEMPLATES = "__use_yte__"  # Snakemake would then run the Python expressions in 
 
 
 def removed_by_null(key: str) -> str:
-    """What to add to a message about a key that may have come from another config file than the user's own."""
+    """The addition to a message about a key that may have come from another config file than the user's own."""
     return f"; config files are merged key by key, so what another one sets stays until yours says `{key}: null`"
 
 

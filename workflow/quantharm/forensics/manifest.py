@@ -92,7 +92,7 @@ def inside(path: Path, *files: Path) -> list[Path]:
 
 
 def others(folder: Path, only: Names) -> list[Path]:
-    """What lies in the folder beside the files named, relative to it."""
+    """Files of the folder beside those named, relative to it."""
     files = [p.relative_to(folder) for p in folder.rglob("*") if p.is_file()]
     return [p for p in files if p.as_posix() not in only]
 

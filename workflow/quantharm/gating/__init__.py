@@ -1,1 +1,1 @@
-"""A budget: limits on what a method may cost, the figures that they are on, verdicts, and which method to ship."""
+"""Gating: a budget's limits, the figures that they are on, verdicts, and the method to ship."""

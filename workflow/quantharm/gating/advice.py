@@ -1,4 +1,4 @@
-"""Which method to ship: of those within the budget, the one that the config prefers."""
+"""The method to ship: of those within the budget, the one that the config prefers."""
 
 from typing import Any, TypedDict
 
@@ -12,7 +12,7 @@ PREFERRED = {"smallest": "the smallest", "closest": "the closest to the baseline
 
 
 class Advice(TypedDict):
-    """What a budget says of one model, as in budget.json."""
+    """A budget's advice on one model, as in budget.json."""
 
     model: str
     ship: str | None  # the method; None where none is within the budget

@@ -93,7 +93,7 @@ def flips(limit: Limit, cell: Cell, results: Results) -> Figure:
 
 
 def resolution(tasks: dict[str, Any]) -> str:
-    """What so many items can show at all."""
+    """The smallest change that so many items can show, in words."""
     least = tasks.get("smallest_detectable_difference")
     return "" if least is None else f"; so many items show a change of accuracy from {100 * least:.2g} points on"
 

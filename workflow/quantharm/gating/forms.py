@@ -121,7 +121,7 @@ def markdown(passed: bool, sentence: str, lines: list[Line], advice: list[Advice
 
 
 def xml_text(text: str) -> str:
-    """What XML 1.0 can hold: no control characters, no halves of surrogates."""
+    """The part of a text that XML 1.0 can hold: no control characters, no halves of surrogates."""
     return re.sub(r"[^\t\n -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", "", visible(text))
 
 

@@ -16,7 +16,7 @@ OF_THE_BASELINE_TOO = ("checks", "integrity")
 
 @dataclass(frozen=True)
 class Kind:
-    """What a key of the budget limits."""
+    """The figure that a key of the budget limits."""
 
     label: str
     show: Callable[[float], str]

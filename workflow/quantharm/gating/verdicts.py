@@ -1,4 +1,4 @@
-"""Whether a figure is within a limit: pass, breach, undecided or not measured.
+"""Verdicts on a figure and its limit: pass, breach, undecided or not measured.
 
 A figure of a sample passes with its whole 95 % interval and breaches with its whole interval; an interval that holds
 the limit is undecided. So a true value that is at the limit passes, or breaches, in at most 2.5 % of runs each.
@@ -16,7 +16,7 @@ Bounds = list[float] | None
 
 @dataclass(frozen=True)
 class Figure:
-    """What a limit is on."""
+    """The figure that a limit is on."""
 
     value: float | None
     ci95: Bounds = None
@@ -67,7 +67,7 @@ def judge(limit: Limit, figure: Figure, at_most: bool) -> tuple[str, str]:
 
 
 def enough(bound: float, value: float, ci95: list[float], counted: int | None, of: str) -> str:
-    """How many would tell: half an interval shrinks with the root of their number. A rough guess, or nothing."""
+    """The number that would tell: half an interval shrinks with the root of their number. A rough guess, or nothing."""
     distance = abs(value - bound)
     towards = ci95[0] if value > bound else ci95[1]
     if not counted or distance == 0:

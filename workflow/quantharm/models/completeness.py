@@ -1,4 +1,4 @@
-"""Whether a checkpoint's tensors are those that its model's class wants: none missing, none besides, all in shape.
+"""Checks that a checkpoint's tensors are those that its model's class wants: none missing, none besides, all in shape.
 
 transformers fills what is missing with random numbers and only warns. Which tensors those are is its own account of a
 load, tied weights and what the class itself ignores apart. A load onto the `meta` device gives it from the files'

@@ -1,4 +1,4 @@
-"""What matrices are multiplied in: the dtype of the weights where the device multiplies it fast, else float32.
+"""The dtype of matrix products: that of the weights where the device multiplies it fast, else float32.
 
 A processor without 16-bit instructions takes four to eight times as long for a bfloat16 product as for a float32 one
 (AVX2, 512 × 256 by 256 × 512: 21 ms and 2.5). There a model is loaded in the dtype that its cell states, so that the
@@ -12,7 +12,7 @@ FLOATS_16 = (torch.bfloat16, torch.float16)
 
 
 def compute_dtype(dtype: str, device: str) -> str:
-    """What matrices of `dtype` (bfloat16, float16 or float32) are multiplied in on `cpu` or `cuda`.
+    """The dtype in which matrices of `dtype` (bfloat16, float16 or float32) are multiplied on `cpu` or `cuda`.
 
     Asks oneDNN, which multiplies them, so that a limit set for it (ONEDNN_MAX_CPU_ISA) counts.
     """

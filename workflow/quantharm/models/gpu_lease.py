@@ -1,4 +1,4 @@
-"""Which GPUs a job computes on, where a host has more than it needs: those that no other job of this user holds.
+"""Leases of GPUs on a host that has several: a job computes on GPUs that no other job of this user holds.
 
 SLURM gives each job GPUs of its own. On a host without it, `--resources gpu=4` starts four jobs that would all take the
 first GPU. A GPU is held by a lock on a file, which the system takes back when the process ends, however it ends.
@@ -14,7 +14,7 @@ HELD: list[int] = []  # descriptors of the locks; open as long as this process l
 
 
 def seen_gpus() -> list[str]:
-    """What CUDA_VISIBLE_DEVICES says of each GPU that PyTorch sees: an index or an identifier."""
+    """The entry in CUDA_VISIBLE_DEVICES of each GPU that PyTorch sees: an index or an identifier."""
     import torch
 
     count = torch.cuda.device_count()  # by NVML, which does not start CUDA

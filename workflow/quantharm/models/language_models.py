@@ -1,4 +1,4 @@
-"""Which checkpoints are causal language models: they predict the next token from those before it, and nothing else.
+"""Recognises causal language models: they predict the next token from those before it, and nothing else.
 
 An encoder (BERT), an encoder-decoder (T5), a classifier or a vision model has no perplexity and no greedy answer.
 """
@@ -23,7 +23,7 @@ def causal_classes(model_type: str) -> tuple[str, ...]:
 
 
 def named_gguf(folder: Path) -> dict[str, str]:
-    """What from_pretrained has to be told of a checkpoint in GGUF."""
+    """Arguments of from_pretrained for a checkpoint in GGUF."""
     packed = gguf_file(folder)
     return {"gguf_file": packed.name} if packed else {}
 

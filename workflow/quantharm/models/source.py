@@ -1,4 +1,4 @@
-"""What a checkpoint folder is: the source record that fetch writes, and that every cell is compared by."""
+"""The source record of a checkpoint folder: fetch writes it, and cells are compared by it."""
 
 import json
 from pathlib import Path

@@ -1,6 +1,6 @@
-"""What other hardware changes of a model's next-token distributions, and what the mildest quantization would.
+"""The effect of other hardware on a model's next-token distributions, beside that of the mildest quantization.
 
-Other processors add and round in another order. How much that changes shows here, without them: the same passes in the
+Other processors add and round in another order. Its size shows here, without them: the same passes in the
 next wider dtype differ from this machine's by the rounding of this machine, and another machine rounds as much. Over
 three instruction sets, two attention implementations and a GPU the change was 0.4 to 1.4 times that figure
 (tests/benchmark/hardware_floor.py). Weights rounded to 8 bits by row are what a quantization costs at least.

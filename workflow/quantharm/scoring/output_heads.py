@@ -38,7 +38,7 @@ class OutputHead:
         return {"weight": self.weight} | ({} if self.bias is None else {"bias": self.bias})
 
     def settings(self) -> HeadSettings:
-        """What the tensors do not say; part of the hash."""
+        """Settings beside the tensors; part of the hash."""
         dtype = str(self.weight.dtype).removeprefix("torch.")
         return {
             "dtype": dtype,

@@ -1,4 +1,4 @@
-"""What a store of the baseline's logits was made of: what its metadata state, and a reader compares."""
+"""The metadata of a store of the baseline's logits, which a reader compares with its own cell."""
 
 import pandas
 

@@ -1,4 +1,4 @@
-"""What is stored of the baseline at each position, one row a position, in Parquet: hidden states or log-probabilities.
+"""The store of the baseline's predictions, a row a position, in Parquet: hidden states or log-probabilities.
 
 Hidden states (format 2) are the final ones, in the dtype of the forward pass; the output head that the metadata name
 makes logits of them, so that nothing is lost and a position takes 2 bytes × width. Log-probabilities (format 1) are
@@ -51,7 +51,7 @@ class Positions:
 
 @dataclass(frozen=True)
 class Entries:
-    """What a row of a store holds of a position: `width` numbers of a dtype, in the column `name`."""
+    """The entry of a position in a store: `width` numbers of a dtype, in the column `name`."""
 
     name: str
     width: int
@@ -160,7 +160,7 @@ def damaged(path: Path, error: BaseException) -> UserError:
 
 
 def store_metadata(path: Path) -> StoreMetadata:
-    """What the store was made from; raises UserError when the file is not a log-prob store."""
+    """The account of what the store was made from; raises UserError when the file is not a log-prob store."""
     file = open_store(path)
     try:
         metadata = file.schema_arrow.metadata or {}

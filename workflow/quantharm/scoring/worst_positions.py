@@ -1,4 +1,4 @@
-"""The positions where a method departs farthest from the baseline, with what both models would have said there.
+"""The positions where a method departs farthest from the baseline, with both models' first choices there.
 
 Kept while the divergence is scored, so memory does not grow with the number of positions; decoded at the end, so that
 a report shows text and needs no tokenizer.

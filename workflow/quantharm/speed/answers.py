@@ -99,7 +99,7 @@ def timed_answers(
 
 
 def check_answers(model, prompts: list[list[int]], continuations: list[Continuation]) -> AnswersCheck:
-    """What one forward pass over each prompt and its answer chooses as well.
+    """Compares the answers with the choices of one forward pass over each prompt and its answer.
 
     Raises UserError where it chooses other tokens, or its logits are finite and the answer's were not.
     """

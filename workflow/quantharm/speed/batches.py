@@ -1,4 +1,4 @@
-"""Prefill and decode of several sequences at once: what reading the weights once for all of them gains.
+"""Prefill and decode of several sequences at once: the gain from reading the weights once for all of them.
 
 Weight-only quantization shrinks what is read once a step; the larger the batch, the more of a step is arithmetic
 instead. Rates count the tokens of all sequences. Decoding is timed captured where a graph of this batch passes its
@@ -83,6 +83,6 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def give_back(device: torch.device) -> None:
-    """What a failed attempt held; else the next one would be fitted into the rest of a GPU."""
+    """Frees what a failed attempt held; else the next one would be fitted into the rest of a GPU."""
     if device.type == "cuda":
         torch.cuda.empty_cache()

@@ -73,7 +73,7 @@ def host_wait_share(model, prompt: torch.Tensor, eager_tokens_per_second: float)
 
 
 def roofline(model, prompt: torch.Tensor, new_tokens: int, eager: float, captured: float | None) -> Roofline:
-    """What decoding moves against what the device's memory can; eager, captured: tokens a second, None without any."""
+    """Bytes that decoding moves beside those that memory can; eager, captured: tokens a second, None without any."""
     _, cache = prefill(model, prompt)
     grows, fixed = cache_bytes(cache)
     tokens = prompt.shape[1]

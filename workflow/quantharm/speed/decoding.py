@@ -42,7 +42,7 @@ def end_tokens(model, tokenizer) -> set[int]:
 
 
 def cache_of(output) -> Cache:
-    """What a forward pass keeps for the next token, by the name under which the model takes it back."""
+    """The cache that a forward pass leaves for the next token, by the name under which the model takes it back."""
     for name in ALL_CACHE_NAMES:
         if output.get(name) is not None:
             return {name: output[name]}

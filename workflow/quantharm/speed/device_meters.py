@@ -1,4 +1,4 @@
-"""What a device gives: its copy bandwidth, the energy it took, the time in which it computed."""
+"""Meters of a device: copy bandwidth, energy, and the time in which it computed."""
 
 import contextlib
 import time
@@ -66,7 +66,7 @@ class PeakMemory:
 
 
 class ProcessorWait:
-    """How much this process waits for processors that others use, from when this object was made.
+    """The time for which this process waits for processors that others use, from when this object was made.
 
     Linux counts for each thread how long it ran and how long it was ready to and did not (schedstat).
     """

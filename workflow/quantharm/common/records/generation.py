@@ -20,7 +20,7 @@ class Answers(TypedDict):
 
 
 class Asked(TypedDict):
-    """What decides the token ids of the prompts."""
+    """Settings that decide the token ids of the prompts."""
 
     chat_template: str  # auto, required or never
     thinking: bool  # whether templates that know a switch for it have it on
@@ -109,7 +109,7 @@ class CopyBandwidth(TypedDict):
 
 
 class Roofline(CopyBandwidth):
-    """What decoding moves, beside what the device's memory can move."""
+    """Bytes that decoding moves, beside those that the device's memory can move."""
 
     weight_bytes_per_token: int
     bytes_per_token: int  # weights, KV cache and states

@@ -131,4 +131,4 @@ class IntegrityRecord(CellIntegrity, Finished):
 
 
 class FolderIntegrityRecord(FolderIntegrity, Finished):
-    """What the command writes of a folder."""
+    """The record that the command writes of a folder."""

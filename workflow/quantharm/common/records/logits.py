@@ -6,7 +6,7 @@ from quantharm.common.records.parts import Finished, HowComputed
 
 
 class HardwareFloor(TypedDict):
-    """What other hardware may change of the baseline's distributions, and what the mildest quantization does."""
+    """The effect of other hardware on the baseline's distributions, beside that of the mildest quantization."""
 
     rounding_kl_nats: float | None  # between the model as it is and the same in a wider dtype
     eight_bit_kl_nats: float | None  # between the model as it is and with weights rounded to 8 bits
@@ -15,7 +15,7 @@ class HardwareFloor(TypedDict):
 
 
 class CellIdentity(HowComputed):
-    """What must be equal in two cells that are compared."""
+    """Keys that must be equal in two cells that are compared."""
 
     model: str
     revision: str | None
@@ -35,7 +35,7 @@ class StoreIdentity(CellIdentity):
 
 
 class HiddenStates(TypedDict):
-    """What a row of a store of hidden states holds."""
+    """The content of a row in a store of hidden states."""
 
     width: int
     dtype: str  # of the forward pass
@@ -56,7 +56,7 @@ class HeadDescription(HeadSettings):
 
 
 class FormOfStore(TypedDict):
-    """What a row of the store holds."""
+    """The content of a row of the store."""
 
     stored: Literal["hidden_states", "log_probabilities"]
     hidden_states: NotRequired[HiddenStates]

@@ -1,4 +1,4 @@
-"""What several records hold: provenance, memory, times, intervals, repeated measurements, files of weights."""
+"""Shared by several records: provenance, memory, times, intervals, repeated measurements, files of weights."""
 
 from typing import NotRequired, TypedDict
 
@@ -6,7 +6,7 @@ Interval = list[float]  # [low, high] of 95 %
 
 
 class HowComputed(TypedDict):
-    """What decides how products are rounded, beside the device's name."""
+    """Settings that decide how products are rounded, beside the device's name."""
 
     compute_dtype: str | None  # that matrices were multiplied in; null where no model was run
     instruction_set: NotRequired[str]  # of a CPU, as PyTorch uses it
@@ -26,7 +26,7 @@ class HowComputedOrNull(TypedDict):
 
 
 class EngineRecord(TypedDict):
-    """What ran a checkpoint that transformers did not."""
+    """The engine that ran a checkpoint, where it was not transformers."""
 
     name: str  # as the config names it
     version: str  # the engine's own
@@ -38,7 +38,7 @@ class EngineRecord(TypedDict):
 
 
 class Provenance(HowComputed):
-    """What produced a record."""
+    """Versions, device, commit and command behind a record."""
 
     device: str  # `NVIDIA H200` or `CPU: …`
     device_type: str  # cpu or cuda
@@ -104,7 +104,7 @@ class Sealed(TypedDict):
 
 
 class CellNames(TypedDict):
-    """What each record of a cell begins with."""
+    """The first keys of each record of a cell."""
 
     model: str  # name in the config
     method: str  # name in the config
@@ -112,7 +112,7 @@ class CellNames(TypedDict):
 
 
 class Finished(Sealed):
-    """What each record of a stage ends with."""
+    """The last keys of each record of a stage."""
 
     timing: TimingRecord
     provenance: Provenance

@@ -18,7 +18,7 @@ class SampleStatistics(TypedDict):
 
 
 class CalibrationReached(SampleStatistics):
-    """What a quantizer that calibrates was asked to use, and how much of it reached it."""
+    """Samples and tokens that a quantizer was asked to calibrate on, and how many of them reached it."""
 
     file: str  # the text
     samples_asked: int
@@ -71,7 +71,7 @@ class CheckpointMeasured(TypedDict):
 
 
 class MadeByQuantizer(TypedDict):
-    """What a quantizer adds to the record of its checkpoint."""
+    """Keys that a quantizer adds to the record of its checkpoint."""
 
     calibration: NotRequired[CalibrationReached]  # of a method that calibrates
     expert_tokens: NotRequired[dict[str, list[int]]]  # the experts of a layer → calibration tokens that reached each
@@ -80,14 +80,14 @@ class MadeByQuantizer(TypedDict):
 
 
 class QuantizerOutput(MadeByQuantizer):
-    """What a quantizer returns of a checkpoint that it wrote, or that lies elsewhere."""
+    """A quantizer's account of a checkpoint that it wrote, or that lies elsewhere."""
 
     checkpoint: NotRequired[str]  # folder, where it is not the one that was to be written
     resolved: NotRequired[SourceRecord]  # of that folder
 
 
 class CheckpointRecord(CellNames, MadeByQuantizer):
-    """What a checkpoint is loaded by."""
+    """Keys by which a checkpoint is loaded."""
 
     quantizer: str  # module in quantharm.quantizers
     settings: dict[str, Any]  # all of the method's, defaults included

@@ -14,7 +14,7 @@ class PairedPerplexity(TypedDict):
 
 
 class AnswerEndings(TypedDict):
-    """How answers end (common/answers.py); `added`: share minus the baseline's over the same prompts."""
+    """Endings of the answers (common/answers.py); `added`: share minus the baseline's over the same prompts."""
 
     answers_looping: int
     answers_looping_share_ci95: Interval | None

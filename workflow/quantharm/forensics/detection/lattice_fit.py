@@ -1,4 +1,4 @@
-"""How well groups of weights fit the levels of a quantizer, beside what weights without such a trace would fit.
+"""The fit of groups of weights to the levels of a quantizer, beside that of weights without such a trace.
 
 A group that was quantized and dequantized takes few values: integers times a scale (after AWQ, GPTQ, LLM.int8 or plain
 rounding), or the 16 levels of NF4 or FP4 times the block's largest magnitude. So quantizing it again changes nothing

@@ -1,4 +1,4 @@
-"""How each weight matrix of a checkpoint is stored: as plain floats, or packed as integers with scales beside them.
+"""The storage of each weight matrix of a checkpoint: plain floats, or packed integers with scales beside them.
 
 Read from the files' headers alone, one matrix at a time: an added tensor of integers, a mask or a line in config.json
 says nothing about the others. The architecture that config.json names tells which tensors are weights of the model.
@@ -150,7 +150,7 @@ def foreign_names(tensors: list[Stored], config: dict[str, Any]) -> set[str]:
 
 
 def read_storage(folder: Path) -> Storage:
-    """How the checkpoint's matrices are stored; raises UserError for a damaged file."""
+    """The storage of the checkpoint's matrices; raises UserError for a damaged file."""
     config, tensors = read_checkpoint_config(folder), stored_tensors(folder)
     stated = config.get("quantization_config") or config.get("compression_config")
     claim = str((stated.get("quant_method") if isinstance(stated, dict) else None) or "quantized") if stated else None
