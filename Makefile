@@ -10,6 +10,7 @@ demo: .venv/installed ## evaluate the built-in model with all methods
 	.venv/bin/snakemake $(FLAGS)
 	@cat results/logs/summary.log
 	@echo "Report: results/report.html"
+	@echo "Model cards and badges: .venv/bin/snakemake cards --cores all"
 
 formats: .venv/installed ## evaluate the built-in model in every format that is made here
 	.venv/bin/snakemake $(FLAGS) --configfile workflow/formats.yaml
