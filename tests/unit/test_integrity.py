@@ -253,7 +253,7 @@ def test_the_untouched_original_is_not_accused_by_other_kernels(handed, stored, 
     trace = pandas.read_parquet(stored / "trace.parquet")
     floor = hardware_floor.measure_floor(model, trace, "text")
     metadata = json.loads(pyarrow.parquet.read_schema(stored / "logits.parquet").metadata[b"quantharm"])
-    other = metadata | {"hardware_floor": floor, "device": "CPU: another"}
+    other = metadata | {"hardware_floor": floor, "device": "CPU: another", "compute_dtype": "bfloat16"}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("quantharm.scoring.stored_logits.store_metadata", lambda path: other)
         patch.setattr(loading, "load_checkpoint", lambda *given: load_checkpoint(*given, attn_implementation="eager"))

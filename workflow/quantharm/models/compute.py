@@ -6,6 +6,8 @@ weights are the same numbers and the sizes those of 16 bits, and its layers are 
 Every cell of a model computes in one dtype; provenance says in which.
 """
 
+import functools
+
 import torch
 
 FLOATS_16 = (torch.bfloat16, torch.float16)
@@ -26,6 +28,17 @@ def multiplies_fast(dtype: str) -> bool:
     if dtype == "bfloat16":
         return torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return torch.ops.mkldnn._is_mkldnn_fp16_supported()
+
+
+@functools.cache
+def multiplies_bytes_exactly() -> bool:
+    """Whether products of 8-bit integers on this processor are what integers give.
+
+    Without instructions for them (VNNI), oneDNN adds pairs of products in 16 bits, where large ones saturate: PyTorch
+    2.13 is up to a quarter of the largest sum off with AVX2 alone.
+    """
+    rows, columns = torch.full((17, 64), 127, dtype=torch.int8), torch.full((64, 16), 127, dtype=torch.int8)
+    return bool((torch._int_mm(rows, columns) == 127 * 127 * 64).all())
 
 
 def to_float32(model) -> None:

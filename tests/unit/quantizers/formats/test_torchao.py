@@ -5,10 +5,17 @@ import torch
 import transformers
 
 from quantharm import checks
+from quantharm.models.compute import multiplies_bytes_exactly
 from quantharm.quantizers.formats import torchao
 
 # kind → bits a weight of the 64-wide model: codes of a byte, a float32 scale and an 8-bit zero point a row (or group)
 BITS = {"int8": 8.5556, "int8_dynamic": 8.5556, "float8": 8.4444, "intx4": 8.7500}
+
+
+EXACT_BYTES = pytest.mark.skipif(
+    not multiplies_bytes_exactly(), reason="PyTorch multiplies 8-bit integers wrongly on this processor (no VNNI)"
+)
+KINDS = [pytest.param(kind, marks=EXACT_BYTES if kind == "int8_dynamic" else ()) for kind in BITS]
 
 
 def config_of(kind: str):
@@ -43,7 +50,7 @@ def theirs(tiny, save_checkpoint, byte_tokenizer, tmp_path_factory):
     return make
 
 
-@pytest.mark.parametrize("kind", BITS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_each_kind_is_read_as_transformers_reads_it(kind, theirs, foreign, bare_logits, passes, logits_of):
     cell = foreign(theirs(kind), "bfloat16")
     assert len(cell.matrices) == 14
@@ -57,7 +64,7 @@ def test_each_kind_is_read_as_transformers_reads_it(kind, theirs, foreign, bare_
         assert checks.mean_kl(bare_logits(theirs(kind), "bfloat16"), logits_of(cell)) < 1e-9
 
 
-@pytest.mark.parametrize("kind", ["float8", "int8_dynamic"])
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind.values[0] in ("float8", "int8_dynamic")])
 def test_in_a_float32_model_its_layers_keep_their_dtype(kind, theirs, foreign, passes, logits_of):
     cell = foreign(theirs(kind))
     assert passes(cell, BITS[kind]) < 0.01
@@ -69,6 +76,17 @@ def test_a_changed_scale_fails_the_kernel_check(theirs, foreign):
     cell = foreign(theirs("int8"), "bfloat16")
     cell.model.get_submodule("model.layers.1.mlp.down_proj").weight.scale[:8] *= 3
     assert checks.check_kernel(cell.model, cell.matrices, [0, 5, 77, 200])["status"] == "fail"
+
+
+def test_wrong_products_of_bytes_fail_the_kernel_check_which_says_so(theirs, foreign, monkeypatch):
+    """As on processors without VNNI, where sums saturate."""
+    right = torch._int_mm
+    monkeypatch.setattr(torch, "_int_mm", lambda *given: right(*given).clamp(-20_000, 20_000))
+    monkeypatch.setattr(checks, "multiplies_bytes_exactly", multiplies_bytes_exactly.__wrapped__)
+    cell = foreign(theirs("int8_dynamic"), "bfloat16")
+    kernel = checks.check_kernel(cell.model, cell.matrices, list(range(2, 66)))
+    assert kernel["status"] == "fail", kernel
+    assert kernel["explanation"].endswith("multiplies 8-bit integers wrongly on this processor (no VNNI instructions)")
 
 
 def test_the_layout_for_gpus_is_refused_on_a_cpu():
