@@ -2,12 +2,14 @@
 PYTHON ?= python3
 FLAGS = --cores all --resources gpu=1 --quiet host reason
 EVALUATION = .venv-evaluation/installed.txt
+LOG = results/logs/evaluation_environment.log
 EXTRA = .venv-extra/llama-cpp/installed.txt .venv-extra/quanto/installed.txt
 
 .PHONY: demo formats environments zoo test unit-test workflow-test slurm-test lint format timing clean
 
-demo: .venv/installed ## evaluate the built-in model with all methods
-	.venv/bin/snakemake $(FLAGS)
+demo: ## evaluate the built-in model with all methods
+	$(MAKE) --no-print-directory --jobs 2 environments
+	.venv/bin/snakemake $(FLAGS) --config warm_start=True
 	@cat results/logs/summary.log
 	@echo "Report: results/report.html"
 	@echo "Model cards and badges: .venv/bin/snakemake cards --cores all"
@@ -51,14 +53,19 @@ timing: .venv/installed ## where the time of the finished jobs went
 clean: ## results and environments
 	rm -rf results .snakemake .venv .venv-evaluation .venv-extra
 
-.venv/installed: envs/workflow.txt
-	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(v not in ((3, 11), (3, 12)) and "error: Python 3.11 or 3.12 is needed, this is %d.%d; run make PYTHON=python3.12" % v)'
+.PHONY: right-python
+right-python:
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(v not in ((3, 11), (3, 12)) and "error: Python 3.11 or 3.12 is needed, this is %d.%d; run make PYTHON=python3.12" % v)'
+
+.venv/installed: envs/workflow.txt | right-python
 	$(PYTHON) -m venv --clear .venv
 	.venv/bin/python -m pip install --quiet --no-compile --disable-pip-version-check --requirement envs/workflow.txt
 	touch $@
 
-$(EVALUATION): envs/evaluation.txt | .venv/installed
-	.venv/bin/snakemake $@ $(FLAGS)
+$(EVALUATION): envs/evaluation.txt | right-python # as the rule of this name does for those who call snakemake
+	@echo "The evaluation environment, from $< (once; some minutes)"
+	@mkdir -p results/logs
+	@sh envs/build.sh $(PYTHON) .venv-evaluation $< > $(LOG) 2>&1 || { tail -n 3 $(LOG); exit 1; }
 
 .venv-extra/%/installed.txt: envs/%.txt $(EVALUATION) | .venv/installed
 	.venv/bin/snakemake $@ $(FLAGS)

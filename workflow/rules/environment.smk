@@ -20,14 +20,7 @@ rule evaluation_environment:
     message:
         "the evaluation environment, from envs/evaluation.txt (once; some minutes)"
     shell:
-        "exec > {log} 2>&1; "
-        '"$WORKFLOW_PYTHON" -m venv --clear .venv-evaluation && '
-        ".venv-evaluation/bin/python -m pip install --no-compile --disable-pip-version-check --requirement {input} && "
-        ".venv-evaluation/bin/python -m pip freeze --disable-pip-version-check > {output}.part && "
-        "mv {output}.part {output} || "
-        "{{ echo \"error: the environment of the model stages could not be built from {input}; above is why, in pip's"
-        " words. Without a network see docs/offline.md, or name another interpreter: python: in the"
-        ' config"; exit 1; }}'
+        'sh envs/build.sh "$WORKFLOW_PYTHON" .venv-evaluation {input} > {log} 2>&1'
 
 
 rule extra_packages:
