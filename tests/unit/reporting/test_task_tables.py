@@ -80,3 +80,12 @@ def test_the_chart_leaves_out_what_is_not_to_be_believed():
     told = recovery_chart(results_of(nf4={"failed": ["kernel"]})).alternative
     assert "int8: 99.9" in told
     assert "nf4" not in told
+
+
+def test_every_layer_of_a_panel_asks_for_the_same_axis():
+    """Vega-Lite's axis holds what each layer asks for: one without a scale of its own begins at zero."""
+    (panel,) = recovery_chart(results_of()).chart.to_dict()["vconcat"]
+    scales = [layer["encoding"]["x"]["scale"] for layer in panel["layer"]]
+    assert len(scales) == 3
+    assert scales[0]["domain"][0] > 50
+    assert all(scale == scales[0] for scale in scales)

@@ -92,9 +92,12 @@ def entry(cell: Cell, value: float | None, bounds: list[float] | None = None, **
 
 
 def dots(data: pandas.DataFrame, title: str, order: list[str], marks: dict[str, Any], **x: Any) -> list[altair.Chart]:
-    """Layers: a row a method with its figure as a point on its interval; x: more of the horizontal channel."""
+    """Layers: a row a method with its figure as a point on its interval; x: more of the horizontal channel, for
+    both layers alike: the axis of a chart holds what each of its layers asks for.
+    """
     base = altair.Chart(data).encode(y=altair.Y("method:N", sort=order, title=None, scale=altair.Scale(domain=order)))
-    rules = base.mark_rule(strokeWidth=2).encode(x=altair.X("low:Q", title=title), x2="high:Q", color=marks["color"])
+    low = altair.X("low:Q", title=title, **x)
+    rules = base.mark_rule(strokeWidth=2).encode(x=low, x2="high:Q", color=marks["color"])
     points = base.mark_point(filled=True, size=110, opacity=1)
     return [rules, points.encode(x=altair.X("value:Q", title=title, **x), **marks)]
 

@@ -29,9 +29,10 @@ def recovery_chart(results: Results) -> Figure:
     if not rows:
         return figure_of(KEY, nothing_to_show("No tasks were answered."), "No tasks were answered.", "")
     marks, order = marked(names_of(results)), [named(cell) for cell in methods]
-    whole = altair.Chart(pandas.DataFrame({"one": [100.0]})).mark_rule(color=MUTED).encode(x="one:Q")
     bounds = [100 * bound for row in rows for bound in row["recovery_ci95"] or [row["recovery"]]]
     scale = altair.Scale(domain=[min(99, *bounds) - 1, max(101, *bounds) + 1], nice=False)
+    one = altair.Chart(pandas.DataFrame({"one": [100.0]}))
+    whole = one.mark_rule(color=MUTED).encode(x=altair.X("one:Q", scale=scale))
 
     def panel(task: str) -> altair.LayerChart:
         data = [

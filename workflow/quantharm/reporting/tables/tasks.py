@@ -74,13 +74,12 @@ def tasks_table(results: Results) -> Table:
         compared("flips_right_to_wrong", "Right → wrong", show=str),
         compared("flips_wrong_to_right", "Wrong → right", show=str),
         compared("mcnemar_p_holm", "p, corrected", show=number),
-        compared("smallest_detectable_difference_corrected", "Smallest difference shown", show=points),
         Column("verdict", "Verdict", "left", verdict_of),
     ]
     note = (
         "Recovery is the share of right answers ÷ the baseline's, over the same items. The p-value is of McNemar's "
-        "exact test of the flips, corrected for the number of methods and tasks (Holm). The smallest difference is the "
-        "change of the share of right answers that so many items, with so many flips, show with 80\u00a0% probability: "
-        "no smaller one is excluded."
+        "exact test of the flips, corrected for the number of methods and tasks (Holm). The verdict names the "
+        "smallest change of the share of right answers that so many items, with so many flips, show with 80\u00a0% "
+        "probability: no smaller one is excluded."
     )
     return table_of("tasks", columns, answered(results), note)
