@@ -40,7 +40,7 @@ class Outcome:
 
 
 def run(suite: str) -> Outcome:
-    command = [SUITES[suite], "-m", "pytest", "--color=no", f"tests/{suite}"]
+    command = [SUITES[suite], "-m", "pytest", "--color=no", "--durations=12", "--durations-min=5", f"tests/{suite}"]
     begin = time.monotonic()
     held = []
     with subprocess.Popen(

@@ -153,3 +153,10 @@ def test_noise_of_eager_decoding_by_hand(tiny):
     shift = torch.tensor([0.0, 0.5] * 192)
     noise = answers.noise_of_eager_decoding(model, lambda hidden: head(hidden) + shift, [5, 6], [7, 8, 9])
     assert noise == pytest.approx(0.5, abs=1e-4)
+    assert answers.noise_of_eager_decoding(model, lambda hidden: head(hidden) + 3, [5, 6], [7, 8, 9]) < 1e-4
+
+    def with_unlikely_changed(hidden):
+        logits = head(hidden)
+        return logits.scatter(-1, logits.argmin(-1, keepdim=True), -50.0)
+
+    assert answers.noise_of_eager_decoding(model, with_unlikely_changed, [5, 6], [7, 8, 9]) < 1e-4

@@ -26,6 +26,7 @@ from quantharm.speed.static_decoder import WARM_UP_STEPS, StaticDecoder
 CAPTURED, EAGER = "captured", "eager"
 VERIFIED_STEPS = 16  # compared with eager decoding before the first answer
 NOISE_STEPS = 32
+RIVALS = 10
 WARM_UP_TOKENS = 4
 
 
@@ -129,11 +130,18 @@ def check_answers(model, prompts: list[list[int]], continuations: list[Continuat
 
 
 def noise_of_eager_decoding(model, head, ids: list[int], tokens: list[int]) -> float:
-    """Largest difference of a logit between eager decoding and one forward pass over a prompt and these tokens."""
+    """What eager decoding and one forward pass over a prompt and these tokens differ by where a choice is made.
+
+    Largest change of the lead that the pass's first choice has over one of its nearest rivals; what all logits, or
+    unlikely ones, differ by decides nothing.
+    """
     if not tokens:
         return 0.0
     device = model.get_input_embeddings().weight.device
     fed = torch.tensor(tokens, device=device).view(-1, 1)
     stepwise = eager_logits(model, torch.tensor([ids], device=device), fed)[:, 0].float()
     at_once = head(last_hidden_states(model, [*ids, *tokens])[len(ids) :])
-    return float((stepwise - at_once.to(stepwise.device)).abs().max())
+    at_once = at_once.to(stepwise.device)
+    rivals = at_once.topk(min(RIVALS, at_once.shape[-1]), -1).indices  # the first choice in front
+    moved = (stepwise - at_once).gather(-1, rivals)
+    return float((moved - moved[:, :1]).abs().max())

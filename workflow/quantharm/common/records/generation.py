@@ -51,7 +51,7 @@ class AnswersCheck(TypedDict):
     tokens: int
     same_tokens: int  # that the forward pass chooses as well
     same_tokens_but_ties: int  # choices between logits nearer than rounding or noise not counted against it
-    logit_noise: float  # largest difference of a logit between eager decoding and one pass, on one answer
+    logit_noise: float  # what the lead of a choice differs by between eager decoding and one pass, on one answer
 
 
 class Captured(TypedDict):
