@@ -1,7 +1,8 @@
 """The checks that a cell must pass before its numbers are believed. Writes checks.json; a failed one fails the stage.
 
-Each check is {name, status: pass | fail | skipped, value, limit, explanation}. Three of them load the checkpoint:
-`reload` (twice), `method_is_real` and `kernel`; the others read the cell's result files and the baseline's.
+Each check is {name, status: pass | fail | skipped, value, limit, explanation}. Five of them load the checkpoint:
+`reload` (twice), `method_is_real`, `kernel`, `stored_weights` and `engine`; the others read the cell's result files and
+the baseline's.
 """
 
 import math
@@ -32,7 +33,7 @@ from quantharm.models.loading import (
     set_compute_dtype,
     verify_weights,
 )
-from quantharm.quantizers import calibration, quantized_layers
+from quantharm.quantizers import against_original, calibration, quantized_layers
 from quantharm.quantizers.calibration_evidence import calibration_evidence
 from quantharm.quantizers.formats import families
 from quantharm.quantizers.quantized_layers import QUANTIZED_SHARE_LIMIT
@@ -211,6 +212,12 @@ def check_kernel(model, matrices: list, tokens: list[int]) -> CheckRecord:
     return outcome("kernel", passed, differences[worst], KERNEL_LIMIT, what)
 
 
+def check_stored_weights(model, matrices: list, source: Path) -> CheckRecord:
+    """Every part of every matrix in the file against the weights of the model in the folder `source`."""
+    passed, value, explanation = against_original.judge(model, matrices, source)
+    return outcome("stored_weights", passed, value, against_original.FACTOR_LIMIT, explanation)
+
+
 def reached_by_text(model, matrices: list, tokens: list[int]) -> list:
     """Those that tokens pass through: the eyes of a model for pictures, or an expert, may see none of them."""
     reached: set[str] = set()
@@ -370,6 +377,7 @@ def main() -> None:
         first, repeated = (head(last_hidden_states(model, tokens)).cpu() for _ in range(2))
         real = check_method_is_real(record, matrices, model)
         kernel = check_kernel(model, matrices, tokens)
+        stored = check_stored_weights(model, matrices, Path(record["source"]["path"]))
     del model, matrices, head
     free_memory(device)
     with timing.part("load"):
@@ -386,6 +394,7 @@ def main() -> None:
         real,
         check_bits_per_weight(record),
         kernel,
+        stored,
         engine,
         check_finite(cell["generation"]),
         check_consistency(cell["divergence"]),

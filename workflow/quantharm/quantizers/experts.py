@@ -14,6 +14,8 @@ from typing import Any
 
 EXPERT_KEYS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")  # by architecture
 ONE_EXPERT = re.compile(r"(.*\.experts)\.(\d+)\.")
+PUBLISHED = {"gate_proj": "w1", "up_proj": "w3", "down_proj": "w2"}  # Mixtral's names of an expert's matrices
+PUBLISHED_PLACE = ".block_sparse_moe."  # in place of .mlp.
 FEW_TOKENS_SHARE = 0.005  # of all that were given: below, gptqmodel rounds an expert to nearest
 
 
@@ -42,15 +44,40 @@ def take_apart(model) -> None:
         defuser.convert_model(model, cleanup_original=True)
 
 
+def published_name(name: str) -> str:
+    """The name that Mixtral's own checkpoints, and what others made of them, have for an expert's module."""
+    if not ONE_EXPERT.match(f"{name}."):
+        return name
+    place, _, kind = name.replace(".mlp.", PUBLISHED_PLACE).rpartition(".")
+    return f"{place}.{PUBLISHED.get(kind, kind)}"
+
+
 def stores_apart(folder: Path) -> bool:
     """Whether a quantized checkpoint holds matrices of single experts."""
-    from quantharm.common.checkpoint_files import read_checkpoint_config, weight_files
+    from quantharm.common.checkpoint_files import gguf_file, read_checkpoint_config, weight_files
     from quantharm.quantizers.formats.files import headers_of_files
 
+    if gguf_file(folder):
+        return False
     config = read_checkpoint_config(folder)
     if experts_of(config) == 1 or "quantization_config" not in config:
         return False
     return any(ONE_EXPERT.match(f"{name}.") for name in headers_of_files(weight_files(folder)))
+
+
+def stores_published_names(folder: Path) -> bool:
+    from quantharm.common.checkpoint_files import weight_files
+    from quantharm.quantizers.formats.files import headers_of_files
+
+    return any(f"{PUBLISHED_PLACE}experts." in name for name in headers_of_files(weight_files(folder)))
+
+
+def published_names() -> list[Any]:
+    """transformers' rules from published names to those of a model that was taken apart."""
+    from transformers.core_model_loading import WeightRenaming
+
+    pairs = [(PUBLISHED_PLACE, ".mlp."), *((f".{own}.", f".{kind}.") for kind, own in PUBLISHED.items())]
+    return [WeightRenaming(source_patterns=source, target_patterns=target) for source, target in pairs]
 
 
 @contextlib.contextmanager
@@ -71,9 +98,12 @@ def loaded_apart(folder: Path) -> Iterator[None]:
         take_apart(model)
         return preparing(self, model, *arguments, **keywords)
 
+    renamed = published_names() if stores_published_names(folder) else []
+
     def rules_of_others(*arguments, **keywords):
         known = rules(*arguments, **keywords)
-        return [rule for rule in known if not any("expert" in p or "sparse_moe" in p for p in rule.source_patterns)]
+        others = [rule for rule in known if not any("expert" in p or "sparse_moe" in p for p in rule.source_patterns)]
+        return [*renamed, *others]
 
     HfQuantizer.preprocess_model, modeling_utils.get_model_conversion_mapping = prepare, rules_of_others
     try:

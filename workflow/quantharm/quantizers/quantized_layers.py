@@ -28,6 +28,7 @@ class QuantizedMatrix:
     # [rows, columns] float32, from the file, by arithmetic of our own; None where nobody here knows how
     dequantize: Callable[[], torch.Tensor] | None
     codes: Callable[[], torch.Tensor] | None = None  # [rows, columns] integers that the file holds
+    column_order: Callable[[], torch.Tensor] | None = None  # in which columns that share a scale are neighbours
     # [n, columns] inputs → what is multiplied, of a format that rounds the inputs as well (LLM.int8, W8A8, FP8)
     round_inputs: Callable[[torch.Tensor], torch.Tensor] | None = None
     stored_as: str = ""  # the type that the file calls it by, where it has several (GGUF)

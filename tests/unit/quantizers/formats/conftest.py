@@ -7,6 +7,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 import transformers
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from quantharm import checks, fetch
 
@@ -61,3 +63,33 @@ def logits_of():
 def quiet_libraries():
     os.environ["GPTQMODEL_CPU_WORKERS"] = "2"  # its pool of threads wants two
     os.environ.setdefault("LOGURU_LEVEL", "ERROR")
+
+
+@pytest.fixture(scope="session")
+def original(tiny, save_checkpoint, tmp_path_factory) -> Path:
+    """The folder of the model that the checkpoints here were made from."""
+    folder = tmp_path_factory.mktemp("original")
+    save_checkpoint(tiny("llama", torch.bfloat16), folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def with_wrong_scale(original):
+    """With one number of the file changed, times 8 if nothing else is said, what the check says; before, it passes."""
+
+    def judge(cell: SimpleNamespace, tensor: str, place, change=lambda number: 8 * number) -> dict:
+        sound = checks.check_stored_weights(cell.model, cell.matrices, original)
+        assert sound["status"] == "pass", sound
+        path = Path(cell.record["checkpoint"]) / "model.safetensors"
+        before = path.read_bytes()
+        tensors = load_file(path)
+        tensors[tensor][place] = change(tensors[tensor][place].float()).to(tensors[tensor].dtype)
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata()
+        save_file(tensors, path, metadata=metadata)
+        try:
+            return checks.check_stored_weights(cell.model, cell.matrices, original)
+        finally:
+            path.write_bytes(before)
+
+    return judge

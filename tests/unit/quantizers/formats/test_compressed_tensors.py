@@ -135,6 +135,26 @@ def test_a_changed_scale_fails_the_kernel_check(theirs, foreign):
     assert checks.check_kernel(cell.model, cell.matrices, [0, 5, 77, 200])["status"] == "fail"
 
 
+WRONG = {  # preset: a tensor of a matrix, a place in it, its change where ×8 cannot be stored, or would be none
+    "W4A16": ("weight_scale", (3, 1)),
+    "W8A8": ("weight_scale", (3, 0)),
+    "FP8": ("weight_scale", 0),
+    "FP8_BLOCK": ("weight_scale", (1, 0)),
+    "NVFP4A16": ("weight_scale", (3, 1), lambda number: -number),
+    "NVFP4": ("weight_global_scale", 0),
+    "MXFP4": ("weight_scale", (3, 1), lambda exponent: exponent + 3),
+    "MXFP8": ("weight_scale", (3, 1), lambda exponent: exponent - 5),
+}
+
+
+@pytest.mark.parametrize("preset", WRONG)
+def test_one_wrong_scale_in_the_file_is_noticed(preset, theirs, foreign, with_wrong_scale):
+    tensor, *change = WRONG[preset]
+    check = with_wrong_scale(foreign(theirs(preset), "bfloat16"), f"model.layers.0.mlp.up_proj.{tensor}", *change)
+    assert check["status"] == "fail"
+    assert "model.layers.0.mlp.up_proj" in check["explanation"]
+
+
 def test_a_head_that_is_plain_is_left_alone_though_the_config_names_it(theirs, foreign, logits_of, tmp_path):
     """As AutoRound writes FP8: transformers makes the head a scale out of what lies in memory, and gives NaN."""
     folder = theirs("FP8")

@@ -58,6 +58,11 @@ def test_in_float32(theirs, foreign, passes):
     assert checks.check_kernel(cell.model, cell.matrices, [0, 5, 77, 200])["status"] == "fail"
 
 
+def test_one_wrong_scale_in_the_file_is_noticed(theirs, foreign, with_wrong_scale):
+    check = with_wrong_scale(foreign(theirs[0]), "model.layers.1.mlp.down_proj.weight_scale_inv", (1, 0))
+    assert check["status"] == "fail"
+
+
 def test_blocks_are_cut_at_the_ends_and_scales_may_be_powers_of_two():
     weight = torch.ones(3, 5).to(torch.float8_e4m3fn)
     tensors = {"weight": weight, "weight_scale_inv": torch.tensor([[1.0, 2.0], [3.0, 4.0]])}

@@ -4,6 +4,7 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from gguf_writer import write
 
 from quantharm import checks, fetch
 from quantharm.common.errors import UserError
@@ -16,37 +17,6 @@ from quantharm.quantizers.formats.ggml import TYPES
 REVISION = 40 * "a"
 # As in a file that ends in _M: attention's values and the head in 8 bits, other kinds in fewer.
 MIXED = {"attn_v": "Q8_0", "ffn_down": "Q5_0", "blk": "Q4_0", "output.weight": "Q8_0", "token_embd": "Q8_0"}
-
-
-def write(model, path, types: dict[str, str], architecture: str = "llama", order: bool = True) -> None:
-    """types: {part of llama.cpp's name: type}, the first that fits; order: whether rows are in its order."""
-    config, file = model.config, gguf.GGUFWriter(str(path), architecture)
-    file.add_block_count(config.num_hidden_layers)
-    file.add_context_length(config.max_position_embeddings)
-    file.add_embedding_length(config.hidden_size)
-    file.add_feed_forward_length(config.intermediate_size)
-    file.add_head_count(config.num_attention_heads)
-    file.add_head_count_kv(config.num_key_value_heads)
-    file.add_layer_norm_rms_eps(config.rms_norm_eps)
-    file.add_rope_freq_base(config.rope_parameters["rope_theta"])
-    file.add_vocab_size(config.vocab_size)
-    file.add_name("tiny")
-    kind = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
-    table = gguf.get_tensor_name_map(kind, config.num_hidden_layers)
-    for name, parameter in model.state_dict().items():
-        own, values = table.get_name(name, try_suffixes=(".weight", ".bias")), parameter.float().numpy()
-        if order and architecture == "llama" and (".q_proj" in name or ".k_proj" in name):
-            heads = config.num_attention_heads if ".q_proj" in name else config.num_key_value_heads
-            half = values.shape[0] // heads // 2
-            values = values.reshape(heads, 2, half, -1).swapaxes(1, 2).reshape(values.shape)
-        wanted = next((t for part, t in types.items() if part in own and values.ndim == 2), "F32")
-        kind = gguf.GGMLQuantizationType[wanted]
-        values = np.ascontiguousarray(values)
-        file.add_tensor(own, values if wanted == "F32" else gguf.quants.quantize(values, kind), raw_dtype=kind)
-    file.write_header_to_file()
-    file.write_kv_data_to_file()
-    file.write_tensors_to_file()
-    file.close()
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +81,21 @@ def test_a_changed_scale_fails_the_kernel_check(mixed, foreign):
     cell = foreign(mixed)
     cell.model.get_submodule("model.layers.1.mlp.down_proj").weight[:, :32] *= 3
     assert checks.check_kernel(cell.model, cell.matrices, [0, 5, 77, 200])["status"] == "fail"
+
+
+@pytest.mark.parametrize("name", ["blk.0.ffn_up.weight", "blk.1.ffn_down.weight", "blk.1.attn_v.weight"])
+def test_one_wrong_scale_in_the_file_is_noticed(name, mixed, foreign, original):
+    cell = foreign(mixed)
+    assert checks.check_stored_weights(cell.model, cell.matrices, original)["status"] == "pass"
+    before = bytearray(mixed.read_bytes())
+    tensor = next(t for t in gguf.GGUFReader(mixed).tensors if t.name == name)
+    start = tensor.data_offset + 5 * tensor.n_bytes // int(tensor.shape[1])  # the sixth row's first block
+    scale = np.frombuffer(before[start : start + 2], np.float16) * np.float16(8)
+    mixed.write_bytes(before[:start] + scale.tobytes() + before[start + 2 :])
+    check = checks.check_stored_weights(cell.model, cell.matrices, original)
+    mixed.write_bytes(before)
+    assert check["status"] == "fail"
+    assert "row 5 of model.layers" in check["explanation"]
 
 
 def test_a_changed_file_is_noticed(tiny, tmp_path):

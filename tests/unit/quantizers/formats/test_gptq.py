@@ -102,6 +102,13 @@ def test_a_changed_scale_fails_the_kernel_check(theirs, foreign):
     assert checks.check_kernel(broken.model, broken.matrices, [0, 5, 77, 200])["status"] == "fail"
 
 
+@pytest.mark.parametrize("module", ["layers.0.mlp.up_proj", "layers.1.mlp.down_proj"])  # 4 bits in 32, 8 in 64
+def test_one_wrong_scale_in_the_file_is_noticed(cell, with_wrong_scale, module):
+    check = with_wrong_scale(cell, f"model.{module}.scales", (1, 5))
+    assert check["status"] == "fail"
+    assert f"row 5 of model.{module}" in check["explanation"]
+
+
 def test_autorounds_own_packing_is_the_same_layout(theirs, foreign, logits_of, cell, tmp_path):
     """As auto-round writes it: its own quant_method and the first version's zero points."""
     save_file(load_file(theirs / "model.safetensors"), tmp_path / "model.safetensors", metadata={"format": "pt"})

@@ -89,6 +89,12 @@ def test_wrong_products_of_bytes_fail_the_kernel_check_which_says_so(theirs, for
     assert kernel["explanation"].endswith("multiplies 8-bit integers wrongly on this processor (no VNNI instructions)")
 
 
+@pytest.mark.parametrize("kind", ["int8", "float8", "intx4"])
+def test_one_wrong_scale_in_the_file_is_noticed(kind, theirs, foreign, with_wrong_scale):
+    tensor = "model.layers.1.mlp.down_proj._weight_scale"
+    assert with_wrong_scale(foreign(theirs(kind), "bfloat16"), tensor, (5, 0))["status"] == "fail"
+
+
 def test_the_layout_for_gpus_is_refused_on_a_cpu():
     stated = {"quant_type": {"default": {"_type": "Int4WeightOnlyConfig"}}}
     assert "made for GPUs" in torchao.unreadable(stated, "cpu")

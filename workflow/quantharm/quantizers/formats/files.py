@@ -74,6 +74,14 @@ def read_tensor(header: Header) -> torch.Tensor:
         return file.get_tensor(header.key)
 
 
+def read_part(header: Header, index: int) -> torch.Tensor:
+    """The tensor's part `index` along its first dimension, without reading the others."""
+    from quantharm.models.completeness import open_weights
+
+    with open_weights(header.file) as file:
+        return file.get_slice(header.key)[index]
+
+
 def module_tensors(checkpoint: Path, module: str) -> dict[str, torch.Tensor]:
     """{rest of the name: tensor} of one module, from disk: kernels repack what they load."""
     return {rest: read_tensor(header) for rest, header in module_headers(checkpoint, module).items()}

@@ -69,6 +69,7 @@ def reader(stated: dict[str, Any], backend: str):
     from torch import nn
     from transformers.quantizers.base import HfQuantizer
 
+    from quantharm.quantizers.experts import published_name
     from quantharm.quantizers.formats.files import headers_of_files
 
     class StoredGptq(HfQuantizer):
@@ -84,7 +85,7 @@ def reader(stated: dict[str, Any], backend: str):
                 ignored = getattr(model, "_keys_to_ignore_on_load_missing", None) or set()
                 model._keys_to_ignore_on_load_missing = {*ignored, r"\.g_idx$"}
             for name, module in list(model.named_modules()):
-                headers = by_module.get(name, {})
+                headers = by_module.get(name) or by_module.get(published_name(name), {})
                 if "qweight" not in headers or not isinstance(module, nn.Linear):
                     continue
                 bits, group = shape_of(headers, module.in_features)
@@ -158,6 +159,9 @@ def inspect(name: str, module, checkpoint: Path):
         formula_bytes=rows * columns * bits / 8 + groups * (2 + bits / 8) + (4 * columns if "g_idx" in headers else 0),
         dequantize=lambda: dequantize(stored_tensors(checkpoint, name), bits, first),
         codes=lambda: codes(stored_tensors(checkpoint, name), bits, first),
+        column_order=(lambda: stored_tensors(checkpoint, name)["g_idx"].argsort(stable=True))
+        if "g_idx" in headers
+        else None,
     )
 
 

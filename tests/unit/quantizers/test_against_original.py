@@ -1,0 +1,146 @@
+"""Wrong scales in a file: noticed wherever they are, and sound matrices of every kind of scale left in peace."""
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from quantharm.checks import check_stored_weights
+from quantharm.quantizers import against_original
+from quantharm.quantizers.against_original import FACTOR_LIMIT, original_weight, worst_part
+from quantharm.quantizers.formats.files import headers_of_files
+
+ROWS, COLUMNS = 64, 256
+
+
+def original(seed: int = 0) -> torch.Tensor:
+    """Heavy tails, rows and columns of uneven strength, and a column of nothing but zeros."""
+    torch.manual_seed(seed)
+    weight = torch.distributions.StudentT(4.0).sample((ROWS, COLUMNS))
+    weight = weight * torch.exp(0.5 * torch.randn(ROWS, 1)) * torch.exp(0.5 * torch.randn(1, COLUMNS))
+    weight[:, 7] = 0
+    return weight
+
+
+def rounded(weight: torch.Tensor, bits: int, size: int) -> torch.Tensor:
+    """To the nearest of 2^bits - 1 integers around zero, a scale for each `size` weights."""
+    groups, largest = weight.reshape(-1, size), 2 ** (bits - 1) - 1
+    scale = groups.abs().amax(1, keepdim=True) / largest
+    return ((groups / scale).round() * scale).reshape(weight.shape)
+
+
+SIZES = {"group": 32, "row": COLUMNS, "matrix": ROWS * COLUMNS}
+CASES = [(bits, size) for bits in (3, 4, 8) for size in SIZES]
+
+
+@pytest.mark.parametrize(("bits", "size"), CASES)
+def test_sound_matrices_are_left_in_peace(bits, size):
+    part = worst_part(rounded(original(), bits, SIZES[size]), original())
+    assert part.factor < FACTOR_LIMIT / 1.5
+    assert 0.8 < part.matrix_gain < 1.2
+    assert part.cosine > 0.7
+
+
+@pytest.mark.parametrize(
+    ("size", "factor"), [("group", 8.0), ("group", -1.0), ("group", math.nan), ("row", 8.0), ("matrix", 8.0)]
+)
+def test_one_wrong_scale_is_found_where_it_is(size, factor):
+    weight = rounded(original(), 4, SIZES[size])
+    strong = int(original().reshape(ROWS, -1, 32).norm(dim=2).median(1).values.argmax())  # not a row that rounds to 0
+    weight[strong, 64:96] *= factor
+    part = worst_part(weight, original())
+    assert part.factor > FACTOR_LIMIT
+    assert (part.row, part.column) == (strong, 64)
+    if factor > 0:
+        assert part.gain == pytest.approx(factor, rel=0.2)
+
+
+def test_by_hand():
+    """Errors of 0.1 in each of three parts and 0.8 in the fourth, all weights 1."""
+    weight = torch.ones(1, 128)
+    dequantized = weight + torch.tensor([0.1, 0.1, 0.8, -0.1]).repeat_interleave(32)
+    part = worst_part(dequantized, weight)
+    assert part.factor == pytest.approx(8)
+    assert (part.row, part.column, part.gain) == (0, 64, pytest.approx(1.8))
+    assert part.matrix_gain == pytest.approx(math.sqrt((1.1**2 + 1.1**2 + 1.8**2 + 0.9**2) / 4))
+
+
+def test_channels_that_were_rescaled_hide_no_wrong_scale():
+    """As AWQ does: input channels by factors of their own, output channels by those of the next matrix."""
+    torch.manual_seed(1)
+    rescaled = original() * torch.exp(torch.randn(1, COLUMNS)) * torch.exp(torch.randn(ROWS, 1))
+    sound = rounded(rescaled, 4, 32)
+    again = against_original.without_factors(sound, original())
+    assert worst_part(sound, again).factor < FACTOR_LIMIT / 1.5
+    sound[9, 32:64] *= 8
+    part = worst_part(sound, against_original.without_factors(sound, original()))
+    assert part.factor > FACTOR_LIMIT
+    assert (part.row, part.column) == (9, 32)
+
+
+# ---------------------------------------------------------------- the check
+
+
+@pytest.fixture
+def judged(tmp_path):
+    """judged(**matrices): the check of dequantized matrices whose originals lie in a folder."""
+    names = ("a", "b", "c")
+    save_file({f"{n}.weight": original(i) for i, n in enumerate(names)}, tmp_path / "model.safetensors")
+    save_file({}, tmp_path / "empty.safetensors")
+
+    def judge(**changed):
+        made = {n: rounded(original(i), 4, 32) for i, n in enumerate(names)} | changed
+        matrices = [
+            SimpleNamespace(name=n, rows=ROWS, columns=COLUMNS, dequantize=lambda m=m: m, column_order=None)
+            for n, m in made.items()
+        ]
+        return check_stored_weights(torch.nn.Module(), matrices, tmp_path)
+
+    return judge
+
+
+def test_a_sound_checkpoint_passes(judged):
+    check = judged()
+    assert check["status"] == "pass"
+    assert check["explanation"].endswith("in 3 matrices")
+    assert judged(d=original(3))["explanation"].endswith("in 3 of 4 matrices")  # the original has none of that name
+
+
+def test_what_is_wrong_is_named(judged):
+    wrong = rounded(original(1), 4, 32)
+    wrong[5, 96:128] *= 8
+    check = judged(b=wrong)
+    assert check["status"] == "fail"
+    assert "row 5 of b, 32 columns from 96 on" in check["explanation"]
+    assert "b is 8.08 times the original's" in judged(b=8 * rounded(original(1), 4, 32))["explanation"]
+    other = judged(b=rounded(original(9), 4, 32))
+    assert other["status"] == "fail"
+    assert "b is nothing like the original's" in other["explanation"]
+
+
+def test_matrices_of_another_basis_cannot_be_compared(judged):
+    turned = {n: original(9 + i) for i, n in enumerate("abc")}
+    check = judged(**turned)
+    assert check["status"] == "skipped"
+    assert "3 of 3 matrices are nothing like the original's" in check["explanation"]
+
+
+def test_experts_are_found_however_they_are_stored(tmp_path):
+    experts = torch.randn(2, 8, 4)
+    turned = torch.randn(2, 4, 8)
+    tensors = {
+        "x.mlp.experts.gate_up_proj": experts,
+        "y.block_sparse_moe.experts.1.w3.weight": experts[0].clone(),
+        "z.mlp.experts.gate_up_proj": turned,
+        "z.mlp.experts.gate_up_proj_bias": torch.zeros(2, 8),
+        "w.weight": experts[0].t().contiguous(),
+    }
+    save_file(tensors, tmp_path / "model.safetensors")
+    headers = headers_of_files([tmp_path / "model.safetensors"])
+    assert torch.equal(original_weight(headers, "x.mlp.experts.1.up_proj", 4, 4), experts[1, 4:])
+    assert torch.equal(original_weight(headers, "y.mlp.experts.1.up_proj", 8, 4), experts[0])
+    assert torch.equal(original_weight(headers, "z.mlp.experts.1.gate_proj", 4, 4), turned[1].t()[:4])
+    assert torch.equal(original_weight(headers, "w", 8, 4), experts[0])
+    assert original_weight(headers, "v", 8, 4) is None

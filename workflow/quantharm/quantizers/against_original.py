@@ -1,0 +1,175 @@
+"""Does each part of a quantized matrix still stand for the original's weights?
+
+A kernel computes faithfully with a scale that is wrong in the file, so the check `kernel` cannot see it. But the model
+that was quantized is at hand: the dequantized matrix is compared with its weights, 32 columns of a row at a time. What
+rounding costs is alike in all of these parts; where one scale, zero point or run of codes is wrong, the error is many
+times that.
+
+Rounding costs the same share of a group's weights where groups have scales of their own, the same share of a row's
+largest weight where rows have, of the matrix's where it has one. A part is only called wrong by the mildest of these
+three measures. Methods that rescale channels before they round (AWQ, SmoothQuant) change the norms as well; then the
+factor of each row and column is taken out first. Matrices that are nothing like the original's (rotated ones, or
+another model's) cannot be compared.
+"""
+
+import math
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from quantharm.common.checkpoint_files import weight_files
+from quantharm.quantizers.experts import ONE_EXPERT, published_name
+from quantharm.quantizers.formats.files import Headers, headers_of_files, read_part, read_tensor
+
+PART = 32  # columns
+FACTOR_LIMIT = 8.0  # times the matrix's median error
+LEAST_ERROR = 0.3  # of a part's weights; below, nothing is wrong with it
+GAIN_LIMIT = 1.5  # of a whole matrix, or its inverse
+LEAST_COSINE = 0.5  # between a matrix and the original's
+SHOWN_FAULTS = 3
+FACTOR_WEIGHTS = 256  # of a column or row, that its factor is taken from
+RESCALED = 0.01  # relative change of a norm's weight
+
+
+class Worst(NamedTuple):
+    """The part of a matrix that is farthest from the original's weights, beside what rounding explains."""
+
+    factor: float  # of its error over the matrix's median error, by the mildest measure
+    gain: float  # by which its weights are multiplied
+    row: int
+    column: int  # the first of the part, in the order of the groups
+    matrix_gain: float  # norm of the matrix over the original's
+    cosine: float
+
+
+def original_weight(headers: dict[str, Headers], name: str, rows: int, columns: int) -> torch.Tensor | None:
+    """The original's matrix [rows, columns] float32 of the module `name`; None where the files hold none of it."""
+    stored = headers.get(name, {}).get("weight")
+    if stored is None and (expert := ONE_EXPERT.match(f"{name}.")):
+        return original_expert(headers, name, expert[1], int(expert[2]), rows, columns)
+    if stored is None or sorted(stored.shape) != sorted((rows, columns)):
+        return None
+    weight = read_tensor(stored).float()
+    return weight if tuple(weight.shape) == (rows, columns) else weight.t()  # Conv1D is stored the other way round
+
+
+def original_expert(headers, name: str, experts: str, index: int, rows: int, columns: int) -> torch.Tensor | None:
+    """One expert's matrix where the original stores it under another name, or in one tensor with the others'."""
+    kind = name.rpartition(".")[2]
+    stored = headers.get(published_name(name), {}).get("weight")
+    if stored is not None and stored.shape == (rows, columns):
+        return read_tensor(stored).float()
+    layer = headers.get(experts, {})
+    joined = layer.get("gate_up_proj" if kind in ("gate_proj", "up_proj") else kind)
+    if joined is None or len(joined.shape) != 3:
+        return None
+    weight = read_part(joined, index).float()
+    weight = weight.t() if "gate_up_proj_bias" in layer else weight  # gpt-oss: [inputs, outputs]
+    if kind != "down_proj":
+        weight = weight[:rows] if kind == "gate_proj" else weight[rows:]
+    return weight if weight.shape == (rows, columns) else None
+
+
+def is_rescaled(model, headers: dict[str, Headers]) -> bool:
+    """Whether a norm's weights differ from the original's: channels were then rescaled before rounding."""
+    for name, parameter in model.named_parameters():
+        stored = headers.get(name.rpartition(".")[0], {}).get("weight")
+        if not name.endswith("norm.weight") or parameter.dim() != 1 or stored is None:
+            continue
+        original, held = read_tensor(stored).float(), parameter.detach().float().cpu()
+        if original.shape == held.shape and (held - original).norm() > RESCALED * original.norm():
+            return True
+    return False
+
+
+def without_factors(dequantized: torch.Tensor, original: torch.Tensor) -> torch.Tensor:
+    """The original with each column, then each row, multiplied by the factor that it has in the dequantized matrix.
+
+    The median over its stronger weights, so that some that are wrong do not move it.
+    """
+    for dimension in (0, 1):
+        length = original.shape[dimension]
+        chosen = torch.linspace(0, length - 1, min(length, FACTOR_WEIGHTS)).long()
+        some, held = (m.index_select(dimension, chosen) for m in (original, dequantized))
+        strong = some.abs() >= some.abs().median(dimension, keepdim=True).values.clamp_min(1e-30)
+        ratios = torch.where(strong, held / some, torch.nan)
+        original = original * ratios.nanmedian(dimension, keepdim=True).values.nan_to_num(1.0)
+    return original
+
+
+def norms_of_parts(matrix: torch.Tensor) -> torch.Tensor:
+    """[rows, columns] → [rows, ⌈columns / PART⌉]."""
+    padded = torch.nn.functional.pad(matrix, (0, -matrix.shape[1] % PART))
+    return padded.unflatten(1, (-1, PART)).norm(dim=2)
+
+
+def worst_part(dequantized: torch.Tensor, original: torch.Tensor) -> Worst:
+    """dequantized, original: [rows, columns] float32, columns of a group side by side."""
+    error, held, own = (norms_of_parts(m) for m in (dequantized - original, dequantized, original))
+    error = error.nan_to_num(math.inf)
+    peaks = original.abs()
+    measures = [own, peaks.amax(1, keepdim=True).expand_as(own), peaks.max().expand_as(own)]
+    factor = torch.full_like(own, math.inf)
+    for measure in measures:
+        share = error / measure.clamp_min(1e-30)
+        usual = share[own > 0].median() if bool((own > 0).any()) else share.median()
+        factor = torch.minimum(factor, share / usual.clamp_min(1e-6))
+    factor = factor.where((error > LEAST_ERROR * own) & (own > 0), torch.zeros(()))
+    place = int(factor.argmax())
+    row, part = divmod(place, factor.shape[1])
+    product, norms = float((dequantized * original).sum()), [float(m.norm()) for m in (dequantized, original)]
+    return Worst(
+        float(factor[row, part]),
+        float(held[row, part] / own[row, part].clamp_min(1e-30)),
+        row,
+        part * PART,
+        norms[0] / max(norms[1], 1e-30),
+        product / max(norms[0] * norms[1], 1e-30),
+    )
+
+
+def compare(model, matrices: list, source: Path) -> dict[str, Worst]:
+    """{matrix: its worst part}, of those whose original is found in the folder `source`."""
+    from quantharm.quantizers.quantized_layers import stored_name
+
+    headers = headers_of_files(weight_files(source))
+    rescaled, found = is_rescaled(model, headers), {}
+    for matrix in matrices:
+        names = (matrix.name, stored_name(model, matrix.name))
+        originals = (original_weight(headers, name, matrix.rows, matrix.columns) for name in names)
+        original = next((weight for weight in originals if weight is not None), None)
+        if original is None or matrix.dequantize is None:
+            continue
+        dequantized = matrix.dequantize()
+        if matrix.column_order is not None:
+            order = matrix.column_order()
+            dequantized, original = dequantized[:, order], original[:, order]
+        original = without_factors(dequantized, original) if rescaled else original
+        found[matrix.name] = worst_part(dequantized, original)
+    return found
+
+
+def judge(model, matrices: list, source: Path) -> tuple[bool | None, float | None, str]:
+    """(whether every part stands for the original's weights, the worst factor, why); None where it cannot be told."""
+    if not matrices:
+        return None, None, "nothing is quantized in this cell"
+    found = compare(model, matrices, source)
+    if not found:
+        return None, None, "none of its matrices is found in the original's files"
+    unlike = [name for name, part in found.items() if not part.cosine >= LEAST_COSINE]
+    if len(unlike) > len(found) / 2:
+        few = f"{len(unlike)} of {len(found)} matrices are nothing like the original's"
+        return None, None, f"{few}: rotated, or another model's"
+    faults = [f"{name} is nothing like the original's" for name in unlike]
+    for name, part in found.items():
+        if name not in unlike and not 1 / GAIN_LIMIT < part.matrix_gain < GAIN_LIMIT:
+            faults.append(f"{name} is {part.matrix_gain:.3g} times the original's")
+    name = max(found, key=lambda name: found[name].factor)
+    worst = found[name]
+    if worst.factor > FACTOR_LIMIT:
+        place = f"row {worst.row} of {name}, {PART} columns from {worst.column} on in the order of its groups"
+        faults.append(f"{place}, is {worst.gain:.3g} times the original's")
+    of = f"{len(found)} of {len(matrices)}" if len(found) < len(matrices) else f"{len(found)}"
+    measured = f"largest error of {PART} weights of a row over their matrix's median, in {of} matrices"
+    return not faults, worst.factor, "; ".join([*faults[:SHOWN_FAULTS], measured])
