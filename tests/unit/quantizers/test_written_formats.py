@@ -2,15 +2,17 @@
 
 import importlib.util
 import json
+import shutil
 import struct
+from pathlib import Path
 
 import pytest
 import torch
 import transformers
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from stage_chain import QUANTIZERS, SETTINGS, Chain
 
-from quantharm import checks
+from quantharm import checks, fetch
 from quantharm.common.errors import UserError
 from quantharm.models import loading
 from quantharm.models.compute import multiplies_bytes_exactly
@@ -117,6 +119,29 @@ def test_gptq_quantizes_experts_and_says_how_many_tokens_reached_each(make_cell,
     assert len(tokens) == 2
     assert all(sum(experts) == 2 * 6 * 64 for experts in tokens.values())  # two experts a token
     assert cell.record["calibration"]["tokens_reached"] == 6 * 64
+    stored = checks.check_stored_weights(cell.model, cell.matrices, Path(mixture(kind)["path"]))
+    assert stored["status"] == "pass", stored
+    if kind == "mixtral":
+        as_published(cell, make_cell)
+
+
+def as_published(cell, make_cell) -> None:
+    """The same file under the names of Mixtral on the hub, as somebody else's checkpoint."""
+    folder = cell.checkpoint.parent / "published"
+    shutil.copytree(cell.checkpoint, folder)
+    names = {".mlp.": ".block_sparse_moe.", ".gate_proj.": ".w1.", ".up_proj.": ".w3.", ".down_proj.": ".w2."}
+    renamed = {}
+    for key, tensor in load_file(folder / "model.safetensors").items():
+        for own, published in names.items():
+            key = key.replace(own, published)
+        renamed[key] = tensor
+    save_file(renamed, folder / "model.safetensors", metadata={"format": "pt"})
+    source = fetch.describe("theirs", str(folder), folder, None, False, False, quantized=True)
+    theirs = make_cell(source, "pretrained", {"resolved": source, "backend": None})
+    passes(theirs)
+    assert len(theirs.matrices) == len(cell.matrices)
+    tokens = torch.arange(2, 66)[None]
+    assert torch.equal(theirs.model(tokens).logits, cell.model(tokens).logits)
 
 
 @pytest.mark.parametrize("kind", MIXTURES)

@@ -131,7 +131,5 @@ def extremes(weight, arguments):
 
 def load(folder: Path, settings, source, dtype: str, device: str, gpus: int):
     from quantharm.quantizers import pretrained
-    from quantharm.quantizers.experts import loaded_apart
 
-    with loaded_apart(folder):
-        return pretrained.load(folder, {"resolved": source, "backend": None}, source, dtype, device, gpus)
+    return pretrained.load(folder, {"resolved": source, "backend": None}, source, dtype, device, gpus)

@@ -155,9 +155,5 @@ def tokens_reached(log: dict[str, list[dict[str, Any]]]) -> dict[str, int]:
 
 def load(folder: Path, settings, source, dtype: str, device: str, gpus: int):
     from quantharm.quantizers import pretrained
-    from quantharm.quantizers.experts import loaded_apart
 
-    with loaded_apart(folder):
-        return pretrained.load(
-            folder, {"resolved": source, "backend": settings["backend"]}, source, dtype, device, gpus
-        )
+    return pretrained.load(folder, {"resolved": source, "backend": settings["backend"]}, source, dtype, device, gpus)

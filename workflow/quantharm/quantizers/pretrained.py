@@ -33,13 +33,14 @@ def load(folder: Path, settings, source, dtype: str, device: str, gpus: int):
 
     # The families ask for these by name; imported here, so that a pretrained cell runs again when one is edited.
     from quantharm.quantizers import awq, bitsandbytes_4bit, bitsandbytes_int8  # noqa: F401
+    from quantharm.quantizers.experts import loaded_apart
     from quantharm.quantizers.formats import families
     from quantharm.quantizers.stored_states import refuse_damaged
 
     families.refuse_unreadable(folder, device)
     resolved = settings["resolved"]
     trusted = {key: resolved[key] for key in ("trust_remote_code", "allow_pickle")}
-    with families.loading(folder, settings["backend"], dtype, device) as arguments:
+    with loaded_apart(folder), families.loading(folder, settings["backend"], dtype, device) as arguments:
         model = load_checkpoint(folder, source | trusted, dtype, device, gpus, **arguments)
     families.finish(model, folder, torch_dtype(dtype))
     refuse_damaged(model, folder)

@@ -12,9 +12,9 @@ from typing import Any
 
 from quantharm.common.checkpoint_files import gguf_file, read_checkpoint_config
 from quantharm.common.errors import UserError
-from quantharm.quantizers.formats import awq, bitsandbytes, compressed_tensors, fp8, gguf, gptq, torchao
+from quantharm.quantizers.formats import awq, bitsandbytes, compressed_tensors, fp8, gguf, gptq, mxfp4, torchao
 
-FAMILIES: tuple[ModuleType, ...] = (awq, bitsandbytes, compressed_tensors, fp8, gguf, gptq, torchao)
+FAMILIES: tuple[ModuleType, ...] = (awq, bitsandbytes, compressed_tensors, fp8, gguf, gptq, mxfp4, torchao)
 SKIPPED_KEYS = ("llm_int8_skip_modules", "modules_to_not_convert")
 
 
