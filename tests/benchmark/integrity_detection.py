@@ -183,7 +183,10 @@ QUANTIZERS: dict[str, tuple[Callable, tuple]] = {
     ),
     "AWQ 4 bits, 128 (autoawq)": (by_project("awq", AWQ), ("4-bit integer", 128, "input")),
     "GPTQ-like 4 bits, 128": (each(gptq, 4, 128, False), ("4-bit integer", 128, "input")),
-    "GPTQ-like 4 bits, 128, act-order": (each(gptq, 4, 128, True), ("few distinct values", None, None)),
+    "GPTQ-like 4 bits, 128, act-order": (
+        each(gptq, 4, 128, True),
+        ("4-bit integer, columns in any order", 128, "input"),
+    ),
     "GPTQ-like 3 bits, 64": (each(gptq, 3, 64, False), ("3-bit integer", 64, "input")),
     "RTN 8 bits, 128": (each(nearest_integers, 8, 128, False), ("8-bit integer", 128, "input")),
     "RTN 4 bits symmetric, 128": (each(nearest_integers, 4, 128, True), ("4-bit integer", 128, "input")),
@@ -413,6 +416,7 @@ def main() -> None:
     parser.add_argument(
         "--four-bit", nargs="*", default=[], metavar="NAME=FOLDER", help="real models of 4-bit integers"
     )
+    parser.add_argument("--only", nargs="*", metavar="QUANTIZER", help="rows of these alone; all")
     parser.add_argument("--page", type=Path, default=Path(__file__).with_suffix(".md"))
     arguments = parser.parse_args()
     torch.set_grad_enabled(False)
@@ -425,7 +429,8 @@ def main() -> None:
     real = [(name, c) for name in folders for c in CHANGES if c not in (*trained, ONLY_AWQ)]
     real += [(name, "none, bfloat16") for name in four_bit]
     folders |= four_bit
-    for quantizer, change in [*rows_to_make(), *real]:
+    only = arguments.only and set(arguments.only)
+    for quantizer, change in [(q, c) for q, c in [*rows_to_make(), *real] if not only or q in only]:
         row = known.get((quantizer, change))
         if row is None:
             made = quantizer in folders

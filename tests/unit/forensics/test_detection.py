@@ -13,6 +13,7 @@ from quantharm.forensics.detection.checkpoints import scan_matrices
 from quantharm.forensics.detection.lattice_fit import CODEBOOKS, Format, fit, without_grid
 from quantharm.forensics.detection.scan import distinct_share, p_value, scan_matrix, scan_model
 from quantharm.forensics.detection.trials import Trial
+from quantharm.forensics.detection.unordered import find_unordered, matching_rows
 from quantharm.forensics.detection.weights import narrowest, read_matrices, sample_matrix
 
 BF16, F16, F32 = torch.bfloat16, torch.float16, torch.float32
@@ -84,6 +85,59 @@ def test_every_format_is_seen_and_recovered_in_every_storage_format(case, dtype)
     assert record["p_value"] < 1e-6
 
 
+def e4m3(weight, scale):
+    """The nearest of all 8-bit floats, written out."""
+    magnitudes = [m / 8 * 2.0**e for e in range(-6, 9) for m in range(8, 16)] + [m / 512 for m in range(8)]
+    levels = torch.tensor(sorted({s * v for v in magnitudes if v <= 448 for s in (-1, 1)}))
+    shares = weight / scale
+    upper = torch.bucketize(shares, levels).clamp(1, len(levels) - 1)
+    nearer = torch.where((levels[upper] - shares) < (shares - levels[upper - 1]), upper, upper - 1)
+    return levels[nearer] * scale
+
+
+def super_blocks(weight, bits, size, from_minimum):
+    """K-quants: scales (and minimums) of groups are themselves integers of 6 or 8 bits times a super-block's."""
+    groups = weight.reshape(-1, 256 // size, size)
+    low = -groups.amin(2).clamp_max(0) if from_minimum else torch.zeros(groups.shape[:2])
+    top = groups.amax(2) + low if from_minimum else groups.abs().amax(2)
+    scale = top / (2**bits - 1 if from_minimum else 2 ** (bits - 1))
+    scale, low = (v if v.max() == 0 else (v / (u := v.amax(1, keepdim=True) / 63)).round() * u for v in (scale, low))
+    scale, low = scale.unsqueeze(2).clamp_min(1e-9), low.unsqueeze(2)
+    least = 0 if from_minimum else -(2 ** (bits - 1))
+    codes = ((groups + low) / scale).round().clamp(least, least + 2**bits - 1)
+    return (codes * scale - low).reshape(weight.shape)
+
+
+def largest_of(weight, size):
+    return weight.reshape(len(weight), -1, size).abs().amax(2).repeat_interleave(size, 1)
+
+
+SHIPPED = {
+    "NVFP4": (lambda w: e2m1(w, e4m3(largest_of(w, 16) / 6, w.abs().max() / 6 / 448)), ("FP4 (E2M1)", 16, "input")),
+    "MXFP4": (lambda w: e2m1(w, (largest_of(w, 32).log2().floor() - 2).exp2()), ("FP4 (E2M1)", 32, "input")),
+    "FP8 by row": (lambda w: e4m3(w, w.abs().amax(1, keepdim=True) / 448), ("FP8 (E4M3)", "whole", "input")),
+    "FP8 by blocks": (lambda w: e4m3(w, largest_of(w, 128) / 400), ("FP8 (E4M3)", 128, "input")),
+    "Q6_K": (lambda w: super_blocks(w, 6, 16, False), ("6-bit integer", 16, "input")),
+    "Q5_K": (lambda w: super_blocks(w, 5, 32, True), ("5-bit integer", 32, "input")),
+    "Q3_K": (lambda w: super_blocks(w, 3, 16, False), ("3-bit integer", 16, "input")),
+    "Q2_K": (lambda w: super_blocks(w, 2, 16, True), ("2-bit integer", 16, "input")),
+}
+
+
+def e2m1(weight, scale):
+    levels = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0])
+    nearest = ((weight / scale).abs().unsqueeze(-1) - levels).abs().argmin(-1)
+    return levels[nearest].copysign(weight) * scale
+
+
+@pytest.mark.parametrize("case", SHIPPED)
+def test_formats_that_people_ship_are_seen_and_named(case):
+    quantize, expected = SHIPPED[case]
+    record = scanned(quantize(normal()))
+    assert (record["verdict"], grid_seen(record)) == ("dequantized", expected)
+    assert record["ratio"] < 0.6
+
+
 @pytest.mark.parametrize("dtype", [BF16, F16, F32])
 @pytest.mark.parametrize("shape", [(512, 512), (64, 1000), (1000, 64), (33, 4096)])
 def test_weights_never_quantized_show_no_trace(shape, dtype):
@@ -137,17 +191,45 @@ def test_four_bits_are_seen_through_noise(share):
 
 
 def test_what_evades():
-    """Known limits: once noise is a step wide, or input channels were rescaled, nothing is left to see."""
+    """Known limits: once noise is a step wide, or input channels of 8 bits were rescaled, nothing is left to see."""
     weight = normal()
     noise = 0.03 * weight.std() * torch.randn(weight.shape, generator=torch.Generator().manual_seed(1))
     assert scanned(integers(weight, 8, None, True) + noise)["verdict"] == "no trace"
     factors = torch.exp2(torch.rand(512, generator=torch.Generator().manual_seed(2)))
-    assert scanned(integers(weight, 4, 128) * factors)["verdict"] == "no trace"
+    assert scanned(integers(weight, 8, 128) * factors)["verdict"] == "no trace"
 
 
-def test_groups_that_are_no_neighbours_leave_few_distinct_values():
-    order = torch.randperm(2048, generator=torch.Generator().manual_seed(3))
-    record = scanned(integers(normal(128, 2048), 4, 128)[:, order])
+@pytest.mark.parametrize("bits", [3, 4])
+def test_groups_that_are_no_neighbours_are_found_by_their_columns(bits):
+    order = torch.randperm(512, generator=torch.Generator().manual_seed(3))
+    record = scanned(integers(normal(), bits, 128)[:, order])
+    assert (record["verdict"], record["bits"], record["group_size"]) == ("dequantized", bits, 128)
+    assert record["method"] == f"{bits}-bit integer, columns in any order"
+
+
+def test_eight_bits_in_any_order_leave_nothing_to_see():
+    order = torch.randperm(512, generator=torch.Generator().manual_seed(3))
+    assert scanned(integers(normal(), 8, 128)[:, order])["verdict"] == "no trace"
+
+
+def test_ratios_of_columns_by_hand():
+    """Of codes 1, 2, 3 times a scale a row every ratio is a fraction; of a copied column nothing is counted."""
+    scale = torch.rand(40, generator=torch.Generator().manual_seed(0)) + 1
+    first = torch.tensor([1.0, 2, 3, 1]).repeat(10) * scale
+    second = torch.tensor([3.0, 1, 2, 0]).repeat(10) * scale
+    matching, rows = matching_rows(torch.stack([first, second, 2 * first]), 3, 2.0**-11)
+    assert matching.tolist() == [30, 0, 20]  # (first, second), (first, its double), (second, the double)
+    assert rows.tolist() == [30, 40, 30]
+    weight = normal()
+    assert find_unordered(sample_matrix("w", weight, 512, 512, F32)) is None
+    copied = torch.cat([weight[:, :1]] * 64 + [weight[:, 64:]], 1)
+    assert find_unordered(sample_matrix("w", copied, 512, 512, F32)) is None
+
+
+def test_copied_few_values_leave_few_distinct_values():
+    values = normal(128, 60)
+    picked = torch.randint(0, 60, (128, 2048), generator=torch.Generator().manual_seed(3))
+    record = scanned(values.gather(1, picked))
     assert (record["verdict"], record["method"]) == ("dequantized", "few distinct values")
 
 
@@ -168,7 +250,7 @@ def test_reference_keeps_the_spread_and_loses_the_grid():
     kind = Format("integer", 4)
     groups = integers(normal(), 4, 128).reshape(-1, 128)
     best = fit(groups, kind)
-    moved = without_grid(groups, best.step, BF16, torch.Generator().manual_seed(0))
+    moved = without_grid(groups, best.step.unsqueeze(1), BF16, torch.Generator().manual_seed(0))
     assert float(best.error.mean()) < 1e-6
     assert float(fit(moved, kind).error.mean()) == pytest.approx(1 / 12, rel=0.35)  # uniform, less what trying gains
     assert float(moved.std() / groups.std()) == pytest.approx(1.0, abs=0.03)

@@ -1,8 +1,8 @@
 """Was a matrix, was a model, quantized and dequantized? The verdict, and the figures that it rests on.
 
-A matrix is called dequantized where some format fits far better than chance (trials.py). Where no grid fits, few
-distinct values (as of groups that are not neighbours, or of one scale a matrix) are a trace as well. A model is called
-dequantized where more of its matrices are than false alarms explain: one of two hundred is no dequantized model.
+A matrix is called dequantized where some format fits far better than chance (trials.py). Where none fits well, columns
+may be bound in groups that are no neighbours (unordered.py), and few distinct values are a trace as well. A model is
+called dequantized where more of its matrices are than false alarms explain: one of two hundred is no dequantized model.
 """
 
 import math
@@ -12,11 +12,13 @@ import torch
 from quantharm.common.records.integrity import DistinctShares, MatrixScan, ScanFigures, ScanVerdict
 from quantharm.forensics.detection.chance import chance_of, is_dequantized
 from quantharm.forensics.detection.trials import AXES, SEED, Trial, all_trials, best_trial
+from quantharm.forensics.detection.unordered import find_unordered
 from quantharm.forensics.detection.weights import Matrix
 
 DISTINCT_LIMIT = 0.7  # of what weights of the same spread and dtype have
 DISTINCT_JITTER = 0.02  # relative: some steps of bfloat16
 SHOWN_TRACES = 3
+FITS_WELL = 0.4  # ratio; groups in any order fit groups of neighbours by half (0.65 and more)
 
 
 def distinct_share(lines: torch.Tensor) -> float:
@@ -55,6 +57,24 @@ def scan_matrix(matrix: Matrix) -> MatrixScan:
     shown = best or min(trials, key=lambda t: t.ratio, default=None)
     distinct = distinct_values(matrix)
     few = distinct["distinct_share_of_row"] <= DISTINCT_LIMIT * distinct["distinct_share_of_row_reference"]
+    method: str | None
+    bits: int | None
+    group_size: int | str | None
+    axis: str | None
+    unordered = find_unordered(matrix) if best is None or best.ratio > FITS_WELL else None
+    best = None if unordered else best
+    if best:
+        method, bits, group_size, axis = (
+            best.format.label,
+            best.format.bits,
+            best.group_size or "whole",
+            AXES[best.axis],
+        )
+    elif unordered:
+        method, bits = f"{unordered.bits}-bit integer, columns in any order", unordered.bits
+        group_size, axis = unordered.group_size, AXES[1]
+    else:
+        method, bits, group_size, axis = "few distinct values" if few else None, None, None, None
     zeros = torch.cat([s.flatten() for s in matrix.row_slabs]) == 0
     return {
         "name": matrix.name,
@@ -62,11 +82,11 @@ def scan_matrix(matrix: Matrix) -> MatrixScan:
         "stored_dtype": str(matrix.stored).removeprefix("torch."),
         "effective_dtype": str(matrix.dtype).removeprefix("torch."),
         "sampled_weights": matrix.sampled,
-        "verdict": "dequantized" if best or few else "no trace",
-        "method": best.format.label if best else "few distinct values" if few else None,
-        "bits": best.format.bits if best else None,
-        "group_size": (best.group_size or "whole") if best else None,
-        "axis": AXES[best.axis] if best else None,
+        "verdict": "dequantized" if method else "no trace",
+        "method": method,
+        "bits": bits,
+        "group_size": group_size,
+        "axis": axis,
         "r": shown.r if shown else None,
         "r_reference": shown.r_reference if shown else None,
         "ratio": shown.ratio if shown else None,

@@ -4,7 +4,7 @@
 grid, 1 where there is no trace; t is Student's of the difference over groups. A fit is a trace where the ratio is at
 most RATIO_LIMIT and t at most T_LIMIT; weights never quantized gave ratios from 0.89 up
 (tests/benchmark/integrity_detection.md). Formats that fit about as well are subsets of one another: the fewest bits
-count, then the largest group.
+count, then the largest group, then the smallest error.
 """
 
 import math
@@ -12,11 +12,18 @@ from dataclasses import dataclass
 
 import torch
 
-from quantharm.forensics.detection.lattice_fit import FORMATS, Format, fit, without_grid
+from quantharm.forensics.detection.lattice_fit import FORMATS, Format, fit, steps_of, without_grid
 from quantharm.forensics.detection.weights import Matrix
 
 BLOCKS = (32, 64, 128, 256)  # of the codebooks
-GROUPS = (32, 64, 128)  # of the integers; by whole row or column as well
+GROUPS = (32, 64, 128, None)  # of the integers; None: by whole row or column
+SIZES: dict[tuple[str, int], tuple[int | None, ...]] = {  # of formats with others; along the input dimension alone
+    ("integer", 5): (32,),  # Q5_K, Q5_0
+    ("integer", 6): (16,),  # Q6_K
+    ("E2M1", 4): (16, 32),  # NVFP4, MXFP4
+    ("E4M3", 8): (128, None),  # blocks; a row or a matrix
+}
+SMALL_GROUPS = {("integer", 2): (16,), ("integer", 3): (16,)}  # as well, along the input dimension: Q2_K, Q3_K
 RATIO_LIMIT = 0.8
 T_LIMIT = -10.0
 SCREENED_WEIGHTS = 8_192  # tried first
@@ -48,15 +55,16 @@ class Trial:
 def groups_of(matrix: Matrix, kind: Format, size: int | None, axis: int) -> torch.Tensor | None:
     """[groups, size] of the sample; None where the matrix is too short for such groups.
 
-    bitsandbytes cuts blocks from the flattened matrix, so a block may go on in the next row; groups of integers end
-    with their row.
+    bitsandbytes cuts blocks from the flattened matrix, so a block may go on in the next row; other groups end with
+    their row.
     """
+    flattened = kind.name in ("NF4", "FP4")
     if size is None:
         return torch.cat(matrix.row_slabs) if axis == 1 else matrix.column_lines
-    if (matrix.columns if axis == 1 else matrix.rows) <= size and kind.name == "integer":
+    if (matrix.columns if axis == 1 else matrix.rows) <= size and not flattened:
         return None  # that is the whole row
     slabs = matrix.row_slabs if axis == 1 else matrix.column_slabs
-    if kind.name != "integer" and axis == 1:
+    if flattened and axis == 1:
         slabs = [slab.reshape(1, -1) for slab in slabs]
     whole = [slab[:, : slab.shape[1] // size * size].reshape(-1, size) for slab in slabs]
     groups = torch.cat(whole)
@@ -80,7 +88,7 @@ def measure(
     groups: torch.Tensor, matrix: Matrix, kind: Format, size: int | None, axis: int, random: torch.Generator
 ) -> Trial | None:
     fitted = fit(groups, kind)
-    reference = fit(without_grid(groups, fitted.step, matrix.dtype, random), kind)
+    reference = fit(without_grid(groups, steps_of(groups, kind, fitted), matrix.dtype, random), kind)
     least = groups.shape[1] // 4
     energy = groups.square().mean(1)
     strong = energy >= WEAKEST_GROUP**2 * energy.mean()
@@ -102,13 +110,21 @@ def measure(
     )
 
 
+def sizes_of(kind: Format, axis: int) -> tuple[int | None, ...]:
+    key = (kind.name, kind.bits)
+    if key in SIZES:
+        return SIZES[key] if axis == 1 else ()
+    small = SMALL_GROUPS.get(key, ()) if axis == 1 else ()
+    return (*small, *(GROUPS if kind.name == "integer" else BLOCKS))
+
+
 def all_trials(matrix: Matrix) -> list[Trial]:
     random = torch.Generator().manual_seed(SEED)
     trials = [
         try_format(matrix, kind, size, axis, random)
         for axis in AXES
         for kind in FORMATS
-        for size in ((*GROUPS, None) if kind.name == "integer" else BLOCKS)
+        for size in sizes_of(kind, axis)
     ]
     return [trial for trial in trials if trial is not None]
 
@@ -121,5 +137,5 @@ def best_trial(trials: list[Trial]) -> Trial | None:
     enough = FITS_AS_WELL * max(1 - t.ratio**2 for t in traces)
     return min(
         (t for t in traces if 1 - t.ratio**2 >= enough),
-        key=lambda t: (t.format.bits, -(t.group_size or math.inf), -t.axis, t.ratio),
+        key=lambda t: (t.format.bits, -(t.group_size or math.inf), -t.axis, t.r),
     )
