@@ -12,6 +12,7 @@ import pandas
 import pyarrow.parquet
 import pytest
 import torch
+from gguf_writer import write
 from safetensors.torch import load_file, save_file
 
 from quantharm import integrity
@@ -128,6 +129,23 @@ def test_behaviour_against_a_store(handed, stored):
     assert [f.split(":")[0] for f in integrity.findings_of(record)] == ["behaviour"]
     (stored / "divergence.json").unlink()
     assert integrity.judge_folder(given)["behaviour"]["noise_floor_kl_nats"] is None
+
+
+def test_a_gguf_file_is_judged_as_well(handed, stored, tiny, tmp_path):
+    """As it is handed over: one file, without a config.json; told from the original by its behaviour."""
+    model = tiny("llama", torch.bfloat16, hidden_size=128, intermediate_size=256, max_position_embeddings=256)
+    write(model, tmp_path / "theirs.gguf", {"blk": "Q4_0"})
+    record = integrity.judge_folder(arguments(tmp_path / "theirs.gguf", store=stored))
+    assert record["scan"]["verdict"] == "packed"
+    assert record["behaviour"]["same_as_original"] is False
+    assert record["verified"] is False
+    write(model, tmp_path / "same.gguf", {})  # in float32, all of it
+    record = integrity.judge_folder(arguments(tmp_path / "same.gguf", store=stored))
+    assert record["behaviour"]["same_as_original"]
+    assert record["scan"]["verdict"] == "no trace"
+    assert record["scan"]["matrices_scanned"] == 16  # embeddings and head too
+    with pytest.raises(UserError, match="no-such"):
+        integrity.judge_folder(arguments(tmp_path / "no-such.gguf"))
 
 
 def flip_a_bit(path):

@@ -17,6 +17,7 @@ files, and whether the scan would notice if the cell's checkpoint were dequantiz
 import sys
 from pathlib import Path
 
+from quantharm.common.checkpoint_files import gguf_file
 from quantharm.common.files import read_json, write_json
 from quantharm.common.provenance import provenance
 from quantharm.common.records.divergence import DivergenceRecord
@@ -48,7 +49,8 @@ NOT_JUDGED = 1  # exit code
 def judge_folder(arguments) -> FolderIntegrity:
     """The record of a checkpoint that somebody handed over."""
     folder = arguments.folder
-    read_checkpoint_config(folder)
+    if not gguf_file(folder):
+        read_checkpoint_config(folder)
     refuse_unsafe(folder, allow_pickle=False, trust_remote_code=False)
     files = store_files = behaviour = None
     if arguments.signature:

@@ -7,13 +7,14 @@ noise floor), as a baseline's results hold them.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+from quantharm.common.checkpoint_files import gguf_file, read_checkpoint_config
 from quantharm.common.errors import UserError
 from quantharm.common.files import read_json, read_parquet
 from quantharm.common.records.divergence import DivergenceFigures
 from quantharm.common.records.integrity import Behaviour, Files
-from quantharm.common.records.source import Trust
+from quantharm.common.records.source import SourceRecord, Trust
 from quantharm.forensics import manifest
 
 STORE, TRACE, FLOOR = "logits.parquet", "trace.parquet", "divergence.json"
@@ -96,28 +97,40 @@ def judge(
     }
 
 
+def open_checkpoint(checkpoint: Path, dtype: str, device: str, gpus: int):
+    """The model of a checkpoint that somebody handed over, in plain floats or in any format that is read here."""
+    from quantharm.models.loading import load_checkpoint
+    from quantharm.quantizers import quantizer_named
+
+    untrusted: Trust = {"allow_pickle": False, "trust_remote_code": False}
+    if not gguf_file(checkpoint) and "quantization_config" not in read_checkpoint_config(checkpoint):
+        return load_checkpoint(checkpoint, untrusted, dtype, device, gpus)
+    settings = {"resolved": untrusted, "backend": None}
+    source = cast(SourceRecord, untrusted)  # of which no more is asked
+    return quantizer_named("pretrained").load(checkpoint, settings, source, dtype, device, gpus)
+
+
 def score_folder(checkpoint: Path, store: Path, device: str, gpus: int) -> Behaviour:
-    """Behaviour of a checkpoint against a store: one forward pass a prompt; raises UserError for another tokenizer."""
+    """Behaviour of a checkpoint against a store: one forward pass a prompt; raises UserError for another tokenizer.
+
+    The tokenizer inside a GGUF file is not compared: it is written otherwise.
+    """
     from quantharm.common.provenance import device_name, filled_here
     from quantharm.common.text import sha256_of_windows
-    from quantharm.models.loading import load_checkpoint, set_compute_dtype
+    from quantharm.models.loading import set_compute_dtype
     from quantharm.models.source import tokenizer_hashes
     from quantharm.scoring.divergence_figures import check_values, summarise
     from quantharm.scoring.kl_divergence import score_store
     from quantharm.scoring.stored_logits import require_same
 
     trace = read_parquet(store / TRACE)
-    metadata = require_same(
-        store / STORE,
-        {
-            "trace_sha256": sha256_of_windows([list(map(int, ids)) for ids in trace["token_ids"]]),
-            "tokenizer_sha256": tokenizer_hashes(checkpoint)["tokenizer_sha256"],
-        },
-    )
+    expected = {"trace_sha256": sha256_of_windows([list(map(int, ids)) for ids in trace["token_ids"]])}
+    if not gguf_file(checkpoint):
+        expected["tokenizer_sha256"] = tokenizer_hashes(checkpoint)["tokenizer_sha256"]
+    metadata = require_same(store / STORE, expected)
     here = device_name(device)
     remark = "" if metadata["device"] == here else f" (it was filled on {metadata['device']}, this ran on {here})"
-    untrusted: Trust = {"allow_pickle": False, "trust_remote_code": False}
-    model = load_checkpoint(checkpoint, untrusted, metadata["dtype"], device, gpus)
+    model = open_checkpoint(checkpoint, metadata["dtype"], device, gpus)
     filled_in = metadata.get("compute_dtype", metadata["dtype"])  # compute like that, be it slow here
     set_compute_dtype(model, "pretrained", metadata["dtype"], device, filled_in)
     rows = score_store(model, store / STORE, trace)

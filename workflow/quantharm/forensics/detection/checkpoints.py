@@ -2,7 +2,7 @@
 
 import collections
 import concurrent.futures
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -12,11 +12,12 @@ from quantharm.common.checkpoint_files import gguf_file, listed, weight_files
 from quantharm.common.records.integrity import DequantizedScan, FolderScan, MatrixScan
 from quantharm.common.records.quantization import QuantizationRecord
 from quantharm.forensics.detection.scan import scan_matrix, scan_model
-from quantharm.forensics.detection.storage import read_storage
-from quantharm.forensics.detection.weights import Matrix, read_matrices, sample_matrix, spread
+from quantharm.forensics.detection.storage import Storage, read_storage
+from quantharm.forensics.detection.weights import FLOATS, Matrix, linear_shape, read_matrices, sample_matrix, spread
 from quantharm.models.loading import torch_dtype
 
 SCAN_THREADS = 4  # more only wait for one another: a matrix is some thousand short calls, each of which takes the GIL
+FLOATS_OF_GGUF = {name: FLOATS[name] for name in ("F32", "F16", "BF16")}
 DEQUANTIZED_MATRICES = 16  # of a quantized cell, spread over it, are dequantized and scanned
 
 
@@ -41,8 +42,26 @@ def scan_matrices(matrices: Iterable[Matrix]) -> list[MatrixScan]:
         torch.set_num_threads(cores)
 
 
+def read_gguf(path: Path) -> tuple[Storage, Iterator[Matrix]]:
+    """How the matrices of a GGUF file are stored, and a sample of each that it holds as plain floats."""
+    from quantharm.quantizers.formats import gguf
+
+    tensors = [t for t in gguf.tensors_of(path).values() if linear_shape([int(n) for n in reversed(t.shape)])]
+    floats = [t for t in tensors if t.tensor_type.name in FLOATS_OF_GGUF]
+    packed = [t.name for t in tensors if t.tensor_type.name not in FLOATS_OF_GGUF]
+
+    def sample(tensor) -> Matrix:
+        columns, rows = (int(length) for length in tensor.shape)
+        dtype = FLOATS_OF_GGUF[tensor.tensor_type.name]
+        matrix = torch.from_numpy(tensor.data.copy()).view(dtype).reshape(rows, columns)
+        return sample_matrix(tensor.name, matrix, rows, columns, dtype)
+
+    storage = Storage([t.name for t in floats], packed, [], "GGUF" if packed else None)
+    return storage, map(sample, floats)
+
+
 def scan_folder(folder: Path) -> FolderScan:
-    """The scan of a checkpoint in safetensors: every matrix stored as plain floats, whatever the others are stored as.
+    """The scan of a checkpoint: every matrix stored as plain floats, whatever the others are stored as.
 
     The verdict is `packed` where most matrices are openly stored as quantized, `partly packed` where some are, unless
     those in plain floats show that they were quantized. `findings` hold what config.json says otherwise.
@@ -51,10 +70,11 @@ def scan_folder(folder: Path) -> FolderScan:
         explanation = f"{folder} has no safetensors to scan"
         return {"verdict": "not scanned", "explanation": explanation, "matrices": [], "findings": []}
     if packed := gguf_file(folder):
-        explanation = f"{packed.name} is in the GGUF format, which stores matrices in blocks of few bits"
-        return {"verdict": "packed", "method": "GGUF", "explanation": explanation, "matrices": [], "findings": []}
-    storage = read_storage(folder)
-    matrices = scan_matrices(read_matrices(folder, storage.floats))
+        storage, samples = read_gguf(packed)
+    else:
+        storage = read_storage(folder)
+        samples = read_matrices(folder, storage.floats)
+    matrices = scan_matrices(samples)
     result = scan_model(matrices)
     if storage.packed and result["verdict"] != "dequantized":
         how = storage.claim or "integers or 8-bit floats with scales"
