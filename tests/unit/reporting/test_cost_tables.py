@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from quantharm.reporting.tables.cost import memory_table, sizes_table
+from quantharm.reporting.tables.cost import memory_table, sizes_table, stored_types_table
 
 
 def cell(method: str, dtype: str, bits: float | None, device: str = "cpu"):
@@ -64,3 +64,20 @@ def test_a_peak_that_includes_loading_is_not_called_one_of_generating():
     assert "Peak of the process" in titles["cpu"]
     assert not any("when generating" in title for title in titles["cpu"])
     assert "GPU peak when generating" in titles["cuda"]
+
+
+def test_methods_that_mix_types_say_which_layers_have_which():
+    def stored(matrices, bits):
+        return {"matrices": matrices, "weights": 100 * matrices, "bits_per_weight": bits}
+
+    made = results("bfloat16")
+    made.cells[1].quantization["by_layer_kind"] = {
+        "q_proj": {"Q4_K": stored(4, 4.5)},
+        "v_proj": {"Q4_K": stored(1, 4.5), "Q6_K": stored(3, 6.5625)},
+    }
+    made.cells[2].quantization["by_layer_kind"] = {"q_proj": {"4.25 bits": stored(4, 4.25)}}  # one type: no row
+    (row,) = stored_types_table(made).rows
+    assert [cell.text for cell in row] == ["nf4", "Q4_K", "Q4_K (1), Q6_K (3)"]
+    assert [cell.aside for cell in row] == ["", "4.500 bits", "6.047 bits"]
+    del made.cells[1].quantization["by_layer_kind"]
+    assert stored_types_table(made).rows == []

@@ -46,6 +46,7 @@ TABLES: list[Callable[[Results], Table]] = [
     depth.long_answers_table,
     tasks.tasks_table,
     cost.sizes_table,
+    cost.stored_types_table,
     cost.memory_table,
     *(partial(cost.by_category_table, key) for key in cost.BY_CATEGORY),
     speed.benchmark_table,

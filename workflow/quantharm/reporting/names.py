@@ -22,6 +22,7 @@ TABLES = {
     "divergence-by-depth": "KL divergence by depth",
     "text-divergence": "Divergence on the text",
     "sizes": "Size and compression",
+    "stored-types": "What each kind of layer is stored as",
     "memory": "Memory when generating",
     "time-by-category": "Generation time by category",
     "length-by-category": "Response length by category",

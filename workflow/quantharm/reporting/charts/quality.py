@@ -1,8 +1,11 @@
 """Charts of quality against size, and of perplexity."""
 
+from typing import Any
+
 import altair
 import pandas
 
+from quantharm.reporting.charts import crowd
 from quantharm.reporting.charts.base import (
     INK,
     MUTED,
@@ -18,6 +21,8 @@ from quantharm.reporting.charts.base import (
 )
 from quantharm.reporting.format import fixed, number, percent, size, size_unit
 from quantharm.reporting.results import Cell, Results
+
+STRETCHED_FROM = {"kl_nats_mean": 1e-3, "perplexity_change_percent": 0.1}  # where many methods are shown
 
 
 def size_key(cells: list[Cell]) -> str:
@@ -47,18 +52,23 @@ def quality_against_size(results: Results) -> Figure:
     marks = marked(names_of(results))
     end = 1.2 * max(cell.row[key] for cell in shown) / scale
 
-    def panel(figure: str, interval: str, title: str) -> altair.LayerChart:
-        rows = [
+    def rows_of(figure: str) -> list[dict[str, Any]]:
+        return [
             entry(
                 cell,
                 cell.row[figure],
-                cell.row[interval],
+                cell.row[f"{figure.removesuffix('_mean')}_ci95"],
                 size=cell.row[key] / scale,
                 front=cell.method in front,
             )
             for cell in shown
         ]
-        data = pandas.DataFrame(rows)
+
+    def crowded(figure: str, title: str) -> altair.LayerChart:
+        return crowd.panel(rows_of(figure), title, f"Weights {where}, {unit}", STRETCHED_FROM[figure], marks)
+
+    def panel(figure: str, title: str) -> altair.LayerChart:
+        data = pandas.DataFrame(rows_of(figure))
         low, top = min(0.0, data["low"].min()), max(data["high"].max(), 1e-9)
         data["label"] = label_heights(list(data["size"]), list(data["value"]), end, top - low)
         x = altair.X("size:Q", title=f"Weights {where}, {unit}", scale=altair.Scale(domain=[0, end], nice=False))
@@ -75,6 +85,7 @@ def quality_against_size(results: Results) -> Figure:
         ]
         return altair.layer(*layers).properties(width=330, height=280)
 
+    panels = [("kl_nats_mean", "Mean KL, nats"), ("perplexity_change_percent", "Perplexity change, %")]
     told = [
         f"{named(c)}: {size(c.row[key])}, KL {number(c.row['kl_nats_mean'])} nats, perplexity "
         f"{percent(c.row['perplexity_change_percent'])}"
@@ -82,11 +93,9 @@ def quality_against_size(results: Results) -> Figure:
     ]
     return figure_of(
         "quality-against-size",
-        altair.hconcat(
-            panel("kl_nats_mean", "kl_nats_ci95", "Mean KL, nats"),
-            panel("perplexity_change_percent", "perplexity_change_percent_ci95", "Perplexity change, %"),
-            spacing=40,
-        ),
+        altair.vconcat(*(crowded(*each) for each in panels), spacing=30)
+        if len(shown) > crowd.MANY
+        else altair.hconcat(*(panel(*each) for each in panels), spacing=40),
         f"Two scatter charts of the size {where} against mean KL and against perplexity change. {'; '.join(told)}.",
         "Lower and further left is better. Bars are 95 % intervals; the dashed step is the Pareto front of the points "
         f"(size against KL), the same methods in both panels.{left_out(results)}",

@@ -69,6 +69,31 @@ def sizes_table(results: Results) -> Table:
     return table_of("sizes", columns, results.cells, note)
 
 
+def stored_types_table(results: Results) -> Table:
+    """Of methods that store their matrices in several types: a row a method, a column a kind of layer."""
+
+    def types_of(cell: MethodCell) -> dict[str, dict[str, Any]]:
+        return {kind: dict(types) for kind, types in cell.quantization.get("by_layer_kind", {}).items()}
+
+    def is_mixed(cell: MethodCell) -> bool:
+        return len({name for types in types_of(cell).values() for name in types}) > 1
+
+    def stored(cell: MethodCell, kind: str) -> Cell:
+        types = types_of(cell).get(kind, {})
+        several = len(types) > 1
+        words = [f"{name} ({row['matrices']})" if several else name for name, row in types.items()]
+        weights = sum(row["weights"] for row in types.values())
+        bits = sum(row["bits_per_weight"] * row["weights"] for row in types.values()) / weights if weights else None
+        aside = f"{number(bits, 4)} bits" if bits and not all(name.endswith("bits") for name in types) else ""
+        return Cell(", ".join(words) or "not quantized", ", ".join(words), aside=aside)
+
+    mixed = [cell for cell in results.cells if is_mixed(cell)]
+    kinds = dict.fromkeys(kind for cell in mixed for kind in types_of(cell))
+    columns = [METHOD, *(Column(kind, kind, "left", partial(stored, kind=kind)) for kind in kinds)]
+    note = "Methods that mix types. In brackets: how many matrices, where one kind of layer has several types."
+    return table_of("stored-types", columns, mixed, note)
+
+
 def memory_table(results: Results) -> Table:
     on_gpu = results.baseline.generation["provenance"]["device_type"] == "cuda"
     reference = results.baseline.row["weight_bytes"]
