@@ -19,6 +19,7 @@ PROMPTS = [
 TEXT = "The quick brown fox jumps over the lazy dog. " * 20
 SETTINGS = {
     "unquantized": {},
+    "endpoint": {},
     "bitsandbytes_4bit": {"quant_type": "nf4", "double_quantization": False},
     "bitsandbytes_int8": {"threshold": 6.0},
     "awq": {
@@ -31,6 +32,7 @@ SETTINGS = {
     },
 }
 QUANTIZERS = {"baseline": "unquantized", "nf4": "bitsandbytes_4bit", "int8": "bitsandbytes_int8", "awq": "awq"}
+QUANTIZERS |= {"served": "endpoint"}
 
 
 class Chain:

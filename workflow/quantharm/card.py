@@ -27,8 +27,10 @@ def badge_of(row: SummaryRow, limits: Scale) -> str:
         return badge(left, "failed checks", "failed")
     if row["synthetic"]:
         return badge(left, "random weights", "unknown")
-    right = f"KL {number(row['kl_nats_mean'], 2)} nats, perplexity {percent(row['perplexity_change_percent'], 1)}"
-    return badge(left, right, level_of(row["kl_nats_mean"], limits))
+    bound = row.get("kl_is_lower_bound")  # which shows no closeness
+    kl = f"KL {'≥ ' if bound else ''}{number(row['kl_nats_mean'], 2)} nats"
+    right = f"{kl}, perplexity {percent(row['perplexity_change_percent'], 1)}"
+    return badge(left, right, "unknown" if bound else level_of(row["kl_nats_mean"], limits))
 
 
 def main() -> None:

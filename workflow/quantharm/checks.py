@@ -22,6 +22,7 @@ from quantharm.common.records.generation import GenerationRecord
 from quantharm.common.records.quantization import QuantizationRecord
 from quantharm.common.stage import add_device, begin_model_stage, run_stage, stage_parser
 from quantharm.common.text import read_text
+from quantharm.config.engines import NO_WEIGHTS, is_served
 from quantharm.models.compute import multiplies_bytes_exactly
 from quantharm.models.loading import (
     choose_device,
@@ -304,7 +305,8 @@ def check_consistency(divergence: DivergenceRecord) -> CheckRecord:
     if max(kl, half) <= CONSISTENCY_FROM:
         return outcome("consistency", None, None, CONSISTENCY_LIMIT, f"{explanation}, but both are too small to tell")
     value = kl / half if half > 0 else math.inf
-    agree = (half - error) / CONSISTENCY_LEAST <= kl <= CONSISTENCY_LIMIT * (half + error)
+    bound = divergence.get("kl_is_lower_bound", False)  # then it may be too small, and never too large
+    agree = (bound or (half - error) / CONSISTENCY_LEAST <= kl) and kl <= CONSISTENCY_LIMIT * (half + error)
     return outcome("consistency", agree, value, CONSISTENCY_LIMIT, explanation)
 
 
@@ -348,22 +350,22 @@ def check_calibration(evidence: CalibrationEvidence | None) -> CheckRecord:
     return outcome("calibration", not wrong, len(wrong), 0, "; ".join(wrong) or explanation)
 
 
-def main() -> None:
-    parser = stage_parser(__doc__)
-    parser.add_argument("--cell", type=Path, required=True, help="folder of the cell's result files")
-    parser.add_argument("--baseline", type=Path, required=True, help="folder of the baseline's result files")
-    parser.add_argument("--text", type=Path, required=True, help="evaluation text")
-    parser.add_argument("--prompts", type=Path, required=True, help="prompt suite")
-    parser.add_argument("--on-failure", default="stop", choices=["stop", "report"], help="whether a failure fails")
-    add_device(parser)
-    parser.add_argument("--output", type=Path, required=True, help="checks.json")
-    arguments = parser.parse_args()
-    timing = begin_model_stage()
-    record = read_quantization(arguments.cell / "quantization.json")
-    device = choose_device(arguments.device, record["gpus"])
-    stages = ("perplexity", "generation", "divergence")
-    cell = {stage: read_json(arguments.cell / f"{stage}.json") for stage in stages}
-    baseline = {stage: read_json(arguments.baseline / f"{stage}.json") for stage in stages}
+def checks_of_endpoint(cell: dict[str, Any], baseline: dict[str, Any]) -> list[CheckRecord]:
+    """Of a cell whose weights are behind an address: what can be told from its figures; the rest says why not."""
+    unseen = ("reload", "method_is_real", "bits_per_weight", "kernel", "engine")
+    skipped = {name: outcome(name, None, None, None, f"{NO_WEIGHTS}: not run") for name in unseen}
+    return [
+        check_self_divergence(baseline["divergence"]),
+        *skipped.values(),
+        check_finite(cell["generation"]),
+        check_consistency(cell["divergence"]),
+        check_same_text(cell, baseline),
+        check_calibration(None),
+    ]
+
+
+def checks_of_weights(arguments, record, cell, baseline, device, timing) -> tuple[list[CheckRecord], Any, str]:
+    """(checks, calibration evidence, dtype that it computes in) of a cell whose checkpoint is here; loaded twice."""
     evaluation = read_text(arguments.text)
     verify_weights(Path(record["checkpoint"]), record["weight_files"], in_full=True)
 
@@ -401,6 +403,29 @@ def main() -> None:
         check_same_text(cell, baseline),
         check_calibration(calibrated),
     ]
+    return checks, calibrated, dtype_of(model)
+
+
+def main() -> None:
+    parser = stage_parser(__doc__)
+    parser.add_argument("--cell", type=Path, required=True, help="folder of the cell's result files")
+    parser.add_argument("--baseline", type=Path, required=True, help="folder of the baseline's result files")
+    parser.add_argument("--text", type=Path, required=True, help="evaluation text")
+    parser.add_argument("--prompts", type=Path, required=True, help="prompt suite")
+    parser.add_argument("--on-failure", default="stop", choices=["stop", "report"], help="whether a failure fails")
+    add_device(parser)
+    parser.add_argument("--output", type=Path, required=True, help="checks.json")
+    arguments = parser.parse_args()
+    timing = begin_model_stage()
+    record = read_quantization(arguments.cell / "quantization.json")
+    device = choose_device(arguments.device, record["gpus"])
+    stages = ("perplexity", "generation", "divergence")
+    cell = {stage: read_json(arguments.cell / f"{stage}.json") for stage in stages}
+    baseline = {stage: read_json(arguments.baseline / f"{stage}.json") for stage in stages}
+    if is_served(record["settings"]):
+        checks, calibrated, computed = checks_of_endpoint(cell, baseline), None, None
+    else:
+        checks, calibrated, computed = checks_of_weights(arguments, record, cell, baseline, device, timing)
     for check in checks:
         print(
             f"{check['status']:8}{check['name']:18}{check['value']}  (limit {check['limit']})  {check['explanation']}"
@@ -419,7 +444,7 @@ def main() -> None:
         "failed": [check["name"] for check in failed],
         "calibration": calibrated,
         "timing": timing.record(),
-        "provenance": provenance(device, record["dtype"], dtype_of(model)),
+        "provenance": provenance(device, record["dtype"], computed),
     }
     write_json(arguments.output, written)
 

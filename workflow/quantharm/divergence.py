@@ -9,11 +9,11 @@ of the prompts with both models' first choices.
 from pathlib import Path
 
 from quantharm.common.files import read_json, read_parquet, write_json, write_parquet
-from quantharm.common.provenance import memory_bytes, with_nulls
+from quantharm.common.provenance import with_nulls
 from quantharm.common.records.divergence import DivergenceRecord
 from quantharm.common.stage import begin_model_stage, cell_parser, run_stage
 from quantharm.models.cell import open_cell
-from quantharm.scoring.divergence_figures import check_values, summarise
+from quantharm.scoring.divergence_figures import check_values, lower_bound_of, summarise
 from quantharm.scoring.kl_divergence import score_store, sequences_of
 from quantharm.scoring.store_metadata import store_metadata_of
 from quantharm.scoring.stored_logits import require_same
@@ -41,10 +41,13 @@ def main() -> None:
     check_values(rows, cell.title)
     write_parquet(arguments.rows, rows)
     figures = summarise(rows, read_json(arguments.perplexity) if arguments.perplexity else None)
+    shown = cell.shows_top_tokens
     sequences = sequences_of(trace)
     result: DivergenceRecord = {
         **cell.names(),
         **figures,
+        "kl_is_lower_bound": shown is not None,
+        "kl_lower_bound": lower_bound_of(rows, figures["kl_nats"]["mean"], shown),
         "worst_positions": with_texts(worst.records(rows, sequences), tokenizer, sequences),
         "trace_sha256": metadata["trace_sha256"],
         "store": {
@@ -56,13 +59,14 @@ def main() -> None:
             "hardware_floor": metadata.get("hardware_floor"),
             **with_nulls(metadata),
         },
-        "peak_memory_bytes": memory_bytes(device)["peak_bytes"],
+        "peak_memory_bytes": cell.peak_memory_bytes(),
         "timing": timing.record(),
         "provenance": cell.provenance(),
     }
     write_json(arguments.output, result)
+    cell.finished()
     print(
-        f"{cell.title}: KL {result['kl_nats']['mean']:.3g} nats, "
+        f"{cell.title}: KL {'≥ ' if shown else ''}{result['kl_nats']['mean']:.3g} nats, "
         f"top-1 agreement {result['top1_agreement']:.2%} over {result['positions']:,} positions"
     )
 

@@ -159,6 +159,7 @@ def main() -> None:
         "provenance": cell.provenance(),
     }
     write_json(arguments.output, record)
+    cell.finished()
     print(
         f"{cell.title}: {result['succeeded']} of {result['prompts']} prompts succeeded, "
         f"{speed['decode_tokens_per_second']['median']:.1f} tokens a second when decoding"

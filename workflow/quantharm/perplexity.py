@@ -18,7 +18,6 @@ from tqdm import tqdm
 from quantharm.common.constants import TEXT_CATEGORY
 from quantharm.common.errors import UserError
 from quantharm.common.files import sha256_of_text, write_json, write_parquet
-from quantharm.common.provenance import memory_bytes
 from quantharm.common.records.perplexity import PerplexityRecord
 from quantharm.common.records.quantization import QuantizationRecord
 from quantharm.common.stage import begin_model_stage, cell_parser, run_stage
@@ -34,6 +33,7 @@ from quantharm.common.text import (
 )
 from quantharm.models.cell import open_cell
 from quantharm.scoring.forward import (
+    ask_ahead,
     background_scorer,
     check_ids,
     last_hidden_states,
@@ -52,6 +52,7 @@ def score_windows(model, windows: list[list[int]], progress: bool = True) -> tor
     head = output_head(model)
     vocabulary = model.get_output_embeddings().weight.shape[0]
     check_ids(model, windows[0])
+    ask_ahead(model, [(window, 1) for window in windows])
     losses: list[torch.Tensor] = []
     with background_scorer(model.device) as in_background:
         for window in tqdm(windows, desc="perplexity", unit="window", mininterval=5, disable=not progress):
@@ -83,6 +84,7 @@ def score_against_store(
         divergence.add(window, position, measures)
 
     sequences = dict(zip(numbers, windows, strict=True))
+    ask_ahead(model, [(window, 1) for window in windows])
     pieces = pieces_of(model, store, sequences, lambda _, category: category == TEXT_CATEGORY, progress, "perplexity")
     with background_scorer(model.device) as in_background:
         for piece in pieces:
@@ -168,11 +170,13 @@ def main() -> None:
         **(divergence.figures() if divergence else NOT_COMPARED),
         "seconds": seconds,
         "tokens_per_second": len(windows) * length / seconds,
-        "peak_memory_bytes": memory_bytes(device)["peak_bytes"],
+        "kl_is_lower_bound": cell.shows_top_tokens is not None,
+        "peak_memory_bytes": cell.peak_memory_bytes(),
         "timing": timing.record(),
         "provenance": cell.provenance(),
     }
     write_json(arguments.output, record)
+    cell.finished()
     print(f"{cell.title}: perplexity {math.exp(mean):.4f} on {scored:,} tokens")
 
 

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Any, cast
 
+from quantharm import engines
 from quantharm.common.files import read_json, replacing_folder, write_json
 from quantharm.common.provenance import memory_bytes, provenance
 from quantharm.common.records.quantization import (
@@ -21,6 +22,7 @@ from quantharm.common.records.quantization import (
 )
 from quantharm.common.records.source import SourceRecord
 from quantharm.common.stage import add_device, begin_model_stage, run_stage, stage_parser
+from quantharm.config.engines import is_served
 from quantharm.config.noise import grid_of
 from quantharm.models.compute import compute_dtype
 from quantharm.models.loading import (
@@ -95,6 +97,31 @@ def inspect_checkpoint(record: CheckpointRecord, device: str) -> CheckpointMeasu
     }
 
 
+NOTHING_SEEN: CheckpointMeasured = {  # of weights that are behind an address
+    "load_seconds": None,
+    "loaded_dtype": None,
+    "weight_bytes": None,
+    "parameters": None,
+    "bits_per_weight": None,
+    "bits_per_weight_formula": None,
+    "linear_classes": [],
+    "held_dequantized": False,
+    "by_layer_kind": {},
+    "quantized_modules": [],
+    "quantized_weights": None,
+    "quantizable_weights": None,
+    "kept_modules": [],
+    "output_head": None,
+}
+
+
+def asked_endpoint(stored: CheckpointRecord, device: str) -> CheckpointMeasured:
+    """What is seen of a model behind an address, which is asked now, so that a wrong one ends here."""
+    description = engines.open_cell(stored, device).description()
+    print(f"{stored['model']} × {stored['method']}: {', '.join(f'{key} {v}' for key, v in description.items())}")
+    return NOTHING_SEEN
+
+
 def main() -> None:
     parser = stage_parser(__doc__)
     parser.add_argument("--source", type=Path, required=True, help="source.json of the model")
@@ -136,13 +163,13 @@ def main() -> None:
         "gpus": arguments.gpus,
         "source": source,
         "checkpoint": str(folder),
-        "checkpoint_bytes": sum(f["bytes"] for f in files),
+        "checkpoint_bytes": None if is_served(settings) else sum(f["bytes"] for f in files),
         "weight_files": files,
         "seconds": round(timing.seconds["model"], 3),
         **cast(MadeByQuantizer, extra),
     }
     with timing.part("load"):
-        measured = inspect_checkpoint(stored, device)
+        measured = (asked_endpoint if is_served(settings) else inspect_checkpoint)(stored, device)
     record: QuantizationRecord = {
         **stored,
         **measured,
@@ -151,11 +178,13 @@ def main() -> None:
         "provenance": provenance(device, arguments.dtype, compute_dtype(arguments.dtype, device)),
     }
     write_json(arguments.output, record)
+    if record["checkpoint_bytes"] is None or record["weight_bytes"] is None:
+        return
     bits = record["bits_per_weight"]
     print(
         f"{record['model']} × {arguments.method}: {record['checkpoint_bytes'] / 1e6:.2f} MB on disk, "
         f"{record['weight_bytes'] / 1e6:.2f} MB loaded, {len(record['quantized_modules'])} matrices at "
-        f"{f'{bits:.3f}' if bits else str(torch_dtype(record['loaded_dtype']).itemsize * 8)} bits a weight"
+        f"{f'{bits:.3f}' if bits else str(torch_dtype(str(record['loaded_dtype'])).itemsize * 8)} bits a weight"
     )
 
 

@@ -46,6 +46,11 @@ def table_of(rows: list[SummaryRow], left_out: list[LeftOut]) -> pandas.DataFram
     return pandas.concat([table, names.reindex(columns=table.columns).astype(table.dtypes)], ignore_index=True)
 
 
+def megabytes(sizes: pandas.Series) -> pandas.Series:
+    """As text; nothing where there is none."""
+    return sizes.map(lambda size: "" if pandas.isna(size) else f"{size / 1e6:.1f}")
+
+
 def short_table(table: pandas.DataFrame) -> str:
     """The table of the compared cells that a terminal shows at the end of a run."""
     if not len(table):
@@ -54,12 +59,15 @@ def short_table(table: pandas.DataFrame) -> str:
         {
             "model": table["model"],
             "method": table["method"],
-            "disk, MB": (table["checkpoint_bytes"] / 1e6).map("{:.1f}".format),
-            "loaded, MB": (table["weight_bytes"] / 1e6).map("{:.1f}".format),
+            "disk, MB": megabytes(table["checkpoint_bytes"]),
+            "loaded, MB": megabytes(table["weight_bytes"]),
             "bits": table["bits_per_weight"].map(lambda bits: "" if pandas.isna(bits) else f"{bits:.2f}"),
             "perplexity": table["perplexity"].map("{:.3f}".format),
             "change, %": table["perplexity_change_percent"].map("{:+.2f}".format),
-            "KL, nats": table["kl_nats_mean"].map("{:.2g}".format),
+            "KL, nats": [
+                f"{'≥ ' if row.get('kl_is_lower_bound') is True else ''}{row['kl_nats_mean']:.2g}"
+                for row in table.to_dict("records")
+            ],
             "top-1": table["top1_agreement"].map("{:.1%}".format),
             "decode, tokens/s": table["decode_tokens_per_second_median"].map("{:.1f}".format),
             "checks": table["checks_failed"].map(lambda names: f"FAILED: {names}" if names else "passed"),

@@ -235,8 +235,13 @@ def records_of_default_run():
     """
     models = config["evaluate"]["models"]
     once = [f"results/{model}/{stage}.json" for model in models for stage in ("source", "summary", "baseline/logits")]
-    cells = [(model, f"results/{model}/{method}") for model in models for method in methods.methods_of(config, model)]
-    return once + [f"{cell}/{file}" for model, cell in cells for file in [*cell_files(model), "divergence.parquet"]]
+    cells = [(model, method) for model in models for method in methods.methods_of(config, model)]
+    return once + [
+        f"results/{model}/{method}/{file}"
+        for model, method in cells
+        for file in [*cell_files(model), "divergence.parquet"]
+        if not (file == "integrity.json" and engines.is_served(config["methods"][method]))
+    ]
 
 
 REPORT_TEMPLATES = sorted(os.path.relpath(path) for path in (PACKAGE / "report" / "templates").iterdir())

@@ -13,6 +13,13 @@ BEGAN = time.time()
 GATHERING = ["summary", "report", "summary_of_all", "report_of_all", "budget"]
 LEFT_OUT_FILE = os.environ.get("QUANTHARM_LEFT_OUT")
 LEFT_OUT = json.loads(Path(LEFT_OUT_FILE).read_text(encoding="utf-8")) if LEFT_OUT_FILE else []
+LEFT_OUT += [  # of a run that goes well, too
+    left_out.without_weights(model, method, engines.NO_WEIGHTS)
+    for model in config["models"]
+    for method in methods.methods_of(config, model)
+    if engines.is_served(config["methods"][method])
+    and (model, method) not in {(entry["model"], entry["method"]) for entry in LEFT_OUT}
+]
 
 
 def left_out_of(wildcards):

@@ -3,7 +3,7 @@
 import pytest
 
 from quantharm.common.errors import UserError
-from quantharm.config.engines import conflict, extra_packages, module_of
+from quantharm.config.engines import conflict, extra_packages, module_of, with_quantizer
 from quantharm.config.methods import completed_method
 
 NF4 = {"quantizer": "bitsandbytes_4bit", "quant_type": "nf4"}
@@ -33,6 +33,39 @@ def test_llama_cpp_takes_types_of_its_own():
     served = {"engine": "llama.cpp", "kv_cache": {"keys": "q8_0", "values": "q4_0"}}
     assert conflict("pretrained", served) is None
     assert "`backend`" in conflict("pretrained", served | {"kv_cache": {"backend": "fp8"}})
+
+
+ADDRESS = {"engine": "openai", "url": "http://127.0.0.1:8000/v1", "model": "mine"}
+
+
+def test_an_endpoint_is_one_entry_without_a_quantizer():
+    entry = completed_method("mine", with_quantizer(ADDRESS))
+    assert (entry["quantizer"], entry["top_tokens"], entry["api_key_variable"]) == ("endpoint", 20, None)
+    assert (module_of(entry), extra_packages(entry)) == ("endpoint", None)
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"url": "ftp://host:1/x"}, "no address"),
+        ({"url": "127.0.0.1:8000"}, "no address"),
+        ({"url": "http://me:sk-secret@host:1"}, "name the environment variable"),
+        ({"url": "http://host:1/v1?key=sk-secret"}, "name the environment variable"),
+        ({"api_key_variable": "sk-secret"}, "it is the NAME of an environment variable"),
+        ({"api_key": "sk-secret"}, "api_key_variable"),
+        ({"kv_cache": {"keys": "q8_0"}}, "somebody serves"),
+        ({"noise": {"sigma": 0.1, "relative_to": "absolute"}}, "cannot"),
+        ({"quantizer": "bitsandbytes_4bit"}, "`url`"),
+        ({"engine": None}, "`engine: transformers`"),
+        ({"url": None}, "url"),
+    ],
+)
+def test_what_an_endpoint_cannot_have_is_refused_without_repeating_a_key(keys, words):
+    with pytest.raises(UserError, match="mine") as raised:
+        completed_method("mine", with_quantizer(ADDRESS) | keys)
+    assert words in str(raised.value)
+    assert "sk-secret" not in str(raised.value)
+    assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,10 @@ from quantharm.common.errors import UserError
 from quantharm.engines.llama_cpp import MOST_TOKENS, LlamaCppModel, check_vocabulary, open_cell
 from quantharm.models.loading import hash_weights
 from quantharm.scoring.forward import last_hidden_states, output_head
-from quantharm.speed.decoding import continue_greedily
+from quantharm.speed.batches import batch_benchmark
+from quantharm.speed.decoding import continue_greedily, decode_one_token, prefill
+from quantharm.speed.device_meters import EnergyMeter
+from quantharm.speed.served import answers
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("xllamacpp") is None,
@@ -82,9 +85,22 @@ def test_a_quantized_cache_is_read_by_every_score(model, file):
     assert coarse.cache_bytes() < 0.3 * exact.cache_bytes()
 
 
-def test_a_batch_of_several_sequences_is_refused(model, file):
-    with pytest.raises(NotImplementedError, match="one sequence"):
-        served(file, model)(torch.tensor([[5, 6], [7, 8]]))
+def test_sequences_of_a_batch_do_not_see_each_other(model, file, monkeypatch):
+    monkeypatch.setattr("quantharm.engines.llama_cpp.MOST_TOKENS", 50)  # of 3 × 40: sequences are cut where calls end
+    engine = served(file, model)
+    prompts = torch.tensor([ids_of(120)[40 * i : 40 * (i + 1)] for i in range(3)])
+    logits, cache = prefill(engine, prompts)
+    steps = [logits, decode_one_token(engine, torch.tensor([[7], [8], [9]]), cache)[0]]
+    alone = model(input_ids=torch.cat([prompts, torch.tensor([[7], [8], [9]])], 1)).logits[:, -2:].log_softmax(-1)
+    assert torch.allclose(torch.stack(steps, 1).log_softmax(-1), alone, atol=5e-3)
+    assert engine.cache_bytes() > 2.9 * 41 * 2 * 2 * 32 * 4
+    assert kl(model, engine, ids_of(40)).max() < 1e-6  # one sequence again
+
+
+def test_larger_batches_are_timed(model, file):
+    record = batch_benchmark(served(file, model), torch.tensor([[5, 6, 7]] * 8), 3, EnergyMeter(torch.device("cpu")))
+    assert (record["batch_size"], record["reason"], record["decoding"]) == (8, None, "eager")
+    assert record["decode_tokens_per_second"]["median"] > 0
 
 
 def test_the_files_tokens_are_compared_with_the_tokenizers(model, file):
@@ -122,6 +138,33 @@ def test_a_cell_is_opened_from_a_file_or_its_folder(model, file, tmp_path, named
     assert kl(model, open_cell(record, "cpu"), ids_of(20)).max() < 1e-6
     with pytest.raises(UserError, match="reads GGUF files"):
         open_cell(record | {"checkpoint": str(tmp_path), "weight_files": []}, "cpu")
+
+
+def test_the_same_file_through_its_server(model, file, tmp_path):
+    """llama.cpp's own server on the loopback, asked position by position."""
+    import xllamacpp
+
+    from quantharm.engines import endpoint
+
+    asked = xllamacpp.CommonParams()
+    asked.model.path, asked.model_alias, asked.n_ctx, asked.n_parallel = str(file), {"mine"}, 512, 2
+    asked.cpuparams.n_threads = asked.cpuparams_batch.n_threads = 1
+    asked.port, asked.warmup = 0, False
+    server = xllamacpp.Server(asked)
+    settings = {"engine": "openai", "url": server.listening_address, "model": "mine", "api_key_variable": None}
+    settings |= {"top_tokens": 20, "concurrency": 2, "timeout_seconds": 60, "retries": 1}
+    source = {"path": str(BUILT_IN), "trust_remote_code": False}
+    record = {"settings": settings, "source": source, "checkpoint": str(tmp_path / "checkpoint")}
+    through = endpoint.open_cell(record, "cpu")
+    assert (through.dialect.name, through.top_tokens) == ("position by position", 20)
+    ids = ids_of(24)
+    states = last_hidden_states(through, ids)[:-1]
+    exact = output_head(model)(last_hidden_states(model, ids))[:-1].double().log_softmax(-1)
+    shown = output_head(through)(states).double().gather(-1, known := through.known_tokens(states).clamp_min(0))
+    assert torch.allclose(shown[:, :20], exact.gather(-1, known)[:, :20], atol=2e-3)  # its cache is in float16
+    assert (known == torch.tensor(ids[1:])[:, None]).any(-1).all()
+    [answer] = answers(through, [ids], 8, set())
+    assert answer.token_ids == continue_greedily(served(file, model), ids, 8, set(), 4096).token_ids
 
 
 def test_what_it_is_stands_in_its_description(model, file):

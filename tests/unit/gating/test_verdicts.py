@@ -39,6 +39,16 @@ def test_a_limit_is_kept_and_breached_with_the_whole_interval(figure, at_most, e
     assert judge(LIMIT, figure, at_most)[0] == expected
 
 
+def test_a_lower_bound_breaches_and_never_passes():
+    far, near = Figure(0.2, [0.15, 0.3], at_least=True), Figure(0.01, [0.005, 0.02], at_least=True)
+    assert judge(LIMIT, far, True)[0] == BREACH
+    assert judge(LIMIT, near, True) == (
+        UNDECIDED,
+        "the figure is a lower bound, from the few tokens that the server shows",
+    )
+    assert judge(LIMIT, Figure(0.0, exact=True, at_least=True), True)[0] == UNDECIDED
+
+
 def test_what_the_gate_accepts_follows_the_config():
     for undecided in ("pass", "fail"):
         for not_measured in ("pass", "fail"):

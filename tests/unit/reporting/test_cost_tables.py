@@ -27,7 +27,8 @@ def cell(method: str, dtype: str, bits: float | None, device: str = "cpu"):
         "memory": {"peak_bytes": 10**9, "host_peak_bytes": 2 * 10**9},
         "provenance": {"device_type": device},
     }
-    return SimpleNamespace(method=method, quantization=record, row=row, generation=generation, failed=[], checks={})
+    known = {"failed": [], "checks": {}, "served": False, "bounded": False}
+    return SimpleNamespace(method=method, quantization=record, row=row, generation=generation, **known)
 
 
 def results(dtype: str, device: str = "cpu"):

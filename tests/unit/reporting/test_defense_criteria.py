@@ -32,7 +32,8 @@ def cell(change=1.0, interval=(0.5, 1.5), integrity=None, **categories) -> Simpl
         "perplexity_change_percent_ci95": interval and list(interval),
     }
     divergence = {"store": {"dtype": "bfloat16"}}
-    return SimpleNamespace(row=row, by_category=known, integrity=integrity, synthetic=False, divergence=divergence)
+    kind = {"synthetic": False, "bounded": False}
+    return SimpleNamespace(row=row, by_category=known, integrity=integrity, divergence=divergence, **kind)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,12 @@ TABLES = {"int8": Pairs(700, 5, 4, 291), "nf4": Pairs(630, 75, 20, 275), "few": 
 def cell(method: str, tasks: dict | None, failed=(), synthetic=False):
     overall = tasks and next(iter(tasks.values()))
     return SimpleNamespace(
-        method=method, failed=list(failed), synthetic=synthetic, row={"tasks": tasks, "tasks_overall": overall}
+        method=method,
+        failed=list(failed),
+        synthetic=synthetic,
+        served=False,
+        bounded=False,
+        row={"tasks": tasks, "tasks_overall": overall},
     )
 
 

@@ -346,7 +346,7 @@ def test_baseline_against_its_own_store_is_the_noise_floor(store, trace, referen
     scored = score_store(reference_model, store, trace)
     assert scored["kl_nats"].abs().max() < 2e-6
     assert scored["top1_agrees"].mean() > 0.99
-    assert list(scored.columns) == ["prompt_id", "category", "position", *MEASURES]
+    assert list(scored.columns) == ["prompt_id", "category", "position", *MEASURES, "kl_lower_bound_nats"]
 
 
 def test_positions_are_those_of_the_predicted_tokens(store, trace, reference_model):

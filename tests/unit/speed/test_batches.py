@@ -81,14 +81,3 @@ def test_peak_memory_counts_from_its_start():
     small = peak.bytes()
     torch.ones(2**26)
     assert peak.bytes() - small > 2e8
-
-
-def test_an_engine_of_one_sequence_at_a_time_says_so(monkeypatch):
-    def refuse(*_arguments, **_settings):
-        raise NotImplementedError("engine llama.cpp is driven with one sequence at a time")
-
-    monkeypatch.setattr(batches, "timed", refuse)
-    prompts = torch.zeros(8, 4, dtype=torch.long)
-    record = batches.batch_benchmark(None, prompts, 4, EnergyMeter(prompts.device))
-    assert record["reason"] == "engine llama.cpp is driven with one sequence at a time"
-    assert record["decode_tokens_per_second"] is None

@@ -33,6 +33,11 @@ def reason_in(log: Path, began: float) -> str:
     return lines[-1].removeprefix("error: ")[:LONGEST_REASON]
 
 
+def without_weights(model: str, method: str, reason: str) -> LeftOut:
+    """Of a cell whose weights are behind an address: it is compared without what needs them."""
+    return LeftOut(model=model, method=method, stage=INTEGRITY, reason=reason, log=None, compared=True)
+
+
 def without(method: str, reason: str) -> str:
     """Why a cell was not finished whose comparison with another could not be made."""
     return f"it has no {method} to be compared with: {reason}"

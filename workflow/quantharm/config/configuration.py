@@ -17,6 +17,7 @@ from quantharm.common.errors import UserError
 from quantharm.common.files import LARGEST_INPUT_BYTES
 from quantharm.config.architectures import read_architecture
 from quantharm.config.derived_methods import add_derived_methods
+from quantharm.config.engines import with_quantizer
 from quantharm.config.methods import check_method, completed_method, methods_of, quantizer_names, uses_calibration
 from quantharm.config.names import RESERVED_METHODS, RESERVED_MODELS, refer
 from quantharm.config.tasks import check_tasks
@@ -29,6 +30,9 @@ def complete(config: dict[str, Any], schema_path: Path) -> dict[str, Any]:
     check_values(config, "the config")
     config = json.loads(json.dumps(config, default=str))  # plain dicts and lists
     config = without_nulls(config, schema)
+    if isinstance(config.get("methods"), dict):
+        named = config["methods"].items()
+        config["methods"] = {name: with_quantizer(m) if isinstance(m, dict) else m for name, m in named}
     validate(config, schema)
     config = with_defaults(config, schema)
     for name, method in config["methods"].items():

@@ -1,9 +1,13 @@
 """The keys `engine` and `kv_cache` of a method: what runs its checkpoint, and how it keeps keys and values."""
 
+import re
+import urllib.parse
 from typing import Any
 
-TRANSFORMERS, LLAMA_CPP = "transformers", "llama.cpp"
-MODULES = {LLAMA_CPP: "llama_cpp"}  # in the room engines
+TRANSFORMERS, LLAMA_CPP, OPENAI = "transformers", "llama.cpp", "openai"
+MODULES = {LLAMA_CPP: "llama_cpp", OPENAI: "endpoint"}  # in the room engines
+ENDPOINT = "endpoint"  # the quantizer of what somebody serves
+NO_WEIGHTS = "an endpoint shows no weights: no size, memory, noise or check of them, and no integrity"
 FILES = {LLAMA_CPP: ("gguf", "pretrained")}  # the quantizers whose checkpoints an engine can read
 # {type of keys or values in llama.cpp: its number in ggml}
 LLAMA_CACHE_TYPES = {"f32": 0, "f16": 1, "bf16": 30, "q8_0": 8, "q5_1": 7, "q5_0": 6, "q4_1": 3, "q4_0": 2}
@@ -36,6 +40,16 @@ OF_LLAMA_CPP = {"keys", "values"}
 OF_QUANTO = {"bits", "group_size", "residual_tokens"}
 
 
+def is_served(settings: dict[str, Any]) -> bool:
+    """Whether a method's weights are behind an address."""
+    return engine_of(settings) == OPENAI
+
+
+def with_quantizer(method: dict[str, Any]) -> dict[str, Any]:
+    """A method's entry; of an endpoint, which has no quantizer to name, with the one that stands for it."""
+    return {"quantizer": ENDPOINT, **method} if method.get("engine") == OPENAI else method
+
+
 def engine_of(settings: dict[str, Any]) -> str:
     return settings.get("engine") or TRANSFORMERS
 
@@ -55,6 +69,12 @@ def extra_packages(settings: dict[str, Any]) -> str | None:
 def conflict(quantizer: str, settings: dict[str, Any]) -> str | None:
     """Why a method cannot have its `engine` or `kv_cache`, in words that follow `method … cannot`."""
     engine = engine_of(settings)
+    if (engine == OPENAI) != (quantizer == ENDPOINT):
+        return (
+            f"have `engine: {engine}` and `quantizer: {quantizer}`; an endpoint has `engine: openai` and no quantizer"
+        )
+    if engine == OPENAI:
+        return conflict_of_endpoint(settings)
     if engine in FILES and quantizer not in FILES[engine]:
         makers = " and ".join(f"`{name}`" for name in FILES[engine])
         return f"run in {engine}, which reads GGUF files; quantizer `{quantizer}` makes none, {makers} may"
@@ -69,4 +89,21 @@ def conflict(quantizer: str, settings: dict[str, Any]) -> str | None:
     if engine == TRANSFORMERS and keys & OF_QUANTO and settings["kv_cache"]["backend"] != "quanto":
         foreign = ", ".join(f"`{key}`" for key in sorted(keys & OF_QUANTO))
         return f"set {foreign} of its `kv_cache`: fp8 has one scale and nothing to set"
+    return None
+
+
+def conflict_of_endpoint(settings: dict[str, Any]) -> str | None:
+    """conflict() of `engine: openai`. Nothing that may be a key is repeated."""
+    if settings.get("kv_cache") or settings.get("noise"):
+        return "change the cache or the weights of a model that somebody serves; take `kv_cache` and `noise` out"
+    parts = urllib.parse.urlsplit(settings["url"])
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        return "be asked at its `url`, which is no address; write http:// or https://, the host and its port"
+    if parts.username or parts.password or parts.query or parts.fragment:
+        return (
+            "have a key or a name in its `url`, which is written into records; name the environment variable that has "
+            "the key as `api_key_variable`"
+        )
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", settings["api_key_variable"] or "_"):
+        return "have a key in `api_key_variable`: it is the NAME of an environment variable; keys stand in no file"
     return None

@@ -24,6 +24,7 @@ DEFAULT_CACHE = "f16"
 EXACT_CACHES = ("f16", "f32", "bf16")
 FIRST_CONTEXT = 4096  # tokens
 MORE_TOKENS = 1024  # that a sequence may grow by
+MORE_TOKENS_OF_SEVERAL = 64
 
 
 class Answer(dict):
@@ -35,8 +36,6 @@ class Answer(dict):
 
 class LlamaCppModel:
     """A loaded file. Not a torch module: it has what the stages ask a model for, and its states are its logits."""
-
-    gives_logits = True
 
     def __init__(self, path: Path, config, threads: int, kv_cache: dict[str, str], device: str) -> None:
         """config: the model's, as transformers has it. Raises UserError where llama.cpp does not load the file."""
@@ -53,19 +52,21 @@ class LlamaCppModel:
         self.batch = self.library.llama_batch_init(MOST_TOKENS, 0, 1)
         self.memory = None
         self.state = None  # llama.cpp's context: the cache and the buffers of computing
-        self.context = self.kept = 0  # tokens that fit into it, and that are in it
+        self.context = self.kept = 0  # tokens of a sequence that fit into it, and that are in it
+        self.sequences = 1
         self.make_room(FIRST_CONTEXT)
         self.device = torch.device("cpu")  # where logits are given
         self.dtype = torch.float32
         self.weight_bytes_per_token = self.library.llama_model_size(self.model)
         self.generation_config = SimpleNamespace(eos_token_id=self.end_ids())
 
-    def make_room(self, tokens: int) -> None:
-        """A context of at least so many tokens, empty, unless there is one; raises UserError without memory."""
-        if tokens <= self.context:
+    def make_room(self, tokens: int, sequences: int = 1) -> None:
+        """A context of at least so many tokens a sequence, empty, unless there is one; UserError without memory."""
+        if tokens <= self.context and sequences == self.sequences:
             return
         parameters = self.library.llama_context_default_params()
-        parameters.context, parameters.batch, parameters.physical_batch = tokens, MOST_TOKENS, MOST_TOKENS
+        parameters.context, parameters.sequences = tokens * sequences, sequences
+        parameters.batch = parameters.physical_batch = MOST_TOKENS
         parameters.threads = parameters.threads_batch = self.threads
         parameters.type_k, parameters.type_v = (LLAMA_CACHE_TYPES[self.kv_cache[part]] for part in ("keys", "values"))
         if self.kv_cache["values"] not in EXACT_CACHES:
@@ -74,61 +75,71 @@ class LlamaCppModel:
             self.library.llama_free(self.state)
         self.state = self.library.llama_init_from_model(self.model, parameters)
         if not self.state:
-            raise UserError(f"llama.cpp cannot make a context of {tokens} tokens for {self.path}: {'; '.join(said())}")
+            size = f"{sequences} × {tokens}" if sequences > 1 else tokens
+            raise UserError(f"llama.cpp cannot make a context of {size} tokens for {self.path}: {'; '.join(said())}")
         self.memory = self.library.llama_get_memory(self.state)
-        self.context, self.kept = tokens, 0
+        self.context, self.kept, self.sequences = tokens, 0, sequences
 
     def close(self) -> None:
         self.library.llama_batch_free(self.batch)
         self.library.llama_free(self.state)
         self.library.llama_model_free(self.model)
 
-    def begin(self, tokens: int) -> None:
-        """Begin a new sequence of so many tokens, and some more after them."""
-        self.make_room(tokens + MORE_TOKENS)
+    def begin(self, tokens: int, sequences: int = 1) -> None:
+        """Begin new sequences of so many tokens, and some more after them."""
+        self.make_room(tokens + (MORE_TOKENS if sequences == 1 else MORE_TOKENS_OF_SEVERAL), sequences)
         self.library.llama_memory_clear(self.memory, True)
         self.kept = 0
 
-    def append(self, ids: list[int], last_only: bool = False) -> torch.Tensor:
-        """Logits [n or 1, vocabulary], float32, of a sequence's next tokens; raises UserError if llama.cpp fails."""
-        if self.kept + len(ids) > self.context:
-            raise UserError(f"{self.path}: {self.kept + len(ids)} tokens do not fit into a context of {self.context}")
+    def append(self, ids: list[list[int]], last_only: bool = False) -> torch.Tensor:
+        """Logits [sequences, n or 1, vocabulary], float32, of the next n tokens of each sequence.
+
+        Raises UserError where llama.cpp fails.
+        """
+        count = len(ids[0])
+        if self.kept + count > self.context:
+            raise UserError(f"{self.path}: {self.kept + count} tokens do not fit into a context of {self.context}")
+        entries = [
+            (token, self.kept + i, sequence, not last_only or i == count - 1)
+            for sequence, tokens in enumerate(ids)
+            for i, token in enumerate(tokens)
+        ]
+        self.kept += count
         parts = []
-        for start in range(0, len(ids), MOST_TOKENS):
-            part = ids[start : start + MOST_TOKENS]
-            outputs = int(start + len(part) == len(ids)) if last_only else len(part)
-            self.fill(part, outputs)
+        for start in range(0, len(entries), MOST_TOKENS):
+            outputs = self.fill(entries[start : start + MOST_TOKENS])
             if code := self.library.llama_decode(self.state, self.batch):
                 raise UserError(f"llama.cpp failed on {self.path} (llama_decode gave {code}): {'; '.join(said())}")
-            self.kept += len(part)
             if outputs:
                 array = numpy.ctypeslib.as_array(
                     self.library.llama_get_logits(self.state), (outputs, self.vocabulary_size)
                 )
                 parts.append(torch.from_numpy(array.copy()))  # the library's own is overwritten by the next call
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        return (parts[0] if len(parts) == 1 else torch.cat(parts)).unflatten(0, (len(ids), -1))
 
-    def fill(self, ids: list[int], outputs: int) -> None:
-        """The library's batch: ids at the next positions of sequence 0; logits are wanted of the last `outputs`."""
+    def fill(self, entries: list[tuple[int, int, int, bool]]) -> int:
+        """The library's batch: (token, position, sequence, whether its logits are wanted); returns how many are."""
         batch = self.batch
-        batch.count = len(ids)
-        for i, token in enumerate(ids):
-            batch.tokens[i], batch.positions[i] = token, self.kept + i
-            batch.sequence_counts[i], batch.sequences[i][0] = 1, 0
-            batch.wanted[i] = i >= len(ids) - outputs
+        batch.count = len(entries)
+        for i, (token, position, sequence, wanted) in enumerate(entries):
+            batch.tokens[i], batch.positions[i] = token, position
+            batch.sequence_counts[i], batch.sequences[i][0] = 1, sequence
+            batch.wanted[i] = wanted
+        return sum(entry[-1] for entry in entries)
 
     def __call__(self, input_ids: torch.Tensor, use_cache: bool = False, logits_to_keep: int = 0, **cache) -> Answer:
-        """As a model of transformers: input_ids [1, n]; `past_key_values` goes on with the last call's sequence."""
-        if len(input_ids) > 1:
-            raise NotImplementedError("engine llama.cpp is driven with one sequence at a time")
+        """As a model of transformers: input_ids [batch, n]; `past_key_values` goes on with the last sequences."""
         if cache.get("past_key_values") is None:
-            self.begin(input_ids.shape[1])
-        logits = self.append(input_ids[0].tolist(), last_only=logits_to_keep == 1)
-        return Answer(logits=logits[None], past_key_values=self if use_cache else None)
+            self.begin(input_ids.shape[1], len(input_ids))
+        logits = self.append(input_ids.tolist(), last_only=logits_to_keep == 1)
+        return Answer(logits=logits, past_key_values=self if use_cache else None)
 
     def base_model(self, input_ids: torch.Tensor, use_cache: bool = False) -> Answer:
         """States of a sequence [1, n, vocabulary]: an engine has none to give but its logits."""
         return Answer(last_hidden_state=self(input_ids).logits)
+
+    def own_logits(self, states: torch.Tensor) -> torch.Tensor:
+        return states
 
     def get_input_embeddings(self) -> SimpleNamespace:
         """Something with as many rows as the vocabulary, which is what the stages ask of it."""
@@ -145,7 +156,7 @@ class LlamaCppModel:
 
     def cache_bytes(self) -> int:
         """Bytes of keys and values of the tokens in the cache, as llama.cpp would save them."""
-        return self.library.llama_state_seq_get_size(self.state, 0)
+        return sum(self.library.llama_state_seq_get_size(self.state, i) for i in range(self.sequences))
 
     def description(self) -> EngineRecord:
         """What the engine is and how it was set: for the record of a cell."""

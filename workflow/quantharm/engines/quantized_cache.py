@@ -47,9 +47,9 @@ def cache_maker(config, settings: dict[str, Any]) -> Callable[[], Any]:
 
 
 def serve_from_cache(model, settings: dict[str, Any]) -> None:
-    """Gives the model `new_cache()`, for decoding, and `states_through_cache(ids, given)`, for scoring."""
+    """Gives the model `new_cache()`, for decoding, and `own_states(ids, given)`, for scoring."""
     model.new_cache = cache_maker(model.config, settings)
-    model.states_through_cache = lambda ids, given: states_through_cache(model, ids, given, model.new_cache())
+    model.own_states = lambda ids, given: states_through_cache(model, ids, given, model.new_cache())
 
 
 def states_through_cache(model, ids: list[int], given: int, cache) -> torch.Tensor:

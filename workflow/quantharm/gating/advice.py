@@ -5,7 +5,7 @@ from typing import Any, TypedDict
 from quantharm.common.constants import BASELINE
 from quantharm.gating.limits import kind_of
 from quantharm.gating.verdicts import BREACH, NOT_MEASURED, PASS, UNDECIDED, Line
-from quantharm.reporting.format import count, listing, number, percent, size
+from quantharm.reporting.format import count, listing, mean_kl, percent, size
 from quantharm.reporting.results import Cell, Results
 
 PREFERRED = {"smallest": "the smallest", "closest": "the closest to the baseline", "fastest": "the fastest"}
@@ -27,7 +27,8 @@ def preferred(cells: list[Cell], prefer: str) -> Cell:
         "closest": lambda cell: (cell.row["kl_nats_mean"], cell.row["weight_bytes"]),
         "fastest": lambda cell: (-cell.decode_change[0], cell.row["kl_nats_mean"]),
     }
-    return min(cells, key=order[prefer])
+    seen = [cell for cell in cells if not cell.served]  # what is behind an address has no size, and no time of here
+    return min(seen or cells, key=order[prefer] if seen else lambda cell: cell.row["kl_nats_mean"])
 
 
 def advise(results: Results, lines: list[Line], budget: dict[str, Any]) -> Advice:
@@ -63,7 +64,7 @@ def advise(results: Results, lines: list[Line], budget: dict[str, Any]) -> Advic
 def quality(cell: Cell) -> str:
     if cell.synthetic:
         return ""
-    return f", perplexity {percent(cell.row['perplexity_change_percent'])}, KL {number(cell.row['kl_nats_mean'])} nats"
+    return f", perplexity {percent(cell.row['perplexity_change_percent'])}, KL {mean_kl(cell.row)} nats"
 
 
 def named(entry: Line) -> str:

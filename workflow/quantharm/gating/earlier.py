@@ -19,6 +19,7 @@ from quantharm.common.errors import UserError
 from quantharm.common.files import read_json, read_parquet
 from quantharm.common.provenance import computed_differently
 from quantharm.common.statistics import mean_of_means, stratified_mean, weighted_mean_interval
+from quantharm.config.engines import NO_WEIGHTS
 from quantharm.gating.figures import NO_TASKS, SYNTHETIC
 from quantharm.gating.limits import WORSE_KINDS, Limit
 from quantharm.gating.verdicts import Bounds, Figure
@@ -64,6 +65,10 @@ def figure_against(limit: Limit, cell: Cell, results: Results, earlier: Earlier 
     then = earlier.rows[cell.method]
     if cell.failed or then["checks_failed"]:
         return Figure(None, missing="its checks failed, now or then: its figures are not to be believed")
+    if cell.served and key in ("weight_bytes", "decode_rate_ratio"):
+        return Figure(None, missing=NO_WEIGHTS if key == "weight_bytes" else "it runs on hardware that is not seen")
+    if key == "kl_nats" and (cell.bounded or then.get("kl_is_lower_bound")):
+        return Figure(None, missing="not compared: lower bounds say nothing about their difference")
     if key != "weight_bytes":
         if cell.synthetic and key != "decode_rate_ratio":
             return Figure(None, missing=SYNTHETIC)

@@ -1,10 +1,12 @@
 """The figures that limits are on, each with its interval and what it is over."""
 
+from dataclasses import replace
 from typing import Any
 
 from quantharm.common.answers import LONG_TOKENS
 from quantharm.common.constants import TEXT_CATEGORY
 from quantharm.common.statistics import share_interval
+from quantharm.config.engines import NO_WEIGHTS
 from quantharm.gating.limits import Limit
 from quantharm.gating.verdicts import Figure
 from quantharm.reporting.format import listing
@@ -12,6 +14,7 @@ from quantharm.reporting.results import Cell, Results
 from quantharm.reporting.verdicts import other_hardware_percent
 
 EXACT = ("weight_bytes", "checkpoint_bytes", "compression", "checks", "integrity")
+OF_KL = ("kl_nats", "category_kl_nats", "text_kl_nats")
 SYNTHETIC = "synthetic weights have no quality"
 NO_TASKS = "no tasks were run (`tasks` of the protocol)"
 
@@ -22,17 +25,20 @@ def figure_of(limit: Limit, cell: Cell, results: Results) -> Figure:
         return Figure(float(len(cell.failed)), exact=True)
     if limit.key == "integrity":
         verified = cell.row["integrity_verified"]
-        missing = "the stage integrity was not finished" if verified is None else ""
+        missing = NO_WEIGHTS if cell.served else "the stage integrity was not finished" if verified is None else ""
         return Figure(None if verified is None else float(not verified), exact=True, missing=missing)
     if cell.failed:
         return Figure(None, missing=f"it failed {listing(cell.failed)}: its figures are not to be believed")
+    if cell.served and limit.key in (*EXACT, "decode_rate_ratio"):
+        return Figure(None, missing=NO_WEIGHTS if limit.key in EXACT else "it runs on hardware that is not seen")
     if limit.key in EXACT:
         return Figure(float(cell.row[limit.key]), exact=True)
     if limit.key == "decode_rate_ratio":
         return decode_rate_ratio(cell)
     if cell.synthetic:
         return Figure(None, missing=SYNTHETIC)
-    return QUALITY[limit.key](limit, cell, results)
+    figure = QUALITY[limit.key](limit, cell, results)
+    return replace(figure, at_least=True) if cell.bounded and limit.key in OF_KL else figure
 
 
 def decode_rate_ratio(cell: Cell) -> Figure:

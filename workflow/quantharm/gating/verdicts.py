@@ -25,6 +25,7 @@ class Figure:
     exact: bool = False  # read or counted, not of a sample: it needs no interval
     floor: float = 0.0  # a value up to here says nothing, so no breach rests on it
     missing: str = ""  # why there is no value
+    at_least: bool = False  # the value is a lower bound: it may breach a limit and never shows that one is kept
     resolution: str = ""  # what so many can show at all
 
 
@@ -51,6 +52,7 @@ def judge(limit: Limit, figure: Figure, at_most: bool) -> tuple[str, str]:
     if figure.value is None:
         return NOT_MEASURED, figure.missing
     low, high = (figure.value, figure.value) if figure.exact else figure.ci95 or (-math.inf, math.inf)
+    high = math.inf if figure.at_least else high
     if not at_most:
         low, high = -high, -low
     bound = limit.bound if at_most else -limit.bound
@@ -60,6 +62,8 @@ def judge(limit: Limit, figure: Figure, at_most: bool) -> tuple[str, str]:
         return BREACH, "" if figure.exact else "the whole interval is beyond the limit"
     if low > bound:
         return UNDECIDED, f"other hardware, or a second run, may change as much as {figure.floor:.2g}"
+    if figure.at_least:
+        return UNDECIDED, "the figure is a lower bound, from the few tokens that the server shows"
     if figure.ci95 is None:
         return UNDECIDED, f"too few {figure.of or 'values'} for an interval"
     more = enough(limit.bound, figure.value, figure.ci95, figure.counted, figure.of)

@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from quantharm import engines
-from quantharm.common.provenance import forget_device_peaks, provenance
+from quantharm.common.provenance import forget_device_peaks, memory_bytes, provenance
 from quantharm.common.records.parts import CellNames, Provenance
 from quantharm.common.records.quantization import QuantizationRecord
 from quantharm.common.stage import Timing
+from quantharm.config.engines import is_served
 from quantharm.models.loading import choose_device, dtype_of, load_cell, load_tokenizer, read_quantization
 
 
@@ -30,6 +31,20 @@ class Cell:
             "method": self.record["method"],
             "synthetic": self.record["source"]["synthetic"],
         }
+
+    @property
+    def shows_top_tokens(self) -> int | None:
+        """How many tokens of a position a server shows, so that divergences are lower bounds; None: all of them."""
+        return self.model.top_tokens if is_served(self.record["settings"]) else None
+
+    def peak_memory_bytes(self) -> int | None:
+        """Of this process; None where the model is in another."""
+        return None if is_served(self.record["settings"]) else memory_bytes(self.device)["peak_bytes"]
+
+    def finished(self) -> None:
+        """The stage has written its results: answers of a server that were kept for it may go."""
+        if is_served(self.record["settings"]):
+            self.model.finished()
 
     def provenance(self) -> Provenance:
         record = provenance(self.device, self.record["dtype"], dtype_of(self.model))

@@ -15,6 +15,7 @@ from quantharm.reporting.format import (
     fixed,
     interval,
     listing,
+    mean_kl,
     number,
     percent,
     share,
@@ -50,22 +51,16 @@ def table(row: SummaryRow, reference: SummaryRow, text: str) -> list[Line]:
         (
             "Mean KL divergence from the unquantized model, nats",
             f"{number(reference['kl_nats_mean'])} (noise)",
-            f"{number(row['kl_nats_mean'])} {interval(row['kl_nats_ci95'])}".strip(),
+            f"{mean_kl(row)} {interval(row['kl_nats_ci95'])}".strip(),
             f"largest in {worst}: {number(by_category[worst])}",
         ),
         ("Same first choice of the next token", MISSING, share(row["top1_agreement"], 1), MISSING),
     ]
     lines += [accuracy(name, task) for name, task in (row.get("tasks") or {}).items()]
-    lines += [
-        (
-            "Weights loaded",
-            size(reference["weight_bytes"]),
-            size(row["weight_bytes"]),
-            f"{fixed(row['compression'], 2)}× smaller",
-        ),
-        speed(row, reference),
-    ]
-    return lines
+    if row["weight_bytes"] is not None:  # else they are behind an address
+        change = f"{fixed(row['compression'], 2)}× smaller"
+        lines.append(("Weights loaded", size(reference["weight_bytes"]), size(row["weight_bytes"]), change))
+    return [*lines, speed(row, reference)]
 
 
 def accuracy(name: str, task: OneTask) -> Line:

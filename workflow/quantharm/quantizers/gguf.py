@@ -11,6 +11,7 @@ channel, which weighs the squared error of rounding (llama.cpp's `llama-imatrix`
 
 import contextlib
 import json
+import re
 import shutil
 import struct
 import subprocess
@@ -39,6 +40,7 @@ PACKAGES = "gguf"  # a file in envs/
 TYPES = ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_K_S", "Q3_K_M", "Q2_K", "IQ4_XS", "IQ4_NL", "Q4_0", "Q4_1")
 MAINLINE = {"IQ4_XS": ["--attn-v-type", "q5_K"]}  # as llama.cpp chooses; the fork takes a type of its own
 FILE = "model.gguf"
+TENSOR = re.compile(r"\[ *\d+/ *\d+\] +(\S+) - \[")  # how llama-quantize begins a tensor's line
 KEPT_TYPES = ["BF16", "F16", "F32", "Q8_0", "Q6_K", "Q4_K"]
 
 SETTINGS: dict[str, Any] = {
@@ -133,13 +135,26 @@ module.main()
 """
 
 
-def run_tool(words: list[str], what: str) -> None:
-    """Runs a tool, its words to the log; raises UserError with the last of them where it fails."""
+def run_tool(words: list[str], what: str) -> str:
+    """Runs a tool, its words to the log, and returns them; raises UserError with the last of them where it fails."""
     ran = subprocess.run(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
     print(ran.stdout, flush=True)
     if ran.returncode:
         said = [line for line in ran.stdout.splitlines() if line.strip()]
         raise UserError(f"{what} failed ({said[-1].strip() if said else f'exit code {ran.returncode}'}); see the log")
+    return ran.stdout
+
+
+def in_types_of_the_fork(said: str) -> list[str]:
+    """Tensors that llama-quantize said it gives Q6_0, its fork's choice for rows that Q5_K does not fit."""
+    names: list[str] = []
+    tensor = ""
+    for line in said.splitlines():
+        named = TENSOR.match(line)
+        tensor = named[1] if named else tensor
+        if "converting to q6_0" in line:
+            names.append(tensor)
+    return names
 
 
 def quantize(source, settings, dtype, device, gpus, output: Path, calibration) -> dict[str, Any]:
@@ -166,8 +181,11 @@ def quantize(source, settings, dtype, device, gpus, output: Path, calibration) -
         kept = ["--output-tensor-type", settings["head_type"].lower()]
         kept += ["--token-embedding-type", settings["embedding_type"].lower()]
         kept += MAINLINE.get(settings["type"], [])
-        words = [str(quantizer), *importance, *kept, str(whole), str(output / FILE), settings["type"], "2"]
-        run_tool(words, "llama-quantize")
+        files = [str(whole), str(output / FILE), settings["type"], "2"]
+        said = run_tool([str(quantizer), *importance, *kept, *files], "llama-quantize")
+        if foreign := in_types_of_the_fork(said):  # llama.cpp takes Q5_1 there
+            kept += ["--custom-q", ",".join(f"{re.escape(name)}=q5_1" for name in foreign)]
+            run_tool([str(quantizer), *importance, *kept, *files], "llama-quantize")
     check_types(output / FILE)
     shutil.copyfile(Path(source["path"]) / "config.json", output / "config.json")
     return extra

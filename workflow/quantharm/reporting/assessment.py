@@ -5,7 +5,7 @@ A sentence appears only where its rule holds, and every sentence names the figur
 
 from dataclasses import dataclass
 
-from quantharm.reporting.format import count, fixed, interval, listing, number, percent, share, size
+from quantharm.reporting.format import count, fixed, interval, listing, mean_kl, number, percent, share, size
 from quantharm.reporting.judgement import Judgement
 from quantharm.reporting.limit_verdicts import largest
 from quantharm.reporting.ranking import beaten_by
@@ -40,8 +40,8 @@ def in_short(judged: Judgement) -> str:
             f"failed {count(len(cell.failed), 'check')} ({listing(cell.failed)}): its figures are shown but not to be "
             "believed, and no verdict rests on them."
         )
-    saves = "saves no memory"
-    if row["saved_bytes"] > 0:
+    saves = "weights not seen" if cell.served else "saves no memory"
+    if not cell.served and row["saved_bytes"] > 0:
         saves = f"saves {size(row['saved_bytes'])} ({fixed(row['compression'], 2)}× smaller)"
     speed = {"none": "decoding speed without measurable change", "unknown": f"decoding speed {decode.words}"}.get(
         decode.level, f"decoding {fixed(abs(cell.decode_change[0]), 0)} % {decode.words}"
@@ -51,7 +51,7 @@ def in_short(judged: Judgement) -> str:
     quality = f"perplexity {percent(row['perplexity_change_percent'])}"
     if judged.perplexity.level == "none":
         quality += f" ({judged.perplexity.words})"
-    kl = f"KL {number(row['kl_nats_mean'])} nats ({judged.kl.words})"
+    kl = f"KL {mean_kl(row)} nats ({judged.kl.words})"
     return f"{saves}, {speed}, at {judged.harm.words}: {quality}, {kl}."
 
 
@@ -66,7 +66,9 @@ def strengths_and_weaknesses(judged: Judgement, results: Results) -> tuple[list[
         (strengths if good else weaknesses).append(words)
 
     loaded = size(row["weight_bytes"])
-    if row["saved_bytes"] > 0:
+    if cell.served:
+        pass
+    elif row["saved_bytes"] > 0:
         say(True, f"{fixed(row['compression'], 2)}× smaller in memory ({size(reference['weight_bytes'])} → {loaded})")
     else:
         say(False, f"not smaller in memory ({loaded})")
@@ -108,16 +110,18 @@ def recommendation(judged: Judgement, results: Results) -> tuple[str, list[str],
     cell, row, name, harm, decode = judged.cell, judged.cell.row, judged.method, judged.harm, judged.decode
     if cell.failed:
         return f"Do not use {name}", [], [f"it failed {listing(cell.failed)}: find the cause first"]
-    if row["saved_bytes"] <= 0 and decode.level != "rises":
+    if not cell.served and row["saved_bytes"] <= 0 and decode.level != "rises":
         return f"No reason to use {name}", [], ["it is neither smaller nor measurably faster than the baseline"]
     conditions, cautions = [], []
-    if row["saved_bytes"] > 0:
+    if cell.served:
+        cautions.append("its size, memory and integrity cannot be seen from outside")
+    elif row["saved_bytes"] > 0:
         whole = results.baseline.row["weight_bytes"]
         conditions.append(f"memory is short: it takes {size(row['weight_bytes'])} instead of {size(whole)}")
     if harm.level == "none":
         conditions.append("the answers must not change: no harm was measurable")
     else:
-        kl = f"KL {number(row['kl_nats_mean'])} nats"
+        kl = f"KL {mean_kl(row)} nats"
         conditions.append(f"{harm.words} is acceptable: perplexity {judged.perplexity.figure}, {kl}")
     if decode.level == "rises":
         conditions.append(f"decoding speed matters: {decode.figure}")

@@ -1,6 +1,6 @@
 """The harm that a run demonstrates over all of its methods, and when to leave the model as it is."""
 
-from quantharm.reporting.format import count, fixed, interval, listing, number, size
+from quantharm.reporting.format import count, fixed, interval, listing, mean_kl, number, size
 from quantharm.reporting.judgement import Judgement
 from quantharm.reporting.limit_verdicts import largest
 from quantharm.reporting.results import Results
@@ -26,7 +26,7 @@ def demonstrated_harm(results: Results, judged: dict[str, Judgement]) -> list[st
     say("No measurable rise in perplexity", those("perplexity", ("none",)))
     say("The perplexity change is too uncertain to judge", those("perplexity", ("undecided",)))
     shifted = [j for j in believed if j.kl.level in LEVELS]
-    shifts = [f"{j.method} {number(j.cell.row['kl_nats_mean'])} nats ({j.kl.words})" for j in shifted]
+    shifts = [f"{j.method} {mean_kl(j.cell.row)} nats ({j.kl.words})" for j in shifted]
     say("The next-token distribution shifts", shifts)
     worst = [(j.method, *most) for j in shifted if (most := largest(j.cell.by_category))]
     few = f"; descriptive, {count(results.prompts_per_category[0], 'prompt')} are too few to single out a category"

@@ -1,7 +1,9 @@
 """Figures as text: significant digits, signs, units. A figure that does not exist is a dash."""
 
 import math
+from collections.abc import Mapping
 from functools import partial
+from typing import Any
 
 Bounds = list[float] | None
 MISSING = "–"
@@ -57,6 +59,17 @@ def times(value: float) -> str:
 
 def thousands(value: int) -> str:
     return f"{value:,}"
+
+
+def at_least(text: str) -> str:
+    """A lower bound."""
+    return f"≥{NARROW}{text}"
+
+
+def mean_kl(row: Mapping[str, Any]) -> str:
+    """`0.0123`, or `≥ 0.0123` of a cell that shows some tokens only; row: of the summary."""
+    shown = number(row["kl_nats_mean"])
+    return at_least(shown) if row.get("kl_is_lower_bound") else shown
 
 
 one_decimal, two_decimals = partial(fixed, decimals=1), partial(fixed, decimals=2)

@@ -59,6 +59,7 @@ def kl_of(cell: Cell, results: Results) -> Verdict:
         results.thresholds["kl_nats"],
         results.other_hardware_kl,
     )
+    verdict = verdicts.of_lower_bound(verdict) if cell.bounded else verdict
     return verdicts.not_judged(verdict) if cell.synthetic else verdict
 
 
@@ -92,7 +93,9 @@ def decode_of(cell: Cell, results: Results) -> Verdict:
 
 
 def steady(change: Verdict, timing: Callable[[Cell], Repeated], cell: Cell, results: Results) -> Verdict:
-    """The verdict, unless the method or the baseline was timed unsteadily or beside other programs."""
+    """The verdict, unless the method or the baseline was timed unsteadily, beside other programs or elsewhere."""
+    if cell.served:
+        return verdicts.elsewhere(change)
     sides = [cell, results.baseline]
     limits = results.thresholds["unsteady_percent"], results.thresholds["busy_percent"]
     waited = max(map(waited_percent, sides))

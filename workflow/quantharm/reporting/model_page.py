@@ -21,6 +21,7 @@ from quantharm.reporting.results import Results
 from quantharm.reporting.tables import (
     cost,
     depth,
+    engines,
     integrity,
     quality,
     record,
@@ -42,6 +43,9 @@ TABLES: list[Callable[[Results], Table]] = [
     quality.divergence_by_category_table,
     depth.divergence_by_depth_table,
     text_divergence.text_divergence_table,
+    text_divergence.context_depth_table,
+    engines.engines_table,
+    engines.caches_table,
     quality.answers_table,
     depth.long_answers_table,
     tasks.tasks_table,

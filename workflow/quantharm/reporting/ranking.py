@@ -21,7 +21,7 @@ def is_closer(results: Results, first: str, second: str) -> bool:
 
 def beaten_by(results: Results, method: str) -> list[str]:
     """Methods at most as large as this one and measurably closer to the baseline; failed ones do not count."""
-    weights = {cell.method: cell.row["weight_bytes"] for cell in results.believed}
+    weights = {cell.method: cell.row["weight_bytes"] for cell in results.sized}
     if method not in weights:
         return []
     return [m for m, w in weights.items() if m != method and w <= weights[method] and is_closer(results, m, method)]
@@ -29,7 +29,7 @@ def beaten_by(results: Results, method: str) -> list[str]:
 
 def front_of(results: Results) -> list[str]:
     """Methods that passed their checks and are not beaten, by size."""
-    believed = sorted(results.believed, key=lambda cell: cell.row["weight_bytes"])
+    believed = sorted(results.sized, key=lambda cell: cell.row["weight_bytes"])
     return [cell.method for cell in believed if not beaten_by(results, cell.method)]
 
 
@@ -54,7 +54,7 @@ def front_sentence(results: Results) -> str:
 
 def best_use(results: Results, judged: dict[str, Judgement]) -> dict[str, str]:
     """A phrase a method, by rank among the cells that passed their checks."""
-    believed = results.believed_methods
+    believed = [cell for cell in results.sized if cell is not results.baseline]
     smallest = min(believed, key=lambda cell: cell.row["weight_bytes"], default=None)
     closest = min(believed, key=lambda cell: cell.row["kl_nats_mean"], default=None)
     fastest = max(believed, key=lambda cell: cell.decode_change[0], default=None)
@@ -70,6 +70,8 @@ def best_use(results: Results, judged: dict[str, Judgement]) -> dict[str, str]:
         words[cell.method] = (
             "none: failed checks"
             if cell.failed
+            else "not ranked: weights not seen"
+            if cell.served
             else listing([claim for claim, holds in claims.items() if holds])
             if any(claims.values())
             else "–"

@@ -17,6 +17,7 @@ from quantharm.common.records.integrity import IntegrityRecord
 from quantharm.common.records.perplexity import PerplexityRecord
 from quantharm.common.records.quantization import QuantizationRecord
 from quantharm.common.records.studies import CalibrationStudyRecord, NoiseRow
+from quantharm.config.engines import is_served
 from quantharm.reporting.differences import (
     Bounds,
     Difference,
@@ -61,6 +62,16 @@ class Cell:
     def synthetic(self) -> bool:
         """Whether the weights are random numbers, so that no figure of quality means anything."""
         return self.row["synthetic"]
+
+    @property
+    def served(self) -> bool:
+        """Whether it is behind an address: no sizes, no memory, and times of other hardware."""
+        return is_served(self.quantization.get("settings") or {})
+
+    @property
+    def bounded(self) -> bool:
+        """Whether its KL, reverse KL and JS are lower bounds."""
+        return bool(self.row.get("kl_is_lower_bound"))
 
     @property
     def decoding(self) -> str:
@@ -108,6 +119,11 @@ class Results:
     @property
     def believed_methods(self) -> list[Cell]:
         return [cell for cell in self.methods if not cell.failed]
+
+    @property
+    def sized(self) -> list[Cell]:
+        """The cells that passed their checks and whose weights are seen."""
+        return [cell for cell in self.believed if not cell.served]
 
     @property
     def synthetic(self) -> bool:

@@ -2,14 +2,14 @@
 
 from quantharm.common.records.divergence import CategoryDivergence
 from quantharm.common.records.integrity import IntegrityRecord
-from quantharm.reporting.format import interval, listing, number, percent
+from quantharm.reporting.format import interval, listing, mean_kl, number, percent
 from quantharm.reporting.limit_verdicts import largest, risk_verdict, within
 from quantharm.reporting.results import Cell, Results, other_hardware_kl
 from quantharm.reporting.tables.columns import by_method, named, text
 from quantharm.reporting.tables.table import Cell as TableCell
 from quantharm.reporting.tables.table import Table, table_of, text_cell, verdict_cell
 from quantharm.reporting.thresholds import Thresholds
-from quantharm.reporting.verdicts import Verdict, not_judged
+from quantharm.reporting.verdicts import Verdict, not_judged, of_lower_bound
 
 
 def risks(cell: Cell, thresholds: Thresholds) -> dict[str, Verdict]:
@@ -18,6 +18,8 @@ def risks(cell: Cell, thresholds: Thresholds) -> dict[str, Verdict]:
         name: risk_verdict(cell.by_category, entry["categories"], entry["low"], entry["medium"], cell.failed)
         for name, entry in thresholds["applications"].items()
     }
+    if cell.bounded:
+        verdicts = {name: of_lower_bound(verdict) for name, verdict in verdicts.items()}
     return {name: not_judged(verdict) for name, verdict in verdicts.items()} if cell.synthetic else verdicts
 
 
@@ -75,6 +77,9 @@ def criteria(cell: Cell, thresholds: Thresholds) -> dict[str, Verdict]:
         "Integrity verified": integrity_verdict(cell.integrity),
         "High-stakes categories preserved": below(cell.by_category, stakes, limits["high_stakes_kl_nats"], stakes),
     }
+    if cell.bounded:
+        of_kl = ("KL bounded in every category", "High-stakes categories preserved")
+        verdicts |= {name: of_lower_bound(verdicts[name]) for name in of_kl}
     if cell.synthetic:
         return {name: v if name == "Integrity verified" else not_judged(v) for name, v in verdicts.items()}
     return verdicts
@@ -160,13 +165,13 @@ def attack_sentence(results: Results) -> str:
     if not cells:
         return "No method of this run passed its checks, so no figure describes this attack."
     worst = max(cells, key=lambda c: c.row["kl_nats_mean"])
-    row = worst.row
+    row, kl = worst.row, mean_kl(worst.row)
     category = largest(worst.by_category)
     where = f", most in {category[0]} ({number(category[1])} nats)" if category else ""
     return (
         f"An attacker could download this model, quantize it and distribute it as the original. With {worst.method}, "
         f"the most divergent method of this run, users would get a perplexity changed by "
         f"{percent(row['perplexity_change_percent'])} {interval(row['perplexity_change_percent_ci95'], percent)} and "
-        f"a KL divergence of {number(row['kl_nats_mean'])} nats{where}, while {row['succeeded']} of {row['prompts']} "
+        f"a KL divergence of {kl} nats{where}, while {row['succeeded']} of {row['prompts']} "
         f"prompts still succeed (baseline: {results.baseline.row['succeeded']})."
     )

@@ -12,13 +12,14 @@ from quantharm.common.paired import paired_answers, paired_perplexity
 from quantharm.common.provenance import with_nulls
 from quantharm.common.records.checks import ChecksRecord
 from quantharm.common.records.divergence import DivergenceRecord
-from quantharm.common.records.generation import BatchRecord, GenerationRecord
+from quantharm.common.records.generation import BatchRecord, BenchmarkRecord, GenerationRecord
 from quantharm.common.records.integrity import IntegrityRecord
 from quantharm.common.records.perplexity import PerplexityRecord
 from quantharm.common.records.quantization import QuantizationRecord
 from quantharm.common.records.summary import (
     BatchFigures,
     IntegrityFigures,
+    SavedFigures,
     SummaryRow,
     SummaryTasks,
     TreatmentFigures,
@@ -76,6 +77,18 @@ def batch_figures(batches: list[BatchRecord]) -> BatchFigures:
     }
 
 
+def saved_figures(mine: int | None, reference: int | None) -> SavedFigures:
+    """How much smaller a cell's weights are than the baseline's; None where they are not seen."""
+    if mine is None or reference is None:
+        return {"compression": None, "saved_bytes": None}
+    return {"compression": reference / mine, "saved_bytes": reference - mine}
+
+
+def cache_bytes_per_token(speed: BenchmarkRecord) -> float | None:
+    """None behind an address, and of an earlier version."""
+    return speed["roofline"].get("kv_cache_bytes_per_token") if speed["roofline"] else None
+
+
 NO_TASKS = SummaryTasks(tasks=None, tasks_overall=None)
 
 
@@ -112,6 +125,7 @@ def summarise_cell(
     reference: QuantizationRecord = read_json(baseline / "quantization.json")
     reference_speed: GenerationRecord = read_json(baseline / "generation.json")
     speed, baseline_speed = generation["benchmark"], reference_speed["benchmark"]
+    memory, bound = generation["memory"], divergence.get("kl_lower_bound")
     captured = speed.get("captured", {}).get("decode_tokens_per_second")  # None where nothing could be captured
     return {
         "model": quantization["model"],
@@ -129,8 +143,7 @@ def summarise_cell(
         "bits_per_weight": quantization["bits_per_weight"],
         "bits_per_weight_formula": quantization["bits_per_weight_formula"],
         "quantized_modules": len(quantization["quantized_modules"]),
-        "compression": reference["weight_bytes"] / quantization["weight_bytes"],
-        "saved_bytes": reference["weight_bytes"] - quantization["weight_bytes"],
+        **saved_figures(quantization["weight_bytes"], reference["weight_bytes"]),
         "quantize_seconds": quantization["seconds"],
         "perplexity_protocol": perplexity["protocol"],
         "text_tokens_sha256": perplexity["tokens_sha256"],
@@ -147,6 +160,9 @@ def summarise_cell(
         "kl_nats_p99": divergence["kl_nats"]["p99"],
         "kl_nats_p99_9": divergence["kl_nats"]["p99_9"],
         "kl_nats_max": divergence["kl_nats"]["max"],
+        "kl_is_lower_bound": divergence.get("kl_is_lower_bound", False),
+        "kl_lower_bound_top_tokens": bound and bound["top_tokens"],
+        "kl_lower_bound_nats_mean": bound and bound["kl_nats_mean"],
         "reverse_kl_nats_mean": divergence["reverse_kl_nats_mean"],
         "js_nats_mean": divergence["js_nats_mean"],
         "top1_agreement": divergence["top1_agreement"],
@@ -171,6 +187,7 @@ def summarise_cell(
         "seconds_mean_by_category": {c: v["seconds_mean"] for c, v in generation["by_category"].items()},
         "new_tokens_mean_by_category": {c: v["new_tokens_mean"] for c, v in generation["by_category"].items()},
         "succeeded_by_category": {c: v["succeeded"] / v["prompts"] for c, v in generation["by_category"].items()},
+        "kv_cache_bytes_per_token": cache_bytes_per_token(speed),
         "benchmark_prompt_tokens": speed["prompt_tokens"],
         "benchmark_new_tokens": speed["new_tokens"],
         "prefill_seconds_median": speed["prefill_seconds"]["median"],
@@ -182,9 +199,9 @@ def summarise_cell(
         **batch_figures(speed["batches"]),
         "decode_speed_relative": speed["decode_tokens_per_second"]["median"]
         / baseline_speed["decode_tokens_per_second"]["median"],
-        "memory_allocated_bytes": generation["memory"].get("allocated_bytes"),
-        "memory_reserved_bytes": generation["memory"].get("reserved_bytes"),
-        "memory_peak_bytes": generation["memory"]["peak_bytes"],
+        "memory_allocated_bytes": memory and memory.get("allocated_bytes"),
+        "memory_reserved_bytes": memory and memory.get("reserved_bytes"),
+        "memory_peak_bytes": memory and memory["peak_bytes"],
         **treatment_figures(quantization, checks),
         "checks_failed": checks["failed"],
         **integrity_figures(integrity),

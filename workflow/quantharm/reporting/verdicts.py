@@ -29,6 +29,22 @@ def not_judged(verdict: Verdict) -> Verdict:
     return Verdict("unknown", "not judged: synthetic weights", verdict.figure, "random weights have no quality")
 
 
+def of_lower_bound(verdict: Verdict) -> Verdict:
+    """The same of a figure that is a lower bound: what it shows is harm, never that there is none."""
+    figure = f"at least {verdict.figure}"
+    if verdict.level in ("none", "pass", "risk-low"):
+        return Verdict("unknown", "not judged: a lower bound does not show closeness", figure, verdict.rule)
+    harmful = verdict.level in ("fail", "risk-high", "unknown", "failed")
+    words = verdict.words if harmful else f"at least {verdict.words}"
+    return Verdict(verdict.level, words, figure, verdict.rule, verdict.span)
+
+
+def elsewhere(verdict: Verdict) -> Verdict:
+    """A time of a model that is behind an address."""
+    words = "not judged: served by another program, on hardware that is not seen"
+    return Verdict("unknown", words, verdict.figure, "only what ran on one device is compared")
+
+
 def level_of(value: float, limits: Limits) -> str:
     """The first level whose upper limit is above the value."""
     return next((level for level in LEVELS[:-1] if value < limits[level]), LEVELS[-1])

@@ -5,11 +5,13 @@ import pandas
 
 from quantharm.common.constants import TEXT_CATEGORY
 from quantharm.common.errors import UserError
-from quantharm.common.records.divergence import CategoryDivergence, DivergenceFigures
+from quantharm.common.records.divergence import CategoryDivergence, DivergenceFigures, LowerBound
 from quantharm.common.records.perplexity import TextFigures
 from quantharm.common.statistics import category_intervals, mean_of_means, stratified_mean
 from quantharm.scoring.depth import kl_by_depth
+from quantharm.scoring.lower_bound import TOP_TOKENS
 
+LEAST_KL = 1e-4  # nats; of less a bound's own rounding is a share
 MOST_NEGATIVE_KL = -1e-6  # rounding; anything below is an error
 
 
@@ -25,6 +27,18 @@ def check_values(rows: pandas.DataFrame, cell: str) -> None:
     lowest = rows["kl_nats"].min()
     if lowest < MOST_NEGATIVE_KL:
         raise UserError(f"{cell}: a KL divergence of {lowest:.2e} nats, below zero by more than rounding; report this")
+
+
+def lower_bound_of(prompts: pandas.DataFrame, kl: float, shown: int | None) -> LowerBound:
+    """What the most probable tokens alone tell of the mean KL `kl`; shown: by a server that shows so many, or None."""
+    means = prompts.groupby(["category", "prompt_id"], sort=False)["kl_lower_bound_nats"].mean()
+    bound = mean_of_means(*(part.to_numpy() for _, part in means.groupby(level="category", sort=False)))
+    known = shown is None and kl > LEAST_KL
+    return {
+        "top_tokens": TOP_TOKENS if shown is None else shown,
+        "kl_nats_mean": float(bound),
+        "missed_share": max(0.0, 1 - bound / kl) if known else None,
+    }
 
 
 def summarise(prompts: pandas.DataFrame, text: TextFigures | None = None) -> DivergenceFigures:

@@ -36,11 +36,22 @@ def last_hidden_states(model, ids: list[int], given: int = GIVEN_TOKENS) -> torc
 
     given: how many of them are a prompt, which goes in at once where a method's `kv_cache:` is read by the others.
     """
-    if hasattr(model, "states_through_cache"):
-        return model.states_through_cache(ids, given)
+    if hasattr(model, "own_states"):  # an engine's way to them
+        return model.own_states(ids, given)
     device = model.get_input_embeddings().weight.device
     tokens = torch.tensor([ids]).to(device, non_blocking=True)  # [1, T]; a GPU still busy is not waited for
     return model.base_model(input_ids=tokens, use_cache=False).last_hidden_state[0]
+
+
+def ask_ahead(model, sequences: list[tuple[list[int], int]]) -> None:
+    """Tells an engine that answers several questions at once what will be asked of it: (ids, first position wanted)."""
+    if hasattr(model, "ask_ahead"):
+        model.ask_ahead(sequences)
+
+
+def known_tokens(model, states: torch.Tensor) -> torch.Tensor | None:
+    """Ids [n, m] of the tokens whose logits an engine shows (lower_bound.NO_TOKEN: of none); None: it shows all."""
+    return model.known_tokens(states) if hasattr(model, "known_tokens") else None
 
 
 def output_head(model) -> Logits:
@@ -49,8 +60,8 @@ def output_head(model) -> Logits:
     The result is compared with the model's own logits once, so an architecture that does something else to them than
     scoring.output_heads knows is refused, not mis-scored.
     """
-    if getattr(model, "gives_logits", False):  # an engine that is not transformers has no states to give
-        return lambda logits: logits
+    if hasattr(model, "own_logits"):  # an engine that is not transformers has no states to give
+        return model.own_logits
     plain = plain_head(model)
     logits = logits_of_module(model) if plain is None else logits_of(plain)
     states, own = probe(model, model.get_output_embeddings())

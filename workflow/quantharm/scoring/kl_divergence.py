@@ -18,13 +18,16 @@ from quantharm.common.constants import TEXT_CATEGORY
 from quantharm.common.errors import UserError
 from quantharm.scoring.forward import (
     GIVEN_TOKENS,
+    ask_ahead,
     background_scorer,
     check_ids,
+    known_tokens,
     last_hidden_states,
     output_head,
     positions_at_once,
     slices_of,
 )
+from quantharm.scoring.lower_bound import lower_bounds, top_and_target
 from quantharm.scoring.output_heads import HEAD_FILE, Logits, is_same, logits_of, on, plain_head, read_head
 from quantharm.scoring.stored_logits import Positions, Wanted, index_of_largest, read_store, store_metadata
 from quantharm.scoring.worst_positions import WorstPositions
@@ -34,7 +37,12 @@ CHUNK_ELEMENTS = 2**17  # entries worked on at once: few enough for a core's cac
 
 
 def divergences(
-    baseline: torch.Tensor, logits: torch.Tensor, targets: torch.Tensor, top_tokens: torch.Tensor
+    baseline: torch.Tensor,
+    logits: torch.Tensor,
+    targets: torch.Tensor,
+    top_tokens: torch.Tensor,
+    known: torch.Tensor | None = None,
+    bounded: bool = False,
 ) -> dict[str, torch.Tensor]:
     """Measures of each position; each value is [n], float64 but for top1_agrees.
 
@@ -42,6 +50,10 @@ def divergences(
     [n, vocabulary] float32 of the method; targets, top_tokens: [n] ids of the tokens that follow and of the baseline's
     first choice. JS is the Jensen-Shannon divergence (Lin 1991), with natural logarithms, at most ln 2. nll is -ln q of
     the target, delta_nll ln p - ln q of it, delta_p q - p.
+
+    known: ids [n, m] of the tokens whose logits are the method's, where it shows no others (lower_bound.NO_TOKEN fills
+    a row); the three divergences are then lower bounds. The other logits are to be below those of the known tokens.
+    bounded: adds kl_lower_bound_nats, which a server that shows TOP_TOKENS would give, or this one gives.
     """
     step = len(logits) if logits.is_cuda else max(1, CHUNK_ELEMENTS // logits.shape[1])
     chunks = [slice(start, start + step) for start in range(0, len(logits), step)]
@@ -52,6 +64,15 @@ def divergences(
     baseline_target, baseline_top = baseline.gather(-1, ids).double().unbind(-1)
     logit_target, logit_top = logits.gather(-1, ids).double().unbind(-1)
     ln_p_target, ln_q_target = baseline_target - ln_z_p, logit_target - ln_z_q
+    extra: dict[str, torch.Tensor] = {}
+    if bounded or known is not None:
+        shown = top_and_target(logits, targets) if known is None else known
+        places = shown.clamp_min(0)
+        ln_p, ln_q = baseline.gather(-1, places).double(), logits.gather(-1, places).double()
+        bounds = lower_bounds(ln_p - ln_z_p[:, None], ln_q - ln_z_q[:, None], shown, logits.shape[-1])
+        extra = {"kl_lower_bound_nats": bounds["kl_nats"]} if bounded else {}
+        if known is not None:
+            kl, reverse, js = bounds["kl_nats"], bounds["reverse_kl_nats"], bounds["js_nats"]
     return {
         "kl_nats": kl,
         "reverse_kl_nats": reverse,
@@ -61,6 +82,7 @@ def divergences(
         "top1_agrees": logit_top == largest,
         "baseline_top1_p": (baseline_top - ln_z_p).exp(),
         "nll_nats": -ln_q_target,
+        **extra,
     }
 
 
@@ -110,6 +132,7 @@ class Piece:
     part: slice
     baseline: torch.Tensor  # [n, vocabulary] float32 logits or float16 log-probabilities
     logits: torch.Tensor  # [n, vocabulary] float32
+    known: torch.Tensor | None = None  # [n, m] ids whose logits are the method's; None: all are
 
     def of_group(self, name: str) -> numpy.ndarray:
         """Of each position: a column of the group, or the same word n times."""
@@ -118,7 +141,7 @@ class Piece:
 
 
 def score(
-    pieces: list[Piece], worst: WorstPositions | None = None
+    pieces: list[Piece], worst: WorstPositions | None = None, bounded: bool = False
 ) -> tuple[dict[str, numpy.ndarray], list[str], torch.Tensor]:
     """(columns known from the store, names of the measures, measures [names, n] float64) of pieces, as one."""
     device = pieces[0].logits.device
@@ -132,7 +155,8 @@ def score(
         top_tokens = index_of_largest(baseline)
     else:
         top_tokens = on_device(numpy.concatenate([piece.of_group("top_token_id") for piece in pieces]), device)
-    measures = divergences(baseline, logits, targets, top_tokens)
+    known_ids = [piece.known for piece in pieces if piece.known is not None]
+    measures = divergences(baseline, logits, targets, top_tokens, joined(known_ids) if known_ids else None, bounded)
     if worst is not None:
         worst.offer(measures["kl_nats"], baseline, logits)
     return known, list(measures), torch.stack([column.double() for column in measures.values()])
@@ -203,7 +227,8 @@ def pieces_of(
             states = hidden[first - 1 : last]  # those that predict the group's tokens
             for part in slices_of(len(states), vocabulary):
                 logits = head(states[part])
-                yield Piece(group, part, baseline_entries(group, part, from_states, logits.device), logits)
+                baseline = baseline_entries(group, part, from_states, logits.device)
+                yield Piece(group, part, baseline, logits, known_tokens(model, states[part]))
     if missing:
         raise UserError(
             f"the log-prob store {store} lacks {next(iter(missing))}; delete it and run the same command again"
@@ -242,11 +267,13 @@ def score_store(model, store: Path, trace: pandas.DataFrame, worst: WorstPositio
     # A call costs a GPU's host more than what it starts. A CPU gains nothing by fewer, and memory by small pieces.
     on_gpu = model.device.type == "cuda"
     positions = positions_at_once(model.get_output_embeddings().weight.shape[0]) if on_gpu else 1
-    sequences = sequences_of(trace[trace["category"] != TEXT_CATEGORY])
+    prompts = trace[trace["category"] != TEXT_CATEGORY]
+    sequences = sequences_of(prompts)
+    ask_ahead(model, [(sequences[row.prompt_id], int(row.first_target)) for row in prompts.itertuples()])
     pieces = pieces_of(model, store, sequences, lambda _, category: category != TEXT_CATEGORY)
     with background_scorer(model.device) as in_background:
         for batch in batches_of(pieces, positions):
-            in_background(score, scored.append, batch, worst)
+            in_background(score, scored.append, batch, worst, True)
     columns: dict[str, list[numpy.ndarray]] = collections.defaultdict(list)
     for known, names, measures in scored:
         for name, values in (known | dict(zip(names, measures.cpu().numpy(), strict=True))).items():

@@ -19,6 +19,7 @@ from quantharm.common.records.generation import AnswersCheck
 from quantharm.common.records.parts import Memory
 from quantharm.common.text import context_length
 from quantharm.scoring.forward import last_hidden_states, output_head, slices_of
+from quantharm.speed import served
 from quantharm.speed.cuda_graph import beyond_ties, captured_decoder, eager_logits
 from quantharm.speed.decoding import Continuation, Stopped, continue_greedily, never
 from quantharm.speed.static_decoder import WARM_UP_STEPS, StaticDecoder
@@ -38,13 +39,16 @@ class Answers:
     decoding: str  # captured or eager
     reason: str | None  # why they are not captured
     check: AnswersCheck | None  # of captured ones: tokens, and how many of them one forward pass chooses as well
-    memory: Memory  # as provenance.memory_bytes says, while answering
+    memory: Memory | None  # as provenance.memory_bytes says, while answering; None of a model behind an address
 
 
 def answer_suite(
     model, prompts: list[list[int]], new_tokens: int, eos_token_ids: set[int], stopped: Stopped = never
 ) -> Answers:
     """Answers of at most `new_tokens` tokens to encoded prompts, batch 1, in their order; a warm-up comes first."""
+    if served.is_served(model):
+        continuations = served.answers(model, prompts, new_tokens, eos_token_ids, stopped)
+        return Answers(continuations, EAGER, served.ELSEWHERE, None, None)
     context = context_length(model.config)
     decoder, reason = suite_decoder(model, prompts, new_tokens, context)
     if decoder is not None:

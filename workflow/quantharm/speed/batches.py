@@ -47,10 +47,9 @@ def batch_benchmark(model, prompts: torch.Tensor, new_tokens: int, meter: Energy
     try:
         figures = timed(model, prompts, min(new_tokens, MOST_TOKENS), meter)
     except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error) and not isinstance(error, NotImplementedError):  # an engine's, of one sequence
+        if not is_out_of_memory(error):
             raise
-        what = first_line(error).split(". ")[0]
-        reason = what if isinstance(error, NotImplementedError) else f"out of memory ({what})"
+        reason = f"out of memory ({first_line(error).split('. ')[0]})"
     if reason:
         give_back(prompts.device)  # here, where the exception no longer holds what was allocated
     return {"batch_size": len(prompts), "prompt_tokens": prompts.shape[1], **figures, "reason": reason}

@@ -20,7 +20,8 @@ from transformers.cache_utils import CacheLayerMixin, LinearAttentionCacheLayerM
 from quantharm.common.records.generation import BenchmarkRecord, Roofline
 from quantharm.common.text import context_length
 from quantharm.models import attention
-from quantharm.quantizers.quantized_layers import model_bytes, tensor_bytes
+from quantharm.quantizers.quantized_layers import model_bytes, parts_of, tensor_bytes
+from quantharm.speed import served
 from quantharm.speed.batches import batch_benchmark, batch_of_one
 from quantharm.speed.decoding import Cache, decode_one_token, prefill
 from quantharm.speed.device_meters import EnergyMeter, PeakMemory, copy_bandwidth, kernel_seconds
@@ -46,14 +47,29 @@ def cache_bytes(cache: Cache) -> tuple[int, int]:
     """(bytes of keys and values, which grow with each token; bytes of recurrent states, which do not)."""
     grows = fixed = 0
     for kept in cache.values():
+        if hasattr(kept, "cache_bytes"):  # an engine knows its own
+            grows += kept.cache_bytes()
+            continue
         for layer in getattr(kept, "layers", [kept]):
             if isinstance(layer, CacheLayerMixin) and layer.is_initialized:
-                grows += tensor_bytes(layer.keys, layer.values)
+                packed = [getattr(layer, f"_quantized_{part}", None) for part in ("keys", "values")]
+                grows += tensor_bytes(layer.keys, layer.values, *parts_of_all(packed))
             if isinstance(layer, LinearAttentionCacheLayerMixin):
                 fixed += tensor_bytes(*layer.conv_states.values(), *layer.recurrent_states.values())
             elif isinstance(layer, list | tuple):  # RWKV's states
                 fixed += tensor_bytes(*(t for t in layer if isinstance(t, torch.Tensor)))
     return grows, fixed
+
+
+def parts_of_all(packed: list) -> list[torch.Tensor]:
+    """The plain tensors of a quantized layer's keys and values: codes and scales, in whatever it keeps them."""
+    parts: list[torch.Tensor] = []
+    for held in packed:
+        if isinstance(held, torch.Tensor):
+            parts += parts_of(held)
+        elif isinstance(held, list | tuple):
+            parts += parts_of_all(list(held))
+    return parts
 
 
 def host_wait_share(model, prompt: torch.Tensor, eager_tokens_per_second: float) -> float | None:
@@ -82,6 +98,7 @@ def roofline(model, prompt: torch.Tensor, new_tokens: int, eager: float, capture
     able = copied["copy_bytes_per_second"]
     return {
         **copied,
+        "kv_cache_bytes_per_token": round(grows / tokens, 1),
         "weight_bytes_per_token": weights_read(model),
         "bytes_per_token": round(moved),
         "eager_bytes_per_second": moved * eager,
@@ -106,6 +123,8 @@ def benchmark(
 
     Lengths are cut to what the model's context leaves room for.
     """
+    if served.is_served(model):
+        return served.benchmark(model, prompt_tokens, new_tokens, repetitions, seconds, prefill_tokens, batch_sizes)
     context = context_length(model.config)
     prompt_tokens = min(prompt_tokens, context - new_tokens) if context else prompt_tokens
     prompt = random_prompt(model, prompt_tokens)

@@ -90,6 +90,14 @@ class DivergenceFigures(TypedDict):
     text: TextDivergence | None  # as in perplexity.json; null where the store has no windows
 
 
+class LowerBound(TypedDict):
+    """What the K most probable tokens, and the one that follows, tell of the mean KL; all others are one bucket."""
+
+    top_tokens: int  # K
+    kl_nats_mean: float  # as kl_nats.mean
+    missed_share: float | None  # of kl_nats.mean; null where that is a bound itself, or next to nothing
+
+
 class StoreShown(HowComputedOrNull):
     """Metadata of the store that the cell was compared with; null where an older store lacks them."""
 
@@ -104,5 +112,7 @@ class StoreShown(HowComputedOrNull):
 class DivergenceRecord(CellNames, DivergenceFigures, Finished):
     worst_positions: list[WorstPositionInWords]  # the largest KL first
     trace_sha256: str  # of all token ids
+    kl_is_lower_bound: NotRequired[bool]  # a server shows some tokens only: KL, reverse KL and JS are lower bounds
+    kl_lower_bound: NotRequired[LowerBound]  # earlier versions had none
     store: StoreShown
-    peak_memory_bytes: int
+    peak_memory_bytes: int | None  # null where the model is behind an address

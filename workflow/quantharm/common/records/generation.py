@@ -111,6 +111,7 @@ class CopyBandwidth(TypedDict):
 class Roofline(CopyBandwidth):
     """Bytes that decoding moves, beside those that the device's memory can move."""
 
+    kv_cache_bytes_per_token: NotRequired[float]  # keys and values, at the benchmark's prompt; scales included
     weight_bytes_per_token: int
     bytes_per_token: int  # weights, KV cache and states
     eager_bytes_per_second: float | None
@@ -126,7 +127,7 @@ class BenchmarkRecord(Eager):
     captured: FastestCaptured
     batches: list[BatchRecord]
     host_wait_share: float | None  # of eager decoding, in which the GPU waits for Python
-    roofline: Roofline
+    roofline: Roofline | None  # null of a model behind an address, as is memory
     energy_reason: str | None  # why there is no energy
 
 
@@ -142,4 +143,4 @@ class GenerationRecord(CellNames, Asked, Answers, Finished):
     by_category: dict[str, Answers]
     benchmark: BenchmarkRecord
     model_load_seconds: float
-    memory: Memory  # of the answers
+    memory: Memory | None  # of the answers

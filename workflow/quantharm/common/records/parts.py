@@ -29,12 +29,16 @@ class EngineRecord(TypedDict):
     """The engine that ran a checkpoint, where it was not transformers."""
 
     name: str  # as the config names it
-    version: str  # the engine's own
-    package: str  # that it came in, with its version
-    instructions: str  # of the processor, that it was built for
-    threads: int
-    kv_cache: dict[str, str]  # types of keys and values
-    device: str  # cpu or cuda
+    version: str | None  # the engine's own; null where a server does not say
+    package: NotRequired[str]  # that it came in, with its version
+    instructions: NotRequired[str]  # of the processor, that it was built for
+    threads: NotRequired[int]
+    kv_cache: NotRequired[dict[str, str]]  # types of keys and values
+    device: NotRequired[str]  # cpu or cuda
+    url: NotRequired[str]  # of an endpoint
+    model: NotRequired[str]  # name under which it serves
+    dialect: NotRequired[str]  # by which it tells log-probabilities
+    top_tokens: NotRequired[int]  # that it shows of a position
 
 
 class Provenance(HowComputed):

@@ -1,6 +1,6 @@
 """perplexity.json: how well a cell predicts the evaluation text, and how far it is from the baseline there."""
 
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 from quantharm.common.records.divergence import KlNats, TextDivergence
 from quantharm.common.records.parts import CellNames, Finished, Interval
@@ -65,4 +65,5 @@ class PerplexityRecord(CellNames, TextFigures, Finished):
     bits_per_byte: float
     seconds: float  # of forward passes and scoring
     tokens_per_second: float
-    peak_memory_bytes: int
+    kl_is_lower_bound: NotRequired[bool]  # a server shows some tokens only: KL, reverse KL and JS are lower bounds
+    peak_memory_bytes: int | None  # null where the model is behind an address

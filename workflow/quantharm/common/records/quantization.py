@@ -52,20 +52,20 @@ class StoredKind(TypedDict):
 
 
 class CheckpointMeasured(TypedDict):
-    """The checkpoint as it was loaded back from disk."""
+    """The checkpoint as it was loaded back from disk; nulls where it is behind an address."""
 
-    load_seconds: float
-    loaded_dtype: str  # of what is not quantized
-    weight_bytes: int  # parameters, buffers, scales and tables in memory
-    parameters: int  # weights that they stand for
+    load_seconds: float | None
+    loaded_dtype: str | None  # of what is not quantized
+    weight_bytes: int | None  # parameters, buffers, scales and tables in memory
+    parameters: int | None  # weights that they stand for
     bits_per_weight: float | None  # of the quantized matrices, scales included; null where there are none
     bits_per_weight_formula: float | None  # what the format should take
     linear_classes: list[str]  # of the quantized layers
     held_dequantized: bool  # unpacked to 16 bits as they were loaded: weight_bytes and speed are those of 16 bits
     by_layer_kind: dict[str, dict[str, StoredKind]]  # kind of layer (last part of its name), as what it is stored
     quantized_modules: list[str]
-    quantized_weights: int  # in the quantized modules
-    quantizable_weights: int  # in all matrices that a quantizer could take
+    quantized_weights: int | None  # in the quantized modules
+    quantizable_weights: int | None  # in all matrices that a quantizer could take
     kept_modules: list[str]  # matrices left as they were
     output_head: str | None  # name of the module
 
@@ -95,7 +95,7 @@ class CheckpointRecord(CellNames, MadeByQuantizer):
     gpus: int  # that the model is spread over
     source: SourceRecord  # of the unquantized model
     checkpoint: str  # folder
-    checkpoint_bytes: int  # on disk
+    checkpoint_bytes: int | None  # on disk
     weight_files: list[WeightFile]
     seconds: float  # of quantizing and saving
 

@@ -67,6 +67,13 @@ class BatchFigures(TypedDict):
     peak_memory_bytes_by_batch: dict[str, int | None]  # weights included
 
 
+class SavedFigures(TypedDict):
+    """Nulls where the weights are behind an address."""
+
+    compression: float | None  # the baseline's weight_bytes ÷ the cell's
+    saved_bytes: int | None  # the baseline's weight_bytes - the cell's
+
+
 class SummaryTasks(TypedDict):
     """Of tasks.json, p-values corrected; null where the model's protocol names no tasks."""
 
@@ -75,7 +82,14 @@ class SummaryTasks(TypedDict):
 
 
 class SummaryRow(
-    HowComputedOrNull, PairedPerplexity, PairedAnswers, IntegrityFigures, TreatmentFigures, BatchFigures, SummaryTasks
+    HowComputedOrNull,
+    PairedPerplexity,
+    PairedAnswers,
+    IntegrityFigures,
+    TreatmentFigures,
+    BatchFigures,
+    SavedFigures,
+    SummaryTasks,
 ):
     model: str
     method: str
@@ -85,14 +99,12 @@ class SummaryRow(
     revision: str | None
     dtype: str
     device: str
-    parameters: int
-    checkpoint_bytes: int
-    weight_bytes: int  # loaded
+    parameters: int | None  # this and the sizes: null where the weights are behind an address
+    checkpoint_bytes: int | None
+    weight_bytes: int | None  # loaded
     bits_per_weight: float | None
     bits_per_weight_formula: float | None
     quantized_modules: int
-    compression: float  # the baseline's weight_bytes ÷ the cell's
-    saved_bytes: int  # the baseline's weight_bytes - the cell's
     quantize_seconds: float
     perplexity_protocol: str
     text_tokens_sha256: str  # of the evaluation text's windows
@@ -108,6 +120,9 @@ class SummaryRow(
     kl_nats_p99: float
     kl_nats_p99_9: float
     kl_nats_max: float
+    kl_is_lower_bound: bool  # a server shows some tokens only: kl_nats, reverse_kl_nats and js_nats are lower bounds
+    kl_lower_bound_top_tokens: int | None  # of the next
+    kl_lower_bound_nats_mean: float | None  # what so many tokens of a position tell of kl_nats_mean
     reverse_kl_nats_mean: float
     js_nats_mean: float
     top1_agreement: float
@@ -131,6 +146,7 @@ class SummaryRow(
     seconds_mean_by_category: dict[str, float]
     new_tokens_mean_by_category: dict[str, float]
     succeeded_by_category: dict[str, float]  # share of the prompts
+    kv_cache_bytes_per_token: float | None  # null where it was not measured
     benchmark_prompt_tokens: int
     benchmark_new_tokens: int
     prefill_seconds_median: float
@@ -142,7 +158,7 @@ class SummaryRow(
     decode_speed_relative: float  # eager, ÷ the baseline's
     memory_allocated_bytes: int | None
     memory_reserved_bytes: int | None
-    memory_peak_bytes: int
+    memory_peak_bytes: int | None
     checks_failed: list[str]
     git_commit: str | None
     finished: str  # ISO 8601, UTC

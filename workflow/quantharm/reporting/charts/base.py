@@ -64,8 +64,8 @@ def theme() -> altair.theme.ThemeConfig:
 
 
 def named(cell: Cell) -> str:
-    """A method's name in charts; `†` marks one whose figures are not to be believed."""
-    return f"{cell.method} †" if cell.failed else cell.method
+    """A method's name in charts; `†` marks one whose figures are not to be believed, `≥` one whose KL is a bound."""
+    return f"{cell.method}{' ≥' if cell.bounded else ''}{' †' if cell.failed else ''}"
 
 
 def names_of(results: Results) -> list[str]:
@@ -137,7 +137,9 @@ def label_heights(x: list[float], y: list[float], width: float, height: float) -
 def left_out(results: Results) -> str:
     """Says which methods a chart does not show."""
     names = [cell.method for cell in results.cells if cell.failed]
-    return f" Left out, since they failed checks: {', '.join(names)}." if names else ""
+    words = f" Left out, since they failed checks: {', '.join(names)}." if names else ""
+    served = [cell.method for cell in results.cells if cell.served]
+    return words + (f" Without a size, since their weights are not seen: {', '.join(served)}." if served else "")
 
 
 def log_ticks(low: float, high: float) -> list[float]:

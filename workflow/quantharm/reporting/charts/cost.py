@@ -111,6 +111,7 @@ def sizes_chart(results: Results) -> Figure:
             "on disk": cell.row["checkpoint_bytes"],
         }
         for cell in results.cells
+        if not cell.served
     }
     data = pandas.DataFrame(
         [{"method": name} | {k: v / scale for k, v in kinds.items()} for name, kinds in sizes.items()]

@@ -14,7 +14,7 @@ from quantharm.reporting.charts.base import (
     marked,
     nothing_to_show,
 )
-from quantharm.reporting.format import listing, number, percent
+from quantharm.reporting.format import listing, mean_kl, percent
 from quantharm.reporting.names import OVERVIEW_FIGURES
 from quantharm.reporting.results import Results
 
@@ -46,6 +46,7 @@ def overview_figures(models: list[Results]) -> list[Figure]:
         rows = [
             entry(c, max(KL_FLOOR, c.row["kl_nats_mean"]), model=c.row["model"], compression=c.row["compression"])
             for c in judged
+            if not c.served
         ]
         data = pandas.DataFrame(rows)
         ticks = altair.Axis(values=log_ticks(data["value"].min() / 2, data["value"].max() * 2), format="~g")
@@ -62,7 +63,7 @@ def overview_figures(models: list[Results]) -> list[Figure]:
 
     told = [
         f"{c.row['model']} {c.method}: perplexity {percent(c.row['perplexity_change_percent'])}, KL "
-        f"{number(c.row['kl_nats_mean'])} nats"
+        f"{mean_kl(c.row)} nats"
         for c in judged
     ]
     failed = [f"{results.model} × {cell.method}" for results in models for cell in results.cells if cell.failed]

@@ -19,7 +19,7 @@ from quantharm.reporting.charts.base import (
     named,
     names_of,
 )
-from quantharm.reporting.format import fixed, number, percent, size, size_unit
+from quantharm.reporting.format import fixed, mean_kl, percent, size, size_unit
 from quantharm.reporting.results import Cell, Results
 
 STRETCHED_FROM = {"kl_nats_mean": 1e-3, "perplexity_change_percent": 0.1}  # where many methods are shown
@@ -44,7 +44,7 @@ def lower_left(cells: list[Cell]) -> list[str]:
 
 def quality_against_size(results: Results) -> Figure:
     """Size against mean KL and against ΔPPL, with intervals and the Pareto front."""
-    shown = results.believed or [results.baseline]
+    shown = results.sized or [results.baseline]
     key = size_key(shown)
     where = "loaded" if key == "weight_bytes" else "on disk"
     scale, unit = size_unit(results.baseline.row[key])
@@ -87,7 +87,7 @@ def quality_against_size(results: Results) -> Figure:
 
     panels = [("kl_nats_mean", "Mean KL, nats"), ("perplexity_change_percent", "Perplexity change, %")]
     told = [
-        f"{named(c)}: {size(c.row[key])}, KL {number(c.row['kl_nats_mean'])} nats, perplexity "
+        f"{named(c)}: {size(c.row[key])}, KL {mean_kl(c.row)} nats, perplexity "
         f"{percent(c.row['perplexity_change_percent'])}"
         for c in shown
     ]

@@ -6,13 +6,20 @@ from functools import partial
 from typing import Any
 
 from quantharm.common.constants import BASELINE
-from quantharm.reporting.format import number, percent, times
+from quantharm.reporting.format import at_least, number, percent, times
 from quantharm.reporting.results import Cell as MethodCell
 from quantharm.reporting.tables.table import Cell, Column, figure_cell, name_cell, text_cell
 
 Value = str | Callable[[Any], Any]  # a key of the item (of its row in the summary), or how to get it of the item
 CHANGE, CHANGE_CI95 = "perplexity_change_percent", "perplexity_change_percent_ci95"  # keys of the summary
 METHOD = Column("method", "Method", "left", lambda cell: name_cell(cell.method, cell.failed))
+
+
+BOUNDED = ("kl_nats", "text_kl_nats")  # figures that are lower bounds where a server shows some tokens only
+
+
+def is_bounded(item: Any) -> bool:
+    return bool(getattr(item, "bounded", False))
 
 
 def value_of(item: Any, value: Value) -> Any:
@@ -37,10 +44,11 @@ def figure(
     """
 
     def cell_of(item: Any) -> Cell:
+        shown = (lambda v: at_least(show(v))) if key.startswith(BOUNDED) and is_bounded(item) else show
         value, interval = value_of(item, of or key), None if bounds is None else value_of(item, bounds)
         if isinstance(value, tuple):
             value, interval = value
-        return figure_cell(value, show, interval, value_of(item, aside), tone(item))
+        return figure_cell(value, shown, interval, value_of(item, aside), tone(item))
 
     column = Column(key, label, cell=cell_of)
     return column if baseline is None else but_baseline(column, baseline)
@@ -66,8 +74,8 @@ def by_method(
 
 
 def mark(cell: MethodCell) -> str:
-    """`†` after the name of a method whose figures are not to be believed."""
-    return " †" if cell.failed else ""
+    """`†` after the name of a method whose figures are not to be believed, `≥` of one whose KL is a lower bound."""
+    return f"{' ≥' if cell.bounded else ''}{' †' if cell.failed else ''}"
 
 
 def but_baseline(column: Column, word: str = "–") -> Column:

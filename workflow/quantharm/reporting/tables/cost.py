@@ -10,7 +10,7 @@ from quantharm.reporting.format import fixed, number, one_decimal, percent_to_a_
 from quantharm.reporting.results import Cell as MethodCell
 from quantharm.reporting.results import Results
 from quantharm.reporting.tables.columns import COMPRESSION, METHOD, by_method, figure, named
-from quantharm.reporting.tables.table import Cell, Column, Table, figure_cell, table_of
+from quantharm.reporting.tables.table import Cell, Column, Table, figure_cell, table_of, text_cell
 
 ALL = "All prompts"
 BITS_OF_DTYPE = {"bfloat16": 16, "float16": 16, "float32": 32}
@@ -18,15 +18,17 @@ BITS_OF_DTYPE = {"bfloat16": 16, "float16": 16, "float32": 32}
 
 def bits_of(record: QuantizationRecord) -> int:
     """Bits of a weight that is not quantized, as the cell was loaded, whatever was asked for."""
-    return BITS_OF_DTYPE[record.get("loaded_dtype", record["dtype"])]
+    return BITS_OF_DTYPE[record.get("loaded_dtype") or record["dtype"]]
 
 
-def formula_bytes(cell: MethodCell, results: Results) -> float:
+def formula_bytes(cell: MethodCell, results: Results) -> float | None:
     """Loaded bytes by the format's formula: its bits for the quantized weights, the baseline's dtype for the rest."""
     record, baseline = cell.quantization, results.baseline.quantization
+    quantized = record["quantized_weights"]
+    if baseline["parameters"] is None or baseline["weight_bytes"] is None or quantized is None:
+        return None  # not seen
     if record["bits_per_weight_formula"] is None:
         return baseline["parameters"] * bits_of(record) / 8
-    quantized = record["quantized_weights"]
     return baseline["weight_bytes"] + quantized * (record["bits_per_weight_formula"] - bits_of(baseline)) / 8
 
 
@@ -39,14 +41,18 @@ def sizes_table(results: Results) -> Table:
 
     def bits_cell(cell: MethodCell) -> Cell:
         bits = cell.row["bits_per_weight"]
+        if cell.served:
+            return text_cell("not seen")
         return Cell(number(bits, 4) if bits else f"{bits_of(cell.quantization)}, not quantized", bits)
 
     def matrices_cell(cell: MethodCell) -> Cell:
+        if cell.served:
+            return text_cell("not seen")
         quantized, kept = len(cell.quantization["quantized_modules"]), len(cell.quantization["kept_modules"])
         return Cell(f"{quantized} of {quantized + kept}", quantized)
 
     def share_saved(cell: MethodCell) -> str:
-        return f"({fixed(100 * cell.row['saved_bytes'] / whole, 1)}\u00a0%)"
+        return "" if cell.served else f"({fixed(100 * cell.row['saved_bytes'] / whole, 1)}\u00a0%)"
 
     columns = [
         METHOD,
@@ -59,7 +65,7 @@ def sizes_table(results: Results) -> Table:
         figure("bits_per_weight_formula", "By the formula", partial(number, digits=4)),
         Column("quantized_matrices", "Matrices quantized", cell=matrices_cell),
     ]
-    parameters = results.baseline.quantization["parameters"]
+    parameters = results.baseline.row["parameters"]
     note = (
         f"{unit} is 10{'⁹' if unit == 'GB' else '⁶'} bytes. Compression and savings compare loaded weights. Bits a "
         "weight count the quantized matrices with their scales; everything else stays at the baseline's dtype. In "
@@ -99,7 +105,7 @@ def memory_table(results: Results) -> Table:
     reference = results.baseline.row["weight_bytes"]
 
     def memory(key: str, label: str) -> Column:
-        return figure(key, label, size, lambda cell: cell.generation["memory"].get(key))
+        return figure(key, label, size, lambda cell: (cell.generation["memory"] or {}).get(key))
 
     columns = [
         METHOD,
@@ -108,7 +114,7 @@ def memory_table(results: Results) -> Table:
             "weight_change_percent",
             "Against the baseline",
             percent_to_a_tenth,
-            lambda cell: 100 * (cell.row["weight_bytes"] / reference - 1),
+            lambda cell: percent_of(cell.row["weight_bytes"], reference),
             baseline="–",
         ),
         memory("allocated_bytes", "GPU allocated"),
@@ -120,8 +126,8 @@ def memory_table(results: Results) -> Table:
     return table_of("memory", columns, results.cells, note)
 
 
-def percent_of(mine: float, reference: float) -> float | None:
-    return 100 * (mine / reference - 1) if reference else None
+def percent_of(mine: float | None, reference: float) -> float | None:
+    return 100 * (mine / reference - 1) if reference and mine is not None else None
 
 
 def points(mine: float, reference: float) -> float:

@@ -139,7 +139,7 @@ def files_table(results: Results) -> Table:
 
     files = entries(results.folder, MODEL_FILES)
     for cell in results.cells:
-        files += [*entries(cell.folder, FILES), checkpoint_entry(cell)]
+        files += [*entries(cell.folder, FILES), *checkpoint_entry(cell)]
     columns = [
         Column("file", "File", "left", lambda entry: Cell(entry[0], entry[1], header=True)),
         text("content", "Content", lambda entry: entry[2]),
@@ -148,9 +148,12 @@ def files_table(results: Results) -> Table:
     return table_of("files", columns, files)
 
 
-def checkpoint_entry(cell: MethodCell) -> tuple[str, str, str, int]:
+def checkpoint_entry(cell: MethodCell) -> list[tuple[str, str, str, int]]:
+    """None of a cell that is behind an address."""
     record = cell.quantization
+    if record["checkpoint_bytes"] is None:
+        return []
     hashes = ", ".join(f"{file['name']} {file['sha256'][:12]}…" for file in record["weight_files"][:4])
     more = len(record["weight_files"]) - 4
     words = f"checkpoint, sha256 {hashes}{f' and {more} more' if more > 0 else ''}"
-    return record["checkpoint"], record["checkpoint"], words, record["checkpoint_bytes"]
+    return [(record["checkpoint"], record["checkpoint"], words, record["checkpoint_bytes"])]

@@ -3,11 +3,11 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from quantharm.reporting.format import count, share
+from quantharm.reporting.format import count, number, share
 from quantharm.reporting.results import Cell as MethodCell
 from quantharm.reporting.results import Results
-from quantharm.reporting.tables.columns import METHOD, figure
-from quantharm.reporting.tables.table import Table, table_of
+from quantharm.reporting.tables.columns import METHOD, by_method, figure
+from quantharm.reporting.tables.table import Cell, Column, Table, figure_cell, table_of, text_cell
 
 
 def percent_of(value: float) -> str:
@@ -60,3 +60,23 @@ def text_divergence_table(results: Results) -> Table:
         "is a standard error over tokens: compare figures of equal windows."
     )
     return table_of("text-divergence", columns, results.cells, note)
+
+
+def context_depth_table(results: Results) -> Table:
+    """KL on the text by place in the window: how many tokens of context stand before what is predicted."""
+    places = [(b["low"], b["high"]) for b in results.baseline.perplexity["kl_by_position"] or []]
+
+    def at(place: tuple[float, float]) -> str:
+        low, last = int(place[0]), int(place[1]) - 1
+        return f"{low:,}" if low == last else f"{low:,} to {last:,}"
+
+    def kl(cell: MethodCell, place: tuple[float, float]) -> Cell:
+        own = next((b for b in cell.perplexity["kl_by_position"] or [] if (b["low"], b["high"]) == place), None)
+        return figure_cell(own["kl_nats_mean"], number, own["ci95"]) if own else text_cell("–")
+
+    columns = [
+        Column("tokens_before", "Tokens before", "left", lambda place: Cell(at(place), place[0], header=True)),
+        *by_method("kl_nats_mean", results.methods, kl, "{}, nats [95\u00a0%]"),
+    ]
+    note = "Means over positions, intervals over windows; a protocol with `window_tokens: 4096` shows long contexts."
+    return table_of("context-depth", columns, places, note)

@@ -69,7 +69,13 @@ def trade_off_table(results: Results) -> Table:
             "On the front: no other method of this run is at most as large and measurably closer to the baseline "
             "(paired difference in KL, corrected for the number of pairs). Methods with failed checks are left out."
         )
-    return table_of("trade-off", columns, results.methods, note, f"The price of each {unit} saved")
+    return table_of(
+        "trade-off",
+        columns,
+        [cell for cell in results.methods if not cell.served],
+        note,
+        f"The price of each {unit} saved",
+    )
 
 
 def per_saved(value: float | None, saved: float) -> float | None:
@@ -143,7 +149,7 @@ def pair_of(first: MethodCell, second: MethodCell, results: Results) -> Pair:
 def trade_off_pairs_table(results: Results) -> Table:
     """Each pair of methods on the same windows and the same prompts."""
     _, unit = size_unit(results.baseline.row["weight_bytes"])
-    pairs = [pair_of(*two, results) for two in combinations(results.believed_methods, 2)]
+    pairs = [pair_of(*two, results) for two in combinations([c for c in results.sized if c is not results.baseline], 2)]
     columns = [
         Column("method", "Method", "left", lambda pair: name_cell(pair.first.method)),
         text("other", "Against", lambda pair: pair.second.method),

@@ -31,6 +31,7 @@ from quantharm.reporting.tables.columns import (
     perplexity_change,
     text,
 )
+from quantharm.reporting.tables.cost import percent_of
 from quantharm.reporting.tables.table import Cell, Column, Table, table_of, text_cell, transposed, verdict_cell
 
 
@@ -90,7 +91,7 @@ def harm_table(results: Results) -> Table:
             "saved_percent",
             "Memory saved",
             lambda value: f"{fixed(value, 1)}\u00a0%",
-            lambda cell: 100 * cell.row["saved_bytes"] / whole,
+            lambda cell: None if cell.served else 100 * cell.row["saved_bytes"] / whole,
         ),
         COMPRESSION,
         text("success", "Success", lambda cell: f"{cell.row['succeeded']} of {cell.row['prompts']}", success, "right"),
@@ -120,7 +121,7 @@ def overall_table(results: Results) -> Table:
         return words
 
     def ratio(key: str):
-        return bracketed(lambda cell: 100 * (cell.row[key] / reference[key] - 1))
+        return bracketed(lambda cell: percent_of(cell.row[key], reference[key]))
 
     def measured(name: str):
         return lambda cell: cell.changes[name][0] if name in cell.changes else None

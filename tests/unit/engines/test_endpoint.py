@@ -1,0 +1,260 @@
+"""A model behind an address: what it shows is the model's own, and what a server does wrong ends in one sentence."""
+
+import contextlib
+import json
+import math
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from fake_server import KEY, Fake, serving
+from transformers import AutoModelForCausalLM
+
+from quantharm.common.errors import UserError
+from quantharm.engines import endpoint, endpoint_http
+from quantharm.engines.endpoint import open_cell
+from quantharm.scoring.forward import ask_ahead, known_tokens, last_hidden_states, output_head
+from quantharm.scoring.kl_divergence import divergences
+from quantharm.speed import served
+from quantharm.speed.decoding import continue_greedily
+
+DIALECTS = ["prompt_logprobs", "echo", "generate", "position"]
+IDS = [5, 80, 33, 120, 64, 9, 200, 41, 77, 101, 18, 60]
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory, tiny, save_checkpoint):
+    return save_checkpoint(tiny("llama", vocab_size=258), tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def model(source):
+    return AutoModelForCausalLM.from_pretrained(source["path"], dtype=torch.float32)
+
+
+@pytest.fixture(autouse=True)
+def no_pauses(monkeypatch):
+    monkeypatch.setattr(endpoint_http.time, "sleep", lambda seconds: None)
+
+
+def record_of(url: str, source: dict, folder: Path, **changed) -> dict:
+    settings = {"engine": "openai", "url": url, "model": "tiny", "api_key_variable": None, "top_tokens": 20}
+    settings |= {"concurrency": 3, "timeout_seconds": 10, "retries": 1}
+    return {"settings": settings | changed, "source": source, "checkpoint": str(folder / "checkpoint")}
+
+
+@pytest.fixture
+def opened(model, source, tmp_path):
+    """opened(dialect, change, most=…, **settings): (the model behind a server's address, the server)."""
+    with pytest.MonkeyPatch.context() as patch, contextlib.ExitStack() as stack:
+
+        def start(dialect: str = "prompt_logprobs", change=None, most: int = 1000, read=range(258), **settings):
+            fake = Fake(model, dialect, change, most)
+            # Half of the tokens of a tokenizer of bytes read alike.
+            patch.setattr(endpoint, "single_tokens", lambda _: {f"<{i}>": i for i in read})
+            url = stack.enter_context(serving(fake))
+            return open_cell(record_of(url, source, tmp_path, **settings), "cpu"), fake
+
+        yield start
+
+
+def measures(engine, model, ids=IDS) -> dict[str, torch.Tensor]:
+    """Of positions 1 …, with the model itself as the baseline but for a tilt, so that they differ."""
+    exact = model(input_ids=torch.tensor([ids])).logits[0, :-1].float()
+    baseline = exact + 0.3 * torch.randn(exact.shape, generator=torch.Generator().manual_seed(3))
+    states = last_hidden_states(engine, ids)[:-1]
+    logits, targets = output_head(engine)(states), torch.tensor(ids[1:])
+    shown = divergences(baseline, logits, targets, baseline.argmax(-1), known_tokens(engine, states), bounded=True)
+    return {"shown": shown, "exact": divergences(baseline, exact, targets, baseline.argmax(-1), bounded=True)}
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_likelihoods_and_first_choices_are_exact_and_kl_is_a_bound(dialect, opened, model):
+    engine, _ = opened(dialect)
+    assert engine.dialect.name.startswith(dialect)
+    both = measures(engine, model)
+    shown, exact = both["shown"], both["exact"]
+    for name in ("nll_nats", "delta_nll_nats", "delta_p"):
+        assert torch.allclose(shown[name], exact[name], atol=2e-5), name
+    assert torch.equal(shown["top1_agrees"], exact["top1_agrees"])
+    for name in ("kl_nats", "reverse_kl_nats", "js_nats"):
+        assert (shown[name] <= exact[name] + 1e-7).all(), name
+    assert (shown["kl_nats"] > 0.3 * exact["kl_nats"]).all()
+    assert torch.allclose(shown["kl_nats"], exact["kl_lower_bound_nats"], atol=2e-5)  # as calibrated
+
+
+def test_a_server_that_shows_the_whole_vocabulary_gives_kl_itself(opened, model):
+    both = measures(opened(top_tokens=258)[0], model)
+    assert torch.allclose(both["shown"]["kl_nats"], both["exact"]["kl_nats"], atol=1e-5)
+
+
+def test_fewer_tokens_are_asked_for_where_a_server_shows_fewer(opened):
+    assert opened(most=5)[0].top_tokens == 5
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_answers_are_greedy_and_kept_until_the_stage_is_finished(dialect, opened, model):
+    engine, fake = opened(dialect)
+    expected = continue_greedily(model, IDS, 6, {1}, 128)
+    [answer] = served.answers(engine, [IDS], 6, {1})
+    assert answer.token_ids == expected.token_ids
+    assert (answer.stop_reason, answer.finite) == (expected.stop_reason, True)
+    asked = len(fake.questions)
+    assert served.answers(engine, [IDS], 6, {1}) == [answer]
+    assert len(fake.questions) == asked + 1  # the warm-up
+    engine.finished()
+    assert not engine.folder.exists()
+
+
+def test_an_end_that_is_not_sent_is_added(opened):
+    engine, _ = opened(change=lambda path, question, answer: answer[:2] if isinstance(answer, list) else answer)
+    [answer] = served.answers(engine, [IDS], 6, {1})
+    assert (len(answer.token_ids), answer.token_ids[-1], answer.stop_reason) == (3, 1, "end_of_sequence")
+
+
+def test_times_are_those_of_the_answers(opened):
+    engine, fake = opened()
+    speed = served.benchmark(engine, 8, 4, 2, 0.0, [4], [1, 2])
+    assert speed["prefill_seconds"]["median"] > 0
+    assert len(speed["decode_tokens_per_second"]["values"]) == 2
+    assert [(b["batch_size"], len(b["prefill_seconds"]["values"])) for b in speed["batches"]] == [(1, 2), (2, 6)]
+    assert speed["roofline"] is None
+    assert speed["captured"]["reason"]
+    prompts = [tuple(question["prompt"]) for _, question in fake.questions if question.get("ignore_eos")]
+    assert len(set(prompts)) > len(prompts) / 2  # else a server answers from its cache
+
+
+# ---- what servers do wrong ----
+
+
+def at_position(change):
+    """A change of what is told of the last position that was asked for."""
+
+    def changed(path, question, answer):
+        if isinstance(answer, dict) and "choices" in answer and answer["choices"][0].get("prompt_logprobs"):
+            change(answer["choices"][0]["prompt_logprobs"][-1])
+        return answer
+
+    return changed
+
+
+def truncated(path, question, answer):
+    if "usage" in answer and len(question["prompt"]) == len(IDS):
+        answer["usage"]["prompt_tokens"] -= 2
+    return answer
+
+
+def without_own(entries):
+    entries.clear()
+    entries |= {"3": {"logprob": -0.5}}
+
+
+def unnormalised(entries):
+    entries |= {str(token): {"logprob": -0.1} for token in (7, 8, 9)}
+
+
+def not_a_number(entries):
+    entries |= {next(iter(entries)): {"logprob": math.nan}}
+
+
+def other_vocabulary(entries):
+    entries |= {"90000": {"logprob": -9.0}}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (truncated, "was given 12 tokens and read 10"),
+        (at_position(without_own), "it changes tokens, or has others"),
+        (at_position(unnormalised), "sum to more than 1"),
+        (at_position(not_a_number), "log-probabilities that are none"),
+        (at_position(other_vocabulary), "it serves another model"),
+        (lambda p, q, a: {"choices": [{"text": ""}]} if "prompt" in q else a, "tells no log-probabilities of given"),
+        (lambda p, q, a: (302, {"Location": "http://other.example/"}, {}), "302"),
+        (lambda p, q, a: (401, {}, {"error": {"message": f"wrong key {KEY}"}}), "does not accept the key"),
+        (lambda p, q, a: {"data": [{"id": "others"}]} if p == "/v1/models" else a, "serves no model 'tiny'"),
+        (lambda p, q, a: (503, {}, {"error": f"loading, {KEY}"}) if p != "/v1/models" else a, "does not answer"),
+        (lambda p, q, a: None, "does not answer"),
+    ],
+)
+def test_what_a_server_does_wrong_ends_in_one_sentence_without_the_key(change, words, opened, monkeypatch):
+    monkeypatch.setenv("THE_KEY", KEY)
+    with pytest.raises(UserError) as raised:
+        last_hidden_states(opened(change=change, api_key_variable="THE_KEY")[0], IDS)
+    message = str(raised.value)
+    assert words in message
+    assert KEY not in message
+    assert "\n" not in message
+
+
+def test_texts_that_are_no_one_token_are_refused(opened):
+    with pytest.raises(UserError, match="is no one token"):
+        last_hidden_states(opened("echo", read=range(0, 258, 2))[0], IDS)
+
+
+def test_a_generating_server_that_changes_tokens_is_seen(opened):
+    def changed(path, question, answer):
+        if "meta_info" in answer and question["input_ids"] == IDS:
+            answer["meta_info"]["input_token_logprobs"][4][1] = 6
+        return answer
+
+    with pytest.raises(UserError, match="given token 64 at position 4 and read token 6"):
+        last_hidden_states(opened("generate", changed)[0], IDS)
+
+
+def test_no_server_at_an_address_ends_in_one_sentence(source, tmp_path):
+    with pytest.raises(UserError, match=r"does not answer .*asked 2 times"):
+        open_cell(record_of("http://127.0.0.1:9", source, tmp_path), "cpu")
+
+
+def test_a_key_that_is_not_set_is_asked_for_by_its_name(source, tmp_path, monkeypatch):
+    monkeypatch.delenv("THE_KEY", raising=False)
+    with pytest.raises(UserError, match="environment variable THE_KEY"):
+        open_cell(record_of("http://127.0.0.1:9", source, tmp_path, api_key_variable="THE_KEY"), "cpu")
+
+
+def test_the_key_goes_to_the_server_and_stands_nowhere_else(opened, monkeypatch, tmp_path):
+    monkeypatch.setenv("THE_KEY", KEY)
+    engine, fake = opened(api_key_variable="THE_KEY")
+    last_hidden_states(engine, IDS)
+    assert set(fake.headers) == {f"Bearer {KEY}"}
+    assert KEY not in repr(engine.dialect) + json.dumps(engine.description())
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and KEY in path.read_text(encoding="utf-8")]
+
+
+def test_a_busy_server_is_asked_again_when_it_says(opened, monkeypatch):
+    waited, busy = [], [1]
+
+    def once_busy(path, question, answer):
+        return (429, {"Retry-After": "7"}, {}) if question.get("prompt") == IDS and busy and busy.pop() else answer
+
+    monkeypatch.setattr(endpoint_http.time, "sleep", waited.append)
+    assert last_hidden_states(opened(change=once_busy)[0], IDS).shape == (12, 42)
+    assert waited == [7.0]
+
+
+def test_what_was_answered_before_a_server_died_is_not_asked_again(opened):
+    sequences = [[i, *IDS] for i in range(10, 16)]
+    left = [3]  # sequences that it answers before it dies
+
+    def dying(path, question, answer):
+        if len(question.get("prompt", [])) != 13:
+            return answer
+        left[0] -= 1
+        return answer if left[0] >= 0 else None
+
+    engine, fake = opened(change=dying, concurrency=1)
+    ask_ahead(engine, [(ids, 4) for ids in sequences])
+    with pytest.raises(UserError, match="what it answered before is kept"):
+        list(map(partial(last_hidden_states, engine), sequences))
+    engine.pool.shutdown()
+    left[0] = 1000
+    again = endpoint.EndpointModel(engine.dialect, engine.config, [], engine.top_tokens, 2, engine.folder)
+    before = len(fake.questions)
+    ask_ahead(again, [(ids, 4) for ids in sequences])
+    states = [last_hidden_states(again, ids) for ids in sequences]
+    assert len(fake.questions) - before == 3
+    assert all((s[3:-1, 0] >= 0).all() and (s[:3, 0] < 0).all() for s in states)
+    again.finished()
+    assert not engine.folder.exists()

@@ -1,0 +1,50 @@
+"""The check `engine`: a sound kernel passes, one that multiplies wrongly fails, whatever the file's type."""
+
+import importlib.util
+
+import pytest
+from tiny_gguf import BUILT_IN, random_model, write_gguf
+from transformers import AutoTokenizer
+
+from quantharm import checks
+from quantharm.models.loading import hash_weights, load_in_transformers
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("xllamacpp") is None,
+    reason="the package xllamacpp is missing; `make test` installs it from envs/llama-cpp.txt",
+)
+TEXT = "The quick brown fox jumps over the lazy dog, and nobody asks it why. " * 20
+
+
+def record_of(folder) -> dict:
+    source = {"path": str(BUILT_IN), "trust_remote_code": False, "allow_pickle": False}
+    resolved = source | {"path": str(folder)}
+    return {
+        "checkpoint": str(folder),
+        "weight_files": hash_weights(folder),
+        "quantizer": "pretrained",
+        "settings": {"engine": "llama.cpp", "resolved": resolved, "backend": None},
+        "source": source,
+        "dtype": "float32",
+        "gpus": 1,
+    }
+
+
+@pytest.mark.parametrize("kind", ["Q8_0", "Q4_0"])
+def test_a_broken_kernel_fails_and_a_sound_one_passes(kind, tmp_path, monkeypatch):
+    model = random_model()
+    for name, folder in (("sound", tmp_path / "sound"), ("other", tmp_path / "other")):
+        folder.mkdir()
+        if name == "other":  # what a kernel would give that takes half of the blocks with another scale
+            for layer in model.model.layers:
+                layer.mlp.down_proj.weight.data[:, ::2] *= 2
+        write_gguf(model, folder / "model.gguf", kind)
+    record, broken = record_of(tmp_path / "sound"), record_of(tmp_path / "other")
+    tokenizer, right = AutoTokenizer.from_pretrained(BUILT_IN), checks.engines.open_cell
+    sound = checks.check_engine(record, load_in_transformers(record, "cpu"), "cpu", tokenizer, TEXT)
+    assert sound["status"] == "pass"
+    assert 0 < sound["value"] < checks.ENGINE_LIMIT
+    monkeypatch.setattr(checks.engines, "open_cell", lambda _, device: right(broken, device))
+    found = checks.check_engine(record, load_in_transformers(record, "cpu"), "cpu", tokenizer, TEXT)
+    assert found["status"] == "fail"
+    assert found["value"] > 2 * checks.ENGINE_LIMIT

@@ -1,0 +1,147 @@
+"""Questions to a server by HTTP, asked again where it is busy or away for a moment.
+
+The key is in the header of each request and nowhere else: what a server says is shown without it, and a redirect, which
+would take it to another host, is refused.
+"""
+
+import http.client
+import json
+import os
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from quantharm.common.errors import UserError
+
+BUSY = (408, 425, 429, 500, 502, 503, 504)  # statuses after which one asks again
+FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0  # seconds
+LONGEST_ANSWER = 2**30  # bytes; 8,000 positions of 1,000 log-probabilities each take 400 MB
+SHOWN = 300  # characters of what a server says
+AWAY = (OSError, http.client.HTTPException)  # refused, reset, timed out, cut off
+
+
+class RefusedError(UserError):
+    """The server answered, and not with what it was asked for."""
+
+
+class NoRedirect(urllib.request.HTTPRedirectHandler):
+    def redirect_request(self, *_):
+        return None  # the redirect is then an error of its own
+
+
+@dataclass(frozen=True)
+class Server:
+    """A server's address without `/v1`, and how to ask it."""
+
+    url: str
+    key: str | None = field(default=None, repr=False)
+    timeout_seconds: float = 300.0
+    retries: int = 5
+
+    def get(self, path: str) -> Any:
+        return self.asked(path, None)
+
+    def post(self, path: str, question: dict[str, Any]) -> Any:
+        """The answer, JSON; raises RefusedError for another one and UserError where none comes."""
+        return self.asked(path, question)
+
+    def asked(self, path: str, question: dict[str, Any] | None) -> Any:
+        pause = FIRST_PAUSE
+        for attempt in range(self.retries + 1):
+            try:
+                with self.opened(path, question) as response:
+                    return json.loads(whole(response))
+            except urllib.error.HTTPError as error:
+                reason, wait = self.said(error), asked_to_wait(error)
+                if error.code not in BUSY:
+                    raise RefusedError(f"{self.url}{path} answered {error.code}: {reason}") from None
+                reason, wait = f"it answered {error.code}: {reason}", wait
+            except ValueError:
+                raise RefusedError(f"{self.url}{path} answered with something that is no JSON") from None
+            except AWAY as error:
+                reason, wait = self.shown(str(getattr(error, "reason", error)) or type(error).__name__), None
+            if attempt < self.retries:
+                time.sleep(min(LONGEST_PAUSE, wait or pause))
+                pause *= 2
+        raise self.gone(reason)
+
+    def stream(self, path: str, question: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """The parts of an answer as they come (server-sent events); it is asked once."""
+        try:
+            with self.opened(path, question | {"stream": True}) as response:
+                for line in response:
+                    data = line.decode(errors="replace").strip().removeprefix("data:").strip()
+                    if not line.startswith(b"data:") or data == "[DONE]":
+                        continue
+                    yield json.loads(data)
+        except urllib.error.HTTPError as error:
+            raise RefusedError(f"{self.url}{path} answered {error.code}: {self.said(error)}") from None
+        except ValueError:
+            raise RefusedError(f"{self.url}{path} sent a part that is no JSON") from None
+        except AWAY as error:
+            raise self.gone(self.shown(str(getattr(error, "reason", error)) or type(error).__name__)) from None
+
+    def opened(self, path: str, question: dict[str, Any] | None) -> Any:
+        headers = {"Content-Type": "application/json", "Accept": "application/json"}
+        if self.key:
+            headers["Authorization"] = f"Bearer {self.key}"
+        data = None if question is None else json.dumps(question).encode()
+        request = urllib.request.Request(f"{self.url}{path}", data, headers)
+        return urllib.request.build_opener(NoRedirect()).open(request, timeout=self.timeout_seconds)
+
+    def gone(self, reason: str) -> UserError:
+        return UserError(
+            f"the server {self.url} does not answer ({reason}; asked {self.retries + 1} times); what it answered "
+            "before is kept: see that it runs, then run the same command again"
+        )
+
+    def said(self, error: urllib.error.HTTPError) -> str:
+        """What a server says of an error, as one line."""
+        try:
+            text = error.read(2**16).decode(errors="replace")
+        except AWAY:
+            return error.reason
+        try:
+            told = json.loads(text)
+            inner = told.get("error", told) if isinstance(told, dict) else told
+            text = str(inner.get("message", inner) if isinstance(inner, dict) else inner)
+        except ValueError:
+            pass
+        return self.shown(text) or error.reason
+
+    def shown(self, text: str) -> str:
+        """One line of a server's words, without the key."""
+        if self.key:
+            text = text.replace(self.key, "…")
+        line = "".join(c if c.isprintable() else " " for c in " ".join(text.split()))
+        return line[:SHOWN]
+
+
+def whole(response: Any) -> bytes:
+    body = response.read(LONGEST_ANSWER + 1)
+    if len(body) > LONGEST_ANSWER:
+        raise RefusedError(f"an answer has more than {LONGEST_ANSWER >> 20} MB")
+    return body
+
+
+def asked_to_wait(error: urllib.error.HTTPError) -> float | None:
+    """Seconds of a Retry-After header."""
+    try:
+        return max(0.0, float(error.headers.get("Retry-After", "")))
+    except (ValueError, AttributeError):
+        return None
+
+
+def key_of(variable: str | None) -> str | None:
+    """The key in an environment variable; raises UserError where it is named and not set."""
+    if variable is None:
+        return None
+    key = os.environ.get(variable, "").strip()
+    if not key:
+        raise UserError(f"the environment variable {variable} (`api_key_variable` of a method) is not set; set it")
+    if not key.isascii() or not key.isprintable():
+        raise UserError(f"the environment variable {variable} holds characters that no key has; set it again")
+    return key

@@ -1,0 +1,156 @@
+"""Tables of what ran a checkpoint: the same weights by engine, side by side, and caches of keys and values."""
+
+from quantharm.config.engines import OPENAI, TRANSFORMERS, engine_of
+from quantharm.reporting.format import number, one_decimal, percent, share, share_to_a_tenth, size, times
+from quantharm.reporting.results import Cell as MethodCell
+from quantharm.reporting.results import Results
+from quantharm.reporting.tables.columns import METHOD, Column, figure, is_bounded, named, text
+from quantharm.reporting.tables.table import Cell, Table, figure_cell, table_of, text_cell
+
+PERPLEXITY = "perplexity_change_percent"
+Weights = list[MethodCell]  # cells of the same weights, with exact caches, one an engine
+
+
+def settings_of(cell: MethodCell) -> dict:
+    return cell.quantization["settings"]
+
+
+def engine(cell: MethodCell) -> str:
+    return engine_of(settings_of(cell))
+
+
+def cache_of(cell: MethodCell) -> str:
+    """`q8_0`, `keys q8_0, values q4_0`, `quanto, 4 bits`; nothing where it is exact."""
+    asked = settings_of(cell).get("kv_cache")
+    if not asked:
+        return ""
+    if "backend" in asked:
+        bits = asked.get("bits", 4) if asked["backend"] == "quanto" else 8
+        return f"{asked['backend']}, {bits} bits"
+    keys, values = (asked.get(part, "f16") for part in ("keys", "values"))
+    return keys if keys == values else f"keys {keys}, values {values}"
+
+
+def same_weights(results: Results) -> list[Weights]:
+    """Groups of cells whose files are equal, byte by byte, where another engine than transformers runs one."""
+    groups: dict[str, Weights] = {}
+    for cell in results.cells:
+        if not cache_of(cell):
+            files = "".join(sorted(file["sha256"] for file in cell.quantization["weight_files"]))
+            groups.setdefault(cell.method if cell.served else files, []).append(cell)
+    return [cells for cells in groups.values() if any(engine(cell) != TRANSFORMERS for cell in cells)]
+
+
+def engines_table(results: Results) -> Table:
+    """A row for each file of weights, its figures by engine beside each other."""
+    groups = same_weights(results)
+    engines = list(dict.fromkeys(engine(cell) for cells in groups for cell in cells))
+
+    def of_engine(name: str, key: str, show, bounds: str | None = None):
+        def cell_of(cells: Weights) -> Cell:
+            cell = next((c for c in cells if engine(c) == name), None)
+            if cell is None:
+                return text_cell("–")
+            bounded = is_bounded(cell) and key == "kl_nats_mean"
+            return figure_cell(
+                cell.row[key],
+                (lambda v: f"≥\u00a0{show(v)}") if bounded else show,
+                cell.row[bounds] if bounds else None,
+                aside=cell.method if len(cells) > 1 and key == "perplexity_change_percent" else "",
+            )
+
+        return cell_of
+
+    columns = [named("weights", "Weights", lambda cells: cells[0].method)]
+    for name in engines:
+        columns += [
+            Column(
+                f"perplexity_change_percent/{name}", f"Perplexity, {name}", cell=of_engine(name, PERPLEXITY, percent)
+            ),
+            Column(f"kl_nats_mean/{name}", f"KL, nats, {name}", cell=of_engine(name, "kl_nats_mean", number)),
+            Column(
+                f"top1_agreement/{name}", f"Top-1, {name}", cell=of_engine(name, "top1_agreement", share_to_a_tenth)
+            ),
+        ]
+    columns.append(Column("engine_check", "Engine against the same weights in float32, nats", cell=engine_check))
+    ran = dict.fromkeys(description(cell) for cells in groups for cell in cells if "engine" in ran_by(cell))
+    note = f"Every engine is compared with the one baseline. {'; '.join(ran)}." if ran else ""
+    if any(c.served for c in results.cells):
+        note += f" {calibration(results)}"
+    return table_of("engines", columns, groups, note.strip())
+
+
+def ran_by(cell: MethodCell) -> dict:
+    return dict(cell.perplexity["provenance"])
+
+
+def description(cell: MethodCell) -> str:
+    """`llama.cpp b1234 (xllamacpp 1.2), 4 threads`"""
+    ran = ran_by(cell)["engine"]
+    if ran["name"] == OPENAI:
+        version = f", version {ran['version']}" if ran["version"] else ""
+        return f"{cell.method}: {ran['url']}{version}, {ran['top_tokens']} tokens of a position ({ran['dialect']})"
+    return f"{ran['name']} {ran['version']} ({ran['package']}), {ran['threads']} threads"
+
+
+def engine_check(cells: Weights) -> Cell:
+    checks = [check for cell in cells for check in cell.checks["checks"] if check["name"] == "engine"]
+    for check in checks:
+        if isinstance(check["value"], float):
+            return figure_cell(check["value"], tone=check["status"])
+    return text_cell("–")
+
+
+def calibration(results: Results) -> str:
+    """How much lower bounds miss, on the cells of this model whose whole distribution is known."""
+    known = [c.divergence["kl_lower_bound"] for c in results.believed_methods if "kl_lower_bound" in c.divergence]
+    missed = sorted(bound["missed_share"] for bound in known if bound["missed_share"] is not None)
+    words = (
+        "≥: a server shows a few tokens of each position, and all others are one bucket, so KL is a lower bound; "
+        "perplexity and top-1 agreement are exact"
+    )
+    if not missed:
+        return f"{words}. No other cell of this model tells how much such bounds miss."
+    return (
+        f"{words}. Where the whole distribution is known, a bound from {known[0]['top_tokens']} tokens misses "
+        f"{share(missed[0], 1)} to {share(missed[-1], 1)} of the mean KL ({len(missed)} methods of this model)."
+    )
+
+
+def caches_table(results: Results) -> Table:
+    """What a token of context takes, and what a quantized cache costs, near the beginning and deep in an answer."""
+    shown = [
+        cell for cell in results.cells if cell is results.baseline or cache_of(cell) or engine(cell) != TRANSFORMERS
+    ]
+    shown = [] if len(shown) == 1 else [cell for cell in shown if not cell.served]
+    whole = results.baseline.row.get("kv_cache_bytes_per_token")
+
+    def in_text(cell: MethodCell, place: int) -> tuple | None:
+        bins = cell.perplexity["kl_by_position"]
+        return (bins[place]["kl_nats_mean"], bins[place]["ci95"]) if bins else (None, None)
+
+    deepest = results.baseline.perplexity["kl_by_position"]
+    last = f"from token {deepest[-1]['low']:,.0f} on" if deepest else "at the end"
+    columns = [
+        METHOD,
+        text("engine", "Engine", engine),
+        text("kv_cache", "Keys and values", lambda cell: cache_of(cell) or "exact"),
+        figure("kv_cache_bytes_per_token", "Bytes a token of context", one_decimal),
+        figure("kv_cache_smaller", "Smaller by", times, lambda c: ratio(whole, c.row.get("kv_cache_bytes_per_token"))),
+        figure("kl_nats_mean", "Mean KL, nats [95\u00a0%]", bounds="kl_nats_ci95"),
+        figure("text_kl_nats_mean", "On the text"),
+        figure("text_kl_nats_mean_deepest", f"On the text, {last}", of=lambda cell: in_text(cell, -1)),
+        figure("top1_agreement", "Top-1 agreement", share_to_a_tenth),
+        figure("weight_bytes", "Weights loaded", size),
+    ]
+    protocol = results.baseline.row["perplexity_protocol"]
+    note = (
+        "Keys and values as they lie in memory after the benchmark's prompt, scales included; the baseline's in the "
+        f"dtype that it computes in here. The text's windows are those of {protocol}. A quantized cache is read by "
+        "every score: a prompt goes in at once, the rest in steps."
+    )
+    return table_of("caches", columns, shown, note if shown else "")
+
+
+def ratio(whole: float | None, part: float | None) -> float | None:
+    return whole / part if whole and part else None

@@ -1,0 +1,170 @@
+"""Answers and times of a model behind an address: what a user of the server waits for, the network included.
+
+The server runs on hardware of its own, beside other work that is not seen from here; the report does not compare its
+times with the baseline's. Memory, energy and bytes moved are the server's and are not measured.
+"""
+
+import concurrent.futures
+import itertools
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from quantharm.common.errors import UserError
+from quantharm.common.files import read_json, write_json
+from quantharm.common.records.generation import BatchRecord, BenchmarkRecord, PrefillRecord
+from quantharm.common.statistics import describe
+from quantharm.common.text import context_length
+from quantharm.speed.batches import MOST_TOKENS, NOT_MEASURED, REPETITIONS
+from quantharm.speed.decoding import Continuation, Stopped, never
+from quantharm.speed.timings import random_prompt
+
+ELSEWHERE = "it decodes behind an address"
+Times = tuple[float, float, int]  # seconds to the first tokens, to the last ones, tokens after the first ones
+
+
+def is_served(model) -> bool:
+    """Whether a model is behind an address."""
+    return hasattr(model, "answer")
+
+
+def answers(
+    model, prompts: list[list[int]], new_tokens: int, eos_token_ids: set[int], stopped: Stopped = never
+) -> list[Continuation]:
+    """One greedy answer a prompt, one after the other; those of a run that was stopped are not asked again."""
+    for _ in model.answer(prompts[0], 1):  # a warm-up
+        pass
+    kept = [(ids, model.kept(ids, new_tokens)) for ids in prompts]
+    shown = tqdm(kept, desc="generation", unit="prompt", mininterval=5)
+    return [continuation(model, ids, new_tokens, eos_token_ids, stopped, path) for ids, path in shown]
+
+
+def continuation(
+    model, ids: list[int], new_tokens: int, eos_token_ids: set[int], stopped: Stopped, path: Path
+) -> Continuation:
+    """At most `new_tokens` tokens after a prompt; path: the file that keeps it."""
+    if path.is_file():
+        return Continuation(**read_json(path)["answer"])
+    context = context_length(model.config)
+    room = new_tokens if context is None else min(new_tokens, context - len(ids))
+    begin = time.perf_counter()
+    tokens, reason, first = [], "length" if room == new_tokens else "context", None
+    for token in itertools.chain.from_iterable(model.answer(ids, room)):
+        first = first or time.perf_counter() - begin
+        tokens.append(token)
+        if token in eos_token_ids:
+            reason = "end_of_sequence"
+            break
+        if stopped(tokens):
+            reason = "stopped"
+            break
+    seconds = time.perf_counter() - begin
+    if len(tokens) > room:
+        raise UserError(f"{model.dialect.server.url} was asked for {room} tokens and gave {len(tokens)}")
+    if reason in ("length", "context") and len(tokens) < room:  # the token that ended it was not sent
+        tokens, reason = [*tokens, min(eos_token_ids)] if eos_token_ids else tokens, "end_of_sequence"
+    result = Continuation(tokens, reason, seconds, first or seconds, True)
+    write_json(path, {"answer": vars(result)})
+    return result
+
+
+def timed(model, ids: list[int], new_tokens: int) -> Times:
+    """Of one answer of exactly so many tokens, as far as the server does as it is asked."""
+    begin = time.perf_counter()
+    parts = [(time.perf_counter() - begin, len(part)) for part in model.answer(ids, new_tokens, True) if part]
+    if not parts:
+        raise UserError(f"{model.dialect.server.url} was asked for {new_tokens} tokens and gave none")
+    return parts[0][0], parts[-1][0], sum(count for _, count in parts[1:])
+
+
+def prompts_of(model, tokens: int) -> itertools.chain[list[int]]:
+    """Random prompts without end, each with another beginning, so that none is in the server's cache already."""
+    ids = random_prompt(model, tokens)[0].tolist()
+    return itertools.chain.from_iterable([[*ids[i:], *ids[:i]] for i in range(1, tokens)] for _ in itertools.count())
+
+
+def benchmark(
+    model,
+    prompt_tokens: int,
+    new_tokens: int,
+    repetitions: int,
+    seconds: float,
+    prefill_tokens: Sequence[int] = (),
+    batch_sizes: Sequence[int] = (1,),
+) -> BenchmarkRecord:
+    """As speed.benchmark; prefill is the time to the first token, a batch so many answers asked for at once."""
+    context = context_length(model.config)
+    prompt_tokens = min(prompt_tokens, context - new_tokens) if context else prompt_tokens
+    prompts = prompts_of(model, prompt_tokens)
+    timed(model, next(prompts), new_tokens)
+    begin = time.perf_counter()
+    values: list[Times] = []
+    while len(values) < repetitions or time.perf_counter() - begin < seconds:
+        values.append(timed(model, next(prompts), new_tokens))
+    prefill_seconds, rates = describe([v[0] for v in values]), describe([rate_of([v]) for v in values])
+    lengths = sorted({min(n, context or n) for n in prefill_tokens} - {prompt_tokens})
+    alone: BatchRecord = {
+        "batch_size": 1,
+        "prompt_tokens": prompt_tokens,
+        **NOT_MEASURED,
+        "decoding": "eager",
+        "decoding_reason": ELSEWHERE,
+        "prefill_seconds": prefill_seconds,
+        "decode_tokens_per_second": rates,
+        "reason": None,
+    }
+    return {
+        "prompt_tokens": prompt_tokens,
+        "new_tokens": new_tokens,
+        "repetitions": len(values),
+        "processor_wait_share": None,
+        "prefill_seconds": prefill_seconds,
+        "decode_tokens_per_second": rates,
+        "joules_per_new_token": None,
+        "prefill": [prefill(model, n, repetitions) for n in lengths],
+        "captured": {"reason": ELSEWHERE, "compiled": False},
+        "batches": [
+            alone if size == 1 else batch(model, size, prompt_tokens, min(new_tokens, MOST_TOKENS))
+            for size in sorted(set(batch_sizes))
+        ],
+        "host_wait_share": None,
+        "roofline": None,
+        "energy_reason": ELSEWHERE,
+    }
+
+
+def rate_of(answers: list[Times]) -> float:
+    """Tokens a second of answers that were asked for at once, after the first token of any."""
+    tokens, begin, end = sum(a[2] for a in answers), min(a[0] for a in answers), max(a[1] for a in answers)
+    return tokens / (end - begin) if end > begin else 0.0
+
+
+def prefill(model, tokens: int, repetitions: int) -> PrefillRecord:
+    prompts = prompts_of(model, tokens)
+    return {
+        "prompt_tokens": tokens,
+        "seconds": describe([timed(model, next(prompts), 1)[0] for _ in range(repetitions)]),
+    }
+
+
+def batch(model, size: int, prompt_tokens: int, new_tokens: int) -> BatchRecord:
+    """So many answers asked for at once; how many of them the server works on at once is its business."""
+    prompts, prefills, rates = prompts_of(model, prompt_tokens), [], []
+    with concurrent.futures.ThreadPoolExecutor(size) as pool:
+        for _ in range(REPETITIONS):
+            asked = [next(prompts) for _ in range(size)]
+            answers = list(pool.map(lambda ids: timed(model, ids, new_tokens), asked))
+            prefills.append(max(a[0] for a in answers))
+            rates.append(rate_of(answers))
+    return {
+        "batch_size": size,
+        "prompt_tokens": prompt_tokens,
+        **NOT_MEASURED,
+        "decoding": "eager",
+        "decoding_reason": ELSEWHERE,
+        "prefill_seconds": describe(prefills),
+        "decode_tokens_per_second": describe(rates),
+        "reason": None,
+    }
