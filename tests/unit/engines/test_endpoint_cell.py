@@ -94,7 +94,7 @@ def test_the_page_marks_it_and_says_what_the_bound_misses(run):
 
 def test_a_gate_has_no_size_of_it(run):
     from quantharm.report import default_thresholds
-    from quantharm.reporting.results import read_results
+    from quantharm.reporting.reading import read_results
 
     results = read_results(run.folder, default_thresholds())
     lines = judging.judged(results, BUDGET | {"kl_nats": 100.0, "weight_bytes": 1e12})
