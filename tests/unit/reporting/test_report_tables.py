@@ -16,6 +16,7 @@ from quantharm.reporting.tables.table import (
     frame,
     markdown_table,
     name_cell,
+    text_cell,
     transposed,
     write_table,
 )
@@ -50,6 +51,7 @@ def test_units_and_words():
     assert size(13.49e9).replace("\u00a0", " ") == "13.49 GB"
     assert size(14_770_944).replace("\u00a0", " ") == "14.77 MB"
     assert share(0.984, 1).replace("\u00a0", " ") == "98.4 %"
+    assert share(-0.208, 1).replace("\u00a0", " ") == "−20.8 %"
     assert interval([0.001, 0.002]) == "[0.00100, 0.00200]"
     assert interval(None) == ""
     assert (count(1, "prompt"), count(24, "prompt")) == ("1 prompt", "24 prompts")
@@ -74,6 +76,12 @@ def test_markdown_by_hand():
         "| **a\\|b** | 0.500 \\[0.400, 0.600\\] | =1+1 |\n"
         "| **c † failed kernel** | – | – |"
     )
+
+
+def test_markdown_parts_a_verdict_from_its_reason_by_a_colon():
+    row = [text_cell("breach", "fail", "too large"), text_cell("low", "low", "[1, 2]"), text_cell("x", "", "aside")]
+    table = Table("t", "T", [Column(key, key) for key in "abc"], [row])
+    assert "| breach: too large | low \\[1, 2\\] | x aside |" in markdown_table(table)
 
 
 def test_values_and_intervals_are_columns():

@@ -1,7 +1,7 @@
 """Examples of the harm: the worst positions, and responses of baseline and method where they first differ."""
 
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from quantharm.common.files import read_parquet
 from quantharm.common.paired import first_difference
@@ -19,26 +19,62 @@ def token(text: str) -> str:
     return one_line(text).replace(" ", "␣") or "∅"
 
 
-def worst_positions(cell: Cell) -> list[dict[str, Any]] | None:
-    """divergence.json's worst positions with their texts made visible, and both models' first choices as a list of
-    {token, probability, is_target}, the most probable first. None where the results were made before this was recorded.
+class Choice(TypedDict):
+    """A token that a model found probable at a position."""
+
+    token: str
+    probability: float
+    is_target: bool
+
+
+class ShownPosition(TypedDict):
+    """A worst position as the page shows it."""
+
+    prompt_id: str
+    category: str
+    position: int
+    kl_nats: float
+    context: str
+    target: str
+    baseline: list[Choice]  # the most probable first
+    method: list[Choice]
+
+
+class Parted(TypedDict):
+    """Two answers to one prompt, cut where they part."""
+
+    prompt_id: str
+    category: str
+    prompt: str
+    token: int  # index of the first that differs
+    shared: str
+    baseline_rest: str
+    method_rest: str
+
+
+def worst_positions(cell: Cell) -> list[ShownPosition] | None:
+    """divergence.json's worst positions with their texts made visible; None where the results were made before this
+    was recorded.
     """
     records = cell.divergence.get("worst_positions")
     return None if records is None else [shown(record) for record in records]
 
 
-def shown(record: WorstPositionInWords) -> dict[str, Any]:
+def shown(record: WorstPositionInWords) -> ShownPosition:
     context = one_line(record["context"])
     cut = "… " if record["context_is_cut"] or len(context) > CONTEXT_CHARACTERS else ""
 
-    def choices(top: Ranked) -> list[dict[str, Any]]:
+    def choices(top: Ranked) -> list[Choice]:
         return [
             {"token": token(record["token_texts"][str(i)]), "probability": p, "is_target": i == record["target_id"]}
             for i, p in top
         ]
 
     return {
-        **record,
+        "prompt_id": record["prompt_id"],
+        "category": record["category"],
+        "position": record["position"],
+        "kl_nats": record["kl_nats"],
         "context": cut + context[-CONTEXT_CHARACTERS:],
         "target": token(record["target"]),
         "baseline": choices(record["baseline_top5"]),
@@ -62,14 +98,11 @@ def parting(first: str, second: str) -> tuple[str, str, str]:
     return shared, first[len(shared) :], second[len(shared) :]
 
 
-def responses(cell: Cell, results: Results, prompts: dict[str, str]) -> list[dict[str, Any]]:
-    """Two answers to one prompt of each category, cut where they part: the prompt whose answers part earliest.
-
-    token: index of the first that differs.
-    """
+def responses(cell: Cell, results: Results, prompts: dict[str, str]) -> list[Parted]:
+    """Two answers to one prompt of each category, cut where they part: the prompt whose answers part earliest."""
     columns = ["prompt_id", "category", "token_ids", "text"]
     mine, baseline = (read_parquet(c.folder / "generation.parquet", columns) for c in (cell, results.baseline))
-    earliest: dict[str, dict[str, Any]] = {}
+    earliest: dict[str, Parted] = {}
     for row in mine.merge(baseline, on="prompt_id", suffixes=("", "_baseline")).itertuples():
         index = first_difference(list(row.token_ids), list(row.token_ids_baseline))
         if index is None or (row.category in earliest and earliest[row.category]["token"] <= index):

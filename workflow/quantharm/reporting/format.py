@@ -49,7 +49,7 @@ def percent(value: float | None, decimals: int = 2) -> str:
 
 def share(value: float | None, decimals: int = 0) -> str:
     """A share of one, as percent."""
-    return MISSING if value is None else f"{100 * value:.{decimals}f}{NARROW}%"
+    return MISSING if value is None else f"{100 * value:.{decimals}f}{NARROW}%".replace("-", "−")
 
 
 def times(value: float) -> str:

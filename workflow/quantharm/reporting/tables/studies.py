@@ -1,9 +1,11 @@
 """Tables of calibration, and of the studies that run beside the default run, where their results exist."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import pandas
 
+from quantharm.common.records.checks import CalibrationEvidence
 from quantharm.common.records.studies import CalibrationStudyRecord, NoiseRow
 from quantharm.reporting.charts.base import Figure
 from quantharm.reporting.charts.studies import calibration_chart, monitor_chart, noise_chart
@@ -41,12 +43,12 @@ def calibration_table(results: Results) -> Table:
 
         return Column(key, label, cell=cell)
 
-    def least_coverage(record: dict[str, Any]) -> Cell:
+    def least_coverage(record: CalibrationEvidence) -> Cell:
         covered = record["coverage_by_category"]
-        least = min(covered, key=covered.get) if covered else None
+        least = min(covered, key=lambda category: covered[category] or 0.0) if covered else None
         return figure_cell(covered[least], share, aside=least) if least else text_cell(MISSING)
 
-    def template_coverage(record: dict[str, Any]) -> Cell:
+    def template_coverage(record: CalibrationEvidence) -> Cell:
         coverage = record["template_coverage"]
         return text_cell("the model has none") if coverage is None else figure_cell(coverage, share)
 
@@ -123,7 +125,7 @@ def calibration_study_table(study: CalibrationStudyRecord) -> Table:
 def monitor_table(history: pandas.DataFrame) -> Table:
     """`snakemake monitor`, the last runs first; history: a row a run."""
 
-    def outcome(run: dict[str, Any]) -> Cell:
+    def outcome(run: Mapping[str, Any]) -> Cell:
         return text_cell("alarm", "fail") if run["alarm"] else text_cell("no alarm", "pass")
 
     columns = [

@@ -82,10 +82,12 @@ def verdict_cell(verdict: Verdict, with_figure: bool = False) -> Cell:
 
 
 def markdown_table(table: Table) -> str:
-    """Pipes and markup in names are escaped; asides follow in the same cell."""
+    """Pipes and markup in names are escaped; asides follow in the same cell, a verdict's reason after a colon."""
 
     def show(cell: Cell) -> str:
-        shown = markdown(f"{cell.text} {cell.aside}".strip())
+        has_reason = cell.tone and cell.aside and not cell.header and not cell.aside.startswith("[")
+        colon = ":" if has_reason else ""
+        shown = markdown(f"{cell.text}{colon} {cell.aside}".strip())
         return f"**{shown}**" if cell.header else shown
 
     lines = [
