@@ -94,6 +94,16 @@ def test_the_protocols_hash_is_of_what_was_asked_and_of_nothing_else(alpha, nf4,
     assert digest not in make_card(other, "nf4")[0].text
 
 
+def test_a_speed_that_was_timed_beside_other_programs_says_so(alpha, tmp_path):
+    model = tmp_path / "alpha-7b"
+    shutil.copytree(alpha, model)
+    assert "Other programs had" not in make_card(model, "nf4")[0].text
+    record = read_json(model / "nf4" / "generation.json")
+    record["benchmark"]["processor_wait_share"] = 0.12
+    write_json(model / "nf4" / "generation.json", record)
+    assert "Other programs had its processors 12\u00a0% of the time." in make_card(model, "nf4")[0].text
+
+
 def test_what_failed_a_check_has_no_metadata_and_says_so(alpha):
     card, badge = make_card(alpha, "bad-int4")
     assert card.data.eval_results is None

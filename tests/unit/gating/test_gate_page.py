@@ -21,7 +21,7 @@ def examples(page: str) -> list[dict]:
 
 def test_every_budget_of_the_page_is_one(page):
     budgets = [example["budget"] for example in examples(page) if "budget" in example]
-    assert len(budgets) == 2
+    assert len(budgets) == 3
     for budget in budgets:
         validate(budget, budget_schema())
         assert has_limits(default_budget() | budget)

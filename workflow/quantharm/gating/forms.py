@@ -141,7 +141,7 @@ def junit(lines: list[Line]) -> str:
         for entry in own:
             name = f"{limit_on(entry)} {bound_of(entry)}".removesuffix(f" {MISSING}")
             case = ElementTree.SubElement(suite, "testcase", classname=xml_text(cell_of(entry)), name=xml_text(name))
-            words = f"{entry['verdict']}: {figure_text(entry)} over {over(entry)}"
+            words = f"{entry['verdict']}: {figure_text(entry)} over {over(entry)}".removesuffix(f" over {MISSING}")
             words += f"; {entry['reason']}" if entry["reason"] else ""
             if not entry["accepted"]:
                 failure = ElementTree.SubElement(case, "failure", type=entry["verdict"], message=xml_text(words))

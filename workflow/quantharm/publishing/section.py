@@ -88,6 +88,8 @@ def limits(row: SummaryRow, generation: GenerationRecord, perplexity: Perplexity
     per_category = [v["prompts"] for v in generation["by_category"].values()]
     few = f"{min(per_category)} to {max(per_category)}" if min(per_category) != max(per_category) else min(per_category)
     ran = generation["provenance"]
+    waited = generation["benchmark"].get("processor_wait_share") or 0.0
+    busy = f" Other programs had its processors {share(waited)} of the time." if waited >= 0.01 else ""
     return [
         f"{count(row['prompts'], 'prompt')} of {count(len(per_category), 'category', 'categories')}, {few} each, "
         f"answered greedily with at most {row['max_new_tokens']} tokens, one at a time. Sampling, batches, longer "
@@ -95,7 +97,8 @@ def limits(row: SummaryRow, generation: GenerationRecord, perplexity: Perplexity
         f"One text, {count(perplexity['windows'], 'window')} and {perplexity['tokens_scored']:,} tokens.",
         f"Tasks: {listing(tasks)}." if tasks else "No task was run: nothing here says how many answers stay right.",
         f"Speed is of {ran['device']}, {row['compute_dtype'] or row['dtype']}, batch 1, "
-        f"{row['benchmark_prompt_tokens']} tokens of prompt; other devices and engines may order methods otherwise.",
+        f"{row['benchmark_prompt_tokens']} tokens of prompt; other devices and engines may order methods otherwise."
+        f"{busy}",
         "Intervals are of 95 %, over prompts or windows; they do not count other texts or other calibration samples.",
     ]
 
