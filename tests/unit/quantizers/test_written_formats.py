@@ -29,12 +29,13 @@ SHAPE = {
     "head_dim": 32,
     "max_position_embeddings": 128,
 }
+SPARSE = SHAPE | {"num_hidden_layers": 1}  # gptqmodel takes seconds for a layer's experts
 MIXTURES = {
-    "mixtral": lambda: transformers.MixtralConfig(**SHAPE, num_local_experts=4, num_experts_per_tok=2),
+    "mixtral": lambda: transformers.MixtralConfig(**SPARSE, num_local_experts=4, num_experts_per_tok=2),
     "qwen3_moe": lambda: transformers.Qwen3MoeConfig(
-        **SHAPE, moe_intermediate_size=128, num_experts=4, num_experts_per_tok=2
+        **SPARSE, moe_intermediate_size=128, num_experts=4, num_experts_per_tok=2
     ),
-    "gpt_oss": lambda: transformers.GptOssConfig(**SHAPE, num_local_experts=4, num_experts_per_tok=2),
+    "gpt_oss": lambda: transformers.GptOssConfig(**SPARSE, num_local_experts=4, num_experts_per_tok=2),
 }
 CALIBRATION = {"calibration_samples": 6, "calibration_tokens": 64}
 GPTQ = {key: value.get("default") for key, value in gptq.SETTINGS.items()} | CALIBRATION | {"group_size": 32}
@@ -96,7 +97,7 @@ def test_compressed_tensors(make_cell, dense, scheme):
         assert float((matrix.dequantize() - weight).norm() / weight.norm()) < limit
 
 
-@pytest.mark.parametrize("changed", [{}, {"symmetric": False, "desc_act": True}, {"bits": 8, "group_size": -1}])
+@pytest.mark.parametrize("changed", [{"symmetric": False, "desc_act": True}, {"bits": 8, "group_size": -1}])
 def test_gptq(make_cell, dense, text, changed):
     settings = GPTQ | changed
     cell = make_cell(dense, "gptq", settings, calibration=text)
@@ -114,9 +115,9 @@ def test_gptq(make_cell, dense, text, changed):
 def test_gptq_quantizes_experts_and_says_how_many_tokens_reached_each(make_cell, mixture, text, kind):
     cell = make_cell(mixture(kind), "gptq", GPTQ, calibration=text)
     passes(cell)
-    assert sum(".experts." in matrix.name for matrix in cell.matrices) == 2 * 4 * 3
+    assert sum(".experts." in matrix.name for matrix in cell.matrices) == 4 * 3
     tokens = cell.record["expert_tokens"]
-    assert len(tokens) == 2
+    assert len(tokens) == 1
     assert all(sum(experts) == 2 * 6 * 64 for experts in tokens.values())  # two experts a token
     assert cell.record["calibration"]["tokens_reached"] == 6 * 64
     stored = checks.check_stored_weights(cell.model, cell.matrices, Path(mixture(kind)["path"]))
@@ -149,7 +150,7 @@ def test_compressed_tensors_quantizes_experts(make_cell, mixture, kind):
     source = mixture(kind)
     cell = make_cell(source, "compressed_tensors", {"scheme": "FP8_DYNAMIC", "group_size": 128})
     passes(cell)
-    assert sum(".experts." in matrix.name for matrix in cell.matrices) == 2 * 4 * 3
+    assert sum(".experts." in matrix.name for matrix in cell.matrices) == 4 * 3
     whole = loading.load_checkpoint(source["path"], source, "bfloat16", "cpu", 1)
     tokens = torch.arange(2, 66)[None]
     ours, theirs = (model(tokens).logits.float().log_softmax(-1) for model in (cell.model, whole))
@@ -248,7 +249,6 @@ def chain(dense, tmp_path_factory):
     ("quantizer", "settings"),
     [
         ("compressed_tensors", {"scheme": "FP8_DYNAMIC", "group_size": 128}),
-        pytest.param("torchao", {"kind": "int8_dynamic", "group_size": 128}, marks=EXACT_BYTES),
         ("gptq", GPTQ),
     ],
 )
@@ -261,7 +261,7 @@ def test_every_stage_and_check(chain, text, quantizer, settings, monkeypatch):
         chain.call(stage, quantizer)
     status = {check["name"]: check["status"] for check in chain.read(f"{quantizer}/checks.json")["checks"]}
     judged = {name for name, how in status.items() if how != "skipped"}
-    assert {"reload", "method_is_real", "bits_per_weight", "kernel", "finite", "same_text"} <= judged
+    assert {"reload", "method_is_real", "bits_per_weight", "kernel", "stored_weights", "finite", "same_text"} <= judged
     failed = {name for name, how in status.items() if how == "fail"}
     assert failed <= {"calibration", "consistency"}  # random weights know no text
     assert chain.read(f"{quantizer}/divergence.json")["kl_nats"]["mean"] < 0.05

@@ -76,7 +76,8 @@ def test_methods_that_mix_types_say_which_layers_have_which():
         "q_proj": {"Q4_K": stored(4, 4.5)},
         "v_proj": {"Q4_K": stored(1, 4.5), "Q6_K": stored(3, 6.5625)},
     }
-    made.cells[2].quantization["by_layer_kind"] = {"q_proj": {"4.25 bits": stored(4, 4.25)}}  # one type: no row
+    one_type = {"q_proj": {"4.28 bits": stored(4, 4.28)}, "k_proj": {"4.41 bits": stored(4, 4.41)}}  # no row
+    made.cells[2].quantization["by_layer_kind"] = one_type
     (row,) = stored_types_table(made).rows
     assert [cell.text for cell in row] == ["nf4", "Q4_K", "Q4_K (1), Q6_K (3)"]
     assert [cell.aside for cell in row] == ["", "4.500 bits", "6.047 bits"]

@@ -140,7 +140,6 @@ WRONG = {  # preset: a tensor of a matrix, a place in it, its change where ×8 c
     "W8A8": ("weight_scale", (3, 0)),
     "FP8": ("weight_scale", 0),
     "FP8_BLOCK": ("weight_scale", (1, 0)),
-    "NVFP4A16": ("weight_scale", (3, 1), lambda number: -number),
     "NVFP4": ("weight_global_scale", 0),
     "MXFP4": ("weight_scale", (3, 1), lambda exponent: exponent + 3),
     "MXFP8": ("weight_scale", (3, 1), lambda exponent: exponent - 5),

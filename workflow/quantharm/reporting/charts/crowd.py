@@ -10,7 +10,7 @@ from typing import Any
 import altair
 import pandas
 
-from quantharm.reporting.charts.base import INK, MUTED
+from quantharm.reporting.charts.base import INK, MUTED, PAGE
 
 MANY = 12  # methods
 WIDTH, HEIGHT = 800, 440  # pixels, of a panel
@@ -81,15 +81,16 @@ def panel(rows: list[dict[str, Any]], title: str, size_title: str, constant: flo
         return altair.Y(f"{field}:Q", title=title, scale=scale, axis=axis)
 
     base = altair.Chart(data).encode(x=x)
+    words = altair.Chart(data).encode(x=altair.X("label_x:Q", title=size_title), y=y("label_y"), text="method:N")
+    text = {"align": "left", "dx": 3, "baseline": "middle", "fontSize": 11}
     steps = altair.Chart(data[data["front"]].sort_values("size")).encode(x=x, y=y("value"))
     return altair.layer(
         steps.mark_line(interpolate="step-after", color=MUTED, strokeDash=[5, 4], strokeWidth=1.2),
         base.mark_rule(color=MUTED, strokeWidth=0.6, opacity=0.7).encode(y=y("value"), x2="label_x:Q", y2="label_y:Q"),
         base.mark_rule(strokeWidth=1.4).encode(y=y("low"), y2="high:Q", color=marks["color"]),
         base.mark_point(filled=True, size=80, opacity=1).encode(y=y("value"), **marks),
-        altair.Chart(data)
-        .mark_text(align="left", dx=3, baseline="middle", color=INK, fontSize=11)
-        .encode(x=altair.X("label_x:Q", title=size_title), y=y("label_y"), text="method:N"),
+        words.mark_text(**text, color=PAGE, stroke=PAGE, strokeWidth=4),  # keeps lines off the words
+        words.mark_text(**text, color=INK),
     ).properties(width=WIDTH, height=HEIGHT)
 
 

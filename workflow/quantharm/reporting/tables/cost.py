@@ -81,8 +81,12 @@ def stored_types_table(results: Results) -> Table:
     def types_of(cell: MethodCell) -> dict[str, dict[str, Any]]:
         return {kind: dict(types) for kind, types in cell.quantization.get("by_layer_kind", {}).items()}
 
+    def without_scales(name: str) -> str:
+        """Bits a weight, rounded: a scale a row makes them differ with the matrix's shape."""
+        return str(round(float(name.split()[0]))) if name.endswith(" bits") else name
+
     def is_mixed(cell: MethodCell) -> bool:
-        return len({name for types in types_of(cell).values() for name in types}) > 1
+        return len({without_scales(name) for types in types_of(cell).values() for name in types}) > 1
 
     def stored(cell: MethodCell, kind: str) -> Cell:
         types = types_of(cell).get(kind, {})
