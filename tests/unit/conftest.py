@@ -1,5 +1,6 @@
 """Models and texts that the unit tests share: the reference model once a session, tiny random models on the fly."""
 
+import gc
 import os
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # spinning threads make a small model 50 times slower
@@ -37,6 +38,16 @@ TINY = {  # kind → (configuration class, settings)
     "gpt2": (transformers.GPT2Config, {"tie_word_embeddings": True}),
     "gpt2_untied": (transformers.GPT2Config, {"tie_word_embeddings": False}),
 }
+
+
+def pytest_collection_finish() -> None:
+    """What was imported is never garbage; else each collection, of which stages ask for some, takes half a second."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    gc.unfreeze()  # libraries look for leaks at the end
 
 
 @pytest.fixture(scope="session")

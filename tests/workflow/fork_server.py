@@ -11,6 +11,7 @@ times. What a user's command does from its first line on is tested where interpr
 built-in model, and through SLURM.
 """
 
+import gc
 import importlib
 import json
 import os
@@ -71,6 +72,8 @@ def attend(connection: socket.socket) -> NoReturn:
 def serve(address: str, modules: list[str]) -> NoReturn:
     for module in modules:
         importlib.import_module(module)
+    gc.collect()
+    gc.freeze()  # a fork's collections need not look at it, nor copy it
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those that attend to a call
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as server:
         server.bind(address + ".new")
