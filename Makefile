@@ -1,5 +1,6 @@
 # Thin: each target is one or two visible commands. Python 3.11 or 3.12 is all it assumes.
 PYTHON ?= python3
+unexport PYTHONDONTWRITEBYTECODE # containers like to set it; Snakemake compiled anew at each start costs 7 seconds
 FLAGS = --cores all --resources gpu=1 --quiet host reason
 EVALUATION = .venv-evaluation/installed.txt
 LOG = results/logs/evaluation_environment.log

@@ -10,6 +10,7 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1]
 NAME = PACKAGE.name
+TYPES_ALONE = "TYPE_CHECKING"
 
 
 def file_of(module: str) -> Path | None:
@@ -23,20 +24,24 @@ def file_of(module: str) -> Path | None:
     return path.with_suffix(".py") if path.with_suffix(".py").is_file() else None
 
 
-def nodes_that_run(node: ast.AST) -> Iterator[ast.AST]:
-    """A syntax tree's nodes without what stands under `if TYPE_CHECKING:`, which no job runs."""
-    yield node
-    for child in ast.iter_child_nodes(node):
-        if isinstance(child, ast.If) and isinstance(child.test, ast.Name) and child.test.id == "TYPE_CHECKING":
+def statements_that_run(body: list) -> Iterator[ast.stmt]:
+    """All statements of a block and of the blocks inside, but what is under `if TYPE_CHECKING:`, which no job runs.
+
+    Expressions are not looked into: no import stands there, and they are nine tenths of a syntax tree.
+    """
+    for statement in body:
+        if isinstance(statement, ast.If) and isinstance(statement.test, ast.Name) and statement.test.id == TYPES_ALONE:
             continue
-        yield from nodes_that_run(child)
+        yield statement
+        for block in ("body", "orelse", "finalbody", "handlers", "cases"):
+            yield from statements_that_run(getattr(statement, block, []))
 
 
 @functools.cache
 def imported(path: Path) -> frozenset[Path]:
     """Files of this package that one file imports, at its top or inside functions; not those for types alone."""
     files: set[Path | None] = set()
-    for node in nodes_that_run(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in statements_that_run(ast.parse(path.read_bytes()).body):
         if isinstance(node, ast.Import):
             files |= {file_of(alias.name) for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
