@@ -85,7 +85,10 @@ class LoadedModel(TemplateLM):
             ids = (prompt + ending)[:-1]
             if self.context is not None:
                 if len(ending) > self.context:
-                    raise UserError(f"an ending has {len(ending)} tokens but the model's context is {self.context}")
+                    raise UserError(
+                        f"an ending has {len(ending)} tokens but the model's context is {self.context}; take the task "
+                        "out"
+                    )
                 ids = self.fitted(ids, self.context)
             if ids != asked:  # endings of one token share their prompt's pass
                 check_ids(self.model, ids)
