@@ -146,3 +146,19 @@ def test_experts_are_found_however_they_are_stored(tmp_path):
     assert torch.equal(original_weight(headers, "z.mlp.experts.1.gate_proj", 4, 4), turned[1].t()[:4])
     assert torch.equal(original_weight(headers, "w", 8, 4), experts[0])
     assert original_weight(headers, "v", 8, 4) is None
+
+
+def test_whether_channels_were_rescaled_is_told_by_the_norms(tmp_path):
+    save_file({"a.weight": original(), "norm.weight": torch.ones(COLUMNS)}, tmp_path / "model.safetensors")
+    factors = torch.exp(torch.randn(COLUMNS, generator=torch.Generator().manual_seed(2)))
+    made = rounded(original() * factors, 8, 32)
+    matrix = SimpleNamespace(name="a", rows=ROWS, columns=COLUMNS, dequantize=lambda: made, column_order=None)
+
+    def status(norm: torch.Tensor) -> str:
+        model = torch.nn.Module()
+        model.norm = torch.nn.Module()
+        model.norm.weight = torch.nn.Parameter(norm)
+        return check_stored_weights(model, [matrix], tmp_path)["status"]
+
+    assert status(1 / factors) == "pass"
+    assert status(torch.ones(COLUMNS)) != "pass"
