@@ -80,8 +80,9 @@ def test_markdown_by_hand():
 
 def test_markdown_parts_a_verdict_from_its_reason_by_a_colon():
     row = [text_cell("breach", "fail", "too large"), text_cell("low", "low", "[1, 2]"), text_cell("x", "", "aside")]
-    table = Table("t", "T", [Column(key, key) for key in "abc"], [row])
-    assert "| breach: too large | low \\[1, 2\\] | x aside |" in markdown_table(table)
+    row.append(text_cell("21/21", "pass", "0 right"))
+    table = Table("t", "T", [Column(key, key) for key in "abcd"], [row])
+    assert "| breach: too large | low \\[1, 2\\] | x aside | 21/21 0 right |" in markdown_table(table)
 
 
 def test_values_and_intervals_are_columns():

@@ -85,7 +85,7 @@ def markdown_table(table: Table) -> str:
     """Pipes and markup in names are escaped; asides follow in the same cell, a verdict's reason after a colon."""
 
     def show(cell: Cell) -> str:
-        has_reason = cell.tone and cell.aside and not cell.header and not cell.aside.startswith("[")
+        has_reason = cell.tone and cell.aside[:1].isalpha() and not cell.header
         colon = ":" if has_reason else ""
         shown = markdown(f"{cell.text}{colon} {cell.aside}".strip())
         return f"**{shown}**" if cell.header else shown
