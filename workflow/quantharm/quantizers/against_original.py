@@ -134,7 +134,7 @@ def compare(model, matrices: list, source: Path) -> dict[str, Worst]:
     from quantharm.quantizers.quantized_layers import stored_name
 
     headers = headers_of_files(weight_files(source))
-    rescaled, found = is_rescaled(model, headers), {}
+    rescaled, worst_parts = is_rescaled(model, headers), {}
     for matrix in matrices:
         names = (matrix.name, stored_name(model, matrix.name))
         originals = (original_weight(headers, name, matrix.rows, matrix.columns) for name in names)
@@ -146,30 +146,30 @@ def compare(model, matrices: list, source: Path) -> dict[str, Worst]:
             order = matrix.column_order()
             dequantized, original = dequantized[:, order], original[:, order]
         original = without_factors(dequantized, original) if rescaled else original
-        found[matrix.name] = worst_part(dequantized, original)
-    return found
+        worst_parts[matrix.name] = worst_part(dequantized, original)
+    return worst_parts
 
 
 def judge(model, matrices: list, source: Path) -> tuple[bool | None, float | None, str]:
     """(whether every part stands for the original's weights, the worst factor, why); None where it cannot be told."""
     if not matrices:
         return None, None, "nothing is quantized in this cell"
-    found = compare(model, matrices, source)
-    if not found:
+    worst_parts = compare(model, matrices, source)
+    if not worst_parts:
         return None, None, "none of its matrices is found in the original's files"
-    unlike = [name for name, part in found.items() if not part.cosine >= LEAST_COSINE]
-    if len(unlike) > len(found) / 2:
-        few = f"{len(unlike)} of {len(found)} matrices are nothing like the original's"
+    unlike = [name for name, part in worst_parts.items() if not part.cosine >= LEAST_COSINE]
+    if len(unlike) > len(worst_parts) / 2:
+        few = f"{len(unlike)} of {len(worst_parts)} matrices are nothing like the original's"
         return None, None, f"{few}: rotated, or another model's"
     faults = [f"{name} is nothing like the original's" for name in unlike]
-    for name, part in found.items():
+    for name, part in worst_parts.items():
         if name not in unlike and not 1 / GAIN_LIMIT < part.matrix_gain < GAIN_LIMIT:
             faults.append(f"{name} is {part.matrix_gain:.3g} times the original's")
-    name = max(found, key=lambda name: found[name].factor)
-    worst = found[name]
+    name = max(worst_parts, key=lambda name: worst_parts[name].factor)
+    worst = worst_parts[name]
     if worst.factor > FACTOR_LIMIT:
         place = f"row {worst.row} of {name}, {PART} columns from {worst.column} on in the order of its groups"
         faults.append(f"{place}, is {worst.gain:.3g} times the original's")
-    of = f"{len(found)} of {len(matrices)}" if len(found) < len(matrices) else f"{len(found)}"
+    of = f"{len(worst_parts)} of {len(matrices)}" if len(worst_parts) < len(matrices) else f"{len(worst_parts)}"
     measured = f"largest error of {PART} weights of a row over their matrix's median, in {of} matrices"
     return not faults, worst.factor, "; ".join([*faults[:SHOWN_FAULTS], measured])

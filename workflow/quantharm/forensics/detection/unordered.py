@@ -74,8 +74,8 @@ def bound_pairs(matrix: Matrix, largest: int) -> tuple[int, int, float] | None:
 
 
 def bound_by(matrix: Matrix, largest: int) -> int:
-    found = bound_pairs(matrix, largest)
-    return found[0] if found else 0
+    pairs = bound_pairs(matrix, largest)
+    return pairs[0] if pairs else 0
 
 
 def find_unordered(matrix: Matrix) -> UnorderedGroups | None:
