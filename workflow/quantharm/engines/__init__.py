@@ -1,4 +1,4 @@
-"""What runs a checkpoint beside transformers: another program, or transformers with a quantized cache.
+"""Engines: what runs a checkpoint beside transformers: another program, or transformers with a quantized cache.
 
 An engine's module gives `open_cell(record, device)`: a model as the stages know those of transformers. This file
 imports none of the engines, so every room may ask for one by its name.

@@ -1,1 +1,4 @@
-"""Tables of the report: one module a theme, and the Table that all of them fill."""
+"""Tables of the report: one module a theme, and the Table that all of them fill.
+
+A column carries how its value is got, shown and exported.
+"""
