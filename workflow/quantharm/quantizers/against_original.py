@@ -43,15 +43,29 @@ class Worst(NamedTuple):
     cosine: float
 
 
-def original_weight(headers: dict[str, Headers], name: str, rows: int, columns: int) -> torch.Tensor | None:
-    """The original's matrix [rows, columns] float32 of the module `name`; None where the files hold none of it."""
+def stored_by_inputs(headers: dict[str, Headers], matrices: list) -> bool:
+    """Whether the original stores matrices as [inputs, outputs], as GPT-2's Conv1D does; square ones do not tell."""
+    stored = (
+        (headers.get(matrix.name, {}).get("weight"), matrix) for matrix in matrices if matrix.rows != matrix.columns
+    )
+    return any(weight is not None and tuple(weight.shape) == (m.columns, m.rows) for weight, m in stored)
+
+
+def original_weight(
+    headers: dict[str, Headers], name: str, rows: int, columns: int, by_inputs: bool = False
+) -> torch.Tensor | None:
+    """The original's matrix [rows, columns] float32 of the module `name`; None where the files hold none of it.
+
+    by_inputs: what stored_by_inputs says, for square matrices.
+    """
     stored = headers.get(name, {}).get("weight")
     if stored is None and (expert := ONE_EXPERT.match(f"{name}.")):
         return original_expert(headers, name, expert[1], int(expert[2]), rows, columns)
     if stored is None or sorted(stored.shape) != sorted((rows, columns)):
         return None
     weight = read_tensor(stored).float()
-    return weight if tuple(weight.shape) == (rows, columns) else weight.t()  # Conv1D is stored the other way round
+    turned = by_inputs if rows == columns else tuple(weight.shape) != (rows, columns)
+    return weight.t() if turned else weight
 
 
 def original_expert(headers, name: str, experts: str, index: int, rows: int, columns: int) -> torch.Tensor | None:
@@ -135,9 +149,10 @@ def compare(model, matrices: list, source: Path) -> dict[str, Worst]:
 
     headers = headers_of_files(weight_files(source))
     rescaled, worst_parts = is_rescaled(model, headers), {}
+    by_inputs = stored_by_inputs(headers, matrices)
     for matrix in matrices:
         names = (matrix.name, stored_name(model, matrix.name))
-        originals = (original_weight(headers, name, matrix.rows, matrix.columns) for name in names)
+        originals = (original_weight(headers, name, matrix.rows, matrix.columns, by_inputs) for name in names)
         original = next((weight for weight in originals if weight is not None), None)
         if original is None or matrix.dequantize is None:
             continue
