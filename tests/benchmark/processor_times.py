@@ -19,7 +19,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 AVX2 = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}
 MODES = {"as it is": {}, "AVX2": AVX2}
-STAGES = ["quantize", "generation", "logits", "perplexity", "divergence", "integrity", "checks"]
+STAGES = ["quantize", "tasks", "generation", "logits", "perplexity", "divergence", "integrity", "checks"]
 
 
 def run(folder: Path, python: Path, cores: str, limits: dict[str, str]) -> float:

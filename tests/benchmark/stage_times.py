@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 PARTS = ["start", "load", "model", "other"]
-STAGES = ["quantize", "generation", "logits", "perplexity", "divergence", "integrity", "checks"]
+STAGES = ["quantize", "tasks", "generation", "logits", "perplexity", "divergence", "integrity", "checks"]
 
 
 def timings(results: Path) -> dict[tuple[str, str], dict[str, float]]:
