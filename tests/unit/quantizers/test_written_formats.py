@@ -302,6 +302,19 @@ def test_gguf_without_its_tools_says_what_to_install(monkeypatch):
         gguf.tools()
 
 
+def test_tensors_in_the_forks_own_type_are_told_by_what_llama_quantize_says():
+    """A line begins with the tensor, which others may follow before it says what it converts to."""
+    said = """[   9/ 272]  blk.0.ffn_up.weight - [  576,  1536,     1,     1], type =   bf16, converting to q3_K
+[  10/ 272]                  blk.0.attn_v.weight - [  576,   192,     1,     1], type =   bf16,
+
+cols 576 x 192 are not divisible by 256, required for q5_K - using fallback quantization q6_0
+converting to q6_0 .. size =     0.21 MiB ->     0.09 MiB
+[  11/ 272]               blk.1.attn_norm.weight - [  576,     1,     1,     1], type =    f32, size =    0.002 MB
+"""
+    assert gguf.in_types_of_the_fork(said) == ["blk.0.attn_v.weight"]
+    assert gguf.in_types_of_the_fork(said.replace("converting to q6_0", "converting to q5_1")) == []
+
+
 def test_mixtures_get_no_importance_matrix():
     assert gguf.conflict({"importance": True}, {"num_local_experts": 8})
     assert not gguf.conflict({"importance": False}, {"num_local_experts": 8})
