@@ -2,6 +2,9 @@
 
 from types import SimpleNamespace
 
+import pandas
+
+from quantharm.reporting.charts.divergence import kl_distribution
 from quantharm.reporting.charts.quality import lower_left, size_key
 
 
@@ -16,3 +19,15 @@ def test_a_format_that_is_unpacked_as_it_is_loaded_has_the_size_of_its_file():
     assert size_key([packed, gguf]) == "checkpoint_bytes"
     assert lower_left([packed, gguf]) == ["gguf"]  # loaded, neither beats the other
     assert lower_left([packed, cell("gguf", 160, 45, 0.2)]) == ["nf4", "gguf"]
+
+
+def test_a_divergence_of_zero_is_drawn_at_the_axis_end_and_said_as_it_is(tmp_path):
+    cells = []
+    for method, kl in (("baseline", [0.0] * 6), ("nf4", [0.0, 0.01, 0.02, 0.02, 0.03, 0.5])):
+        folder = tmp_path / method
+        folder.mkdir()
+        pandas.DataFrame({"category": "a", "kl_nats": kl}).to_parquet(folder / "divergence.parquet")
+        figures = {"divergence": {"positions": 6}, "bounded": False, "failed": False}
+        cells.append(SimpleNamespace(method=method, folder=folder, **figures))
+    drawn = kl_distribution(SimpleNamespace(cells=cells, baseline=cells[0]))
+    assert "baseline median: 0; baseline 99 %: 0; baseline largest: 0; nf4 median: 0.0200" in drawn.alternative

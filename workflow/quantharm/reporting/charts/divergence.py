@@ -73,15 +73,17 @@ QUANTILES = {"median": (0.5, [1, 0]), "90 %": (0.9, [6, 3]), "99 %": (0.99, [2, 
 
 def kl_distribution(results: Results) -> Figure:
     """Histograms of per-position KL on a log axis, a row a method, with percentiles marked."""
-    kls = {}
+    measured = {}
     for cell in results.cells:
         rows = read_parquet(cell.folder / "divergence.parquet", ["category", "kl_nats"])
-        kls[named(cell)] = rows.loc[rows["category"] != TEXT_CATEGORY, "kl_nats"].clip(lower=KL_FLOOR).to_numpy()
+        measured[named(cell)] = rows.loc[rows["category"] != TEXT_CATEGORY, "kl_nats"].to_numpy()
+    kls = {method: kl.clip(min=KL_FLOOR) for method, kl in measured.items()}  # as drawn: 0 has no place on the axis
     lowest, highest = min(k.min() for k in kls.values()), max(k.max() for k in kls.values())
     edges = numpy.geomspace(lowest / 1.2, highest * 1.2, BINS + 1)
     shares = {method: 100 * numpy.histogram(kl, edges)[0] / len(kl) for method, kl in kls.items()}
     quantiles = {
-        method: {name: float(numpy.quantile(kl, q)) for name, (q, _) in QUANTILES.items()} for method, kl in kls.items()
+        method: {name: float(numpy.quantile(kl, q)) for name, (q, _) in QUANTILES.items()}
+        for method, kl in measured.items()
     }
     axis = {"values": log_ticks(edges[0], edges[-1]), "grid": True}
     title, scale = "KL of a position, nats (logarithmic)", altair.Scale(type="log", domain=[edges[0], edges[-1]])
@@ -103,6 +105,7 @@ def kl_distribution(results: Results) -> Figure:
             color=altair.value(COLOURS[i % len(COLOURS)]),
         )
         marks = pandas.DataFrame({"quantile": list(QUANTILES), "kl": list(quantiles[method].values())})
+        marks["kl"] = marks["kl"].clip(lower=KL_FLOOR)
         lines = altair.Chart(marks).mark_rule(color=INK, strokeWidth=1.3)
         lines = lines.encode(x="kl:Q", strokeDash=altair.StrokeDash("quantile:N", scale=dashes, legend=None))
         said = " · ".join(f"{name} {number(kl)}" for name, kl in quantiles[method].items())
