@@ -1,9 +1,10 @@
 """What models wrote, made safe to show."""
 
 import pytest
+from markupsafe import Markup
 
 from quantharm.reporting.examples import parting, token
-from quantharm.reporting.page import environment, inline_svg
+from quantharm.reporting.page import environment, inline_svg, with_code
 from quantharm.reporting.text import markdown, one_line, shortened, visible
 
 
@@ -76,3 +77,9 @@ def test_charts_in_the_page_have_their_own_names():
     assert "url(#sizes-c0)" in shown
     assert "role=" not in shown
     assert "--width:70px" in shown
+
+
+def test_what_stands_between_backticks_is_code_and_stays_escaped():
+    assert with_code("see `window_tokens: 4096` & `<b>`, `half") == Markup(
+        "see <code>window_tokens: 4096</code> &amp; <code>&lt;b&gt;</code>, `half"
+    )

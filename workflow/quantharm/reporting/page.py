@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from quantharm.common.files import write_text
 from quantharm.common.left_out import name, sentence
@@ -22,7 +22,15 @@ from quantharm.reporting.text import markdown, visible
 
 TEMPLATES = Path(__file__).parents[2] / "report" / "templates"
 SHOW = {"html": visible, "markdown": lambda text: Markup(markdown(text))}
+
+
+def with_code(text: str) -> Markup:
+    """A sentence for HTML, escaped; what stands between backticks in it, keys and commands, as code."""
+    return Markup(re.sub(r"`([^`\n]+)`", r"<code>\1</code>", str(escape(visible(text)))))
+
+
 FILTERS = {
+    "with_code": with_code,
     "number": number,
     "share": share,
     "sentence_case": sentence_case,
