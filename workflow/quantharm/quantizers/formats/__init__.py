@@ -12,6 +12,7 @@ A family's module has
     loading(checkpoint, stated, backend, dtype, device)
                                                      context manager that gives the arguments for from_pretrained
                                                      (optional)
+    TAKES_BACKEND: bool                              whether a method's `backend:` chooses its kernel (optional: no)
     finish(model, dtype)                             what is left to do on a model that was just loaded (optional)
     compute_in_float32(model)                        as in a quantizer's module (optional)
     excluded(stated, names) -> set[str]              modules that the checkpoint says it leaves alone (optional)

@@ -17,6 +17,7 @@ from quantharm.common.errors import UserError
 from quantharm.quantizers import quantizer_named
 
 METHODS = ("awq",)
+TAKES_BACKEND = True
 GEMM_CHANNELS, IN_ORDER = (0, 2, 4, 6, 1, 3, 5, 7), tuple(range(8))
 LAYOUTS = ("gemm", "gemv")
 

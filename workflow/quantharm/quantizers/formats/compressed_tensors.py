@@ -58,10 +58,6 @@ def loading(
     """
     from transformers import AutoConfig, CompressedTensorsConfig
 
-    from quantharm.common.errors import UserError
-
-    if backend:
-        raise UserError(f"`backend: {backend}` is for AWQ and GPTQ checkpoints; remove it")
     groups = groups_of(stated)
     weights_only = len(groups) == 1 and not groups[0].get("input_activations")
     by_row = all(is_fp8_by_row(group) for group in groups)
@@ -256,9 +252,3 @@ def rounding_of(inputs: dict[str, Any] | None, checkpoint: Path, name: str, by_k
         return done.reshape(values.shape)
 
     return rounded
-
-
-def compute_in_float32(model) -> None:
-    from quantharm.models.compute import to_float32
-
-    to_float32(model)

@@ -71,10 +71,11 @@ def refuse_unreadable(checkpoint: Path, device: str = "auto") -> None:
 def loading(checkpoint: Path, backend: str | None, dtype: str, device: str) -> Iterator[dict[str, Any]]:
     """The arguments that from_pretrained takes for such a checkpoint, and what has to be arranged while it runs."""
     stated = stated_quantization(checkpoint)
-    own = getattr(family_of(stated), "loading", None)
+    family = family_of(stated)
+    if backend and not getattr(family, "TAKES_BACKEND", False):
+        raise UserError(f"`backend: {backend}` is for AWQ and GPTQ checkpoints; {checkpoint} is neither; remove it")
+    own = getattr(family, "loading", None)
     if own is None:
-        if backend:
-            raise UserError(f"`backend: {backend}` is for AWQ and GPTQ checkpoints; {checkpoint} is neither; remove it")
         yield {}
         return
     with own(checkpoint, stated, backend, dtype, device) as arguments:

@@ -13,8 +13,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from quantharm.common.errors import UserError
-
 METHODS = ("fp8", "mxfp8")
 
 
@@ -24,8 +22,6 @@ def loading(
 ) -> Iterator[dict[str, Any]]:
     from transformers import FineGrainedFP8Config
 
-    if backend:
-        raise UserError(f"`backend: {backend}` is for AWQ and GPTQ checkpoints; remove it")
     yield {"quantization_config": FineGrainedFP8Config(dequantize=True)}
 
 
@@ -73,9 +69,3 @@ def dequantize(tensors: dict[str, Any], tall: int, wide: int):
     scales = exponent_scale(scales) if powers else scales.float()
     scales = scales.reshape(-(-weight.shape[0] // tall), -(-weight.shape[1] // wide))
     return weight * scales.repeat_interleave(tall, 0)[: len(weight)].repeat_interleave(wide, 1)[:, : weight.shape[1]]
-
-
-def compute_in_float32(model) -> None:
-    from quantharm.models.compute import to_float32
-
-    to_float32(model)

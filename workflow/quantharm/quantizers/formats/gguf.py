@@ -67,8 +67,6 @@ def loading(
 ) -> Iterator[dict[str, Any]]:
     from transformers import GgufConfig
 
-    if backend:
-        raise UserError(f"`backend: {backend}` is for AWQ and GPTQ checkpoints; remove it")
     yield {"quantization_config": GgufConfig(dequantize=True)}
 
 
@@ -138,9 +136,3 @@ def excluded(stated: dict[str, Any], names: Collection[str]) -> set[str]:
     checkpoint = Path(stated["file"])
     tensors = {name: stored_tensor(checkpoint, name) for name in names}
     return {name for name, tensor in tensors.items() if tensor is not None and tensor.tensor_type.name in FLOATS}
-
-
-def compute_in_float32(model) -> None:
-    from quantharm.models.compute import to_float32
-
-    to_float32(model)

@@ -19,6 +19,7 @@ from typing import Any
 from quantharm.common.errors import UserError
 
 METHODS = ("gptq", "auto-round", "auto_round")
+TAKES_BACKEND = True
 DEFAULT_BACKEND = {"cuda": "gptq_triton", "cpu": "gptq_torch"}
 FIRST, SECOND = "gptq", "gptq_v2"
 PACKINGS = {"auto_round:auto_gptq": FIRST, "auto_round": SECOND, "auto_round:gptqmodel": SECOND}

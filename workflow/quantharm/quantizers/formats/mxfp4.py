@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from quantharm.common.errors import UserError
 from quantharm.quantizers.experts import ONE_EXPERT, take_apart
 
 METHODS = ("mxfp4",)
@@ -28,8 +27,6 @@ def loading(
 ) -> Iterator[dict[str, Any]]:
     from transformers import Mxfp4Config
 
-    if backend:
-        raise UserError(f"`backend: {backend}` is for AWQ and GPTQ checkpoints; remove it")
     yield {"quantization_config": Mxfp4Config(dequantize=True)}
 
 
@@ -69,9 +66,3 @@ def dequantize(blocks, scales):
     from quantharm.quantizers.formats.packing import exponent_scale, unpack_fp4
 
     return (unpack_fp4(blocks) * exponent_scale(scales).unsqueeze(-1)).flatten(1)
-
-
-def compute_in_float32(model) -> None:
-    from quantharm.models.compute import to_float32
-
-    to_float32(model)

@@ -6,13 +6,10 @@ made so (`act_quant_kwargs`), each row by its own largest number. IntxUnpackedTo
 in a byte each. The int4 layouts for GPUs are loaded, and not unpacked here: their kernel check is skipped.
 """
 
-import contextlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-from quantharm.common.errors import UserError
 
 METHODS = ("torchao",)
 READ = ("Int8Tensor", "Float8Tensor", "IntxUnpackedToInt8Tensor")
@@ -28,15 +25,6 @@ def unreadable(stated: dict[str, Any], device: str) -> str | None:
     if kind == "Int4WeightOnlyConfig" and device == "cpu":
         return "torchao's int4 layout is made for GPUs; set `device: cuda`"
     return None
-
-
-@contextlib.contextmanager
-def loading(
-    checkpoint: Path, stated: dict[str, Any], backend: str | None, dtype: str, device: str
-) -> Iterator[dict[str, Any]]:
-    if backend:
-        raise UserError(f"`backend: {backend}` is for AWQ and GPTQ checkpoints; remove it")
-    yield {}
 
 
 def stored_class(headers, name: str) -> tuple[str, dict[str, Any]]:
