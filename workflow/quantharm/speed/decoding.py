@@ -34,6 +34,13 @@ def never(tokens: list[int]) -> bool:
     return False
 
 
+def why_ended(tokens: list[int], eos_token_ids: set[int], stopped: Stopped) -> str | None:
+    """`end_of_sequence` or `stopped`, where the last of an answer's tokens ended it; None where it goes on."""
+    if tokens[-1] in eos_token_ids:
+        return "end_of_sequence"
+    return "stopped" if stopped(tokens) else None
+
+
 def end_tokens(model, tokenizer) -> set[int]:
     """Ids that end a response: the generation config's, and the tokenizer's own."""
     configured = model.generation_config.eos_token_id
@@ -86,11 +93,8 @@ def continue_greedily(
             break
         tokens.append(int(token))
         first = first or time.perf_counter() - begin
-        if tokens[-1] in eos_token_ids:
-            reason = "end_of_sequence"
-            break
-        if stopped(tokens):
-            reason = "stopped"
+        if ended := why_ended(tokens, eos_token_ids, stopped):
+            reason = ended
             break
         if step + 1 < room:
             logits, cache = decode_one_token(model, token.to(device), cache)

@@ -18,7 +18,7 @@ from quantharm.common.records.generation import BatchRecord, BenchmarkRecord, Pr
 from quantharm.common.statistics import describe
 from quantharm.common.text import context_length
 from quantharm.speed.batches import MOST_TOKENS, NOT_MEASURED, REPETITIONS
-from quantharm.speed.decoding import Continuation, Stopped, never
+from quantharm.speed.decoding import Continuation, Stopped, never, why_ended
 from quantharm.speed.timings import random_prompt
 
 ELSEWHERE = "it decodes behind an address"
@@ -54,11 +54,8 @@ def continuation(
     for token in itertools.chain.from_iterable(model.answer(ids, room)):
         first = first or time.perf_counter() - begin
         tokens.append(token)
-        if token in eos_token_ids:
-            reason = "end_of_sequence"
-            break
-        if stopped(tokens):
-            reason = "stopped"
+        if ended := why_ended(tokens, eos_token_ids, stopped):
+            reason = ended
             break
     seconds = time.perf_counter() - begin
     if len(tokens) > room:

@@ -13,7 +13,7 @@ from transformers.cache_utils import Cache, DynamicCache, StaticLayer
 
 from quantharm.common.text import language_config
 from quantharm.models import attention
-from quantharm.speed.decoding import Continuation, Stopped, never, prefill
+from quantharm.speed.decoding import Continuation, Stopped, never, prefill, why_ended
 from quantharm.speed.device_meters import synchronise
 
 WARM_UP_STEPS = 3
@@ -199,11 +199,8 @@ class StaticDecoder:
                 reason = "not_finite"
                 break
             tokens.append(token)
-            if token in eos_token_ids:
-                reason = "end_of_sequence"
-                break
-            if stopped(tokens):
-                reason = "stopped"
+            if ended := why_ended(tokens, eos_token_ids, stopped):
+                reason = ended
                 break
         seconds = time.perf_counter() - begin
         return Continuation(tokens, reason, seconds, first, reason != "not_finite")
