@@ -1,8 +1,8 @@
 """Which of PyTorch's attention kernels a pass runs on a GPU.
 
-cuDNN's plans its work for each new length of prompt: 60 to 75 ms on an H100, where a pass of 8 layers of a 7B shape
-takes 15. Passes over texts of many lengths therefore run the other kernels; what repeats one length, as a captured
-step and a benchmark do, plans once before it is timed, and runs what PyTorch chooses.
+The one by cuDNN plans its work anew for each length of prompt: 60 to 75 ms on an H100, where a pass of 8 layers of a 7B
+shape takes 15. Passes over texts of many lengths therefore run the other kernels. What repeats one length, as a
+captured step and a benchmark do, plans once before it is timed, and runs what PyTorch chooses.
 """
 
 from collections.abc import Iterator
