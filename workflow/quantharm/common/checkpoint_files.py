@@ -18,9 +18,11 @@ ADAPTER = "adapter_config.json"
 GGUF = ".gguf"
 POINTER = b"version https://git-lfs"  # how Git LFS begins the note that it leaves in place of a file
 POINTER_BYTES = 1024  # and longer than that none is
+# config.json as it was read. Each architecture has keys of its own, so a value's type is known where it is used.
+CheckpointConfig = dict[str, Any]
 
 
-def read_checkpoint_config(folder: Path) -> dict[str, Any]:
+def read_checkpoint_config(folder: Path) -> CheckpointConfig:
     """config.json of a checkpoint folder; raises UserError when it is not one."""
     path = Path(folder) / "config.json"
     if not path.is_file():

@@ -5,6 +5,10 @@ from typing import Any, NotRequired, TypedDict
 from quantharm.common.records.parts import CellNames, Finished, Memory, WeightFile
 from quantharm.common.records.source import SourceRecord
 
+# Of a method, defaults included. Each quantizer declares its own keys and their types (SETTINGS, by which the config is
+# checked), so no one type holds for all of them.
+Settings = dict[str, Any]
+
 
 class SampleStatistics(TypedDict):
     """Of the token samples that a quantizer was calibrated on."""
@@ -90,7 +94,7 @@ class CheckpointRecord(CellNames, MadeByQuantizer):
     """Keys by which a checkpoint is loaded."""
 
     quantizer: str  # module in quantharm.quantizers
-    settings: dict[str, Any]  # all of the method's, defaults included
+    settings: Settings
     dtype: str  # that every cell of the model is loaded in
     gpus: int  # that the model is spread over
     source: SourceRecord  # of the unquantized model
