@@ -9,14 +9,14 @@ from quantharm.reporting.charts.base import label_heights, log_ticks
 from quantharm.reporting.format import count, interval, listing, number, percent, share, signed, size
 from quantharm.reporting.tables.record import environment_table
 from quantharm.reporting.tables.table import (
-    Cell,
     Column,
+    Field,
     Table,
-    figure_cell,
+    figure_field,
     frame,
     markdown_table,
-    name_cell,
-    text_cell,
+    name_field,
+    text_field,
     transposed,
     write_table,
 )
@@ -63,8 +63,8 @@ TABLE = Table(
     "By hand",
     [Column("method", "Method", "left"), Column("kl_nats", "KL, nats [95 %]"), Column("note", "Note", "left")],
     [
-        [name_cell("a|b"), figure_cell(0.5, number, [0.4, 0.6]), Cell("=1+1", "=1+1")],
-        [name_cell("c", ["kernel"]), figure_cell(None), Cell("–", None)],
+        [name_field("a|b"), figure_field(0.5, number, [0.4, 0.6]), Field("=1+1", "=1+1")],
+        [name_field("c", ["kernel"]), figure_field(None), Field("–", None)],
     ],
 )
 
@@ -79,8 +79,8 @@ def test_markdown_by_hand():
 
 
 def test_markdown_parts_a_verdict_from_its_reason_by_a_colon():
-    row = [text_cell("breach", "fail", "too large"), text_cell("low", "low", "[1, 2]"), text_cell("x", "", "aside")]
-    row.append(text_cell("21/21", "pass", "0 right"))
+    row = [text_field("breach", "fail", "too large"), text_field("low", "low", "[1, 2]"), text_field("x", "", "aside")]
+    row.append(text_field("21/21", "pass", "0 right"))
     table = Table("t", "T", [Column(key, key) for key in "abcd"], [row])
     assert "| breach: too large | low \\[1, 2\\] | x aside | 21/21 0 right |" in markdown_table(table)
 

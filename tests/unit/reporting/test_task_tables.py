@@ -40,7 +40,7 @@ def results_of(names=("a",), **changed):
 
 
 def verdicts(results) -> dict[str, str]:
-    return {row["cell"].method: tasks_table(results).columns[-1].cell(row).text for row in answered(results)}
+    return {row["cell"].method: tasks_table(results).columns[-1].field(row).text for row in answered(results)}
 
 
 def test_no_difference_shown_never_stands_without_what_would_have_been():

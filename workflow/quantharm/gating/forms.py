@@ -9,7 +9,7 @@ from quantharm.gating.judging import UNFINISHED
 from quantharm.gating.limits import kind_of
 from quantharm.gating.verdicts import BREACH, PASS, Line
 from quantharm.reporting.format import MISSING, interval
-from quantharm.reporting.tables.table import Cell, Column, Table, markdown_table, name_cell, text_cell
+from quantharm.reporting.tables.table import Column, Field, Table, markdown_table, name_field, text_field
 from quantharm.reporting.text import one_line
 
 TONES = {PASS: "pass", BREACH: "fail"}
@@ -57,11 +57,11 @@ def over(entry: Line) -> str:
 
 
 def budget_table(lines: list[Line]) -> Table:
-    def figure(entry: Line) -> Cell:
+    def figure(entry: Line) -> Field:
         if entry["value"] is None:
-            return Cell(MISSING)
+            return Field(MISSING)
         kind = kind_of(entry["limit"])
-        return Cell(
+        return Field(
             f"{kind.show(entry['value'])}{kind.unit}",
             entry["value"],
             entry["ci95"],
@@ -70,13 +70,13 @@ def budget_table(lines: list[Line]) -> Table:
 
     rows = [
         [
-            name_cell(entry["model"]),
-            name_cell(entry["method"] or "all"),
-            text_cell(limit_on(entry)),
+            name_field(entry["model"]),
+            name_field(entry["method"] or "all"),
+            text_field(limit_on(entry)),
             figure(entry),
-            Cell(bound_of(entry), entry["bound"]),
-            text_cell(over(entry)),
-            text_cell(entry["verdict"], TONES.get(entry["verdict"], "undecided"), entry["reason"]),
+            Field(bound_of(entry), entry["bound"]),
+            text_field(over(entry)),
+            text_field(entry["verdict"], TONES.get(entry["verdict"], "undecided"), entry["reason"]),
         ]
         for entry in lines
     ]

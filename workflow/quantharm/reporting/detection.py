@@ -14,7 +14,7 @@ from quantharm.common.errors import UserError
 from quantharm.forensics.detection.chance import FALSE_ALARM_A_CHECKPOINT, FALSE_ALARM_A_MATRIX, is_dequantized
 from quantharm.reporting.format import count, fixed, listing, share
 from quantharm.reporting.tables.columns import named
-from quantharm.reporting.tables.table import Cell, Column, Table, table_of
+from quantharm.reporting.tables.table import Column, Field, Table, table_of
 
 RATES = Path(__file__).parents[2] / "report" / "integrity-detection.csv"
 NOTHING, RANDOM, NATIVE = "nothing", "random matrices", "nothing (ternary, as BitNet)"
@@ -84,10 +84,10 @@ def detection_table(rates: Rates) -> Table:
     names = dict.fromkeys(row["quantizer"] for row in rates if row["quantizer"] != RANDOM)
     known = {(row["quantizer"], row["change"]): row for row in rates}
 
-    def rate(change: str, name: str) -> Cell:
-        return cell_of(known.get((name, change)))
+    def rate(change: str, name: str) -> Field:
+        return field_of(known.get((name, change)))
 
-    columns = [Column(f"detected/{change}", change, cell=partial(rate, change)) for change in changes(rates)]
+    columns = [Column(f"detected/{change}", change, field=partial(rate, change)) for change in changes(rates)]
     return table_of("integrity-detection", [named("quantized_with", "Quantized with"), *columns], names)
 
 
@@ -104,25 +104,25 @@ def short_table(rates: Rates) -> Table:
         kind = "never quantized" if is_clean(row) else "8 bits" if eight else "4 bits and fewer"
         kinds["ternary, as native training" if row["quantizer"] == NATIVE else kind].append(row)
 
-    def caught(kind: str, change: str) -> Cell:
+    def caught(kind: str, change: str) -> Field:
         detected, of = summed([row for row in kinds[kind] if row["change"] == change])
-        return Cell(f"{detected} of {of}")
+        return Field(f"{detected} of {of}")
 
-    columns = [Column("changed_by", "Then changed by", "left", lambda change: Cell(change, change))]
-    columns += [Column(kind, kind, cell=partial(caught, kind)) for kind in kinds]
+    columns = [Column("changed_by", "Then changed by", "left", lambda change: Field(change, change))]
+    columns += [Column(kind, kind, field=partial(caught, kind)) for kind in kinds]
     return table_of("integrity-detection", columns, changes(rates))
 
 
-def cell_of(row: dict[str, Any] | None) -> Cell:
+def field_of(row: dict[str, Any] | None) -> Field:
     if row is None:
-        return Cell("–")
+        return Field("–")
     detected, of = row["detected"], row["matrices"]
     fewer = detected and row["expected"] and row["recovered"] < detected
     caught = "pass" if detected == of else "fail" if not detected else "undecided"
     clean = "fail" if detected else "pass"
     tone = "undecided" if row["quantizer"] == NATIVE else clean if is_clean(row) else caught
     aside = f"{row['recovered']} right" if fewer else ""
-    return Cell(f"{detected}/{of}", f"{detected}/{of}", aside=aside, tone=tone)
+    return Field(f"{detected}/{of}", f"{detected}/{of}", aside=aside, tone=tone)
 
 
 def checkpoint_notes(rates: Rates) -> list[str]:

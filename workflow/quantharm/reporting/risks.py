@@ -6,8 +6,7 @@ from quantharm.reporting.format import interval, listing, mean_kl, number, perce
 from quantharm.reporting.limit_verdicts import largest, risk_verdict, within
 from quantharm.reporting.results import Cell, Results, other_hardware_kl
 from quantharm.reporting.tables.columns import by_method, named, text
-from quantharm.reporting.tables.table import Cell as TableCell
-from quantharm.reporting.tables.table import Table, table_of, text_cell, verdict_cell
+from quantharm.reporting.tables.table import Field, Table, table_of, text_field, verdict_field
 from quantharm.reporting.thresholds import Thresholds
 from quantharm.reporting.verdicts import Verdict, not_judged, of_lower_bound
 
@@ -31,8 +30,8 @@ def risk_table(results: Results) -> Table:
         entry = applications[application]
         return f"{listing(entry['categories'])}: low below {entry['low']:g}, medium below {entry['medium']:g} nats"
 
-    def risk(cell: Cell, application: str) -> TableCell:
-        return verdict_cell(judged[cell.method][application], True)
+    def risk(cell: Cell, application: str) -> Field:
+        return verdict_field(judged[cell.method][application], True)
 
     columns = [
         named("application", "Application"),
@@ -146,10 +145,10 @@ def defense_table(results: Results) -> Table:
     judged = {cell.method: criteria(cell, results.thresholds) for cell in results.methods}
     first = next(iter(judged.values()), {})
 
-    def outcome(cell: Cell, name: str) -> TableCell:
+    def outcome(cell: Cell, name: str) -> Field:
         if cell.failed:
-            return text_cell("not assessed", "failed", f"failed {', '.join(cell.failed)}")
-        return verdict_cell(judged[cell.method][name], True)
+            return text_field("not assessed", "failed", f"failed {', '.join(cell.failed)}")
+        return verdict_field(judged[cell.method][name], True)
 
     columns = [
         named("criterion", "Criterion"),

@@ -7,12 +7,12 @@ from typing import Any
 
 from quantharm.common.constants import BASELINE
 from quantharm.reporting.format import at_least, number, percent, times
-from quantharm.reporting.results import Cell as MethodCell
-from quantharm.reporting.tables.table import Cell, Column, figure_cell, name_cell, text_cell
+from quantharm.reporting.results import Cell
+from quantharm.reporting.tables.table import Column, Field, figure_field, name_field, text_field
 
 Value = str | Callable[[Any], Any]  # a key of the item (of its row in the summary), or how to get it of the item
 CHANGE, CHANGE_CI95 = "perplexity_change_percent", "perplexity_change_percent_ci95"  # keys of the summary
-METHOD = Column("method", "Method", "left", lambda cell: name_cell(cell.method, cell.failed))
+METHOD = Column("method", "Method", "left", lambda cell: name_field(cell.method, cell.failed))
 
 
 BOUNDED = ("kl_nats", "text_kl_nats")  # figures that are lower bounds where a server shows some tokens only
@@ -43,37 +43,37 @@ def figure(
     The value may bring its interval: (value, interval).
     """
 
-    def cell_of(item: Any) -> Cell:
+    def field_of(item: Any) -> Field:
         shown = (lambda v: at_least(show(v))) if key.startswith(BOUNDED) and is_bounded(item) else show
         value, interval = value_of(item, of or key), None if bounds is None else value_of(item, bounds)
         if isinstance(value, tuple):
             value, interval = value
-        return figure_cell(value, shown, interval, value_of(item, aside), tone(item))
+        return figure_field(value, shown, interval, value_of(item, aside), tone(item))
 
-    column = Column(key, label, cell=cell_of)
+    column = Column(key, label, field=field_of)
     return column if baseline is None else but_baseline(column, baseline)
 
 
 def text(key: str, label: str, words: Value, aside: Value = lambda item: "", align: str = "left") -> Column:
-    return Column(key, label, align, lambda item: text_cell(str(value_of(item, words)), aside=value_of(item, aside)))
+    return Column(key, label, align, lambda item: text_field(str(value_of(item, words)), aside=value_of(item, aside)))
 
 
 def named(key: str, label: str, name: Callable[[Any], str] = str) -> Column:
     """The first column of a table whose rows are no methods."""
-    return Column(key, label, "left", lambda item: Cell(name(item), name(item), header=True))
+    return Column(key, label, "left", lambda item: Field(name(item), name(item), header=True))
 
 
 def by_method(
-    key: str, cells: list[MethodCell], cell_of: Callable[[MethodCell, Any], Cell], label="{}", align="right"
+    key: str, cells: list[Cell], field_of: Callable[[Cell, Any], Field], label="{}", align="right"
 ) -> list[Column]:
-    """A column a method; cell_of: what stands there of a method in the row of an item."""
+    """A column a method; field_of: what stands there of a method in the row of an item."""
     return [
-        Column(f"{key}/{cell.method}", label.format(f"{cell.method}{mark(cell)}"), align, partial(cell_of, cell))
+        Column(f"{key}/{cell.method}", label.format(f"{cell.method}{mark(cell)}"), align, partial(field_of, cell))
         for cell in cells
     ]
 
 
-def mark(cell: MethodCell) -> str:
+def mark(cell: Cell) -> str:
     """`†` after the name of a method whose figures are not to be believed, `≥` of one whose KL is a lower bound."""
     return f"{' ≥' if cell.bounded else ''}{' †' if cell.failed else ''}"
 
@@ -81,28 +81,28 @@ def mark(cell: MethodCell) -> str:
 def but_baseline(column: Column, word: str = "–") -> Column:
     """The same column with a word in the baseline's row."""
 
-    def cell_of(cell: MethodCell) -> Cell:
-        return text_cell(word) if cell.method == BASELINE else column.cell(cell)
+    def field_of(cell: Cell) -> Field:
+        return text_field(word) if cell.method == BASELINE else column.field(cell)
 
-    return replace(column, cell=cell_of)
+    return replace(column, field=field_of)
 
 
 def perplexity_change(
     label: str = "Perplexity change [95\u00a0%]",
     baseline: str = "–",
-    tone: Callable[[MethodCell], str] = lambda cell: "",
+    tone: Callable[[Cell], str] = lambda cell: "",
 ) -> Column:
     """The change from the baseline in percent, with its paired interval."""
     return figure(CHANGE, label, percent, bounds=CHANGE_CI95, tone=tone, baseline=baseline)
 
 
-def mean_kl(tone: Callable[[MethodCell], str] = lambda cell: "") -> Column:
+def mean_kl(tone: Callable[[Cell], str] = lambda cell: "") -> Column:
     """The mean KL over the prompts; the baseline's is the noise floor."""
 
-    def bounds(cell: MethodCell) -> list[float] | None:
+    def bounds(cell: Cell) -> list[float] | None:
         return None if cell.method == BASELINE else cell.row["kl_nats_ci95"]
 
-    def aside(cell: MethodCell) -> str:
+    def aside(cell: Cell) -> str:
         return "noise floor" if cell.method == BASELINE else ""
 
     return figure("kl_nats_mean", "Mean KL, nats [95\u00a0%]", number, None, bounds, aside, tone)

@@ -7,10 +7,9 @@ from typing import Any
 
 from quantharm.common.records.quantization import QuantizationRecord
 from quantharm.reporting.format import fixed, number, one_decimal, percent_to_a_tenth, share, signed, size, size_unit
-from quantharm.reporting.results import Cell as MethodCell
-from quantharm.reporting.results import Results
+from quantharm.reporting.results import Cell, Results
 from quantharm.reporting.tables.columns import COMPRESSION, METHOD, by_method, figure, named
-from quantharm.reporting.tables.table import Cell, Column, Table, figure_cell, table_of, text_cell
+from quantharm.reporting.tables.table import Column, Field, Table, figure_field, table_of, text_field
 
 ALL = "All prompts"
 BITS_OF_DTYPE = {"bfloat16": 16, "float16": 16, "float32": 32}
@@ -21,7 +20,7 @@ def bits_of(record: QuantizationRecord) -> int:
     return BITS_OF_DTYPE[record.get("loaded_dtype") or record["dtype"]]
 
 
-def formula_bytes(cell: MethodCell, results: Results) -> float | None:
+def formula_bytes(cell: Cell, results: Results) -> float | None:
     """Loaded bytes by the format's formula: its bits for the quantized weights, the baseline's dtype for the rest."""
     record, baseline = cell.quantization, results.baseline.quantization
     quantized = record["quantized_weights"]
@@ -39,19 +38,19 @@ def sizes_table(results: Results) -> Table:
     def in_unit(value: float) -> str:
         return fixed(value / scale, 2)
 
-    def bits_cell(cell: MethodCell) -> Cell:
+    def bits_field(cell: Cell) -> Field:
         bits = cell.row["bits_per_weight"]
         if cell.served:
-            return text_cell("not seen")
-        return Cell(number(bits, 4) if bits else f"{bits_of(cell.quantization)}, not quantized", bits)
+            return text_field("not seen")
+        return Field(number(bits, 4) if bits else f"{bits_of(cell.quantization)}, not quantized", bits)
 
-    def matrices_cell(cell: MethodCell) -> Cell:
+    def matrices_field(cell: Cell) -> Field:
         if cell.served:
-            return text_cell("not seen")
+            return text_field("not seen")
         quantized, kept = len(cell.quantization["quantized_modules"]), len(cell.quantization["kept_modules"])
-        return Cell(f"{quantized} of {quantized + kept}", quantized)
+        return Field(f"{quantized} of {quantized + kept}", quantized)
 
-    def share_saved(cell: MethodCell) -> str:
+    def share_saved(cell: Cell) -> str:
         return "" if cell.served else f"({fixed(100 * cell.row['saved_bytes'] / whole, 1)}\u00a0%)"
 
     columns = [
@@ -61,9 +60,9 @@ def sizes_table(results: Results) -> Table:
         figure("formula_bytes", f"By the formula, {unit}", in_unit, lambda cell: formula_bytes(cell, results)),
         COMPRESSION,
         figure("saved_bytes", f"Saved, {unit}", in_unit, aside=share_saved, baseline="–"),
-        Column("bits_per_weight", "Bits per weight", cell=bits_cell),
+        Column("bits_per_weight", "Bits per weight", field=bits_field),
         figure("bits_per_weight_formula", "By the formula", partial(number, digits=4)),
-        Column("quantized_matrices", "Matrices quantized", cell=matrices_cell),
+        Column("quantized_matrices", "Matrices quantized", field=matrices_field),
     ]
     parameters = results.baseline.row["parameters"]
     note = (
@@ -78,24 +77,24 @@ def sizes_table(results: Results) -> Table:
 def stored_types_table(results: Results) -> Table:
     """Of methods that store their matrices in several types: a row a method, a column a kind of layer."""
 
-    def types_of(cell: MethodCell) -> dict[str, dict[str, Any]]:
+    def types_of(cell: Cell) -> dict[str, dict[str, Any]]:
         return {kind: dict(types) for kind, types in cell.quantization.get("by_layer_kind", {}).items()}
 
     def without_scales(name: str) -> str:
         """Bits a weight, rounded: a scale a row makes them differ with the matrix's shape."""
         return str(round(float(name.split()[0]))) if name.endswith(" bits") else name
 
-    def is_mixed(cell: MethodCell) -> bool:
+    def is_mixed(cell: Cell) -> bool:
         return len({without_scales(name) for types in types_of(cell).values() for name in types}) > 1
 
-    def stored(cell: MethodCell, kind: str) -> Cell:
+    def stored(cell: Cell, kind: str) -> Field:
         types = types_of(cell).get(kind, {})
         several = len(types) > 1
         words = [f"{name} ({row['matrices']})" if several else name for name, row in types.items()]
         weights = sum(row["weights"] for row in types.values())
         bits = sum(row["bits_per_weight"] * row["weights"] for row in types.values()) / weights if weights else None
         aside = f"{number(bits, 4)} bits" if bits and not all(name.endswith("bits") for name in types) else ""
-        return Cell(", ".join(words) or "not quantized", ", ".join(words), aside=aside)
+        return Field(", ".join(words) or "not quantized", ", ".join(words), aside=aside)
 
     mixed = [cell for cell in results.cells if is_mixed(cell)]
     kinds = dict.fromkeys(kind for cell in mixed for kind in types_of(cell))
@@ -149,7 +148,7 @@ def by_category_table(key: str, results: Results) -> Table:
     """Baseline first, then each method, then each method's difference; the last row is the mean of all prompts."""
     measured, unit, show, change, show_change = BY_CATEGORY[key]
 
-    def value_of(cell: MethodCell, category: str) -> float | None:
+    def value_of(cell: Cell, category: str) -> float | None:
         """A figure of one category, or of all prompts; `succeeded` as a share."""
         record: Mapping[str, Any] | None = cell.generation
         if category != ALL:
@@ -158,13 +157,13 @@ def by_category_table(key: str, results: Results) -> Table:
             return None
         return record["succeeded"] / record["prompts"] if measured == "succeeded" else record[measured]
 
-    def difference(cell: MethodCell, category: str) -> Cell:
+    def difference(cell: Cell, category: str) -> Field:
         mine, reference = value_of(cell, category), value_of(results.baseline, category)
-        return figure_cell(None if mine is None or reference is None else change(mine, reference), show_change)
+        return figure_field(None if mine is None or reference is None else change(mine, reference), show_change)
 
     columns = [
         named("category", "Category"),
-        *by_method(measured, results.cells, lambda cell, c: figure_cell(value_of(cell, c), show), f"{{}}{unit}"),
+        *by_method(measured, results.cells, lambda cell, c: figure_field(value_of(cell, c), show), f"{{}}{unit}"),
         *by_method(f"{measured}_change", results.methods, difference, "Δ {}"),
     ]
     return table_of(key, columns, [*results.categories, ALL], last_is_total=True)

@@ -5,10 +5,9 @@ from typing import Any
 from quantharm.common.answers import EARLY, FEWEST_CYCLES, LONG_TOKENS, SHORTEST_LOOP
 from quantharm.common.records.divergence import DepthBin
 from quantharm.reporting.format import number, one_decimal, share
-from quantharm.reporting.results import Cell as MethodCell
-from quantharm.reporting.results import Results
+from quantharm.reporting.results import Cell, Results
 from quantharm.reporting.tables.columns import METHOD, by_method, figure, named
-from quantharm.reporting.tables.table import Cell, Column, Table, figure_cell, table_of, text_cell
+from quantharm.reporting.tables.table import Column, Field, Table, figure_field, table_of, text_field
 
 Depths = list[DepthBin]
 
@@ -54,7 +53,7 @@ def long_answers_table(results: Results) -> Table:
     return table_of("long-answers", columns, results.cells, f"{note}.")
 
 
-def depths_of(cell: MethodCell) -> Depths:
+def depths_of(cell: Cell) -> Depths:
     """`by_depth` of divergence.json; empty for records of earlier versions."""
     return list(cell.divergence.get("by_depth") or [])
 
@@ -67,9 +66,9 @@ def span(depth: DepthBin) -> str:
 def divergence_by_depth_table(results: Results) -> Table:
     """Rows are depths; the prompts whose answers are that long are the same for every method."""
 
-    def kl(cell: MethodCell, depth: DepthBin) -> Cell:
+    def kl(cell: Cell, depth: DepthBin) -> Field:
         own = next((d for d in depths_of(cell) if d["from_tokens"] == depth["from_tokens"]), None)
-        return figure_cell(own["kl_nats_mean"], number, own["ci95"]) if own else text_cell("–")
+        return figure_field(own["kl_nats_mean"], number, own["ci95"]) if own else text_field("–")
 
     columns = [
         named("depth_tokens", "Tokens of the answer before", span),

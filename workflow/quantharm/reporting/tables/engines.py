@@ -2,24 +2,23 @@
 
 from quantharm.config.engines import OPENAI, TRANSFORMERS, engine_of
 from quantharm.reporting.format import number, one_decimal, percent, share, share_to_a_tenth, size, times
-from quantharm.reporting.results import Cell as MethodCell
-from quantharm.reporting.results import Results
+from quantharm.reporting.results import Cell, Results
 from quantharm.reporting.tables.columns import METHOD, Column, figure, is_bounded, named, text
-from quantharm.reporting.tables.table import Cell, Table, figure_cell, table_of, text_cell
+from quantharm.reporting.tables.table import Field, Table, figure_field, table_of, text_field
 
 PERPLEXITY = "perplexity_change_percent"
-Weights = list[MethodCell]  # cells of the same weights, with exact caches, one an engine
+Weights = list[Cell]  # cells of the same weights, with exact caches, one an engine
 
 
-def settings_of(cell: MethodCell) -> dict:
+def settings_of(cell: Cell) -> dict:
     return cell.quantization["settings"]
 
 
-def engine(cell: MethodCell) -> str:
+def engine(cell: Cell) -> str:
     return engine_of(settings_of(cell))
 
 
-def cache_of(cell: MethodCell) -> str:
+def cache_of(cell: Cell) -> str:
     """`q8_0`, `keys q8_0, values q4_0`, `quanto, 4 bits`; nothing where it is exact."""
     asked = settings_of(cell).get("kv_cache")
     if not asked:
@@ -47,32 +46,32 @@ def engines_table(results: Results) -> Table:
     engines = list(dict.fromkeys(engine(cell) for cells in groups for cell in cells))
 
     def of_engine(name: str, key: str, show, bounds: str | None = None):
-        def cell_of(cells: Weights) -> Cell:
+        def field_of(cells: Weights) -> Field:
             cell = next((c for c in cells if engine(c) == name), None)
             if cell is None:
-                return text_cell("–")
+                return text_field("–")
             bounded = is_bounded(cell) and key == "kl_nats_mean"
-            return figure_cell(
+            return figure_field(
                 cell.row[key],
                 (lambda v: f"≥\u00a0{show(v)}") if bounded else show,
                 cell.row[bounds] if bounds else None,
                 aside=cell.method if len(cells) > 1 and key == "perplexity_change_percent" else "",
             )
 
-        return cell_of
+        return field_of
 
     columns = [named("weights", "Weights", lambda cells: cells[0].method)]
     for name in engines:
         columns += [
             Column(
-                f"perplexity_change_percent/{name}", f"Perplexity, {name}", cell=of_engine(name, PERPLEXITY, percent)
+                f"perplexity_change_percent/{name}", f"Perplexity, {name}", field=of_engine(name, PERPLEXITY, percent)
             ),
-            Column(f"kl_nats_mean/{name}", f"KL, nats, {name}", cell=of_engine(name, "kl_nats_mean", number)),
+            Column(f"kl_nats_mean/{name}", f"KL, nats, {name}", field=of_engine(name, "kl_nats_mean", number)),
             Column(
-                f"top1_agreement/{name}", f"Top-1, {name}", cell=of_engine(name, "top1_agreement", share_to_a_tenth)
+                f"top1_agreement/{name}", f"Top-1, {name}", field=of_engine(name, "top1_agreement", share_to_a_tenth)
             ),
         ]
-    columns.append(Column("engine_check", "Engine against the same weights in float32, nats", cell=engine_check))
+    columns.append(Column("engine_check", "Engine against the same weights in float32, nats", field=engine_check))
     ran = dict.fromkeys(description(cell) for cells in groups for cell in cells if "engine" in ran_by(cell))
     note = f"Every engine is compared with the one baseline. {'; '.join(ran)}." if ran else ""
     if any(c.served for c in results.cells):
@@ -80,11 +79,11 @@ def engines_table(results: Results) -> Table:
     return table_of("engines", columns, groups, note.strip())
 
 
-def ran_by(cell: MethodCell) -> dict:
+def ran_by(cell: Cell) -> dict:
     return dict(cell.perplexity["provenance"])
 
 
-def description(cell: MethodCell) -> str:
+def description(cell: Cell) -> str:
     """`llama.cpp b1234 (xllamacpp 1.2), 4 threads`"""
     ran = ran_by(cell)["engine"]
     if ran["name"] == OPENAI:
@@ -93,12 +92,12 @@ def description(cell: MethodCell) -> str:
     return f"{ran['name']} {ran['version']} ({ran['package']}), {ran['threads']} threads"
 
 
-def engine_check(cells: Weights) -> Cell:
+def engine_check(cells: Weights) -> Field:
     checks = [check for cell in cells for check in cell.checks["checks"] if check["name"] == "engine"]
     for check in checks:
         if isinstance(check["value"], float):
-            return figure_cell(check["value"], tone=check["status"])
-    return text_cell("–")
+            return figure_field(check["value"], tone=check["status"])
+    return text_field("–")
 
 
 def calibration(results: Results) -> str:
@@ -125,7 +124,7 @@ def caches_table(results: Results) -> Table:
     shown = [] if len(shown) == 1 else [cell for cell in shown if not cell.served]
     whole = results.baseline.row.get("kv_cache_bytes_per_token")
 
-    def in_text(cell: MethodCell, place: int) -> tuple | None:
+    def in_text(cell: Cell, place: int) -> tuple | None:
         bins = cell.perplexity["kl_by_position"]
         return (bins[place]["kl_nats_mean"], bins[place]["ci95"]) if bins else (None, None)
 

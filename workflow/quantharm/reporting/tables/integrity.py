@@ -5,10 +5,9 @@ from typing import Any
 
 from quantharm.common.records.integrity import IntegrityRecord
 from quantharm.reporting.format import count, listing, number, share
-from quantharm.reporting.results import Cell as MethodCell
-from quantharm.reporting.results import Results
+from quantharm.reporting.results import Cell, Results
 from quantharm.reporting.tables.columns import METHOD, named, text
-from quantharm.reporting.tables.table import Cell, Column, Table, figure_cell, table_of, text_cell
+from quantharm.reporting.tables.table import Column, Field, Table, figure_field, table_of, text_field
 
 VERDICTS = {
     "no trace": "pass",
@@ -26,27 +25,27 @@ WORDS = {"packed": "openly quantized", "partly packed": "partly quantized, openl
 def integrity_table(results: Results) -> Table:
     """A row a method: its files, its weights, what they would be seen as, its behaviour."""
 
-    def recorded(key: str, label: str, cell_of: Callable[[IntegrityRecord], Cell], align: str = "left") -> Column:
-        """cell_of: the cell by integrity.json."""
+    def recorded(key: str, label: str, field_of: Callable[[IntegrityRecord], Field], align: str = "left") -> Column:
+        """field_of: the field by integrity.json."""
 
-        def cell(method: MethodCell) -> Cell:
-            if method.integrity is None:
-                return text_cell("not measured", "unknown") if key == "verified" else text_cell("–")
-            return cell_of(method.integrity)
+        def field(cell: Cell) -> Field:
+            if cell.integrity is None:
+                return text_field("not measured", "unknown") if key == "verified" else text_field("–")
+            return field_of(cell.integrity)
 
-        return Column(key, label, align, cell)
+        return Column(key, label, align, field)
 
     columns = [
         METHOD,
-        recorded("verified", "Verdict", lambda r: text_cell(*FINDINGS[bool(r["verified"])])),
-        recorded("files", "Files", files_cell),
-        recorded("scan", "Weights as stored", scan_cell),
-        recorded("if_dequantized", "If dequantized and passed off as the original", if_dequantized_cell),
-        recorded("kl_nats_mean", "KL from the store, nats [95\u00a0%]", kl_cell, "right"),
+        recorded("verified", "Verdict", lambda r: text_field(*FINDINGS[bool(r["verified"])])),
+        recorded("files", "Files", files_field),
+        recorded("scan", "Weights as stored", scan_field),
+        recorded("if_dequantized", "If dequantized and passed off as the original", if_dequantized_field),
+        recorded("kl_nats_mean", "KL from the store, nats [95\u00a0%]", kl_field, "right"),
         recorded(
             "behaviour",
             "Distinguishable from the original",
-            lambda r: text_cell(DISTINGUISHABLE[r["behaviour"]["same_as_original"]]),
+            lambda r: text_field(DISTINGUISHABLE[r["behaviour"]["same_as_original"]]),
         ),
     ]
     note = (
@@ -57,30 +56,32 @@ def integrity_table(results: Results) -> Table:
     return table_of("integrity", columns, results.cells, note)
 
 
-def files_cell(record: IntegrityRecord) -> Cell:
+def files_field(record: IntegrityRecord) -> Field:
     files = record["signed_manifest"] or record["manifest"]
     if not files["verified"]:
-        return text_cell("not the same", "fail", str(files["explanation"]))
-    return text_cell("as signed" if record["signed_manifest"] else "as recorded", "pass", count(files["files"], "file"))
+        return text_field("not the same", "fail", str(files["explanation"]))
+    return text_field(
+        "as signed" if record["signed_manifest"] else "as recorded", "pass", count(files["files"], "file")
+    )
 
 
-def scan_cell(record: IntegrityRecord) -> Cell:
+def scan_field(record: IntegrityRecord) -> Field:
     verdict = record["scan"]["verdict"]
-    return text_cell(WORDS.get(verdict, verdict), VERDICTS[verdict], scan_words(record["scan"]))
+    return text_field(WORDS.get(verdict, verdict), VERDICTS[verdict], scan_words(record["scan"]))
 
 
-def if_dequantized_cell(record: IntegrityRecord) -> Cell:
+def if_dequantized_field(record: IntegrityRecord) -> Field:
     seen = record["if_dequantized"]
     if seen is None:
-        return text_cell("–")
+        return text_field("–")
     noticed = seen["verdict"] == "dequantized"
-    return text_cell("noticed" if noticed else "not noticed", "pass" if noticed else "fail", scan_words(seen))
+    return text_field("noticed" if noticed else "not noticed", "pass" if noticed else "fail", scan_words(seen))
 
 
-def kl_cell(record: IntegrityRecord) -> Cell:
+def kl_field(record: IntegrityRecord) -> Field:
     behaviour = record["behaviour"]
     limit = f"limit {number(behaviour['limit_kl_nats'])}"
-    return figure_cell(behaviour["kl_nats_mean"], number, behaviour["kl_nats_ci95"], limit)
+    return figure_field(behaviour["kl_nats_mean"], number, behaviour["kl_nats_ci95"], limit)
 
 
 def scan_words(scan: Mapping[str, Any]) -> str:

@@ -8,11 +8,10 @@ from functools import partial
 
 from quantharm.reporting.format import one_decimal, size, times, whole_percent
 from quantharm.reporting.judgement import judge_all
-from quantharm.reporting.results import Cell as MethodCell
-from quantharm.reporting.results import Results, ran_on_one_device
+from quantharm.reporting.results import Cell, Results, ran_on_one_device
 from quantharm.reporting.risks import criteria, risks
 from quantharm.reporting.tables.columns import METHOD, but_baseline, figure, mean_kl, named, perplexity_change, text
-from quantharm.reporting.tables.table import Cell, Column, Table, table_of, text_cell, verdict_cell
+from quantharm.reporting.tables.table import Column, Field, Table, table_of, text_field, verdict_field
 from quantharm.reporting.verdicts import Verdict
 
 
@@ -31,17 +30,17 @@ def overview_table(models: list[Results]) -> Table:
     of = {results.model: results for results in models}
     judged = {results.model: judge_all(results) for results in models}
 
-    def model(cell: MethodCell) -> Cell:
+    def model(cell: Cell) -> Field:
         results = of[cell.row["model"]]
         where = [results.baseline.row["perplexity_protocol"]]
         where += [results.device] * (not one_device) + ["synthetic weights"] * results.synthetic
-        return Cell(results.model, results.model, aside=", ".join(where), header=True)
+        return Field(results.model, results.model, aside=", ".join(where), header=True)
 
-    def believable(cell: MethodCell) -> Cell:
-        return text_cell("no", "fail") if cell.failed else text_cell("yes", "pass")
+    def believable(cell: Cell) -> Field:
+        return text_field("no", "fail") if cell.failed else text_field("yes", "pass")
 
-    def harm(cell: MethodCell) -> Cell:
-        return verdict_cell(judged[cell.row["model"]][cell.method].harm)
+    def harm(cell: Cell) -> Field:
+        return verdict_field(judged[cell.row["model"]][cell.method].harm)
 
     columns = [
         Column("model", "Model", "left", model),
@@ -83,13 +82,13 @@ def verdict_table(
     """A row for each thing that was judged of each model, a column a method; judged_by: what these things are."""
     rows = [(results, name, verdicts) for results, of in judged for name, verdicts in of.items()]
 
-    def verdict(row: tuple, method: str) -> Cell:
+    def verdict(row: tuple, method: str) -> Field:
         results, _, verdicts = row
         if method not in verdicts:
-            return text_cell("–")
+            return text_field("–")
         if method in {cell.method for cell in results.cells if cell.failed}:
-            return text_cell("not judged: failed checks", "failed")
-        return verdict_cell(verdicts[method], True)
+            return text_field("not judged: failed checks", "failed")
+        return verdict_field(verdicts[method], True)
 
     columns = [named("model", "Model", lambda row: row[0].model)]
     if judged_by:

@@ -5,10 +5,9 @@ from functools import partial
 from quantharm.reporting.format import count, fixed, number, one_decimal, share_to_a_tenth
 from quantharm.reporting.judgement import kl_of, perplexity_of
 from quantharm.reporting.limit_verdicts import largest
-from quantharm.reporting.results import Cell as MethodCell
-from quantharm.reporting.results import Results
+from quantharm.reporting.results import Cell, Results
 from quantharm.reporting.tables.columns import METHOD, but_baseline, by_method, figure, named, perplexity_change, text
-from quantharm.reporting.tables.table import Cell, Column, Table, figure_cell, table_of, text_cell, verdict_cell
+from quantharm.reporting.tables.table import Column, Field, Table, figure_field, table_of, text_field, verdict_field
 
 four_decimals = partial(fixed, decimals=4)
 
@@ -16,12 +15,12 @@ four_decimals = partial(fixed, decimals=4)
 def verdict_column(results: Results, verdict_of, reference: str) -> Column:
     """No verdict on figures that are not to be believed; reference: the words in the baseline's row."""
 
-    def cell_of(cell: MethodCell) -> Cell:
+    def field_of(cell: Cell) -> Field:
         if cell.failed:
-            return text_cell("not judged: failed checks", "failed")
-        return verdict_cell(verdict_of(cell, results))
+            return text_field("not judged: failed checks", "failed")
+        return verdict_field(verdict_of(cell, results))
 
-    return but_baseline(Column("verdict", "Verdict", "left", cell_of), reference)
+    return but_baseline(Column("verdict", "Verdict", "left", field_of), reference)
 
 
 def perplexity_table(results: Results) -> Table:
@@ -42,9 +41,9 @@ def perplexity_table(results: Results) -> Table:
 
 
 def divergence_table(results: Results) -> Table:
-    def worst_category(cell: MethodCell) -> Cell:
+    def worst_category(cell: Cell) -> Field:
         worst = largest(cell.by_category)
-        return text_cell(worst[0], aside=f"{number(worst[1])} nats") if worst else text_cell("–")
+        return text_field(worst[0], aside=f"{number(worst[1])} nats") if worst else text_field("–")
 
     columns = [
         METHOD,
@@ -75,10 +74,10 @@ def divergence_by_category_table(results: Results) -> Table:
         worst = largest(measured)
         return worst and worst[0]
 
-    def kl(cell: MethodCell, category: str) -> Cell:
+    def kl(cell: Cell, category: str) -> Field:
         measured = cell.by_category.get(category, {"kl_nats_mean": None, "ci95": None})
         tone = "worst" if cell.method == worst_method(category) else ""
-        return figure_cell(measured["kl_nats_mean"], number, measured["ci95"], tone=tone)
+        return figure_field(measured["kl_nats_mean"], number, measured["ci95"], tone=tone)
 
     columns = [
         named("category", "Category"),
@@ -92,7 +91,7 @@ def answers_table(results: Results) -> Table:
     """Answers that a program can judge, and responses that changed at all."""
 
     def counted(key: str, label: str, of: str) -> Column:
-        return Column(key, label, cell=lambda cell: Cell(f"{cell.row[key]} of {cell.row[of]}", cell.row[key]))
+        return Column(key, label, field=lambda cell: Field(f"{cell.row[key]} of {cell.row[of]}", cell.row[key]))
 
     columns = [
         METHOD,

@@ -6,10 +6,9 @@ from typing import Any
 from quantharm.common.records.checks import CheckRecord
 from quantharm.common.records.generation import GenerationRecord
 from quantharm.reporting.format import MISSING, number, size, thousands
-from quantharm.reporting.results import Cell as MethodCell
-from quantharm.reporting.results import Results
+from quantharm.reporting.results import Cell, Results
 from quantharm.reporting.tables.columns import METHOD, by_method, figure, named, text
-from quantharm.reporting.tables.table import Cell, Column, Table, table_of, text_cell
+from quantharm.reporting.tables.table import Column, Field, Table, table_of, text_field
 
 FILES = {
     "quantization.json": "method, settings, sizes and hashes of the checkpoint",
@@ -33,7 +32,7 @@ MODEL_FILES = {
 
 
 def configuration_table(results: Results) -> Table:
-    def settings(cell: MethodCell) -> str:
+    def settings(cell: Cell) -> str:
         given = cell.quantization["settings"].items()
         return ", ".join(f"{key} {v}" for key, v in given if key != "resolved" and v is not None) or MISSING
 
@@ -65,8 +64,8 @@ def checks_table(results: Results) -> Table:
         )
 
     columns = [
-        Column("check", "Check", "left", lambda name: Cell(name.replace("_", " "), name, header=True)),
-        *by_method("status", results.cells, lambda cell, name: check_cell(ran[cell.method].get(name)), align="left"),
+        Column("check", "Check", "left", lambda name: Field(name.replace("_", " "), name, header=True)),
+        *by_method("status", results.cells, lambda cell, name: check_field(ran[cell.method].get(name)), align="left"),
         text("limit", "Limit", lambda name: " or ".join(sorted({shown(c["limit"]) for c in of(name)})), align="right"),
         text("explanation", "What was compared", explanation),
     ]
@@ -77,12 +76,12 @@ def shown(value: Any) -> str:
     return number(value) if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
 
 
-def check_cell(check: CheckRecord | None) -> Cell:
+def check_field(check: CheckRecord | None) -> Field:
     if check is None:
-        return text_cell("not run", "unknown")
+        return text_field("not run", "unknown")
     tone = {"pass": "pass", "fail": "fail", "skipped": "unknown"}[check["status"]]
     aside = "" if check["value"] is None else shown(check["value"])
-    return Cell(check["status"], check["status"], aside=aside, tone=tone, rule=check["explanation"])
+    return Field(check["status"], check["status"], aside=aside, tone=tone, rule=check["explanation"])
 
 
 def environment_table(results: Results) -> Table:
@@ -141,14 +140,14 @@ def files_table(results: Results) -> Table:
     for cell in results.cells:
         files += [*entries(cell.folder, FILES), *checkpoint_entry(cell)]
     columns = [
-        Column("file", "File", "left", lambda entry: Cell(entry[0], entry[1], header=True)),
+        Column("file", "File", "left", lambda entry: Field(entry[0], entry[1], header=True)),
         text("content", "Content", lambda entry: entry[2]),
         figure("bytes", "Size", size, lambda entry: entry[3]),
     ]
     return table_of("files", columns, files)
 
 
-def checkpoint_entry(cell: MethodCell) -> list[tuple[str, str, str, int]]:
+def checkpoint_entry(cell: Cell) -> list[tuple[str, str, str, int]]:
     """None of a cell that is behind an address."""
     record = cell.quantization
     if record["checkpoint_bytes"] is None:

@@ -7,10 +7,9 @@ from quantharm.common.records.generation import BatchRecord
 from quantharm.common.records.parts import Repeated
 from quantharm.reporting.format import MISSING, number, one_decimal, seconds, share, share_to_a_tenth, size
 from quantharm.reporting.judgement import decode_of, device_of, prefill_of, spreads_of
-from quantharm.reporting.results import Cell as MethodCell
-from quantharm.reporting.results import Results
+from quantharm.reporting.results import Cell, Results
 from quantharm.reporting.tables.columns import METHOD, but_baseline, figure
-from quantharm.reporting.tables.table import Cell, Column, Table, figure_cell, table_of, text_cell, verdict_cell
+from quantharm.reporting.tables.table import Column, Field, Table, figure_field, table_of, text_field, verdict_field
 
 
 def benchmark_table(results: Results) -> Table:
@@ -18,14 +17,14 @@ def benchmark_table(results: Results) -> Table:
     captured = any("captured" in cell.generation["benchmark"] for cell in results.cells)
 
     def timed(key: str, label: str, show) -> Column:
-        def timing(cell: MethodCell) -> Repeated:
+        def timing(cell: Cell) -> Repeated:
             benchmark: Mapping[str, Any] = cell.generation["benchmark"]
             return benchmark[key]
 
         return figure(f"{key}_median", label, show, lambda c: timing(c)["median"], lambda c: timing(c)["ci95"])
 
     def verdict(key: str, label: str, verdict_of) -> Column:
-        column = Column(key, label, "left", lambda cell: verdict_cell(verdict_of(cell, results), True))
+        column = Column(key, label, "left", lambda cell: verdict_field(verdict_of(cell, results), True))
         return but_baseline(column, "reference")
 
     columns = [
@@ -38,7 +37,7 @@ def benchmark_table(results: Results) -> Table:
     ]
     if captured:
         label = "Decode, captured, tokens/s [95\u00a0%]"
-        columns.append(Column("captured_decode_tokens_per_second_median", label, cell=captured_cell))
+        columns.append(Column("captured_decode_tokens_per_second_median", label, field=captured_field))
     speed = results.baseline.generation["benchmark"]
     how = " No captured (CUDA graph) decode was measured in this run."
     if captured:
@@ -56,21 +55,21 @@ def benchmark_table(results: Results) -> Table:
     return table_of("benchmark", columns, results.cells, note)
 
 
-def captured_cell(cell: MethodCell) -> Cell:
+def captured_field(cell: Cell) -> Field:
     """The captured decode's rate, or why there is none (`reason`)."""
     captured = cell.generation["benchmark"].get("captured") or {}
     rate = captured.get("decode_tokens_per_second")
     return (
-        figure_cell(rate["median"], one_decimal, rate["ci95"])
+        figure_field(rate["median"], one_decimal, rate["ci95"])
         if rate
-        else text_cell(str(captured.get("reason", MISSING)))
+        else text_field(str(captured.get("reason", MISSING)))
     )
 
 
 def batches_table(results: Results) -> Table:
     """Tokens a second of all sequences together, and peak memory, by batch size."""
     sizes = sorted({batch["batch_size"] for cell in results.cells for batch in batches_of(cell).values()})
-    columns = [METHOD, Column("decoding", "Decoding", "left", decoding_cell)]
+    columns = [METHOD, Column("decoding", "Decoding", "left", decoding_field)]
     columns += [batch_rate(size) for size in sizes]
     columns += [
         figure(f"peak_memory_bytes/batch {n}", f"Peak memory, batch {n}", size, of_batch(n, "peak_memory_bytes"))
@@ -84,43 +83,43 @@ def batches_table(results: Results) -> Table:
     return table_of("batches", columns, results.cells, note)
 
 
-def batches_of(cell: MethodCell) -> dict[int, BatchRecord]:
+def batches_of(cell: Cell) -> dict[int, BatchRecord]:
     return {batch["batch_size"]: batch for batch in cell.generation["benchmark"]["batches"]}
 
 
-def of_batch(batch_size: int, key: str) -> Callable[[MethodCell], Any]:
-    def value(cell: MethodCell) -> Any:
+def of_batch(batch_size: int, key: str) -> Callable[[Cell], Any]:
+    def value(cell: Cell) -> Any:
         batch: Mapping[str, Any] = batches_of(cell).get(batch_size) or {}
         return batch.get(key)
 
     return value
 
 
-def decoding_cell(cell: MethodCell) -> Cell:
+def decoding_field(cell: Cell) -> Field:
     """The way in which batches were decoded, and why not captured."""
     kinds = dict.fromkeys(b["decoding"] for b in batches_of(cell).values() if b["decoding"])
     reasons = dict.fromkeys(b["decoding_reason"] for b in batches_of(cell).values() if b["decoding_reason"])
-    return text_cell(" and ".join(kinds) or MISSING, aside="; ".join(reasons))
+    return text_field(" and ".join(kinds) or MISSING, aside="; ".join(reasons))
 
 
 def batch_rate(batch_size: int) -> Column:
     """The rate with its interval; the reason where there is none."""
 
-    def cell_of(cell: MethodCell) -> Cell:
+    def field_of(cell: Cell) -> Field:
         batch: Mapping[str, Any] = batches_of(cell).get(batch_size) or {}
         rate = batch.get("decode_tokens_per_second")
         if not rate:
-            return text_cell(MISSING, aside=batch.get("reason") or "")
-        return figure_cell(rate["median"], one_decimal, rate["ci95"])
+            return text_field(MISSING, aside=batch.get("reason") or "")
+        return figure_field(rate["median"], one_decimal, rate["ci95"])
 
-    return Column(f"decode_tokens_per_second/batch {batch_size}", f"Batch {batch_size}, tokens/s", cell=cell_of)
+    return Column(f"decode_tokens_per_second/batch {batch_size}", f"Batch {batch_size}, tokens/s", field=field_of)
 
 
 def limits_table(results: Results) -> Table:
     """Bytes that decoding moves, those that memory could, the GPU's waiting for the host, and energy where measured."""
 
     def measured(key: str, label: str, show=number, part: str | None = None, column: str | None = None) -> Column:
-        def value(cell: MethodCell) -> float | None:
+        def value(cell: Cell) -> float | None:
             speed: Mapping[str, Any] = cell.generation["benchmark"]
             return ((speed.get(part) or {}) if part else speed).get(key)
 

@@ -20,55 +20,56 @@ from quantharm.reporting.format import (
     thousands,
     times,
 )
-from quantharm.reporting.results import Cell as MethodCell
-from quantharm.reporting.results import Results
+from quantharm.reporting.results import Cell, Results
 from quantharm.reporting.tables.columns import METHOD, figure, text
-from quantharm.reporting.tables.table import Cell, Column, Table, figure_cell, name_cell, table_of, text_cell
+from quantharm.reporting.tables.table import Column, Field, Table, figure_field, name_field, table_of, text_field
 
 SHOWN_RUNS = 20
-METHOD_OF_ROW = Column("method", "Method", "left", lambda row: name_cell(row["method"]))
+METHOD_OF_ROW = Column("method", "Method", "left", lambda row: name_field(row["method"]))
 
 
 def calibration_table(results: Results) -> Table:
     """Calibration samples of the methods that use some, as the check `calibration` found it."""
 
-    def recorded(key: str, label: str, cell_of) -> Column:
-        """cell_of: the cell of a method that was calibrated, by what was recorded."""
+    def recorded(key: str, label: str, field_of) -> Column:
+        """field_of: the field of a method that was calibrated, by what was recorded."""
 
-        def cell(method: MethodCell) -> Cell:
-            record = method.checks.get("calibration")
+        def field(cell: Cell) -> Field:
+            record = cell.checks.get("calibration")
             if record:
-                return cell_of(record)
-            return text_cell("uses none" if key == "samples" else MISSING)
+                return field_of(record)
+            return text_field("uses none" if key == "samples" else MISSING)
 
-        return Column(key, label, cell=cell)
+        return Column(key, label, field=field)
 
-    def least_coverage(record: CalibrationEvidence) -> Cell:
+    def least_coverage(record: CalibrationEvidence) -> Field:
         covered = record["coverage_by_category"]
         least = min(covered, key=lambda category: covered[category] or 0.0) if covered else None
-        return figure_cell(covered[least], share, aside=least) if least else text_cell(MISSING)
+        return figure_field(covered[least], share, aside=least) if least else text_field(MISSING)
 
-    def template_coverage(record: CalibrationEvidence) -> Cell:
+    def template_coverage(record: CalibrationEvidence) -> Field:
         coverage = record["template_coverage"]
-        return text_cell("the model has none") if coverage is None else figure_cell(coverage, share)
+        return text_field("the model has none") if coverage is None else figure_field(coverage, share)
 
     def of_asked(what: str, show):
-        return lambda r: figure_cell(r[f"{what}_reached"], show, aside=f"of {show(r[f'{what}_asked'])}")
+        return lambda r: figure_field(r[f"{what}_reached"], show, aside=f"of {show(r[f'{what}_asked'])}")
 
     columns = [
         METHOD,
         recorded("samples", "Samples that reached it", of_asked("samples", str)),
         recorded("tokens", "Tokens that reached it", of_asked("tokens", thousands)),
         recorded(
-            "lengths", "Tokens per sample", lambda r: text_cell(f"{r['sample_tokens_min']} to {r['sample_tokens_max']}")
+            "lengths",
+            "Tokens per sample",
+            lambda r: text_field(f"{r['sample_tokens_min']} to {r['sample_tokens_max']}"),
         ),
-        recorded("duplicates", "Repeated samples", lambda r: figure_cell(r["duplicate_samples"], str)),
-        recorded("distinct_tokens", "Distinct tokens", lambda r: figure_cell(r["distinct_tokens"], thousands)),
-        recorded("overlaps", "Shared with evaluation text or prompts", lambda r: figure_cell(r["overlaps"], str)),
+        recorded("duplicates", "Repeated samples", lambda r: figure_field(r["duplicate_samples"], str)),
+        recorded("distinct_tokens", "Distinct tokens", lambda r: figure_field(r["distinct_tokens"], thousands)),
+        recorded("overlaps", "Shared with evaluation text or prompts", lambda r: figure_field(r["overlaps"], str)),
         recorded(
             "loss_ratio",
             "The model's loss on them, against the evaluation text",
-            lambda r: figure_cell(r["nll_mean_nats"] / r["text_nll_mean_nats"], times),
+            lambda r: figure_field(r["nll_mean_nats"] / r["text_nll_mean_nats"], times),
         ),
         recorded("least_coverage", "Least share of a category's tokens that they hold", least_coverage),
         recorded("template_coverage", "Share of the chat template's tokens", template_coverage),
@@ -125,8 +126,8 @@ def calibration_study_table(study: CalibrationStudyRecord) -> Table:
 def monitor_table(history: pandas.DataFrame) -> Table:
     """`snakemake monitor`, the last runs first; history: a row a run."""
 
-    def outcome(run: Mapping[str, Any]) -> Cell:
-        return text_cell("alarm", "fail") if run["alarm"] else text_cell("no alarm", "pass")
+    def outcome(run: Mapping[str, Any]) -> Field:
+        return text_field("alarm", "fail") if run["alarm"] else text_field("no alarm", "pass")
 
     columns = [
         text("run", "Run", "run", align="right"),

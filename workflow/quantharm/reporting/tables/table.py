@@ -18,7 +18,7 @@ TITLES = TABLES | OVERVIEW_TABLES
 
 
 @dataclass(frozen=True)
-class Cell:
+class Field:
     """`text` is shown, `value` sorts and is saved; `aside` stands beside it in small; `tone` is a verdict's level."""
 
     text: str
@@ -30,8 +30,8 @@ class Cell:
     header: bool = False  # names its row
 
 
-def itself(item: Any) -> Cell:
-    return Cell(str(item), str(item))
+def itself(item: Any) -> Field:
+    return Field(str(item), str(item))
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Column:
     key: str  # in CSV and Parquet, with the unit
     label: str
     align: str = "right"
-    cell: Callable[[Any], Cell] = itself  # what stands in the row of a method, or of whatever the rows are
+    field: Callable[[Any], Field] = itself  # what stands in the row of a method, or of whatever the rows are
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Table:
     key: str
     title: str
     columns: list[Column]
-    rows: list[list[Cell]]
+    rows: list[list[Field]]
     note: str = ""
     last_is_total: bool = False
 
@@ -55,45 +55,45 @@ class Table:
 def table_of(
     key: str, columns: list[Column], items: Iterable[Any], note: str = "", title: str = "", last_is_total: bool = False
 ) -> Table:
-    """A row for each item, of which each column makes its cell; title: where it is another than in names.py."""
-    rows = [[column.cell(item) for column in columns] for item in items]
+    """A row for each item, of which each column makes its field; title: where it is another than in names.py."""
+    rows = [[column.field(item) for column in columns] for item in items]
     return Table(key, title or TITLES[key], columns, rows, note, last_is_total)
 
 
-def name_cell(method: str, failed: list[str] | None = None) -> Cell:
+def name_field(method: str, failed: list[str] | None = None) -> Field:
     """A method's name at the start of a row; `†` marks one whose figures are not to be believed."""
     if failed:
-        return Cell(method, method, aside=f"† failed {', '.join(failed)}", tone="failed", header=True)
-    return Cell(method, method, header=True)
+        return Field(method, method, aside=f"† failed {', '.join(failed)}", tone="failed", header=True)
+    return Field(method, method, header=True)
 
 
-def text_cell(text: str, tone: str = "", aside: str = "") -> Cell:
-    return Cell(text, text, aside=aside, tone=tone)
+def text_field(text: str, tone: str = "", aside: str = "") -> Field:
+    return Field(text, text, aside=aside, tone=tone)
 
 
-def figure_cell(value: float | None, show=number, bounds: Bounds = None, aside: str = "", tone: str = "") -> Cell:
+def figure_field(value: float | None, show=number, bounds: Bounds = None, aside: str = "", tone: str = "") -> Field:
     """A figure with its interval."""
     shown = " ".join(part for part in (interval(bounds, show), aside) if part)
-    return Cell(MISSING if value is None else show(value), value, bounds, shown, tone)
+    return Field(MISSING if value is None else show(value), value, bounds, shown, tone)
 
 
-def verdict_cell(verdict: Verdict, with_figure: bool = False) -> Cell:
-    return Cell(verdict.words, verdict.words, None, verdict.figure if with_figure else "", verdict.level, verdict.rule)
+def verdict_field(verdict: Verdict, with_figure: bool = False) -> Field:
+    return Field(verdict.words, verdict.words, None, verdict.figure if with_figure else "", verdict.level, verdict.rule)
 
 
 def markdown_table(table: Table) -> str:
-    """Pipes and markup in names are escaped; asides follow in the same cell, a verdict's reason after a colon."""
+    """Pipes and markup in names are escaped; asides follow in the same field, a verdict's reason after a colon."""
 
-    def show(cell: Cell) -> str:
-        has_reason = cell.tone and cell.aside[:1].isalpha() and not cell.header
+    def show(field: Field) -> str:
+        has_reason = field.tone and field.aside[:1].isalpha() and not field.header
         colon = ":" if has_reason else ""
-        shown = markdown(f"{cell.text}{colon} {cell.aside}".strip())
-        return f"**{shown}**" if cell.header else shown
+        shown = markdown(f"{field.text}{colon} {field.aside}".strip())
+        return f"**{shown}**" if field.header else shown
 
     lines = [
         [markdown(column.label) for column in table.columns],
         [":--" if column.align == "left" else "--:" for column in table.columns],
-        *[[show(cell) for cell in row] for row in table.rows],
+        *[[show(field) for field in row] for row in table.rows],
     ]
     text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     return f"{text}\n\n{markdown(table.note)}" if table.note else text
@@ -103,14 +103,14 @@ def frame(table: Table) -> pandas.DataFrame:
     """One column a figure, and `<key>_ci95_low`, `_ci95_high` beside it where it has intervals."""
     columns: dict[str, list[Any]] = {}
     for i, column in enumerate(table.columns):
-        cells = [row[i] for row in table.rows]
-        values = [cell.value for cell in cells]
+        fields = [row[i] for row in table.rows]
+        values = [field.value for field in fields]
         if any(isinstance(value, str) for value in values):
             values = [None if value is None else str(value) for value in values]
         columns[column.key] = values
-        if any(cell.bounds for cell in cells):
-            columns[f"{column.key}_ci95_low"] = [cell.bounds and cell.bounds[0] for cell in cells]
-            columns[f"{column.key}_ci95_high"] = [cell.bounds and cell.bounds[1] for cell in cells]
+        if any(field.bounds for field in fields):
+            columns[f"{column.key}_ci95_low"] = [field.bounds and field.bounds[0] for field in fields]
+            columns[f"{column.key}_ci95_high"] = [field.bounds and field.bounds[1] for field in fields]
     return pandas.DataFrame(columns)
 
 
@@ -131,7 +131,7 @@ def transposed(table: Table, corner: Column) -> Table:
     """Rows as columns: one column a method, one row a figure."""
     columns = [corner, *[Column(str(row[0].value), row[0].text + (" †" if row[0].tone else "")) for row in table.rows]]
     rows = [
-        [Cell(column.label, column.key, header=True), *[row[i] for row in table.rows]]
+        [Field(column.label, column.key, header=True), *[row[i] for row in table.rows]]
         for i, column in enumerate(table.columns)
         if i
     ]

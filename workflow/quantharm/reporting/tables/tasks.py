@@ -4,10 +4,9 @@ from typing import Any
 
 from quantharm.common.constants import BASELINE
 from quantharm.reporting.format import fixed, number, share_to_a_tenth
-from quantharm.reporting.results import Cell as MethodCell
-from quantharm.reporting.results import Results
+from quantharm.reporting.results import Cell, Results
 from quantharm.reporting.tables.columns import figure
-from quantharm.reporting.tables.table import Cell, Column, Table, figure_cell, name_cell, table_of, text_cell
+from quantharm.reporting.tables.table import Column, Field, Table, figure_field, name_field, table_of, text_field
 
 LEVEL = 0.05
 OVERALL = "all tasks"
@@ -36,38 +35,38 @@ def points(change: float) -> str:
     return f"{fixed(100 * change, 1)} points"
 
 
-def verdict_of(row: Answered) -> Cell:
+def verdict_of(row: Answered) -> Field:
     """Whether a difference was shown, and where none was, which one would have been."""
-    cell: MethodCell = row["cell"]
+    cell: Cell = row["cell"]
     if cell.method == BASELINE:
-        return text_cell("reference")
+        return text_field("reference")
     if cell.synthetic:
-        return text_cell("not judged: synthetic weights", "unknown")
+        return text_field("not judged: synthetic weights", "unknown")
     if cell.failed:
-        return text_cell("not judged: failed checks", "failed")
+        return text_field("not judged: failed checks", "failed")
     if row["mcnemar_p_holm"] < LEVEL:
         worse = row["flips_right_to_wrong"] > row["flips_wrong_to_right"]
-        return text_cell(
+        return text_field(
             "worse than the baseline" if worse else "better than the baseline", "fail" if worse else "pass"
         )
     least = row["smallest_detectable_difference_corrected"]
     if least is None:
-        return text_cell("too few items to show any difference", "undecided")
-    return text_cell(f"no difference shown; {points(least)} or more would be", "undecided")
+        return text_field("too few items to show any difference", "undecided")
+    return text_field(f"no difference shown; {points(least)} or more would be", "undecided")
 
 
 def compared(key: str, label: str, **more: Any) -> Column:
     """A figure that the baseline has none of."""
     column = figure(key, label, **more)
     return Column(
-        key, label, cell=lambda row: figure_cell(None) if row["cell"].method == BASELINE else column.cell(row)
+        key, label, field=lambda row: figure_field(None) if row["cell"].method == BASELINE else column.field(row)
     )
 
 
 def tasks_table(results: Results) -> Table:
     columns = [
-        Column("task", "Task", "left", lambda row: Cell(row["task"], row["task"], header=True)),
-        Column("method", "Method", "left", lambda row: name_cell(row["cell"].method, row["cell"].failed)),
+        Column("task", "Task", "left", lambda row: Field(row["task"], row["task"], header=True)),
+        Column("method", "Method", "left", lambda row: name_field(row["cell"].method, row["cell"].failed)),
         figure("items", "Items", show="{:,}".format),
         figure("accuracy", "Right [95\u00a0%]", show=share_to_a_tenth, bounds="accuracy_ci95"),
         compared("recovery", "Recovery [95\u00a0%]", show=share_to_a_tenth, bounds="recovery_ci95"),

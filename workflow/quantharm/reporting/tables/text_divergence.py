@@ -4,10 +4,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from quantharm.reporting.format import count, number, share
-from quantharm.reporting.results import Cell as MethodCell
-from quantharm.reporting.results import Results
+from quantharm.reporting.results import Cell, Results
 from quantharm.reporting.tables.columns import METHOD, by_method, figure
-from quantharm.reporting.tables.table import Cell, Column, Table, figure_cell, table_of, text_cell
+from quantharm.reporting.tables.table import Column, Field, Table, figure_field, table_of, text_field
 
 
 def percent_of(value: float) -> str:
@@ -15,10 +14,10 @@ def percent_of(value: float) -> str:
     return share(value, 3).replace("-", "−")
 
 
-def of_text(key: str, inner: str | None = None) -> Callable[[MethodCell], Any]:
+def of_text(key: str, inner: str | None = None) -> Callable[[Cell], Any]:
     """A figure of perplexity.json with its interval; None where the cell was not compared along the text."""
 
-    def value(cell: MethodCell) -> Any:
+    def value(cell: Cell) -> Any:
         record: Mapping[str, Any] = cell.perplexity
         figure = record.get(key)
         if inner is None or figure is None:
@@ -29,7 +28,7 @@ def of_text(key: str, inner: str | None = None) -> Callable[[MethodCell], Any]:
 
 
 def text_divergence_table(results: Results) -> Table:
-    def ratio(cell: MethodCell) -> Any:
+    def ratio(cell: Cell) -> Any:
         text = cell.perplexity.get("text")
         return (text["log_perplexity_ratio"], text["log_perplexity_ratio_ci95"]) if text else (None, None)
 
@@ -70,12 +69,12 @@ def context_depth_table(results: Results) -> Table:
         low, last = int(place[0]), int(place[1]) - 1
         return f"{low:,}" if low == last else f"{low:,} to {last:,}"
 
-    def kl(cell: MethodCell, place: tuple[float, float]) -> Cell:
+    def kl(cell: Cell, place: tuple[float, float]) -> Field:
         own = next((b for b in cell.perplexity["kl_by_position"] or [] if (b["low"], b["high"]) == place), None)
-        return figure_cell(own["kl_nats_mean"], number, own["ci95"]) if own else text_cell("–")
+        return figure_field(own["kl_nats_mean"], number, own["ci95"]) if own else text_field("–")
 
     columns = [
-        Column("tokens_before", "Tokens before", "left", lambda place: Cell(at(place), place[0], header=True)),
+        Column("tokens_before", "Tokens before", "left", lambda place: Field(at(place), place[0], header=True)),
         *by_method("kl_nats_mean", results.methods, kl, "{}, nats [95\u00a0%]"),
     ]
     note = "Means over positions, intervals over windows; a protocol with `window_tokens: 4096` shows long contexts."

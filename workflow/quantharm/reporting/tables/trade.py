@@ -11,10 +11,9 @@ from quantharm.common.statistics import jackknife_interval
 from quantharm.reporting.differences import Difference, is_measurable
 from quantharm.reporting.format import fixed, number, percent, signed, size_unit
 from quantharm.reporting.ranking import beaten_by, front_of
-from quantharm.reporting.results import Cell as MethodCell
-from quantharm.reporting.results import Results, window_losses
+from quantharm.reporting.results import Cell, Results, window_losses
 from quantharm.reporting.tables.columns import CHANGE, CHANGE_CI95, COMPRESSION, METHOD, figure, perplexity_change, text
-from quantharm.reporting.tables.table import Cell, Column, Table, figure_cell, name_cell, table_of, text_cell
+from quantharm.reporting.tables.table import Column, Field, Table, figure_field, name_field, table_of, text_field
 
 
 def trade_off_table(results: Results) -> Table:
@@ -24,7 +23,7 @@ def trade_off_table(results: Results) -> Table:
     def for_each_unit(key: str) -> Callable:
         """A figure, or both ends of an interval, for each unit saved; None where nothing was saved."""
 
-        def price(cell: MethodCell):
+        def price(cell: Cell):
             saved, value = cell.row["saved_bytes"] / scale, cell.row[key]
             if isinstance(value, list):
                 return [value[0] / saved, value[1] / saved] if saved > 0 else None
@@ -32,18 +31,18 @@ def trade_off_table(results: Results) -> Table:
 
         return price
 
-    def front_cell(cell: MethodCell) -> Cell:
+    def front_field(cell: Cell) -> Field:
         if cell.failed:
-            return text_cell("left out: failed checks", "failed")
+            return text_field("left out: failed checks", "failed")
         if cell.method in front:
-            return text_cell("yes", "pass")
-        return text_cell(f"no: {', '.join(beaten_by(results, cell.method))} is at most as large and measurably closer")
+            return text_field("yes", "pass")
+        return text_field(f"no: {', '.join(beaten_by(results, cell.method))} is at most as large and measurably closer")
 
-    def aside(cell: MethodCell) -> str:
+    def aside(cell: Cell) -> str:
         bounds = cell.row[CHANGE_CI95]
         return "" if bounds is None or is_measurable(bounds) else "no measurable price"
 
-    def saved(cell: MethodCell) -> float:
+    def saved(cell: Cell) -> float:
         return cell.row["saved_bytes"] / scale
 
     per = f"for each {unit} saved"
@@ -64,7 +63,7 @@ def trade_off_table(results: Results) -> Table:
     ]
     note = ""
     if not results.synthetic:  # who is on the front is a judgement of quality
-        columns.append(Column("pareto", "On the Pareto front", "left", front_cell))
+        columns.append(Column("pareto", "On the Pareto front", "left", front_field))
         note = (
             "On the front: no other method of this run is at most as large and measurably closer to the baseline "
             "(paired difference in KL, corrected for the number of pairs). Methods with failed checks are left out."
@@ -83,7 +82,7 @@ def per_saved(value: float | None, saved: float) -> float | None:
     return None if value is None or saved <= 0 else value / saved
 
 
-def price_ratio(first: MethodCell, second: MethodCell, baseline: MethodCell) -> tuple[float, list[float]] | None:
+def price_ratio(first: Cell, second: Cell, baseline: Cell) -> tuple[float, list[float]] | None:
     """The ratio of the ΔPPL that `first` pays for each byte saved to what `second` pays, paired over windows.
 
     The interval is a jackknife's on a logarithmic scale. None unless both pay a measurable price, whichever window is
@@ -114,14 +113,14 @@ def price_ratio(first: MethodCell, second: MethodCell, baseline: MethodCell) -> 
 class Pair(NamedTuple):
     """Two methods, the dearer one first; ratio: of their prices, None where there is none."""
 
-    first: MethodCell
-    second: MethodCell
+    first: Cell
+    second: Cell
     ratio: tuple[float, list[float]] | None
     difference: Difference
 
-    def price_cell(self) -> Cell:
+    def price_field(self) -> Field:
         times = self.ratio
-        return figure_cell(times[0], lambda v: f"{number(v)}×", times[1]) if times else text_cell("–")
+        return figure_field(times[0], lambda v: f"{number(v)}×", times[1]) if times else text_field("–")
 
     def price_words(self, unit: str) -> str:
         if not self.ratio:
@@ -139,7 +138,7 @@ class Pair(NamedTuple):
         )
 
 
-def pair_of(first: MethodCell, second: MethodCell, results: Results) -> Pair:
+def pair_of(first: Cell, second: Cell, results: Results) -> Pair:
     ratio = price_ratio(first, second, results.baseline)
     if ratio and ratio[0] < 1:
         return pair_of(second, first, results)
@@ -151,9 +150,9 @@ def trade_off_pairs_table(results: Results) -> Table:
     _, unit = size_unit(results.baseline.row["weight_bytes"])
     pairs = [pair_of(*two, results) for two in combinations([c for c in results.sized if c is not results.baseline], 2)]
     columns = [
-        Column("method", "Method", "left", lambda pair: name_cell(pair.first.method)),
+        Column("method", "Method", "left", lambda pair: name_field(pair.first.method)),
         text("other", "Against", lambda pair: pair.second.method),
-        Column("price_ratio", "Price ratio [95\u00a0%]", cell=Pair.price_cell),
+        Column("price_ratio", "Price ratio [95\u00a0%]", field=Pair.price_field),
         text("words", f"For each {unit} saved", lambda pair: pair.price_words(unit)),
         figure(
             "kl_nats_difference",

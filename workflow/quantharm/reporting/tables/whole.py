@@ -19,8 +19,7 @@ from quantharm.reporting.format import (
 )
 from quantharm.reporting.judgement import Judgement, judge_all, kind_of
 from quantharm.reporting.ranking import best_use
-from quantharm.reporting.results import Cell as MethodCell
-from quantharm.reporting.results import Results
+from quantharm.reporting.results import Cell, Results
 from quantharm.reporting.tables.columns import (
     CHANGE,
     COMPRESSION,
@@ -32,15 +31,15 @@ from quantharm.reporting.tables.columns import (
     text,
 )
 from quantharm.reporting.tables.cost import percent_of
-from quantharm.reporting.tables.table import Cell, Column, Table, table_of, text_cell, transposed, verdict_cell
+from quantharm.reporting.tables.table import Column, Field, Table, table_of, text_field, transposed, verdict_field
 
 
-def belief(cell: MethodCell) -> Cell:
+def belief(cell: Cell) -> Field:
     """Whether a cell passed its checks."""
     if cell.failed:
-        return text_cell("no", "fail", f"failed {', '.join(cell.failed)}")
+        return text_field("no", "fail", f"failed {', '.join(cell.failed)}")
     ran = [check for check in cell.checks["checks"] if check["status"] != "skipped"]
-    return text_cell("yes", "pass", f"{sum(check['status'] == 'pass' for check in ran)} of {len(ran)} checks")
+    return text_field("yes", "pass", f"{sum(check['status'] == 'pass' for check in ran)} of {len(ran)} checks")
 
 
 def executive_table(results: Results) -> Table:
@@ -50,13 +49,13 @@ def executive_table(results: Results) -> Table:
     def tone(figure: str):
         return lambda cell: getattr(judged[cell.method], figure).level if cell.method in judged else ""
 
-    def timing(cell: MethodCell) -> str:
+    def timing(cell: Cell) -> str:
         return "not judged" if judged[cell.method].decode.level == "unknown" else kind_of(cell, results)
 
     columns = [
         METHOD,
         Column("believable", "Checks passed", "left", belief),
-        but_baseline(Column("harm", "Harm", "left", lambda cell: verdict_cell(judged[cell.method].harm)), "reference"),
+        but_baseline(Column("harm", "Harm", "left", lambda cell: verdict_field(judged[cell.method].harm)), "reference"),
         perplexity_change(baseline="0 %", tone=tone("perplexity")),
         mean_kl(tone("kl")),
         figure("weight_bytes", "Weights loaded", size),
@@ -78,13 +77,13 @@ def harm_table(results: Results) -> Table:
     judged = judge_all(results)
     whole = results.baseline.row["weight_bytes"]
 
-    def success(cell: MethodCell) -> str:
+    def success(cell: Cell) -> str:
         points, bounds = cell.changes["succeeded_points"]
         return change_verdict(points, bounds, "more succeed", "fewer succeed").words
 
     columns = [
         METHOD,
-        Column("verdict", "Verdict", "left", lambda cell: verdict_cell(judged[cell.method].harm)),
+        Column("verdict", "Verdict", "left", lambda cell: verdict_field(judged[cell.method].harm)),
         figure(CHANGE, "Perplexity change", percent, tone=lambda cell: judged[cell.method].perplexity.level),
         figure("kl_nats_mean", "Mean KL, nats", tone=lambda cell: judged[cell.method].kl.level),
         figure(
@@ -114,7 +113,7 @@ def overall_table(results: Results) -> Table:
     def bracketed(change, show=percent_to_a_tenth):
         """change: of a method's cell, None where there is none."""
 
-        def words(cell: MethodCell) -> str:
+        def words(cell: Cell) -> str:
             value = None if cell is results.baseline else change(cell)
             return "" if value is None else f"({show(value)})"
 
