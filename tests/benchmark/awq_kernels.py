@@ -19,10 +19,10 @@ from typing import Any
 import torch
 from decode import TOKENIZER, kernel_table, random_model, rates
 
-from quantharm.checks import KERNEL_TOKENS, check_kernel
 from quantharm.common.errors import UserError
 from quantharm.common.text import read_text
 from quantharm.config.architectures import read_architecture
+from quantharm.forensics.checks.kernel import KERNEL_TOKENS, check_kernel
 from quantharm.models.loading import choose_device, hash_weights, load_cell, load_tokenizer, quiet, read_quantization
 from quantharm.quantizers import quantized_layers
 from quantharm.scoring.forward import last_hidden_states, output_head

@@ -15,9 +15,9 @@ import torch
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "workflow"))
 
-from quantharm import checks  # noqa: E402
 from quantharm.common.checkpoint_files import gguf_file  # noqa: E402
 from quantharm.common.text import read_text  # noqa: E402
+from quantharm.forensics.checks import logits  # noqa: E402
 from quantharm.models.loading import load_in_transformers, load_tokenizer, read_quantization  # noqa: E402
 
 TEXT = ROOT / "data/evaluation.txt"
@@ -53,7 +53,7 @@ class Fork:
 
 
 def main() -> None:
-    right = checks.engines.open_cell
+    right = logits.engines.open_cell
     text = read_text(TEXT)
     print(f"{'cell':30}{'type':12}{'engine':12}{'KL, nats':>12}{'limit':>8}")
     for argument in sys.argv[1:]:
@@ -61,10 +61,10 @@ def main() -> None:
         record["settings"] = record["settings"] | {"engine": "llama.cpp"}
         openers = {"llama.cpp": right, "fork": lambda record, _: Fork(gguf_file(Path(record["checkpoint"])))}
         for name, opener in openers.items():
-            checks.engines = SimpleNamespace(other_engine=lambda settings: "llama.cpp", open_cell=opener)
+            logits.engines = SimpleNamespace(other_engine=lambda settings: "llama.cpp", open_cell=opener)
             model = load_in_transformers(record, "cpu")
             try:
-                found = checks.check_engine(record, model, "cpu", load_tokenizer(record["source"]), text)
+                found = logits.check_engine(record, model, "cpu", load_tokenizer(record["source"]), text)
             except ImportError:
                 print(f"{record['method']:30}{'':12}{name:12}the package is not installed")
                 continue

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from quantharm.checks import KERNEL_LIMIT, check_kernel
 from quantharm.common.text import read_text
+from quantharm.forensics.checks.kernel import KERNEL_LIMIT, check_kernel
 from quantharm.models.loading import load_tokenizer
 from quantharm.quantizers import awq, quantized_layers
 

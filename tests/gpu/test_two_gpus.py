@@ -9,7 +9,7 @@ import pandas
 import pytest
 import torch
 
-from quantharm.checks import KERNEL_LIMIT, check_kernel
+from quantharm.forensics.checks.kernel import KERNEL_LIMIT, check_kernel
 from quantharm.forensics.detection.checkpoints import scan_dequantized
 from quantharm.logits import make_trace, write_store
 from quantharm.quantizers import quantized_layers

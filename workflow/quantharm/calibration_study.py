@@ -16,7 +16,7 @@ from quantharm.common.constants import BASELINE
 from quantharm.common.files import read_json, replacing, write_json, write_parquet
 from quantharm.common.paired import flat, paired_figures
 from quantharm.common.prompts import Prompt, read_prompts
-from quantharm.common.records.checks import CalibrationEvidence
+from quantharm.common.records.checks import CalibrationEvidence, TextAndPromptsRecords
 from quantharm.common.records.studies import (
     CalibrationCell,
     CalibrationRow,
@@ -37,7 +37,7 @@ def evidence_of(folder: Path, model: Path, text: str, prompts: list[Prompt]) -> 
 
     record = read_quantization(folder / "quantization.json")
     loaded = load_cell(record, "cpu")
-    records = {
+    records: TextAndPromptsRecords = {
         "perplexity": read_json(folder / "perplexity.json"),
         "generation": read_json(model / BASELINE / "generation.json"),
     }

@@ -6,7 +6,7 @@ import pytest
 from tiny_gguf import BUILT_IN, random_model, write_gguf
 from transformers import AutoTokenizer
 
-from quantharm import checks
+from quantharm.forensics.checks import logits
 from quantharm.models.loading import hash_weights, load_in_transformers
 
 pytestmark = pytest.mark.skipif(
@@ -40,11 +40,11 @@ def test_a_broken_kernel_fails_and_a_sound_one_passes(kind, tmp_path, monkeypatc
                 layer.mlp.down_proj.weight.data[:, ::2] *= 2
         write_gguf(model, folder / "model.gguf", kind)
     record, broken = record_of(tmp_path / "sound"), record_of(tmp_path / "other")
-    tokenizer, right = AutoTokenizer.from_pretrained(BUILT_IN), checks.engines.open_cell
-    sound = checks.check_engine(record, load_in_transformers(record, "cpu"), "cpu", tokenizer, TEXT)
+    tokenizer, right = AutoTokenizer.from_pretrained(BUILT_IN), logits.engines.open_cell
+    sound = logits.check_engine(record, load_in_transformers(record, "cpu"), "cpu", tokenizer, TEXT)
     assert sound["status"] == "pass"
-    assert 0 < sound["value"] < checks.ENGINE_LIMIT
-    monkeypatch.setattr(checks.engines, "open_cell", lambda _, device: right(broken, device))
-    found = checks.check_engine(record, load_in_transformers(record, "cpu"), "cpu", tokenizer, TEXT)
+    assert 0 < sound["value"] < logits.ENGINE_LIMIT
+    monkeypatch.setattr(logits.engines, "open_cell", lambda _, device: right(broken, device))
+    found = logits.check_engine(record, load_in_transformers(record, "cpu"), "cpu", tokenizer, TEXT)
     assert found["status"] == "fail"
-    assert found["value"] > 2 * checks.ENGINE_LIMIT
+    assert found["value"] > 2 * logits.ENGINE_LIMIT

@@ -11,10 +11,10 @@ from safetensors.torch import load_file
 from stage_chain import Chain
 
 from quantharm import quantize
-from quantharm.checks import SAME_PROMPTS_KEYS, check_same_text
 from quantharm.common import provenance
 from quantharm.common.errors import UserError
 from quantharm.common.files import read_json
+from quantharm.forensics.checks.texts import SAME_PROMPTS_KEYS, check_same_text
 from quantharm.models import compute
 from quantharm.models.loading import load_as_stored, load_cell
 from quantharm.quantizers import awq, quantized_layers

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from quantharm.checks import check_stored_weights
+from quantharm.forensics.checks.weights import check_stored_weights
 from quantharm.quantizers import against_original
 from quantharm.quantizers.against_original import FACTOR_LIMIT, original_weight, worst_part
 from quantharm.quantizers.formats.files import headers_of_files

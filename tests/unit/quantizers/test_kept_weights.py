@@ -10,10 +10,10 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from quantharm import fetch, quantize
-from quantharm.checks import QUANTIZED_SHARE_LIMIT, check_method_is_real
 from quantharm.common.errors import UserError
 from quantharm.common.files import write_json
 from quantharm.config.methods import check_method
+from quantharm.forensics.checks.weights import QUANTIZED_SHARE_LIMIT, check_method_is_real
 from quantharm.forensics.detection.storage import read_storage
 from quantharm.forensics.detection.weights import read_matrices
 from quantharm.models.loading import load_checkpoint

@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 from scipy.stats import kstest
 
 from quantharm import noise_sweep
-from quantharm.checks import check_bits_per_weight, check_method_is_real
 from quantharm.common.errors import UserError
+from quantharm.forensics.checks.weights import check_bits_per_weight, check_method_is_real
 from quantharm.models.source import describe
 from quantharm.quantizers import noise, rounding
 from quantharm.reporting.charts.studies import noise_chart

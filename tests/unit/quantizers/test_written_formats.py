@@ -12,8 +12,10 @@ import transformers
 from safetensors.torch import load_file, save_file
 from stage_chain import QUANTIZERS, SETTINGS, Chain
 
-from quantharm import checks, fetch
+from quantharm import fetch
 from quantharm.common.errors import UserError
+from quantharm.forensics.checks.kernel import check_kernel
+from quantharm.forensics.checks.weights import check_bits_per_weight, check_method_is_real, check_stored_weights
 from quantharm.models import loading
 from quantharm.models.compute import multiplies_bytes_exactly
 from quantharm.quantizers import compressed_tensors, conditions, experts, gguf, gptq, quantized_layers
@@ -78,9 +80,9 @@ def text(tmp_path_factory):
 
 def passes(cell) -> None:
     """The checks that one cell passes by itself."""
-    kernel = checks.check_kernel(cell.model, cell.matrices, list(range(2, 66)))
-    real = checks.check_method_is_real(cell.record, cell.matrices, cell.model)
-    bits = checks.check_bits_per_weight(cell.record)
+    kernel = check_kernel(cell.model, cell.matrices, list(range(2, 66)))
+    real = check_method_is_real(cell.record, cell.matrices, cell.model)
+    bits = check_bits_per_weight(cell.record)
     assert [check["status"] for check in (kernel, real, bits)] == ["pass"] * 3, (kernel, real, bits)
 
 
@@ -120,7 +122,7 @@ def test_gptq_quantizes_experts_and_says_how_many_tokens_reached_each(make_cell,
     assert len(tokens) == 1
     assert all(sum(experts) == 2 * 6 * 64 for experts in tokens.values())  # two experts a token
     assert cell.record["calibration"]["tokens_reached"] == 6 * 64
-    stored = checks.check_stored_weights(cell.model, cell.matrices, Path(mixture(kind)["path"]))
+    stored = check_stored_weights(cell.model, cell.matrices, Path(mixture(kind)["path"]))
     assert stored["status"] == "pass", stored
     if kind == "mixtral":
         as_published(cell, make_cell)

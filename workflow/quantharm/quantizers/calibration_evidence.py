@@ -7,7 +7,7 @@ from quantharm.common.chat import Asking
 from quantharm.common.errors import UserError
 from quantharm.common.overlap import shared_sequences
 from quantharm.common.prompts import Prompt
-from quantharm.common.records.checks import CalibrationEvidence
+from quantharm.common.records.checks import CalibrationEvidence, TextAndPromptsRecords
 from quantharm.common.records.quantization import QuantizationRecord
 from quantharm.common.text import read_text, sha256_of_windows
 from quantharm.quantizers import Calibrates, calibration, quantizer_named
@@ -16,11 +16,18 @@ OVERLAP_WORDS = 13
 
 
 def calibration_evidence(
-    record: QuantizationRecord, model, head, tokenizer, cell: dict[str, Any], evaluation: str, prompts: list[Prompt]
+    record: QuantizationRecord,
+    model: Any,
+    head: Any,
+    tokenizer: Any,
+    cell: TextAndPromptsRecords,
+    evaluation: str,
+    prompts: list[Prompt],
 ) -> CalibrationEvidence | None:
     """quantization.json's `calibration` with what only the finished cell can say; None for a method without one.
 
-    cell: its records by stage (perplexity, generation).
+    head: as scoring.output_head returns it. evaluation: the text that the cell was scored on. Raises UserError where
+    the calibration file is no longer the one that the record describes.
     """
     reached = record.get("calibration")
     if reached is None:

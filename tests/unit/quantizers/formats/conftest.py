@@ -10,7 +10,9 @@ import transformers
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from quantharm import checks, fetch
+from quantharm import fetch
+from quantharm.forensics.checks.kernel import check_kernel
+from quantharm.forensics.checks.weights import check_bits_per_weight, check_method_is_real, check_stored_weights
 
 IDS = [0, 5, 77, 200, 31, 8, 9, 250, 3]
 
@@ -44,9 +46,9 @@ def passes():
     """Raises unless a cell passes the checks that concern its format; returns what `kernel` measured."""
 
     def check(cell: SimpleNamespace, measured_bits: float) -> float:
-        kernel = checks.check_kernel(cell.model, cell.matrices, IDS)
-        real = checks.check_method_is_real(cell.record, cell.matrices, cell.model)
-        bits = checks.check_bits_per_weight(cell.record)
+        kernel = check_kernel(cell.model, cell.matrices, IDS)
+        real = check_method_is_real(cell.record, cell.matrices, cell.model)
+        bits = check_bits_per_weight(cell.record)
         assert [c["status"] for c in (kernel, real, bits)] == ["pass"] * 3, (kernel, real, bits)
         assert cell.record["bits_per_weight"] == pytest.approx(measured_bits, rel=1e-3)
         return kernel["value"]
@@ -78,7 +80,7 @@ def with_wrong_scale(original):
     """With one number of the file changed, times 8 if nothing else is said, what the check says; before, it passes."""
 
     def judge(cell: SimpleNamespace, tensor: str, place, change=lambda number: 8 * number) -> dict:
-        sound = checks.check_stored_weights(cell.model, cell.matrices, original)
+        sound = check_stored_weights(cell.model, cell.matrices, original)
         assert sound["status"] == "pass", sound
         path = Path(cell.record["checkpoint"]) / "model.safetensors"
         before = path.read_bytes()
@@ -88,7 +90,7 @@ def with_wrong_scale(original):
             metadata = file.metadata()
         save_file(tensors, path, metadata=metadata)
         try:
-            return checks.check_stored_weights(cell.model, cell.matrices, original)
+            return check_stored_weights(cell.model, cell.matrices, original)
         finally:
             path.write_bytes(before)
 

@@ -7,8 +7,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from quantharm import checks
 from quantharm.common.errors import UserError
+from quantharm.forensics.checks.kernel import check_kernel
+from quantharm.forensics.checks.logits import mean_kl
 from quantharm.quantizers.formats import activations, compressed_tensors, packing
 
 # preset → bits a weight of the 64-wide model: codes, bfloat16 scales, 16 bytes of shape, a global scale
@@ -97,7 +98,7 @@ def test_each_preset_is_read_as_transformers_reads_it(preset, theirs, foreign, b
     assert passes(cell, BITS[preset]) < 0.005
     assert cell.record["kept_modules"] == ["lm_head"]
     if preset != UNREADABLE_BARE and cell.model.dtype == torch.bfloat16:
-        assert checks.mean_kl(bare_logits(theirs(preset), "bfloat16"), logits_of(cell)) < 1e-6
+        assert mean_kl(bare_logits(theirs(preset), "bfloat16"), logits_of(cell)) < 1e-6
 
 
 @pytest.mark.parametrize("preset", ["NVFP4", "MXFP8", "FP8_DYNAMIC"])
@@ -114,7 +115,7 @@ def test_without_rounded_inputs_the_reference_would_not_fit(theirs, foreign):
 
     cell = foreign(theirs("MXFP4"), "bfloat16")
     plain = [dataclasses.replace(m, round_inputs=None) for m in cell.matrices]
-    assert checks.check_kernel(cell.model, plain, [0, 5, 77, 200])["status"] == "fail"
+    assert check_kernel(cell.model, plain, [0, 5, 77, 200])["status"] == "fail"
 
 
 def test_a_mixture_of_schemes(theirs, foreign, passes):
@@ -132,7 +133,7 @@ def test_a_mixture_of_schemes(theirs, foreign, passes):
 def test_a_changed_scale_fails_the_kernel_check(theirs, foreign):
     cell = foreign(theirs("W4A16"), "bfloat16")
     cell.model.get_submodule("model.layers.0.mlp.up_proj").weight[:8] *= 3
-    assert checks.check_kernel(cell.model, cell.matrices, [0, 5, 77, 200])["status"] == "fail"
+    assert check_kernel(cell.model, cell.matrices, [0, 5, 77, 200])["status"] == "fail"
 
 
 WRONG = {  # preset: a tensor of a matrix, a place in it, its change where ×8 cannot be stored, or would be none

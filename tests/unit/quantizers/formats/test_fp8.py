@@ -6,8 +6,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from quantharm import checks
 from quantharm.common.errors import UserError
+from quantharm.forensics.checks.kernel import check_kernel
+from quantharm.forensics.checks.logits import mean_kl
 from quantharm.quantizers.formats import families, fp8
 
 BLOCK = 32
@@ -48,14 +49,14 @@ def test_it_is_read_as_transformers_reads_it(theirs, foreign, bare_logits, passe
     for matrix in cell.matrices:
         torch.testing.assert_close(matrix.dequantize(), known[matrix.name], rtol=1e-6, atol=0)
     if cell.model.dtype == torch.bfloat16:
-        assert checks.mean_kl(bare_logits(folder, "bfloat16"), logits_of(cell)) < 1e-9
+        assert mean_kl(bare_logits(folder, "bfloat16"), logits_of(cell)) < 1e-9
 
 
 def test_in_float32(theirs, foreign, passes):
     cell = foreign(theirs[0])
     assert passes(cell, 8 + 32 / BLOCK**2) < 1e-5
     cell.model.get_submodule("model.layers.1.mlp.down_proj").weight[:BLOCK, :BLOCK] *= 2
-    assert checks.check_kernel(cell.model, cell.matrices, [0, 5, 77, 200])["status"] == "fail"
+    assert check_kernel(cell.model, cell.matrices, [0, 5, 77, 200])["status"] == "fail"
 
 
 def test_one_wrong_scale_in_the_file_is_noticed(theirs, foreign, with_wrong_scale):

@@ -6,9 +6,12 @@ import pytest
 import torch
 from gguf_writer import write
 
-from quantharm import checks, fetch
+from quantharm import fetch
 from quantharm.common.errors import UserError
 from quantharm.config.configuration import check_pretrained
+from quantharm.forensics.checks.kernel import check_kernel
+from quantharm.forensics.checks.logits import mean_kl
+from quantharm.forensics.checks.weights import check_method_is_real, check_stored_weights
 from quantharm.models.loading import verify_weights
 from quantharm.models.source import describe
 from quantharm.quantizers.formats import families
@@ -41,7 +44,7 @@ def test_a_file_of_several_types_is_read_as_transformers_reads_it(mixed, foreign
     cell = foreign(mixed)
     assert passes(cell, 5.8333) < 1e-5
     logits = bare_logits(mixed.parent, gguf_file=mixed.name)
-    assert checks.mean_kl(logits, logits_of(cell)) < 1e-9
+    assert mean_kl(logits, logits_of(cell)) < 1e-9
     assert cell.record["held_dequantized"]
     table = {
         kind: {t: row["matrices"] for t, row in rows.items()} for kind, rows in cell.record["by_layer_kind"].items()
@@ -63,36 +66,36 @@ def test_rows_in_the_wrong_order_would_be_noticed(mixed, foreign, monkeypatch):
 
     cell = foreign(mixed)
     monkeypatch.setattr(family, "PERMUTED", {})
-    assert checks.check_kernel(cell.model, cell.matrices, [0, 5, 77, 200])["status"] == "fail"
+    assert check_kernel(cell.model, cell.matrices, [0, 5, 77, 200])["status"] == "fail"
 
 
 def test_what_a_file_holds_as_floats_is_no_fault(tiny, foreign, tmp_path):
     write(tiny("llama"), tmp_path / "m.gguf", {"ffn": "Q4_0"})
     cell = foreign(tmp_path / "m.gguf")
-    real = checks.check_method_is_real(cell.record, cell.matrices, cell.model)
+    real = check_method_is_real(cell.record, cell.matrices, cell.model)
     assert real["status"] == "pass"
     assert "its config excludes 8 others" in real["explanation"]
     write(tiny("llama"), tmp_path / "f.gguf", {})
     plain = foreign(tmp_path / "f.gguf")
-    assert checks.check_method_is_real(plain.record, plain.matrices, plain.model)["status"] == "fail"
+    assert check_method_is_real(plain.record, plain.matrices, plain.model)["status"] == "fail"
 
 
 def test_a_changed_scale_fails_the_kernel_check(mixed, foreign):
     cell = foreign(mixed)
     cell.model.get_submodule("model.layers.1.mlp.down_proj").weight[:, :32] *= 3
-    assert checks.check_kernel(cell.model, cell.matrices, [0, 5, 77, 200])["status"] == "fail"
+    assert check_kernel(cell.model, cell.matrices, [0, 5, 77, 200])["status"] == "fail"
 
 
 @pytest.mark.parametrize("name", ["blk.0.ffn_up.weight", "blk.1.ffn_down.weight", "blk.1.attn_v.weight"])
 def test_one_wrong_scale_in_the_file_is_noticed(name, mixed, foreign, original):
     cell = foreign(mixed)
-    assert checks.check_stored_weights(cell.model, cell.matrices, original)["status"] == "pass"
+    assert check_stored_weights(cell.model, cell.matrices, original)["status"] == "pass"
     before = bytearray(mixed.read_bytes())
     tensor = next(t for t in gguf.GGUFReader(mixed).tensors if t.name == name)
     start = tensor.data_offset + 5 * tensor.n_bytes // int(tensor.shape[1])  # the sixth row's first block
     scale = np.frombuffer(before[start : start + 2], np.float16) * np.float16(8)
     mixed.write_bytes(before[:start] + scale.tobytes() + before[start + 2 :])
-    check = checks.check_stored_weights(cell.model, cell.matrices, original)
+    check = check_stored_weights(cell.model, cell.matrices, original)
     mixed.write_bytes(before)
     assert check["status"] == "fail"
     assert "row 5 of model.layers" in check["explanation"]

@@ -6,7 +6,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from quantharm import checks
+from quantharm.forensics.checks.kernel import check_kernel
+from quantharm.forensics.checks.weights import check_bits_per_weight, check_method_is_real
 from quantharm.quantizers.formats import gptq
 
 
@@ -39,7 +40,7 @@ def test_it_is_read_whatever_bits_each_matrix_has(cell, passes):
     assert len(cell.matrices) == 13
     assert passes(cell, 5.9107) < 1e-5  # in float32: our arithmetic twice
     assert cell.record["linear_classes"] == ["TorchLinear"]
-    kept = checks.check_method_is_real(cell.record, cell.matrices, cell.model)["explanation"]
+    kept = check_method_is_real(cell.record, cell.matrices, cell.model)["explanation"]
     assert "its config excludes 1 others" in kept
 
 
@@ -49,7 +50,7 @@ def test_it_dequantizes_as_gptqmodel_does(theirs, foreign):
         layer = model.model.get_submodule(matrix.name)
         expected = layer.dequantize_weight().float().t()
         torch.testing.assert_close(matrix.dequantize(), expected, rtol=2**-7, atol=1e-6)
-    assert checks.check_kernel(model.model, model.matrices, [0, 5, 77, 200])["status"] == "pass"
+    assert check_kernel(model.model, model.matrices, [0, 5, 77, 200])["status"] == "pass"
 
 
 def test_groups_are_in_the_order_that_the_file_states(cell, theirs):
@@ -99,7 +100,7 @@ def test_packed_by_hand(bits, first):
 def test_a_changed_scale_fails_the_kernel_check(theirs, foreign):
     broken = foreign(theirs, "bfloat16")
     broken.model.get_submodule("model.layers.1.mlp.down_proj").scales[0, :8] *= 3
-    assert checks.check_kernel(broken.model, broken.matrices, [0, 5, 77, 200])["status"] == "fail"
+    assert check_kernel(broken.model, broken.matrices, [0, 5, 77, 200])["status"] == "fail"
 
 
 @pytest.mark.parametrize("module", ["layers.0.mlp.up_proj", "layers.1.mlp.down_proj"])  # 4 bits in 32, 8 in 64
@@ -120,7 +121,7 @@ def test_autorounds_own_packing_is_the_same_layout(theirs, foreign, logits_of, c
     (tmp_path / "config.json").write_text(json.dumps(config | {"quantization_config": own}))
     read = foreign(tmp_path)
     assert torch.equal(logits_of(read), logits_of(cell))
-    assert checks.check_method_is_real(read.record, read.matrices, read.model)["status"] == "pass"
+    assert check_method_is_real(read.record, read.matrices, read.model)["status"] == "pass"
 
 
 def test_without_an_order_groups_are_neighbours(theirs, foreign, logits_of, tmp_path):
@@ -130,7 +131,7 @@ def test_without_an_order_groups_are_neighbours(theirs, foreign, logits_of, tmp_
     for name in ("tokenizer.json", "tokenizer_config.json", "config.json"):
         (tmp_path / name).write_bytes((theirs / name).read_bytes())
     read = foreign(tmp_path, "bfloat16")
-    assert checks.check_kernel(read.model, read.matrices, [0, 5, 77, 200])["status"] == "pass"
-    assert checks.check_bits_per_weight(read.record)["status"] == "pass"
+    assert check_kernel(read.model, read.matrices, [0, 5, 77, 200])["status"] == "pass"
+    assert check_bits_per_weight(read.record)["status"] == "pass"
     layer = read.model.get_submodule("model.layers.0.self_attn.q_proj")
     assert layer.g_idx.tolist() == [0] * 32 + [1] * 32

@@ -7,8 +7,9 @@ import torch
 import transformers
 from safetensors.torch import save_file
 
-from quantharm import checks
 from quantharm.common.errors import UserError
+from quantharm.forensics.checks.logits import mean_kl
+from quantharm.forensics.checks.weights import check_stored_weights
 from quantharm.quantizers.formats import families
 from quantharm.quantizers.formats.packing import FP4_LEVELS
 
@@ -63,21 +64,21 @@ def test_it_is_read_as_transformers_reads_it(theirs, cell, bare_logits, logits_o
     passes(cell, 4.25)
     assert cell.record["held_dequantized"]
     bare = bare_logits(theirs[1], "bfloat16", quantization_config=transformers.Mxfp4Config(dequantize=True))
-    assert checks.mean_kl(bare.float(), logits_of(cell).float()) < 1e-4  # experts one by one, in bfloat16
+    assert mean_kl(bare.float(), logits_of(cell).float()) < 1e-4  # experts one by one, in bfloat16
 
 
 def test_in_float32(theirs, foreign, bare_logits, logits_of, passes):
     read = foreign(theirs[1])
     assert passes(read, 4.25) < 1e-5
     bare = bare_logits(theirs[1], quantization_config=transformers.Mxfp4Config(dequantize=True))
-    assert checks.mean_kl(bare, logits_of(read)) < 1e-9
+    assert mean_kl(bare, logits_of(read)) < 1e-9
 
 
 def test_one_wrong_scale_in_the_file_is_noticed(theirs, cell, tmp_path, foreign):
     from safetensors.torch import load_file
 
     plain, folder = theirs
-    sound = checks.check_stored_weights(cell.model, cell.matrices, plain)
+    sound = check_stored_weights(cell.model, cell.matrices, plain)
     assert sound["status"] == "pass", sound
     tensors = load_file(folder / "model.safetensors")
     tensors["model.layers.1.mlp.experts.gate_up_proj_scales"][2, 99, 1] += 3  # the fourth row of expert 2's second half
@@ -85,7 +86,7 @@ def test_one_wrong_scale_in_the_file_is_noticed(theirs, cell, tmp_path, foreign)
         (tmp_path / path.name).write_bytes(path.read_bytes())
     save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
     wrong = foreign(tmp_path, "bfloat16")
-    check = checks.check_stored_weights(wrong.model, wrong.matrices, plain)
+    check = check_stored_weights(wrong.model, wrong.matrices, plain)
     assert check["status"] == "fail"
     assert "row 3 of model.layers.1.mlp.experts.2.up_proj, 32 columns from 32" in check["explanation"]
 

@@ -4,7 +4,9 @@ import pytest
 import torch
 import transformers
 
-from quantharm import checks
+from quantharm.forensics.checks import kernel
+from quantharm.forensics.checks.kernel import check_kernel
+from quantharm.forensics.checks.logits import mean_kl
 from quantharm.models.compute import multiplies_bytes_exactly
 from quantharm.quantizers.formats import torchao
 
@@ -61,7 +63,7 @@ def test_each_kind_is_read_as_transformers_reads_it(kind, theirs, foreign, bare_
         own = cell.model.get_submodule(matrix.name).weight.dequantize().float()
         torch.testing.assert_close(matrix.dequantize(), own, rtol=2**-7, atol=1e-6)
     if cell.model.dtype == torch.bfloat16:
-        assert checks.mean_kl(bare_logits(theirs(kind), "bfloat16"), logits_of(cell)) < 1e-9
+        assert mean_kl(bare_logits(theirs(kind), "bfloat16"), logits_of(cell)) < 1e-9
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind.values[0] in ("float8", "int8_dynamic")])
@@ -75,18 +77,18 @@ def test_in_a_float32_model_its_layers_keep_their_dtype(kind, theirs, foreign, p
 def test_a_changed_scale_fails_the_kernel_check(theirs, foreign):
     cell = foreign(theirs("int8"), "bfloat16")
     cell.model.get_submodule("model.layers.1.mlp.down_proj").weight.scale[:8] *= 3
-    assert checks.check_kernel(cell.model, cell.matrices, [0, 5, 77, 200])["status"] == "fail"
+    assert check_kernel(cell.model, cell.matrices, [0, 5, 77, 200])["status"] == "fail"
 
 
 def test_wrong_products_of_bytes_fail_the_kernel_check_which_says_so(theirs, foreign, monkeypatch):
     """As on processors without VNNI, where sums saturate."""
     right = torch._int_mm
     monkeypatch.setattr(torch, "_int_mm", lambda *given: right(*given).clamp(-20_000, 20_000))
-    monkeypatch.setattr(checks, "multiplies_bytes_exactly", multiplies_bytes_exactly.__wrapped__)
+    monkeypatch.setattr(kernel, "multiplies_bytes_exactly", multiplies_bytes_exactly.__wrapped__)
     cell = foreign(theirs("int8_dynamic"), "bfloat16")
-    kernel = checks.check_kernel(cell.model, cell.matrices, list(range(2, 66)))
-    assert kernel["status"] == "fail", kernel
-    assert kernel["explanation"].endswith("multiplies 8-bit integers wrongly on this processor (no VNNI instructions)")
+    check = check_kernel(cell.model, cell.matrices, list(range(2, 66)))
+    assert check["status"] == "fail", check
+    assert check["explanation"].endswith("multiplies 8-bit integers wrongly on this processor (no VNNI instructions)")
 
 
 @pytest.mark.parametrize("kind", ["int8", "float8", "intx4"])

@@ -1,0 +1,117 @@
+"""The kernels: does a quantized layer multiply its inputs by the weights that its file holds?
+
+Not academic: on an H200, one of gptqmodel 7.4.0's five AWQ kernels is the fastest and gives logits 1.15 nats away from
+the other four.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from quantharm.common.records.checks import CheckRecord
+from quantharm.forensics.checks.outcome import outcome
+from quantharm.models.compute import multiplies_bytes_exactly
+from quantharm.quantizers.quantized_layers import QuantizedMatrix
+from quantharm.scoring.forward import last_hidden_states
+
+KERNEL_LIMIT = 0.02  # relative difference of a layer's output
+KERNEL_MATRICES = 8
+KERNEL_TOKENS = 64
+
+
+def check_kernel(model: Any, matrices: list[QuantizedMatrix], tokens: list[int]) -> CheckRecord:
+    """Some quantized layers, spread over depth and shape, on the activations that real text gives them."""
+    if not matrices:
+        return outcome("kernel", None, None, KERNEL_LIMIT, "nothing is quantized in this cell")
+    if any(matrix.dequantize is None for matrix in matrices):
+        return outcome("kernel", None, None, KERNEL_LIMIT, "what is quantized in this cell is not its quantizer's")
+    chosen = choose_matrices(reached_by_text(model, matrices, tokens))
+    if not chosen:
+        return outcome("kernel", None, None, KERNEL_LIMIT, "text reaches no quantized matrix of this cell")
+    inputs = inputs_of(model, chosen, tokens)
+    differences = {m.name: kernel_difference(m, model.get_submodule(m.name), inputs[m.name]) for m in chosen}
+    worst = max(differences, key=lambda name: differences[name] if math.isfinite(differences[name]) else math.inf)
+    kernel = type(model.get_submodule(worst)).__name__
+    passed = differences[worst] <= KERNEL_LIMIT
+    explanation = (
+        f"largest relative difference of {kernel} from its dequantized weights on {len(chosen)} matrices, in {worst}"
+    )
+    rounds_inputs = any(matrix.round_inputs is not None for matrix in chosen)
+    if not passed and rounds_inputs and model.device.type == "cpu" and not multiplies_bytes_exactly():
+        explanation += "; PyTorch multiplies 8-bit integers wrongly on this processor (no VNNI instructions)"
+    return outcome("kernel", passed, differences[worst], KERNEL_LIMIT, explanation)
+
+
+def reached_by_text(model: Any, matrices: list[QuantizedMatrix], tokens: list[int]) -> list[QuantizedMatrix]:
+    """The matrices that tokens pass through: an expert, or the image encoder of a model, may see none of them."""
+    reached: set[str] = set()
+    watch_inputs(model, matrices, tokens, lambda name, _: reached.add(name))
+    return [matrix for matrix in matrices if matrix.name in reached]
+
+
+def choose_matrices(matrices: list[QuantizedMatrix]) -> list[QuantizedMatrix]:
+    """At most KERNEL_MATRICES: of each kind (last part of the name) one, walking through the layers."""
+    kinds: dict[str, list[QuantizedMatrix]] = {}
+    for matrix in matrices:
+        kinds.setdefault(matrix.name.rsplit(".", 1)[-1], []).append(matrix)
+    walk = [group[i * (len(group) - 1) // max(1, len(kinds) - 1)] for i, group in enumerate(kinds.values())]
+    return walk[:KERNEL_MATRICES]
+
+
+def inputs_of(model: Any, matrices: list[QuantizedMatrix], tokens: list[int]) -> dict[str, torch.Tensor]:
+    """{matrix: its layer's inputs [n, columns] in one forward pass over the tokens}."""
+    inputs: dict[str, torch.Tensor] = {}
+
+    def keep(name: str, layer_input: torch.Tensor) -> None:
+        inputs[name] = layer_input.detach().flatten(0, -2).clone()
+
+    watch_inputs(model, matrices, tokens, keep)
+    return inputs
+
+
+def watch_inputs(
+    model: Any, matrices: list[QuantizedMatrix], tokens: list[int], watch: Callable[[str, torch.Tensor], None]
+) -> None:
+    """One forward pass over the tokens that calls watch(matrix, its layer's input) at each layer that it reaches."""
+
+    def hook_for(name: str) -> Callable[[torch.nn.Module, tuple[torch.Tensor, ...]], None]:
+        def hook(
+            _: torch.nn.Module, arguments: tuple[torch.Tensor, ...]
+        ) -> None:  # a returned value would replace them
+            watch(name, arguments[0])
+
+        return hook
+
+    hooks = [model.get_submodule(m.name).register_forward_pre_hook(hook_for(m.name)) for m in matrices]
+    last_hidden_states(model, tokens)
+    for hook in hooks:
+        hook.remove()
+
+
+def kernel_difference(matrix: QuantizedMatrix, module: torch.nn.Module, inputs: torch.Tensor) -> float:
+    """Relative difference of a layer's output from (dequantized weight × the same input); inputs: [n, columns].
+
+    The larger one of all rows at once and of one row alone: decoding uses other kernels than prefill.
+    """
+    assert matrix.dequantize is not None
+    weight = matrix.dequantize().to(inputs.device)
+    both = [difference_from(weight, matrix, module, rows) for rows in (inputs, inputs[:1])]
+    return float(torch.tensor(both).max())  # NaN if either is
+
+
+def difference_from(
+    weight: torch.Tensor, matrix: QuantizedMatrix, module: torch.nn.Module, inputs: torch.Tensor
+) -> float:
+    """As kernel_difference, of all rows at once; weight: [rows, columns] float32."""
+    measured = module(inputs.unsqueeze(0))[0]  # [batch, tokens, columns], as the model calls it
+    if module.bias is not None:
+        measured = measured - module.bias.to(measured)
+    multiplied = matrix.round_inputs(inputs.cpu()).to(inputs.device) if matrix.round_inputs else inputs
+    return relative_difference(measured, multiplied.float() @ weight.t())
+
+
+def relative_difference(measured: torch.Tensor, expected: torch.Tensor) -> float:
+    """‖measured - expected‖ ÷ ‖expected‖, of tensors of one shape."""
+    return float((measured.float() - expected).norm() / expected.norm().clamp_min(1e-30))
