@@ -63,8 +63,7 @@ def faults_of_keys(value: Any, kind: Any, where: str) -> list[str]:
     if not isinstance(value, dict):
         return [f"{where} is no {kind.__name__}"]
     hints = typing.get_type_hints(kind, include_extras=True)
-    required = {key for key, hint in hints.items() if get_origin(hint) is not NotRequired}
     unknown = [f"{where}.{key} has no type in {kind.__name__}" for key in value.keys() - hints.keys()]
-    missing = [f"{where}.{key} is missing, which {kind.__name__} has" for key in required - value.keys()]
+    missing = [f"{where}.{key} is missing, which {kind.__name__} has" for key in kind.__required_keys__ - value.keys()]
     known = hints.keys() & value.keys()
     return unknown + missing + [fault for key in known for fault in faults(value[key], hints[key], f"{where}.{key}")]

@@ -5,15 +5,19 @@ import itertools
 import json
 import sys
 import tracemalloc
+import typing
 
 import pytest
 import yaml
+from record_types import faults
 
 from quantharm.common.errors import UserError
 from quantharm.config.configuration import complete
 from quantharm.config.derived_methods import noise_sweep
+from quantharm.config.entries import Configuration, ModelEntry, ProtocolEntry, TextEntry
 from quantharm.config.methods import method_schema, methods_of, quantizer_names, settings_of
 from quantharm.config.validation import check_config_file, with_defaults
+from quantharm.reporting.thresholds import Thresholds
 
 FILES = ("text.txt", "data/prompts.jsonl", "data/calibration.txt")
 REVISION = "0123456789abcdef0123456789abcdef01234567"
@@ -244,6 +248,26 @@ def test_methods_in_the_config_show_every_setting_of_their_quantizer(shipped):
         for key, value in entry.items():
             if key != "quantizer" and not key.startswith("calibration"):
                 assert value == own[key]["default"], f"{name}.{key}"
+
+
+def test_a_complete_configuration_is_of_its_types(shipped, schema_path):
+    """Every key and every kind of value, so that the types cannot drift from the schema."""
+    completed = complete(shipped, schema_path)
+    report = completed.pop("report")  # its types are the reporting room's
+    types = typing.get_type_hints(Configuration, include_extras=True)
+    assert set(types) == {"report", *completed}
+    wrong = [fault for key, value in completed.items() for fault in faults(value, types[key], key)]
+    assert wrong == []
+    assert faults(report, Thresholds) == []
+
+
+def test_every_key_of_the_schema_has_a_type(schema):
+    entries = {"models": ModelEntry, "protocols": ProtocolEntry, "texts": TextEntry}
+    for name, kind in (typing.get_type_hints(Configuration) | entries).items():
+        section = schema["properties"][name]
+        keys = (section["additionalProperties"] if name in entries else section).get("properties")
+        if keys is not None and name != "report":
+            assert set(keys) - {"<<"} == set(typing.get_type_hints(kind)), name
 
 
 def test_every_key_of_the_schema_has_a_description(schema):

@@ -7,8 +7,8 @@ import difflib
 import json
 import os
 from pathlib import Path
-from typing import Any
 
+from quantharm.common.checkpoint_files import CheckpointConfig
 from quantharm.common.errors import UserError
 
 MISTRAL_7B = {  # Mistral-7B-Instruct-v0.2
@@ -54,14 +54,14 @@ QWEN25_05B = {  # Qwen2.5-0.5B-Instruct
     "rope_theta": 1_000_000.0,
     "tie_word_embeddings": True,
 }
-ARCHITECTURES: dict[str, dict[str, Any]] = {
+ARCHITECTURES: dict[str, CheckpointConfig] = {
     "mistral-7b": MISTRAL_7B,
     "phi-3-mini": PHI_3_MINI,
     "qwen2.5-0.5b": QWEN25_05B,
 }
 
 
-def read_architecture(name: str) -> dict[str, Any]:
+def read_architecture(name: str) -> CheckpointConfig:
     """The shape called `name`, or the configuration in the file (or the folder's config.json) of that name.
 
     Raises UserError where there is neither.
@@ -82,7 +82,7 @@ def read_architecture(name: str) -> dict[str, Any]:
     return config
 
 
-def parameter_count(config: dict[str, Any]) -> int:
+def parameter_count(config: CheckpointConfig) -> int:
     """Weights of the matrices of a decoder with gated MLPs; norms and biases, below a thousandth, are left out."""
     width, vocabulary = config.get("hidden_size", 0), config.get("vocab_size", 0)
     heads = config.get("num_attention_heads", 1)

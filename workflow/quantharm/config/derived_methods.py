@@ -2,11 +2,13 @@
 
 import copy
 import re
-from typing import Any
 
 from quantharm.common.constants import BASELINE, CORRUPTIONS
 from quantharm.common.errors import UserError
+from quantharm.common.records.quantization import Settings
+from quantharm.common.records.studies import CalibrationCell, NoiseCells
 from quantharm.config import noise
+from quantharm.config.entries import Configuration, Study
 from quantharm.config.methods import completed_method, own_grid
 from quantharm.config.names import refer
 
@@ -16,7 +18,7 @@ NOISE_NAME = re.compile(
 NOISE_TARGET = "nf4"  # of noise alone, where its name does not say
 
 
-def noise_method(config: dict[str, Any], name: str) -> dict[str, Any] | None:
+def noise_method(config: Configuration, name: str) -> Settings | None:
     """The entry that a name like `noise-0.3`, `noise-0.3-int8` or `nf4+noise-0.3` stands for; None for other names.
 
     σ is in half steps of the method's own grid, or of the one that is named.
@@ -30,24 +32,21 @@ def noise_method(config: dict[str, Any], name: str) -> dict[str, Any] | None:
     return completed_method(name, copy.deepcopy(config["methods"][of]) | {"noise": settings})
 
 
-def rounding_methods(config: dict[str, Any], section: str) -> list[str]:
-    """`methods` of a section; where it is null, those of the default run that round to a grid and carry no noise."""
-    named = config[section]["methods"]
+def rounding_methods(config: Configuration, study: Study) -> list[str]:
+    """`methods` of a study; where it is null, those of the default run that round to a grid and carry no noise."""
+    named = config[study]["methods"]
     for name in named or []:
-        refer(config, "methods", name, f"{section}.methods")
+        refer(config, "methods", name, f"{study}.methods")
         if own_grid(config, name) is None:
-            raise UserError(f"`{section}.methods` in the config names `{name}`, which rounds to no grid; leave it out")
+            raise UserError(f"`{study}.methods` in the config names `{name}`, which rounds to no grid; leave it out")
     if named is not None:
         return named
     known = (name for name in config["evaluate"]["methods"] if name in config["methods"])
     return [name for name in known if own_grid(config, name) and "noise" not in config["methods"][name]]
 
 
-def noise_sweep(config: dict[str, Any]) -> list[dict[str, Any]]:
-    """The sweep of `snakemake defense`: {method, sigma, alone, quantized}.
-
-    `alone` and `quantized` name the cell with the noise in 16 bits and the cell with the same noise before the method.
-    """
+def noise_sweep(config: Configuration) -> list[NoiseCells]:
+    """The sweep of `snakemake defense`: every method with every size of the noise."""
     return [
         {
             "method": method,
@@ -60,34 +59,34 @@ def noise_sweep(config: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def calibration_cells(config: dict[str, Any]) -> list[dict[str, Any]]:
-    """The cells of `snakemake calibration`: {method, text, seed, corruption, cell}, the last one its name."""
+def calibration_cells(config: Configuration) -> list[CalibrationCell]:
+    """The cells of `snakemake calibration`: every method with every text and seed, and with every fault of samples."""
     study = config["calibration_study"]
-    cells = []
+    cells: list[CalibrationCell] = []
     for method in rounding_methods(config, "calibration_study"):
         if "calibration_samples" not in config["methods"][method]:
             if study["methods"] is not None:
                 raise UserError(
-                    f"`calibration_study.methods` in the config names `{method}`, which calibrates on nothing"
+                    f"`calibration_study.methods` in the config names `{method}`, which calibrates on nothing; leave "
+                    "it out"
                 )
             continue
         for text in study["texts"]:
             cells += [
-                {"method": method, "text": text, "seed": s, "corruption": None, "cell": f"{method}+{text}-{s}"}
-                for s in study["seeds"]
+                {"method": method, "text": text, "seed": seed, "corruption": None, "cell": f"{method}+{text}-{seed}"}
+                for seed in study["seeds"]
             ]
-        cells += [
-            {"method": method, "text": None, "seed": 0, "corruption": c, "cell": f"{method}+{c.replace('_', '-')}"}
-            for c in CORRUPTIONS
-        ]
+        for corruption in CORRUPTIONS:
+            cell = f"{method}+{corruption.replace('_', '-')}"
+            cells.append({"method": method, "text": None, "seed": 0, "corruption": corruption, "cell": cell})
     return cells
 
 
-def calibration_method(config: dict[str, Any], cell: dict[str, Any]) -> dict[str, Any]:
-    """The entry of a cell of the study."""
+def calibration_method(config: Configuration, cell: CalibrationCell) -> Settings:
+    """The entry of a cell of the calibration study."""
     study = config["calibration_study"]
     settings = {
-        "calibration_text": study["texts"].get(cell["text"]),
+        "calibration_text": None if cell["text"] is None else study["texts"][cell["text"]],
         "calibration_samples": study["samples"],
         "calibration_seed": cell["seed"],
         "calibration_corruption": cell["corruption"],
@@ -95,10 +94,10 @@ def calibration_method(config: dict[str, Any], cell: dict[str, Any]) -> dict[str
     return completed_method(cell["cell"], copy.deepcopy(config["methods"][cell["method"]]) | settings)
 
 
-def add_derived_methods(config: dict[str, Any]) -> None:
+def add_derived_methods(config: Configuration) -> None:
     """Adds the entries of methods that a name stands for: with noise, or of the calibration study."""
     entries = {cell["cell"]: calibration_method(config, cell) for cell in calibration_cells(config)}
-    swept = [cell[kind] for cell in noise_sweep(config) for kind in ("alone", "quantized")]
+    swept = [name for cells in noise_sweep(config) for name in (cells["alone"], cells["quantized"])]
     for name in [*config["evaluate"]["methods"], *swept]:
         entry = None if name in config["methods"] else noise_method(config, name)
         if entry is not None:

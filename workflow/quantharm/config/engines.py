@@ -2,7 +2,12 @@
 
 import re
 import urllib.parse
-from typing import Any
+from typing import TYPE_CHECKING
+
+from quantharm.common.records.quantization import Settings
+
+if TYPE_CHECKING:
+    from quantharm.config.validation import Schema
 
 TRANSFORMERS, LLAMA_CPP, OPENAI = "transformers", "llama.cpp", "openai"
 MODULES = {LLAMA_CPP: "llama_cpp", OPENAI: "endpoint"}  # in the room engines
@@ -13,11 +18,11 @@ FILES = {LLAMA_CPP: ("gguf", "pretrained")}  # the quantizers whose checkpoints 
 LLAMA_CACHE_TYPES = {"f32": 0, "f16": 1, "bf16": 30, "q8_0": 8, "q5_1": 7, "q5_0": 6, "q4_1": 3, "q4_0": 2}
 STEP = 16  # tokens; engines/quantized_cache.py scores in such steps
 
-ENGINE: dict[str, Any] = {
+ENGINE: "Schema" = {
     "description": "What runs the checkpoint; transformers where nothing is said.",
     "enum": [TRANSFORMERS, *MODULES],
 }
-KV_CACHE: dict[str, Any] = {
+KV_CACHE: "Schema" = {
     "description": "How keys and values are kept. llama.cpp: types of `keys` and `values`; transformers: a `backend`.",
     "type": "object",
     "additionalProperties": False,
@@ -40,33 +45,33 @@ OF_LLAMA_CPP = {"keys", "values"}
 OF_QUANTO = {"bits", "group_size", "residual_tokens"}
 
 
-def is_served(settings: dict[str, Any]) -> bool:
+def is_served(settings: Settings) -> bool:
     """Whether a method's weights are behind an address."""
     return engine_of(settings) == OPENAI
 
 
-def with_quantizer(method: dict[str, Any]) -> dict[str, Any]:
+def with_quantizer(method: Settings) -> Settings:
     """A method's entry; of an endpoint, which has no quantizer to name, with the one that stands for it."""
     return {"quantizer": ENDPOINT, **method} if method.get("engine") == OPENAI else method
 
 
-def engine_of(settings: dict[str, Any]) -> str:
+def engine_of(settings: Settings) -> str:
     return settings.get("engine") or TRANSFORMERS
 
 
-def module_of(settings: dict[str, Any]) -> str | None:
+def module_of(settings: Settings) -> str | None:
     """The module of the room engines that a method's cells need; None for transformers as it is."""
     return MODULES.get(engine_of(settings)) or ("quantized_cache" if settings.get("kv_cache") else None)
 
 
-def extra_packages(settings: dict[str, Any]) -> str | None:
+def extra_packages(settings: Settings) -> str | None:
     """The file in envs/ (without .txt) with the packages of a method's engine or cache; None if it needs none."""
     if engine_of(settings) == LLAMA_CPP:
         return "llama-cpp"
     return "quanto" if (settings.get("kv_cache") or {}).get("backend") == "quanto" else None
 
 
-def conflict(quantizer: str, settings: dict[str, Any]) -> str | None:
+def conflict(quantizer: str, settings: Settings) -> str | None:
     """Why a method cannot have its `engine` or `kv_cache`, in words that follow `method … cannot`."""
     engine = engine_of(settings)
     if (engine == OPENAI) != (quantizer == ENDPOINT):
@@ -92,7 +97,7 @@ def conflict(quantizer: str, settings: dict[str, Any]) -> str | None:
     return None
 
 
-def conflict_of_endpoint(settings: dict[str, Any]) -> str | None:
+def conflict_of_endpoint(settings: Settings) -> str | None:
     """conflict() of `engine: openai`. Nothing that may be a key is repeated."""
     if settings.get("kv_cache") or settings.get("noise"):
         return "change the cache or the weights of a model that somebody serves; take `kv_cache` and `noise` out"

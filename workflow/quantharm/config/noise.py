@@ -1,12 +1,16 @@
 """The key `noise` of a method: Gaussian noise on the weights before they are rounded, added by quantizers/noise.py."""
 
-from typing import Any
+from typing import TYPE_CHECKING
 
+from quantharm.common.records.quantization import Settings
 from quantharm.quantizers import RoundsToGrid, quantizer_named
 
-SIGMA = {"type": "number", "exclusiveMinimum": 0}
+if TYPE_CHECKING:
+    from quantharm.config.validation import Schema
+
+SIGMA: "Schema" = {"type": "number", "exclusiveMinimum": 0}
 GRID_NAMES = ("int8", "nf4", "fp4", "int4-32", "int4-64", "int4-128")  # of quantizers/rounding.py, which needs torch
-SCHEMA: dict[str, Any] = {
+SCHEMA: "Schema" = {
     "description": "Gaussian noise on the matrices to be quantized, before they are.",
     "type": "object",
     "additionalProperties": False,
@@ -28,13 +32,13 @@ SCHEMA: dict[str, Any] = {
 }
 
 
-def grid_of(quantizer: str, settings: dict[str, Any]) -> str | None:
+def grid_of(quantizer: str, settings: Settings) -> str | None:
     """The grid that noise is measured by: the one named in the settings' `noise`, or the quantizer's own."""
     module = quantizer_named(quantizer)
     return settings["noise"].get("target") or (module.grid(settings) if isinstance(module, RoundsToGrid) else None)
 
 
-def conflict(quantizer: str, settings: dict[str, Any]) -> str | None:
+def conflict(quantizer: str, settings: Settings) -> str | None:
     """Why a method cannot carry its `noise`, in words that follow `method … cannot`."""
     if quantizer == "pretrained":
         return "carry `noise`: its checkpoint is quantized already; quantize the original yourself"
@@ -43,7 +47,7 @@ def conflict(quantizer: str, settings: dict[str, Any]) -> str | None:
     return None
 
 
-def one_spelling(method: dict[str, Any]) -> dict[str, Any]:
+def one_spelling(method: Settings) -> Settings:
     """The entry with `relative_to: half_step` where it has the older word for it."""
     if method.get("noise", {}).get("relative_to") != "half_width":
         return method

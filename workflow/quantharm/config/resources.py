@@ -9,10 +9,10 @@ far too little for billions of parameters on a CPU. The GPU's own memory is not 
 """
 
 from pathlib import Path
-from typing import Any
 
 from quantharm.common.checkpoint_files import weight_files
 from quantharm.config.architectures import parameter_count, read_architecture
+from quantharm.config.entries import ModelEntry
 
 BASE_MB = 2_500  # interpreter, libraries and a CUDA context
 MB_PER_BILLION = {"quantize": 4_500, "checks": 3_000, "default": 2_500}  # 16-bit weights alone take 2,000
@@ -24,7 +24,7 @@ GPU_DRIVERS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")  # NVIDIA's, AMD's, and
 SMALL_BILLIONS = 0.05  # up to here a job spends most of its time in one thread: starting, and small operations
 
 
-def billion_parameters(model: dict[str, Any]) -> float:
+def billion_parameters(model: ModelEntry) -> float:
     """The config's figure, or what a shape or a local folder's 16-bit weights amount to."""
     if model["billion_parameters"]:
         return model["billion_parameters"]
@@ -36,18 +36,18 @@ def billion_parameters(model: dict[str, Any]) -> float:
     return DEFAULT_BILLIONS
 
 
-def mem_mb(stage: str, model: dict[str, Any], attempt: int) -> int:
+def mem_mb(stage: str, model: ModelEntry, attempt: int) -> int:
     per_billion = MB_PER_BILLION.get(stage, MB_PER_BILLION["default"])
-    wide = WEIGHT_BYTES.get(model.get("dtype", ""), 2) / 2
+    wide = WEIGHT_BYTES.get(model["dtype"], 2) / 2
     return int((BASE_MB + per_billion * billion_parameters(model) * wide) * (attempt + 1) / 2)
 
 
-def runtime_minutes(stage: str, model: dict[str, Any], attempt: int) -> int:
+def runtime_minutes(stage: str, model: ModelEntry, attempt: int) -> int:
     per_billion = MINUTES_PER_BILLION.get(stage, MINUTES_PER_BILLION["default"])
     return int(attempt * (BASE_MINUTES + per_billion * billion_parameters(model)))
 
 
-def threads(model: dict[str, Any], most: int) -> int:
+def threads(model: ModelEntry, most: int) -> int:
     """Threads of a job that is not timed, at most the config's: one for a small model, so that jobs share the cores."""
     return most if billion_parameters(model) > SMALL_BILLIONS else 1
 

@@ -2,24 +2,37 @@
 
 import os
 from pathlib import Path
-from typing import Any, TypedDict, cast
+from typing import TYPE_CHECKING, TypedDict
 
 from quantharm.common.errors import UserError
 
-OPTIONS = ("few_shot", "limit", "metric")  # that a task of the list may set for itself
+if TYPE_CHECKING:
+    from quantharm.config.entries import Configuration, GivenTask, TaskOptions
+
 OVERALL = "overall"  # the row of all tasks together, so no task's name
 
 
 class TaskEntry(TypedDict):
     """One task as the config names it, its options filled in."""
 
-    task: str
     few_shot: int | None  # null: what the task says, else none
     limit: int | None  # null: all items
     metric: str | None  # null: the one that harness/items.py prefers
+    task: str  # its name
 
 
-def tasks_of(config: dict[str, Any], model: str) -> list[TaskEntry]:
+def with_options(task: "str | GivenTask", options: "TaskOptions") -> TaskEntry:
+    """A task with the options that it sets for itself, and its protocol's for the others."""
+    own: GivenTask = {"task": task} if isinstance(task, str) else task
+    return {
+        "few_shot": own.get("few_shot", options["few_shot"]),
+        "limit": own.get("limit", options["limit"]),
+        "metric": own.get("metric", options["metric"]),
+        "task": own["task"],
+    }
+
+
+def tasks_of(config: "Configuration", model: str) -> list[TaskEntry]:
     """The tasks in the order of the config; none where neither protocol nor model names any.
 
     Raises UserError for a task that is named twice, and for a name that would be mistaken.
@@ -27,9 +40,8 @@ def tasks_of(config: dict[str, Any], model: str) -> list[TaskEntry]:
     entry = config["models"][model]
     protocol = config["protocols"][entry["protocol"]]
     where = f"protocols.{entry['protocol']}.tasks" if entry["tasks"] is None else f"models.{model}.tasks"
-    shared = {key: protocol["task_options"][key] for key in OPTIONS}
     chosen = protocol["tasks"] if entry["tasks"] is None else entry["tasks"]
-    tasks = [cast(TaskEntry, shared | (task if isinstance(task, dict) else {"task": task})) for task in chosen]
+    tasks = [with_options(task, protocol["task_options"]) for task in chosen]
     names = [task["task"] for task in tasks]
     for name in names:
         if names.count(name) > 1:
@@ -50,7 +62,7 @@ def task_files(folder: str | None) -> list[str]:
     return sorted(str(path) for path in Path(folder).rglob("*") if path.is_file() and "__pycache__" not in path.parts)
 
 
-def check_tasks(config: dict[str, Any]) -> None:
+def check_tasks(config: "Configuration") -> None:
     """Raises UserError for lists of tasks that cannot be meant, before any job starts."""
     for model, entry in config["models"].items():
         if not tasks_of(config, model):

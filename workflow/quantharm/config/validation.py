@@ -4,7 +4,7 @@ import copy
 import difflib
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import jsonschema
 import yaml
@@ -16,12 +16,35 @@ MOST_VALUES = 100_000  # of a whole configuration, aliases written out; the ship
 TEMPLATES = "__use_yte__"  # Snakemake would then run the Python expressions in the file
 
 
+class Schema(TypedDict, total=False):
+    """The keywords of JSON Schema that the configuration's schema and those of the quantizers use."""
+
+    description: str
+    type: str | list[str]
+    const: object
+    enum: list[Any]
+    default: Any
+    minimum: float
+    exclusiveMinimum: float
+    maximum: float
+    multipleOf: float
+    minLength: int
+    pattern: str
+    items: "Schema"
+    minItems: int
+    uniqueItems: bool
+    properties: dict[str, "Schema"]
+    required: list[str]
+    additionalProperties: "bool | Schema"
+    minProperties: int
+
+
 def removed_by_null(key: str) -> str:
     """The addition to a message about a key that may have come from another config file than the user's own."""
     return f"; config files are merged key by key, so what another one sets stays until yours says `{key}: null`"
 
 
-def takes_null(schema: dict[str, Any]) -> bool:
+def takes_null(schema: Schema) -> bool:
     """Whether null is a value that a schema takes; it is where nothing is said of the value."""
     types = schema.get("type")
     if "enum" in schema:
@@ -29,7 +52,7 @@ def takes_null(schema: dict[str, Any]) -> bool:
     return types is None or "null" in types  # a list, or one word of which "null" is no part
 
 
-def without_nulls(value: Any, schema: dict[str, Any]) -> Any:
+def without_nulls(value: Any, schema: Schema) -> Any:
     """A copy without the keys that are null and cannot be: so a config file removes what one before it set."""
     if not isinstance(value, dict):
         return value
@@ -42,7 +65,7 @@ def without_nulls(value: Any, schema: dict[str, Any]) -> Any:
     }
 
 
-def with_defaults(value: Any, schema: dict[str, Any]) -> Any:
+def with_defaults(value: Any, schema: Schema) -> Any:
     """A copy of `value` in which every missing key that has a default holds it."""
     if not isinstance(value, dict):
         return value
@@ -54,7 +77,7 @@ def with_defaults(value: Any, schema: dict[str, Any]) -> Any:
     return result
 
 
-def schema_of_other(schema: dict[str, Any]) -> dict[str, Any]:
+def schema_of_other(schema: Schema) -> Schema:
     other = schema.get("additionalProperties")
     return other if isinstance(other, dict) else {}
 
@@ -89,7 +112,7 @@ def sentence(error: Any) -> str:
     return f"{at}: {error.message[:200]}"
 
 
-def validate(value: Any, schema: dict[str, Any], path: tuple = ()) -> None:
+def validate(value: Any, schema: Schema, path: tuple[str, ...] = ()) -> None:
     """Raises UserError with one sentence for the most telling error."""
     error = jsonschema.exceptions.best_match(jsonschema.Draft202012Validator(schema).iter_errors(value))
     if error is not None:
@@ -117,12 +140,13 @@ def check_config_file(path: Path) -> None:
         raise UserError(f"{path} has the key `{TEMPLATES}`, by which it could run code; take it out")
 
 
-def check_values(config: Any, where: str) -> None:
+def check_values(config: object, where: str) -> None:
     """Raises UserError where a configuration has no end: aliases of aliases (a YAML bomb), or a list within itself.
 
     config: YAML nodes, or what was made of them.
     """
-    waiting, seen = [config], 0
+    waiting: list[object] = [config]
+    seen = 0
     while waiting:
         value = waiting.pop()
         seen += 1

@@ -8,7 +8,7 @@ from gguf_writer import write
 
 from quantharm import fetch
 from quantharm.common.errors import UserError
-from quantharm.config.configuration import check_pretrained
+from quantharm.config.sources import check_pretrained
 from quantharm.forensics.checks.kernel import check_kernel
 from quantharm.forensics.checks.logits import mean_kl
 from quantharm.forensics.checks.weights import check_method_is_real, check_stored_weights

@@ -39,6 +39,15 @@ class NoiseSweepRecord(Sealed):
     rows: list[NoiseRow]
 
 
+class NoiseCells(TypedDict):
+    """The two cells of a method and a size of the noise, as the configuration lists them."""
+
+    method: str
+    sigma: float  # in half steps of the method's grid
+    alone: str  # derived method with the noise in 16 bits
+    quantized: str  # derived method with the same noise before the method's rounding
+
+
 class CalibrationCell(TypedDict):
     """A method with other calibration samples, as the configuration lists it."""
 
