@@ -45,6 +45,14 @@ def test_benchmark_decodes_end_tokens_like_any_other(tiny):
     assert len(calls) == (2 + 2) * (1 + 5) + 1  # all six tokens in every repetition, not the first one alone
 
 
+def test_beside_a_captured_rate_the_eager_one_is_timed_as_often_as_an_interval_needs(tiny, monkeypatch):
+    captured = {"decode_tokens_per_second": {"median": 9.0}, "repetitions": 10, "compiled": False}
+    monkeypatch.setattr("quantharm.speed.benchmark.fastest_captured", lambda *_, **__: captured)
+    result = benchmark(tiny("llama"), 4, 3, 10, 0.2)
+    assert result["repetitions"] == len(result["decode_tokens_per_second"]["values"]) == 6
+    assert len(result["prefill_seconds"]["values"]) == 10
+
+
 def test_lengths_are_cut_to_the_context(tiny):
     result = benchmark(tiny("llama"), 500, 6, 2, 0.0, prefill_tokens=[64, 2048, 4096])  # a context of 128
     assert result["prompt_tokens"] == 122

@@ -82,6 +82,33 @@ def test_the_check_catches_steps_that_differ_from_eager_decoding(tiny):
         verify(decoder, PROMPT, 6)
 
 
+class Varying(StaticDecoder):
+    """Two passes differ, as with kernels that add in varying order, and a replay by `spoiled` more."""
+
+    noise = spoiled = 0.0
+
+    def trajectory(self, prompt, steps, replay=True, fed=None):
+        tokens, logits = super().trajectory(prompt, steps, replay, fed)
+        self.passes = getattr(self, "passes", 0) + 1
+        moved = (self.noise if self.passes % 2 else -self.noise) + (self.spoiled if replay else 0.0)
+        logits[..., ::2] += moved
+        return tokens, logits
+
+
+@pytest.mark.parametrize(("noise", "spoiled", "passes"), [(0.2, 0.0, True), (0.2, 0.7, False), (1.0, 0.0, False)])
+def test_what_two_uncaptured_passes_differ_by_widens_the_limit(tiny, monkeypatch, noise, spoiled, passes):
+    monkeypatch.setattr(cuda_graph, "beyond_ties", lambda *_: 0)  # of the logits alone
+    decoder = Varying(tiny("llama"), length=20)
+    decoder.noise, decoder.spoiled = noise, spoiled
+    if passes:
+        check = verify(decoder, PROMPT, 6)
+        assert check["kl_nats_max"] > cuda_graph.KL_LIMIT
+        assert check["kl_nats_limit"] == cuda_graph.NOISE_FACTOR * check["kl_nats_max_of_two_uncaptured"] > 0.01
+    else:
+        with pytest.raises(UserError, match="nats off"):
+            verify(decoder, PROMPT, 6)
+
+
 def test_on_a_cpu_nothing_is_captured_and_the_reason_is_given(tiny):
     assert captured_decoder(tiny("llama"), PROMPT, 3) == (None, "CUDA graphs need a GPU")
 

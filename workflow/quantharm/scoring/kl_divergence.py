@@ -30,6 +30,7 @@ from quantharm.scoring.forward import (
 from quantharm.scoring.lower_bound import lower_bounds, top_and_target
 from quantharm.scoring.output_heads import HEAD_FILE, Logits, is_same, logits_of, on, plain_head, read_head
 from quantharm.scoring.stored_logits import Positions, Wanted, index_of_largest, read_store, store_metadata
+from quantharm.scoring.vocabulary_sums import vocabulary_sums
 from quantharm.scoring.worst_positions import WorstPositions
 
 READERS_FOR_GPU = 4  # it scores positions faster than one thread can read and verify them
@@ -84,44 +85,6 @@ def divergences(
         "nll_nats": -ln_q_target,
         **extra,
     }
-
-
-def vocabulary_sums(baseline: torch.Tensor, logits: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Sums over the vocabulary: (KL, reverse KL, JS, ln Σ e^baseline, ln Σ e^logits, largest logit).
-
-    Each [n] float64. Elementwise work is float32, sums are float64. Σ p ln(p / q) itself adds large terms of both signs
-    that cancel: float32 is off by 1e-6 nats there, and can fall below zero. Since p and q each sum to 1, KL is also
-    Σ (p ln(p / q) - p + q), whose terms are never negative and vanish with ln(p / q), so that a rounding error, of an
-    entry or of a normaliser, enters only times the difference between p and q. Of float64 throughout it is within
-    1e-8 nats + 3e-7 of the divergence; of equal logits it is exactly 0.
-    """
-    work = torch.promote_types(logits.dtype, torch.float32)
-    baseline, logits = baseline.to(work), logits.to(work)
-    largest_p, largest = baseline.amax(-1, keepdim=True), logits.amax(-1, keepdim=True)
-    ln_p, ln_q = baseline - largest_p, logits - largest  # each but for its row's constant
-    p, q = ln_p.exp(), ln_q.exp()
-    sum_p, sum_q = row_sums(p), row_sums(q)
-    ln_sum_p, ln_sum_q = sum_p.log(), sum_q.log()
-    p.mul_((1 / sum_p).to(work))
-    q.mul_((1 / sum_q).to(work))
-    log_ratio = ln_p.sub_(ln_q).sub_((ln_sum_p - ln_sum_q).to(work))  # ln(p / q)
-    distance = log_ratio.abs()
-    larger, smaller = torch.maximum(p, q), torch.minimum(p, q)
-    moved = larger.mul_((-distance).expm1_()).neg_()  # |p - q|, exact where p and q are close
-    gained = torch.copysign(moved, log_ratio).neg_()  # q - p
-    kl = row_sums(torch.addcmul(gained, p, log_ratio))
-    reverse = -row_sums(torch.addcmul(gained, q, log_ratio))
-    # JS = ½ Σ (p ln(p / m) + q ln(q / m)) with m = (p + q) / 2; the larger of p and q is m (1 + |p - q| / (p + q))
-    both = p.add_(q)
-    share = moved.div_(both.clamp_min(torch.finfo(work).tiny))  # where both are 0, 0 and not 0 / 0
-    js = row_sums(both.mul_(share.log1p_()).sub_(smaller.mul_(distance))) / 2
-    ln_z_p, ln_z_q = ln_sum_p + largest_p.double(), ln_sum_q + largest.double()
-    return tuple(column[:, 0] for column in (kl, reverse, js, ln_z_p, ln_z_q, largest.double()))
-
-
-def row_sums(values: torch.Tensor) -> torch.Tensor:
-    """Σ over the vocabulary, [n, 1] float64."""
-    return values.sum(-1, keepdim=True, dtype=torch.float64)
 
 
 @dataclass(frozen=True)
