@@ -9,11 +9,15 @@ import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 
-from quantharm.common.records.quantization import QuantizerOutput
+from quantharm.common.records.quantization import QuantizerOutput, Settings
 from quantharm.common.records.source import SourceRecord
 
 if TYPE_CHECKING:
+    from quantharm.common.checkpoint_files import CheckpointConfig
     from quantharm.quantizers.quantized_layers import QuantizedMatrix
+
+# JSON Schema of a method's settings: {setting: its schema, with a default and a description}.
+SettingsSchema = dict[str, dict[str, Any]]
 
 
 @runtime_checkable
@@ -24,12 +28,12 @@ class Quantizer(Protocol):
     dtype: bfloat16, float16 or float32, of what is not quantized. device: cpu or cuda; gpus: how many to spread over.
     """
 
-    SETTINGS: dict[str, Any]  # JSON Schema properties of its settings, with defaults
+    SETTINGS: SettingsSchema
 
     def quantize(
         self,
         source: SourceRecord,
-        settings: dict[str, Any],
+        settings: Settings,
         dtype: str,
         device: str,
         gpus: int,
@@ -39,9 +43,7 @@ class Quantizer(Protocol):
         """Writes the checkpoint folder `output`; returns keys for quantization.json. calibration: a text file."""
         ...
 
-    def load(
-        self, folder: Path, settings: dict[str, Any], source: SourceRecord, dtype: str, device: str, gpus: int
-    ) -> Any:
+    def load(self, folder: Path, settings: Settings, source: SourceRecord, dtype: str, device: str, gpus: int) -> Any:
         """The model of a checkpoint folder, its weights held as they are stored."""
         ...
 
@@ -54,14 +56,14 @@ class Quantizer(Protocol):
 class RoundsToGrid(Protocol):
     """A quantizer whose codes lie on a grid of quantharm.quantizers.rounding, so that noise has a unit."""
 
-    def grid(self, settings: dict[str, Any]) -> str: ...
+    def grid(self, settings: Settings) -> str: ...
 
 
 @runtime_checkable
 class RefusesConfigs(Protocol):
     """A quantizer that some models' config.json rules out, before any job."""
 
-    def conflict(self, settings: dict[str, Any], checkpoint_config: dict[str, Any]) -> str | None:
+    def conflict(self, settings: Settings, checkpoint_config: "CheckpointConfig") -> str | None:
         """Why a model cannot be quantized this way; None where it may."""
         ...
 
@@ -70,7 +72,7 @@ class RefusesConfigs(Protocol):
 class RefusesModels(Protocol):
     """A quantizer that some models' modules rule out, before their weights are loaded."""
 
-    def unsupported(self, model: Any, settings: dict[str, Any]) -> str | None:
+    def unsupported(self, model: Any, settings: Settings) -> str | None:
         """Why a model, on the meta device, cannot be quantized this way; None where it may."""
         ...
 
@@ -80,7 +82,7 @@ class Calibrates(Protocol):
     """A quantizer that looks at text. Its record's `calibration` says what reached it."""
 
     def calibration_samples(
-        self, tokenizer: Any, text: str, settings: dict[str, Any], model_type: str | None = None
+        self, tokenizer: Any, text: str, settings: Settings, model_type: str | None = None
     ) -> list[list[int]]:
         """The token ids of its samples, drawn again from the text: what the check `calibration` looks at."""
         ...

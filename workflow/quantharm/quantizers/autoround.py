@@ -8,9 +8,12 @@ import contextlib
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from quantharm.common.errors import UserError
+from quantharm.common.records.quantization import QuantizerOutput, Settings
+from quantharm.common.records.source import SourceRecord
+from quantharm.quantizers import SettingsSchema
 from quantharm.quantizers.calibration_samples import (
     CALIBRATION_SETTINGS,
     calibration_record,
@@ -19,6 +22,11 @@ from quantharm.quantizers.calibration_samples import (
 )
 from quantharm.quantizers.experts import conflict_of_experts
 from quantharm.quantizers.formats import families
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from quantharm.common.checkpoint_files import CheckpointConfig
 
 __all__ = ["SETTINGS", "calibration_samples"]
 
@@ -29,7 +37,7 @@ PACKAGES = "autoround"  # a file in envs/
 FLOATS = ("NVFP4", "MXFP4", "FP8_BLOCK")
 EXPORTS = {"integers": "auto_gptq", "floats": "llm_compressor"}
 
-SETTINGS: dict[str, Any] = {
+SETTINGS: SettingsSchema = {
     "scheme": {
         "enum": ["W2A16", "W3A16", "W4A16", "W8A16", *FLOATS],
         "default": "W4A16",
@@ -57,15 +65,15 @@ SETTINGS: dict[str, Any] = {
 }
 
 
-def grid(settings: dict[str, Any]) -> str | None:
+def grid(settings: Settings) -> str | None:
     return f"int4-{settings['group_size']}" if settings["scheme"] == "W4A16" else None
 
 
-def conflict(settings: dict[str, Any], checkpoint_config: dict[str, Any]) -> str | None:
+def conflict(settings: Settings, checkpoint_config: "CheckpointConfig") -> str | None:
     return conflict_of_experts(checkpoint_config, "auto-round, as it is used here,")
 
 
-def unsupported(model, settings: dict[str, Any]) -> str | None:
+def unsupported(model, settings: Settings) -> str | None:
     """model: on the meta device."""
     from quantharm.quantizers.quantized_layers import linears_to_quantize, too_few_linears
 
@@ -76,7 +84,7 @@ def unsupported(model, settings: dict[str, Any]) -> str | None:
     return too_few_linears(model, "auto-round")
 
 
-def batches(packed: list[list[int]], size: int) -> list[dict[str, Any]]:
+def batches(packed: list[list[int]], size: int) -> "list[dict[str, Tensor]]":
     """The samples as auto-round takes them from a data loader: {input_ids, attention_mask: [size, T]}."""
     import torch
 
@@ -84,7 +92,9 @@ def batches(packed: list[list[int]], size: int) -> list[dict[str, Any]]:
     return [{"input_ids": part, "attention_mask": torch.ones_like(part)} for part in ids]
 
 
-def quantize(source, settings, dtype, device, gpus, output: Path, calibration) -> dict[str, Any]:
+def quantize(
+    source: SourceRecord, settings: Settings, dtype: str, device: str, gpus: int, output: Path, calibration: Path | None
+) -> QuantizerOutput:
     import torch
 
     try:
@@ -96,8 +106,9 @@ def quantize(source, settings, dtype, device, gpus, output: Path, calibration) -
 
     from quantharm.models.loading import load_checkpoint, load_tokenizer
 
+    assert calibration is not None  # the workflow names a text for each method that calibrates
     packed = samples_for(source, settings, calibration)
-    model = load_checkpoint(source["path"], source, dtype, device, gpus)
+    model = load_checkpoint(Path(source["path"]), source, dtype, device, gpus)
     integers = settings["scheme"] not in FLOATS
     shape = {"group_size": settings["group_size"], "sym": settings["symmetric"]} if integers else {}
     rounding = AutoRound(
@@ -151,7 +162,7 @@ def flatten(folder: Path) -> None:
         shutil.rmtree(below)
 
 
-def load(folder: Path, settings, source, dtype: str, device: str, gpus: int):
+def load(folder: Path, settings: Settings, source: SourceRecord, dtype: str, device: str, gpus: int) -> Any:
     from quantharm.quantizers import pretrained
 
     return pretrained.load(folder, {"resolved": source, "backend": settings["backend"]}, source, dtype, device, gpus)

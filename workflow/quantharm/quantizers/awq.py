@@ -7,10 +7,12 @@ automatic choice may download or compile one.
 import contextlib
 from collections import defaultdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from quantharm.common.errors import UserError
-from quantharm.common.records.quantization import QuantizerOutput
+from quantharm.common.records.quantization import QuantizerOutput, Settings
+from quantharm.common.records.source import SourceRecord
+from quantharm.quantizers import SettingsSchema
 from quantharm.quantizers.calibration_samples import (
     CALIBRATION_SETTINGS,
     calibration_record,
@@ -19,11 +21,15 @@ from quantharm.quantizers.calibration_samples import (
     samples_for,
 )
 from quantharm.quantizers.experts import conflict_of_experts
+from quantharm.quantizers.formats import StatedQuantization
 from quantharm.quantizers.formats.awq import codes, dequantize, inspect, is_awq_linear
+
+if TYPE_CHECKING:
+    from quantharm.common.checkpoint_files import CheckpointConfig
 
 __all__ = ["SETTINGS", "calibration_samples", "codes", "dequantize", "inspect", "pack_calibration"]
 
-SETTINGS: dict[str, Any] = {
+SETTINGS: SettingsSchema = {
     "bits": {"enum": [4], "default": 4, "description": "Bits a weight; kernels exist for 4."},
     "group_size": {
         "enum": [32, 64, 128],
@@ -53,11 +59,11 @@ DEFAULT_BACKEND = {"cuda": "gemm_triton", "cpu": "torch_fused_awq"}
 LINEARS_OF_A_LAYER = ("hidden_size", "intermediate_size", "n_embd", "n_inner", "d_model", "ffn_dim", "ffn_hidden_size")
 
 
-def grid(settings: dict[str, Any]) -> str:
+def grid(settings: Settings) -> str:
     return f"int4-{settings['group_size']}"
 
 
-def stated_widths(checkpoint_config: dict[str, Any]) -> dict[str, int]:
+def stated_widths(checkpoint_config: "CheckpointConfig") -> dict[str, int]:
     """The inputs of linear layers that a config.json states; `unsupported` asks the layers themselves."""
     stated = checkpoint_config.get("text_config", checkpoint_config)
     widths = {key: stated[key] for key in LINEARS_OF_A_LAYER if isinstance(stated.get(key), int)}
@@ -67,7 +73,7 @@ def stated_widths(checkpoint_config: dict[str, Any]) -> dict[str, int]:
     return widths
 
 
-def conflict(settings: dict[str, Any], checkpoint_config: dict[str, Any]) -> str | None:
+def conflict(settings: Settings, checkpoint_config: "CheckpointConfig") -> str | None:
     group = settings["group_size"]
     if not settings["zero_point"]:
         return "`zero_point: false` has no layout that autoawq can write; leave it at true"
@@ -77,7 +83,7 @@ def conflict(settings: dict[str, Any], checkpoint_config: dict[str, Any]) -> str
     return conflict_of_experts(checkpoint_config, "autoawq")
 
 
-def unsupported(model, settings: dict[str, Any]) -> str | None:
+def unsupported(model, settings: Settings) -> str | None:
     """Why autoawq, as it is installed, cannot quantize a model; asked of its own list and functions.
 
     model: on the meta device. transformers may build an architecture otherwise than when autoawq learned it.
@@ -142,7 +148,9 @@ def complete_for_loading(model) -> None:
             setattr(module, expected["act"], ScaledActivation(activation, torch.ones(before.out_features)))
 
 
-def quantize(source, settings, dtype, device, gpus, output: Path, calibration) -> QuantizerOutput:
+def quantize(
+    source: SourceRecord, settings: Settings, dtype: str, device: str, gpus: int, output: Path, calibration: Path | None
+) -> QuantizerOutput:
     import warnings
 
     warnings.filterwarnings("ignore", category=DeprecationWarning)
@@ -160,15 +168,16 @@ def quantize(source, settings, dtype, device, gpus, output: Path, calibration) -
     )
     from quantharm.quantizers.awq_search import repaired_quantizer
 
-    tokenizer = load_tokenizer(source)
+    assert calibration is not None  # the workflow names a text for each method that calibrates
+    folder, tokenizer = Path(source["path"]), load_tokenizer(source)
     packed = samples_for(source, settings, calibration)
-    refuse_unsafe(source["path"], source["allow_pickle"], source["trust_remote_code"])
-    check_whole(source["path"], source["trust_remote_code"])  # autoawq would not ask
+    refuse_unsafe(folder, source["allow_pickle"], source["trust_remote_code"])
+    check_whole(folder, source["trust_remote_code"])  # autoawq would not ask
     model = AutoAWQForCausalLM.from_pretrained(
         source["path"],
         torch_dtype=torch_dtype(dtype),
         trust_remote_code=source["trust_remote_code"],
-        safetensors=bool(weight_files(source["path"])),
+        safetensors=bool(weight_files(folder)),
         device_map=device_map(device, 1) if device == "cpu" else {"": "cpu"},  # autoawq moves a layer at a time
     )
     held = {name: parameter.dtype for name, parameter in model.model.named_parameters()}
@@ -200,7 +209,7 @@ def quantize(source, settings, dtype, device, gpus, output: Path, calibration) -
     return {"calibration": calibration_record(packed, settings, calibration, seen[0], seen[0] * seen[1])}
 
 
-def backend_config(stated: dict[str, Any], backend: str | None, device: str):
+def backend_config(stated: StatedQuantization, backend: str | None, device: str):
     """transformers' AwqConfig as a checkpoint states it, with the kernel named."""
     from transformers import AwqConfig
 
@@ -240,7 +249,7 @@ def computing_in(dtype: str):
         AwqQuantizer.update_dtype, AwqQuantizer._process_model_after_weight_loading = changing, finishing
 
 
-def load(folder: Path, settings, source, dtype: str, device: str, gpus: int):
+def load(folder: Path, settings: Settings, source: SourceRecord, dtype: str, device: str, gpus: int) -> Any:
     from quantharm.models.loading import load_checkpoint, read_checkpoint_config
 
     stated = read_checkpoint_config(folder)["quantization_config"]

@@ -5,16 +5,22 @@ Every field is set: the library's defaults are fp4, float32 computation and no d
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from quantharm.common.records.quantization import QuantizerOutput
+from quantharm.common.records.quantization import QuantizerOutput, Settings
+from quantharm.common.records.source import SourceRecord
+from quantharm.quantizers import SettingsSchema
 from quantharm.quantizers.experts import conflict_of_experts
+
+if TYPE_CHECKING:
+    from quantharm.common.checkpoint_files import CheckpointConfig
+    from quantharm.quantizers.quantized_layers import QuantizedMatrix
 
 NESTED_BLOCK = 256  # scales a second-level scale
 CODE_BYTES = 64  # 16 float32 levels
 NESTED_CODE_BYTES = 1024  # 256 float32 levels
 
-SETTINGS: dict[str, Any] = {
+SETTINGS: SettingsSchema = {
     "quant_type": {"enum": ["nf4", "fp4"], "default": "nf4", "description": "The 16 levels: normal-float or float."},
     "double_quantization": {
         "type": "boolean",
@@ -24,21 +30,23 @@ SETTINGS: dict[str, Any] = {
 }
 
 
-def grid(settings: dict[str, Any]) -> str:
+def grid(settings: Settings) -> str:
     return settings["quant_type"]
 
 
-def conflict(settings: dict[str, Any], checkpoint_config: dict[str, Any]) -> str | None:
+def conflict(settings: Settings, checkpoint_config: "CheckpointConfig") -> str | None:
     return conflict_of_experts(checkpoint_config, "bitsandbytes")
 
 
-def unsupported(model, settings: dict[str, Any]) -> str | None:
+def unsupported(model, settings: Settings) -> str | None:
     from quantharm.quantizers.quantized_layers import too_little_for_bitsandbytes
 
     return too_little_for_bitsandbytes(model)
 
 
-def quantize(source, settings, dtype, device, gpus, output: Path, calibration) -> QuantizerOutput:
+def quantize(
+    source: SourceRecord, settings: Settings, dtype: str, device: str, gpus: int, output: Path, calibration: Path | None
+) -> QuantizerOutput:
     from transformers import BitsAndBytesConfig
 
     from quantharm.models.loading import LARGEST_FILE, load_checkpoint, torch_dtype
@@ -49,12 +57,12 @@ def quantize(source, settings, dtype, device, gpus, output: Path, calibration) -
         bnb_4bit_use_double_quant=settings["double_quantization"],
         bnb_4bit_compute_dtype=torch_dtype(dtype),
     )
-    model = load_checkpoint(source["path"], source, dtype, device, gpus, quantization_config=config)
+    model = load_checkpoint(Path(source["path"]), source, dtype, device, gpus, quantization_config=config)
     model.save_pretrained(output, max_shard_size=LARGEST_FILE)
     return {}
 
 
-def load(folder: Path, settings, source, dtype: str, device: str, gpus: int):
+def load(folder: Path, settings: Settings, source: SourceRecord, dtype: str, device: str, gpus: int) -> Any:
     from quantharm.models.loading import load_checkpoint
     from quantharm.quantizers.stored_states import refuse_damaged
 
@@ -84,7 +92,7 @@ def compute_in_float32(model) -> None:
     to_float32(model)
 
 
-def inspect(name: str, module, checkpoint: Path):
+def inspect(name: str, module, checkpoint: Path) -> "QuantizedMatrix | None":
     """A Linear4bit: half a byte a weight, its blocks' scales and the fixed tables."""
     if type(module).__name__ != "Linear4bit":
         return None

@@ -1,12 +1,18 @@
 """LLM.int8 (Dettmers et al. 2022) by bitsandbytes: int8 by row; input columns with outliers are computed in 16 bits."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from quantharm.common.records.quantization import QuantizerOutput
+from quantharm.common.records.quantization import QuantizerOutput, Settings
+from quantharm.common.records.source import SourceRecord
+from quantharm.quantizers import SettingsSchema
 from quantharm.quantizers.experts import conflict_of_experts
 
-SETTINGS: dict[str, Any] = {
+if TYPE_CHECKING:
+    from quantharm.common.checkpoint_files import CheckpointConfig
+    from quantharm.quantizers.quantized_layers import QuantizedMatrix
+
+SETTINGS: SettingsSchema = {
     "threshold": {
         "type": "number",
         "minimum": 0,
@@ -16,32 +22,34 @@ SETTINGS: dict[str, Any] = {
 }
 
 
-def grid(settings: dict[str, Any]) -> str:
+def grid(settings: Settings) -> str:
     return "int8"
 
 
-def conflict(settings: dict[str, Any], checkpoint_config: dict[str, Any]) -> str | None:
+def conflict(settings: Settings, checkpoint_config: "CheckpointConfig") -> str | None:
     return conflict_of_experts(checkpoint_config, "bitsandbytes")
 
 
-def unsupported(model, settings: dict[str, Any]) -> str | None:
+def unsupported(model, settings: Settings) -> str | None:
     from quantharm.quantizers.quantized_layers import too_little_for_bitsandbytes
 
     return too_little_for_bitsandbytes(model)
 
 
-def quantize(source, settings, dtype, device, gpus, output: Path, calibration) -> QuantizerOutput:
+def quantize(
+    source: SourceRecord, settings: Settings, dtype: str, device: str, gpus: int, output: Path, calibration: Path | None
+) -> QuantizerOutput:
     from transformers import BitsAndBytesConfig
 
     from quantharm.models.loading import LARGEST_FILE, load_checkpoint
 
     config = BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=float(settings["threshold"]))
-    model = load_checkpoint(source["path"], source, dtype, device, gpus, quantization_config=config)
+    model = load_checkpoint(Path(source["path"]), source, dtype, device, gpus, quantization_config=config)
     model.save_pretrained(output, max_shard_size=LARGEST_FILE)
     return {}
 
 
-def load(folder: Path, settings, source, dtype: str, device: str, gpus: int):
+def load(folder: Path, settings: Settings, source: SourceRecord, dtype: str, device: str, gpus: int) -> Any:
     from quantharm.models.loading import load_checkpoint
     from quantharm.quantizers.stored_states import refuse_damaged
 
@@ -57,7 +65,7 @@ def compute_in_float32(model) -> None:
     to_float32(model)
 
 
-def inspect(name: str, module, checkpoint: Path):
+def inspect(name: str, module, checkpoint: Path) -> "QuantizedMatrix | None":
     """A Linear8bitLt: N bytes of weights and one float32 scale a row."""
     if type(module).__name__ != "Linear8bitLt":
         return None

@@ -6,13 +6,13 @@ last batch alone where lengths differ.
 
 import random
 from pathlib import Path
-from typing import Any
 
 from quantharm.common.constants import CORRUPTIONS
-from quantharm.common.records.quantization import CalibrationReached
+from quantharm.common.records.quantization import CalibrationReached, Settings
 from quantharm.common.records.source import Located
+from quantharm.quantizers import SettingsSchema
 
-CALIBRATION_SETTINGS: dict[str, Any] = {
+CALIBRATION_SETTINGS: SettingsSchema = {
     "calibration_samples": {
         "type": "integer",
         "minimum": 1,
@@ -60,9 +60,7 @@ def pack_calibration(tokenizer, text: str, samples: int, tokens: int, bos: int |
     return [front + ids[i : i + step] for i in range(0, len(ids) - step + 1, step)][:samples]
 
 
-def calibration_samples(
-    tokenizer, text: str, settings: dict[str, Any], model_type: str | None = None
-) -> list[list[int]]:
+def calibration_samples(tokenizer, text: str, settings: Settings, model_type: str | None = None) -> list[list[int]]:
     """The samples that a method's settings ask for; the same ones whenever they are asked for."""
     from quantharm.common.text import bos_in_front
 
@@ -80,7 +78,7 @@ def calibration_samples(
     return draw.sample(packed, min(samples, len(packed)))
 
 
-def samples_for(source: Located, settings: dict[str, Any], calibration: Path) -> list[list[int]]:
+def samples_for(source: Located, settings: Settings, calibration: Path) -> list[list[int]]:
     """The samples of a quantizer's run; raises UserError for a text shorter than one of them."""
     from quantharm.common.errors import UserError
     from quantharm.common.text import read_text
@@ -94,7 +92,7 @@ def samples_for(source: Located, settings: dict[str, Any], calibration: Path) ->
 
 
 def calibration_record(
-    packed: list[list[int]], settings: dict[str, Any], calibration: Path, samples_reached: int, tokens_reached: int
+    packed: list[list[int]], settings: Settings, calibration: Path, samples_reached: int, tokens_reached: int
 ) -> CalibrationReached:
     """quantization.json's `calibration`: what was asked for, what was given, and what reached the quantizer."""
     from quantharm.common.text import sha256_of_windows

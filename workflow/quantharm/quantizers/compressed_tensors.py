@@ -17,6 +17,9 @@ W4A16_ASYM is left out: what version 0.20 saves of its zero points transformers 
 from pathlib import Path
 from typing import Any
 
+from quantharm.common.records.quantization import QuantizerOutput, Settings
+from quantharm.common.records.source import SourceRecord
+from quantharm.quantizers import SettingsSchema
 from quantharm.quantizers.formats import families
 
 inspect = families.inspect
@@ -26,7 +29,7 @@ INTEGER_GROUPS = ("W3A16", "W4A16", "W8A16")
 DIVISORS = {"NVFP4A16": 16, "MXFP4A16": 32, "MXFP4": 32, "MXFP8": 32, "FP8_BLOCK": 128}  # of a layer's inputs
 SCHEMES = (*INTEGER_GROUPS, "W8A8", "FP8_DYNAMIC", "FP8_BLOCK", "NVFP4A16", "MXFP4A16", "MXFP4", "MXFP8")
 
-SETTINGS: dict[str, Any] = {
+SETTINGS: SettingsSchema = {
     "scheme": {"enum": list(SCHEMES), "default": "W4A16", "description": "A preset of the library."},
     "group_size": {
         "enum": [32, 64, 128],
@@ -36,20 +39,20 @@ SETTINGS: dict[str, Any] = {
 }
 
 
-def divisor(settings: dict[str, Any]) -> int:
+def divisor(settings: Settings) -> int:
     """What the inputs of every quantized layer have to be a multiple of."""
     scheme = settings["scheme"]
     return settings["group_size"] if scheme in INTEGER_GROUPS else DIVISORS.get(scheme, 1)
 
 
-def grid(settings: dict[str, Any]) -> str | None:
+def grid(settings: Settings) -> str | None:
     """Of the schemes that round to even steps; None for those of floats."""
     if settings["scheme"] == "W4A16":
         return f"int4-{settings['group_size']}"
     return "int8" if settings["scheme"] == "W8A8" else None
 
 
-def unsupported(model, settings: dict[str, Any]) -> str | None:
+def unsupported(model, settings: Settings) -> str | None:
     """model: on the meta device."""
     from quantharm.quantizers.experts import take_apart
     from quantharm.quantizers.quantized_layers import linears_to_quantize, too_few_linears
@@ -62,7 +65,9 @@ def unsupported(model, settings: dict[str, Any]) -> str | None:
     return too_few_linears(model, "compressed-tensors")
 
 
-def quantize(source, settings, dtype, device, gpus, output: Path, calibration) -> dict[str, Any]:
+def quantize(
+    source: SourceRecord, settings: Settings, dtype: str, device: str, gpus: int, output: Path, calibration: Path | None
+) -> QuantizerOutput:
     from compressed_tensors.compressors import ModelCompressor
     from compressed_tensors.quantization import QuantizationConfig, apply_quantization_config, preset_name_to_scheme
     from huggingface_hub import save_torch_state_dict
@@ -71,7 +76,7 @@ def quantize(source, settings, dtype, device, gpus, output: Path, calibration) -
     from quantharm.quantizers.experts import take_apart
     from quantharm.quantizers.quantized_layers import linears_to_quantize, plain_linears
 
-    model = load_checkpoint(source["path"], source, dtype, device, gpus)
+    model = load_checkpoint(Path(source["path"]), source, dtype, device, gpus)
     take_apart(model)
     taken = linears_to_quantize(model)
     scheme = preset_name_to_scheme(settings["scheme"], ["Linear"])
@@ -129,7 +134,7 @@ def extremes(weight, arguments):
     return shared.amin(-1), shared.amax(-1)
 
 
-def load(folder: Path, settings, source, dtype: str, device: str, gpus: int):
+def load(folder: Path, settings: Settings, source: SourceRecord, dtype: str, device: str, gpus: int) -> Any:
     from quantharm.quantizers import pretrained
 
     return pretrained.load(folder, {"resolved": source, "backend": None}, source, dtype, device, gpus)

@@ -1,10 +1,10 @@
 """What a quantizer cannot take, asked before it starts: of config.json, then of the model's modules without weights."""
 
 from pathlib import Path
-from typing import Any
 
 from quantharm.common.checkpoint_files import read_checkpoint_config
 from quantharm.common.errors import UserError
+from quantharm.common.records.quantization import Settings
 from quantharm.common.records.source import SourceRecord
 from quantharm.models.language_models import empty_model
 from quantharm.quantizers import RefusesConfigs, RefusesModels, quantizer_named
@@ -13,7 +13,7 @@ from quantharm.quantizers import RefusesConfigs, RefusesModels, quantizer_named
 ON_THE_FLY = ("bitsandbytes_int8", "bitsandbytes_4bit", "awq", "gptq", "compressed_tensors")
 
 
-def reason_against(quantizer: str, settings: dict[str, Any], source: SourceRecord) -> str | None:
+def reason_against(quantizer: str, settings: Settings, source: SourceRecord) -> str | None:
     """Why a quantizer cannot take a model, None where it may try; source: its source record."""
     module = quantizer_named(quantizer)
     if isinstance(module, RefusesConfigs):
@@ -25,7 +25,7 @@ def reason_against(quantizer: str, settings: dict[str, Any], source: SourceRecor
     return None
 
 
-def refuse_conflict(method: str, quantizer: str, settings: dict[str, Any], source: SourceRecord) -> None:
+def refuse_conflict(method: str, quantizer: str, settings: Settings, source: SourceRecord) -> None:
     """Raises UserError where a method cannot be applied to a model, naming the quantizers that can."""
     reason = reason_against(quantizer, settings, source)
     if reason is None:
@@ -38,7 +38,7 @@ def refuse_conflict(method: str, quantizer: str, settings: dict[str, Any], sourc
     )
 
 
-def possible_settings(quantizer: str) -> list[dict[str, Any]]:
+def possible_settings(quantizer: str) -> list[Settings]:
     """A quantizer's defaults, with each of its group sizes where it has some."""
     declared = quantizer_named(quantizer).SETTINGS
     defaults = {key: value["default"] for key, value in declared.items() if "default" in value}

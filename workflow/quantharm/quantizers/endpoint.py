@@ -1,11 +1,16 @@
 """A model that somebody serves (`engine: openai`): nothing is quantized here, and no weight is seen."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from quantharm.common.records.quantization import QuantizerOutput
+from quantharm.common.records.quantization import QuantizerOutput, Settings
+from quantharm.common.records.source import SourceRecord
+from quantharm.quantizers import SettingsSchema
 
-SETTINGS: dict[str, Any] = {
+if TYPE_CHECKING:
+    from quantharm.quantizers.quantized_layers import QuantizedMatrix
+
+SETTINGS: SettingsSchema = {
     "url": {"type": "string", "minLength": 8, "description": "http:// or https://, host, port; with or without /v1."},
     "model": {"type": "string", "minLength": 1, "description": "Name under which the server has the model."},
     "api_key_variable": {
@@ -37,13 +42,15 @@ SETTINGS: dict[str, Any] = {
 }
 
 
-def quantize(source, settings, dtype, device, gpus, output: Path, calibration) -> QuantizerOutput:
+def quantize(
+    source: SourceRecord, settings: Settings, dtype: str, device: str, gpus: int, output: Path, calibration: Path | None
+) -> QuantizerOutput:
     return {}
 
 
-def load(folder: Path, settings, source, dtype: str, device: str, gpus: int):
+def load(folder: Path, settings: Settings, source: SourceRecord, dtype: str, device: str, gpus: int) -> Any:
     raise NotImplementedError("an endpoint's weights are not here")
 
 
-def inspect(name: str, module, checkpoint: Path):
+def inspect(name: str, module, checkpoint: Path) -> "QuantizedMatrix | None":
     return None

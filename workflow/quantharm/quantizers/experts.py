@@ -10,7 +10,12 @@ import contextlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers.core_model_loading import WeightRenaming
+
+    from quantharm.common.checkpoint_files import CheckpointConfig
 
 EXPERT_KEYS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")  # by architecture
 ONE_EXPERT = re.compile(r"(.*\.experts)\.(\d+)\.")
@@ -19,14 +24,14 @@ PUBLISHED_PLACE = ".block_sparse_moe."  # in place of .mlp.
 FEW_TOKENS_SHARE = 0.005  # of all that were given: below, gptqmodel rounds an expert to nearest
 
 
-def experts_of(checkpoint_config: dict[str, Any]) -> int:
+def experts_of(checkpoint_config: "CheckpointConfig") -> int:
     """Experts of a layer, as config.json says; 1 for a dense model."""
     parts = [checkpoint_config, checkpoint_config.get("text_config")]
     stated = [part.get(key) for part in parts if isinstance(part, dict) for key in EXPERT_KEYS]
     return max([1, *(number for number in stated if isinstance(number, int))])
 
 
-def conflict_of_experts(checkpoint_config: dict[str, Any], library: str) -> str | None:
+def conflict_of_experts(checkpoint_config: "CheckpointConfig", library: str) -> str | None:
     experts = experts_of(checkpoint_config)
     if experts == 1:
         return None
@@ -72,7 +77,7 @@ def stores_published_names(folder: Path) -> bool:
     return any(f"{PUBLISHED_PLACE}experts." in name for name in headers_of_files(weight_files(folder)))
 
 
-def published_names() -> list[Any]:
+def published_names() -> "list[WeightRenaming]":
     """transformers' rules from published names to those of a model that was taken apart."""
     from transformers.core_model_loading import WeightRenaming
 

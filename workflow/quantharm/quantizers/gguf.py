@@ -19,9 +19,12 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from quantharm.common.errors import UserError
+from quantharm.common.records.quantization import QuantizerOutput, Settings
+from quantharm.common.records.source import SourceRecord
+from quantharm.quantizers import SettingsSchema
 from quantharm.quantizers.calibration_samples import (
     CALIBRATION_SETTINGS,
     calibration_record,
@@ -30,6 +33,11 @@ from quantharm.quantizers.calibration_samples import (
 )
 from quantharm.quantizers.experts import experts_of
 from quantharm.quantizers.formats import families
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from quantharm.common.checkpoint_files import CheckpointConfig
 
 __all__ = ["SETTINGS", "calibration_samples"]
 
@@ -43,7 +51,7 @@ FILE = "model.gguf"
 TENSOR = re.compile(r"\[ *\d+/ *\d+\] +(\S+) - \[")  # how llama-quantize begins a tensor's line
 KEPT_TYPES = ["BF16", "F16", "F32", "Q8_0", "Q6_K", "Q4_K"]
 
-SETTINGS: dict[str, Any] = {
+SETTINGS: SettingsSchema = {
     "type": {"enum": list(TYPES), "default": "Q4_K_M", "description": "As `llama-quantize` calls it."},
     "head_type": {"enum": KEPT_TYPES, "default": "BF16", "description": "Of the output head."},
     "embedding_type": {"enum": KEPT_TYPES, "default": "BF16", "description": "Of the token embeddings."},
@@ -56,13 +64,13 @@ SETTINGS: dict[str, Any] = {
 }
 
 
-def conflict(settings: dict[str, Any], checkpoint_config: dict[str, Any]) -> str | None:
+def conflict(settings: Settings, checkpoint_config: "CheckpointConfig") -> str | None:
     if settings["importance"] and experts_of(checkpoint_config) > 1:
         return "importance matrices are not made here for mixtures of experts; set `importance: false`"
     return None
 
 
-def unsupported(model, settings: dict[str, Any]) -> str | None:
+def unsupported(model, settings: Settings) -> str | None:
     """model: on the meta device."""
     from transformers.modeling_gguf_pytorch_utils import GGUF_SUPPORTED_ARCHITECTURES
 
@@ -97,7 +105,7 @@ def tools() -> tuple[Path, Path]:
 
 
 @contextlib.contextmanager
-def source_as_expected(source: dict[str, Any]) -> Iterator[Path]:
+def source_as_expected(source: SourceRecord) -> Iterator[Path]:
     """The source's folder with a config.json as the converter reads it, which wants `rope_theta` at its top."""
     folder = Path(source["path"]).resolve()
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -157,27 +165,30 @@ def in_types_of_the_fork(said: str) -> list[str]:
     return names
 
 
-def quantize(source, settings, dtype, device, gpus, output: Path, calibration) -> dict[str, Any]:
+def quantize(
+    source: SourceRecord, settings: Settings, dtype: str, device: str, gpus: int, output: Path, calibration: Path | None
+) -> QuantizerOutput:
     from quantharm.models.completeness import check_whole
     from quantharm.models.loading import refuse_unsafe
 
     converter, quantizer = tools()
-    refuse_unsafe(source["path"], source["allow_pickle"], trust_remote_code=False)
-    check_whole(source["path"], trust_remote_code=False)
-    extra: dict[str, Any] = {}
+    refuse_unsafe(Path(source["path"]), source["allow_pickle"], trust_remote_code=False)
+    check_whole(Path(source["path"]), trust_remote_code=False)
+    made: QuantizerOutput = {}
     with tempfile.TemporaryDirectory(dir=output.parent) as temporary, source_as_expected(source) as folder:
         whole, importance = Path(temporary) / "whole.gguf", []
         outtype = {"bfloat16": "bf16", "float16": "f16", "float32": "f32"}[dtype]
         convert = [sys.executable, "-c", CONVERT, str(converter), str(folder)]
         run_tool([*convert, "--outfile", str(whole), "--outtype", outtype], "the conversion to GGUF")
         if settings["importance"]:
+            assert calibration is not None  # the workflow names a text for each method that calibrates
             packed = samples_for(source, settings, calibration)
             matrix, positions = importance_matrix(source, packed, dtype, device, gpus)
             path = Path(temporary) / "importance.dat"
             write_importance(matrix, path)
             importance = ["--imatrix", str(path)]
             reached = positions // settings["calibration_tokens"]
-            extra["calibration"] = calibration_record(packed, settings, calibration, reached, positions)
+            made["calibration"] = calibration_record(packed, settings, calibration, reached, positions)
         kept = ["--output-tensor-type", settings["head_type"].lower()]
         kept += ["--token-embedding-type", settings["embedding_type"].lower()]
         kept += MAINLINE.get(settings["type"], [])
@@ -188,7 +199,7 @@ def quantize(source, settings, dtype, device, gpus, output: Path, calibration) -
             run_tool([str(quantizer), *importance, *kept, *files], "llama-quantize")
     check_types(output / FILE)
     shutil.copyfile(Path(source["path"]) / "config.json", output / "config.json")
-    return extra
+    return made
 
 
 def check_types(path: Path) -> None:
@@ -201,7 +212,9 @@ def check_types(path: Path) -> None:
         raise UserError(f"llama-quantize wrote a type of tensor that only its fork reads ({error})") from None
 
 
-def importance_matrix(source, packed: list[list[int]], dtype: str, device: str, gpus: int):
+def importance_matrix(
+    source: SourceRecord, packed: list[list[int]], dtype: str, device: str, gpus: int
+) -> "tuple[dict[str, Tensor], int]":
     """({GGUF's name of a matrix: mean square of each input channel, float64 [columns]}, positions that were seen)."""
     import torch
 
@@ -209,9 +222,9 @@ def importance_matrix(source, packed: list[list[int]], dtype: str, device: str, 
     from quantharm.quantizers.quantized_layers import linears_to_quantize
     from quantharm.scoring.forward import last_hidden_states
 
-    model = load_checkpoint(source["path"], source, dtype, device, gpus)
+    model = load_checkpoint(Path(source["path"]), source, dtype, device, gpus)
     names = tensor_names(model)
-    sums: dict[str, Any] = {}
+    sums: dict[str, Tensor] = {}
     seen: dict[str, int] = {}
 
     def add(name: str):
@@ -246,7 +259,7 @@ def tensor_names(model) -> dict[str, str]:
     return {name: stored for name, stored in names.items() if stored}
 
 
-def write_importance(matrix: dict[str, Any], path: Path) -> None:
+def write_importance(matrix: "dict[str, Tensor]", path: Path) -> None:
     """llama.cpp's first format of importance matrices: little-endian; a count of 1, for the values are means already.
 
     Source: `load_imatrix` in llama.cpp's quantize.cpp.
@@ -259,7 +272,7 @@ def write_importance(matrix: dict[str, Any], path: Path) -> None:
             file.write(values.float().numpy().astype("<f4").tobytes())
 
 
-def load(folder: Path, settings, source, dtype: str, device: str, gpus: int):
+def load(folder: Path, settings: Settings, source: SourceRecord, dtype: str, device: str, gpus: int) -> Any:
     from quantharm.quantizers import pretrained
 
     return pretrained.load(folder, {"resolved": source, "backend": None}, source, dtype, device, gpus)

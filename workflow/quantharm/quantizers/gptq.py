@@ -7,8 +7,11 @@ which gptqmodel rounds to nearest.
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
+from quantharm.common.records.quantization import QuantizerOutput, Settings
+from quantharm.common.records.source import SourceRecord
+from quantharm.quantizers import SettingsSchema
 from quantharm.quantizers.calibration_samples import (
     CALIBRATION_SETTINGS,
     calibration_record,
@@ -18,12 +21,15 @@ from quantharm.quantizers.calibration_samples import (
 from quantharm.quantizers.experts import ONE_EXPERT, starved_experts, tokens_by_expert
 from quantharm.quantizers.formats import families
 
+if TYPE_CHECKING:
+    from quantharm.common.checkpoint_files import CheckpointConfig
+
 __all__ = ["SETTINGS", "calibration_samples"]
 
 inspect = families.inspect
 compute_in_float32 = families.compute_in_float32
 
-SETTINGS: dict[str, Any] = {
+SETTINGS: SettingsSchema = {
     "bits": {"enum": [2, 3, 4, 8], "default": 4, "description": "Bits a weight."},
     "group_size": {
         "enum": [-1, 32, 64, 128],
@@ -66,19 +72,27 @@ SETTINGS: dict[str, Any] = {
 }
 
 
-def grid(settings: dict[str, Any]) -> str | None:
+class LogEntry(TypedDict):
+    """What gptqmodel logs of a matrix that it quantized, as far as it is read here."""
+
+    layer: int
+    module: str  # within the layer
+    samples: str | None  # tokens that it was calibrated on
+
+
+def grid(settings: Settings) -> str | None:
     """Of round-to-nearest; GPTQ itself moves a weight further, to make up for others."""
     size = settings["group_size"]
     return f"int4-{size}" if settings["bits"] == 4 and size > 0 else None
 
 
-def conflict(settings: dict[str, Any], checkpoint_config: dict[str, Any]) -> str | None:
+def conflict(settings: Settings, checkpoint_config: "CheckpointConfig") -> str | None:
     if settings["desc_act"] and settings["act_group_aware"]:
         return "`desc_act` and `act_group_aware` are two orders of the same columns; set one of them to false"
     return None
 
 
-def unsupported(model, settings: dict[str, Any]) -> str | None:
+def unsupported(model, settings: Settings) -> str | None:
     """model: on the meta device."""
     enough_workers()
     from gptqmodel.models.auto import MODEL_MAP
@@ -104,16 +118,19 @@ def enough_workers() -> None:
         os.environ.setdefault("GPTQMODEL_CPU_WORKERS", "2")
 
 
-def quantize(source, settings, dtype, device, gpus, output: Path, calibration) -> dict[str, Any]:
+def quantize(
+    source: SourceRecord, settings: Settings, dtype: str, device: str, gpus: int, output: Path, calibration: Path | None
+) -> QuantizerOutput:
     enough_workers()
     from gptqmodel import GPTQModel, QuantizeConfig
 
     from quantharm.models.completeness import check_whole
     from quantharm.models.loading import refuse_unsafe, torch_dtype
 
-    packed = samples_for(source, settings, calibration)
-    refuse_unsafe(source["path"], source["allow_pickle"], source["trust_remote_code"])
-    check_whole(source["path"], source["trust_remote_code"])
+    assert calibration is not None  # the workflow names a text for each method that calibrates
+    folder, packed = Path(source["path"]), samples_for(source, settings, calibration)
+    refuse_unsafe(folder, source["allow_pickle"], source["trust_remote_code"])
+    check_whole(folder, source["trust_remote_code"])
     config = QuantizeConfig(
         bits=settings["bits"],
         group_size=settings["group_size"],
@@ -125,7 +142,7 @@ def quantize(source, settings, dtype, device, gpus, output: Path, calibration) -
         offload_to_disk=False,
     )
     model = GPTQModel.load(
-        str(source["path"]),
+        str(folder),
         config,
         dtype=torch_dtype(dtype),
         device="cpu" if device == "cpu" else "cuda:0",
@@ -147,13 +164,13 @@ def quantize(source, settings, dtype, device, gpus, output: Path, calibration) -
     }
 
 
-def tokens_reached(log: dict[str, list[dict[str, Any]]]) -> dict[str, int]:
-    """{matrix, from its layer's number on: the tokens that it was calibrated on}, by the quantizer's own account."""
+def tokens_reached(log: dict[str, list[LogEntry]]) -> dict[str, int]:
+    """{matrix, from its layer's number on: the tokens that it was calibrated on}; log: by the step that made it."""
     entries = [entry for of_process in log.values() for entry in of_process]
     return {f"{entry['layer']}.{entry['module']}": int(float(entry["samples"] or 0)) for entry in entries}
 
 
-def load(folder: Path, settings, source, dtype: str, device: str, gpus: int):
+def load(folder: Path, settings: Settings, source: SourceRecord, dtype: str, device: str, gpus: int) -> Any:
     from quantharm.quantizers import pretrained
 
     return pretrained.load(folder, {"resolved": source, "backend": settings["backend"]}, source, dtype, device, gpus)

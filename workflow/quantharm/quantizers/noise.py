@@ -10,11 +10,14 @@ is cut into files.
 import hashlib
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from quantharm.common.errors import UserError
-from quantharm.common.records.quantization import NoiseAdded
+from quantharm.common.records.quantization import NoiseAdded, NoiseSettings
 from quantharm.common.records.source import SourceRecord
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def quantizable_matrices(folder: Path, source: SourceRecord) -> tuple[dict[str, str], dict[str, bool]]:
@@ -55,12 +58,14 @@ def quantizable_matrices(folder: Path, source: SourceRecord) -> tuple[dict[str, 
     return stored, by_input
 
 
-def in_rows(weight, by_input: bool):
+def in_rows(weight: "Tensor", by_input: bool) -> "Tensor":
     """A stored tensor as the matrix that is rounded, [outputs, inputs]; of a stack of experts, all their rows."""
     return weight.t() if by_input else weight.flatten(0, -2)
 
 
-def noise_for(weight, name: str, settings: dict[str, Any], grid: str | None, by_input: bool = False):
+def noise_for(
+    weight: "Tensor", name: str, settings: NoiseSettings, grid: str | None, by_input: bool = False
+) -> "Tensor":
     """Noise of a stored tensor, in its shape, float32."""
     import torch
 
@@ -75,7 +80,7 @@ def noise_for(weight, name: str, settings: dict[str, Any], grid: str | None, by_
     return unit * (steps.t() if by_input else steps.reshape(weight.shape))
 
 
-def write_noisy(source: SourceRecord, settings: dict[str, Any], grid: str | None, output: Path) -> NoiseAdded:
+def write_noisy(source: SourceRecord, settings: NoiseSettings, grid: str | None, output: Path) -> NoiseAdded:
     """A copy of the source's folder in `output` with noise on its matrices; returns what was done.
 
     The noise is added in float32 and the sum rounded to the checkpoint's own type; `codes_changed` is the share of

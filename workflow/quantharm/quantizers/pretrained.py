@@ -4,11 +4,16 @@ Nothing is quantized here: the checkpoint is loaded as its own config says, and 
 """
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from quantharm.common.records.quantization import QuantizerOutput
+from quantharm.common.records.quantization import QuantizerOutput, Settings
+from quantharm.common.records.source import SourceRecord, Trust
+from quantharm.quantizers import SettingsSchema
 
-SETTINGS: dict[str, Any] = {
+if TYPE_CHECKING:
+    from quantharm.quantizers.quantized_layers import QuantizedMatrix
+
+SETTINGS: SettingsSchema = {
     "source": {"type": "string", "minLength": 1, "description": "Folder or hub id of the quantized checkpoint."},
     "revision": {
         "type": ["string", "null"],
@@ -24,11 +29,13 @@ SETTINGS: dict[str, Any] = {
 }
 
 
-def quantize(source, settings, dtype, device, gpus, output: Path, calibration) -> QuantizerOutput:
+def quantize(
+    source: SourceRecord, settings: Settings, dtype: str, device: str, gpus: int, output: Path, calibration: Path | None
+) -> QuantizerOutput:
     return {"checkpoint": settings["resolved"]["path"], "resolved": settings["resolved"]}
 
 
-def load(folder: Path, settings, source, dtype: str, device: str, gpus: int):
+def load(folder: Path, settings: Settings, source: SourceRecord, dtype: str, device: str, gpus: int) -> Any:
     from quantharm.models.loading import load_checkpoint, torch_dtype
 
     # The families ask for these by name; imported here, so that a pretrained cell runs again when one is edited.
@@ -39,9 +46,9 @@ def load(folder: Path, settings, source, dtype: str, device: str, gpus: int):
 
     families.refuse_unreadable(folder, device)
     resolved = settings["resolved"]
-    trusted = {key: resolved[key] for key in ("trust_remote_code", "allow_pickle")}
+    trusted: Trust = {"allow_pickle": resolved["allow_pickle"], "trust_remote_code": resolved["trust_remote_code"]}
     with loaded_apart(folder), families.loading(folder, settings["backend"], dtype, device) as arguments:
-        model = load_checkpoint(folder, source | trusted, dtype, device, gpus, **arguments)
+        model = load_checkpoint(folder, trusted, dtype, device, gpus, **arguments)
     families.finish(model, folder, torch_dtype(dtype))
     refuse_damaged(model, folder)
     compute_in(model, dtype)
@@ -74,7 +81,7 @@ def compute_in_float32(model) -> None:
     families.compute_in_float32(model)
 
 
-def inspect(name: str, module, checkpoint: Path):
+def inspect(name: str, module, checkpoint: Path) -> "QuantizedMatrix | None":
     from quantharm.quantizers.formats import families
 
     return families.inspect(name, module, checkpoint)

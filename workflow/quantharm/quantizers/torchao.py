@@ -11,17 +11,23 @@ On a CPU torchao has no layout of four bits that can be saved: its other one kee
 """
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from quantharm.common.records.quantization import QuantizerOutput, Settings
+from quantharm.common.records.source import SourceRecord
+from quantharm.quantizers import SettingsSchema
 from quantharm.quantizers.experts import conflict_of_experts
 from quantharm.quantizers.formats import families
+
+if TYPE_CHECKING:
+    from quantharm.common.checkpoint_files import CheckpointConfig
 
 inspect = families.inspect
 compute_in_float32 = families.compute_in_float32
 
 KINDS = ("int4_weight_only", "int8_weight_only", "int8_dynamic", "float8_weight_only", "float8_dynamic")
 
-SETTINGS: dict[str, Any] = {
+SETTINGS: SettingsSchema = {
     "kind": {"enum": list(KINDS), "default": "int8_weight_only", "description": "What is rounded, and to what."},
     "group_size": {
         "enum": [32, 64, 128, 256],
@@ -31,17 +37,17 @@ SETTINGS: dict[str, Any] = {
 }
 
 
-def grid(settings: dict[str, Any]) -> str | None:
+def grid(settings: Settings) -> str | None:
     if settings["kind"] == "int4_weight_only" and settings["group_size"] <= 128:
         return f"int4-{settings['group_size']}"
     return "int8" if settings["kind"].startswith("int8") else None
 
 
-def conflict(settings: dict[str, Any], checkpoint_config: dict[str, Any]) -> str | None:
+def conflict(settings: Settings, checkpoint_config: "CheckpointConfig") -> str | None:
     return conflict_of_experts(checkpoint_config, "torchao")
 
 
-def unsupported(model, settings: dict[str, Any]) -> str | None:
+def unsupported(model, settings: Settings) -> str | None:
     """model: on the meta device."""
     import torch
 
@@ -56,7 +62,7 @@ def unsupported(model, settings: dict[str, Any]) -> str | None:
     return too_few_linears(model, "torchao")
 
 
-def library_config(settings: dict[str, Any]):
+def library_config(settings: Settings):
     """torchao's configuration object of a method's settings."""
     from torchao import quantization as ao
 
@@ -70,18 +76,20 @@ def library_config(settings: dict[str, Any]):
     }[settings["kind"]]()
 
 
-def quantize(source, settings, dtype, device, gpus, output: Path, calibration) -> dict[str, Any]:
+def quantize(
+    source: SourceRecord, settings: Settings, dtype: str, device: str, gpus: int, output: Path, calibration: Path | None
+) -> QuantizerOutput:
     from transformers import TorchAoConfig
 
     from quantharm.models.loading import LARGEST_FILE, load_checkpoint
 
     config = TorchAoConfig(library_config(settings))
-    model = load_checkpoint(source["path"], source, dtype, device, gpus, quantization_config=config)
+    model = load_checkpoint(Path(source["path"]), source, dtype, device, gpus, quantization_config=config)
     model.save_pretrained(output, max_shard_size=LARGEST_FILE)
     return {}
 
 
-def load(folder: Path, settings, source, dtype: str, device: str, gpus: int):
+def load(folder: Path, settings: Settings, source: SourceRecord, dtype: str, device: str, gpus: int) -> Any:
     from quantharm.quantizers import pretrained
 
     return pretrained.load(folder, {"resolved": source, "backend": None}, source, dtype, device, gpus)

@@ -1,24 +1,31 @@
 """The baseline: the source checkpoint itself, by a pointer; nothing is copied."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from quantharm.common.records.quantization import QuantizerOutput
+from quantharm.common.records.quantization import QuantizerOutput, Settings
+from quantharm.common.records.source import SourceRecord
+from quantharm.quantizers import SettingsSchema
 
-SETTINGS: dict[str, Any] = {}
+if TYPE_CHECKING:
+    from quantharm.quantizers.quantized_layers import QuantizedMatrix
+
+SETTINGS: SettingsSchema = {}
 
 
-def quantize(source, settings, dtype, device, gpus, output: Path, calibration) -> QuantizerOutput:
+def quantize(
+    source: SourceRecord, settings: Settings, dtype: str, device: str, gpus: int, output: Path, calibration: Path | None
+) -> QuantizerOutput:
     return {"checkpoint": source["path"]}
 
 
-def load(folder: Path, settings, source, dtype: str, device: str, gpus: int):
+def load(folder: Path, settings: Settings, source: SourceRecord, dtype: str, device: str, gpus: int) -> Any:
     from quantharm.models.loading import load_checkpoint
 
     return load_checkpoint(folder, source, dtype, device, gpus)
 
 
-def inspect(name: str, module, checkpoint: Path):
+def inspect(name: str, module, checkpoint: Path) -> "QuantizedMatrix | None":
     """Nothing should be found in a baseline; the check `method_is_real` wants to know if something is.
 
     By how the weights are held, not by the classes of other quantizers: a baseline depends on no other method's module.

@@ -33,13 +33,18 @@ class CalibrationReached(SampleStatistics):
     tokens_sha256: str  # of the samples' token ids
 
 
-class NoiseAdded(TypedDict):
-    """Gaussian noise that was added to the weights before they were quantized."""
+class NoiseSettings(TypedDict):
+    """`noise` of a method's settings: Gaussian noise on the weights before they are quantized."""
 
     sigma: float  # standard deviation, in the unit of `relative_to`
     relative_to: str  # half_step or absolute
     target: str | None  # the grid
     seed: int
+
+
+class NoiseAdded(NoiseSettings):
+    """The noise that was added."""
+
     matrices: int  # that were changed
     weights: int  # in them
     noise_rms: float

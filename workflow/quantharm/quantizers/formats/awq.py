@@ -9,12 +9,17 @@ A group of -1 is a whole row. Formula: bits a weight, and 16 + bits a group.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from quantharm.common.errors import UserError
 from quantharm.quantizers import quantizer_named
+from quantharm.quantizers.formats import LoadingArguments, StatedQuantization
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from quantharm.quantizers.quantized_layers import QuantizedMatrix
 
 METHODS = ("awq",)
 TAKES_BACKEND = True
@@ -22,11 +27,11 @@ GEMM_CHANNELS, IN_ORDER = (0, 2, 4, 6, 1, 3, 5, 7), tuple(range(8))
 LAYOUTS = ("gemm", "gemv")
 
 
-def layout_of(stated: dict[str, Any]) -> str:
+def layout_of(stated: StatedQuantization) -> str:
     return str(stated.get("version") or stated.get("format") or "gemm").lower()
 
 
-def unreadable(stated: dict[str, Any], device: str) -> str | None:
+def unreadable(stated: StatedQuantization, device: str) -> str | None:
     layout = layout_of(stated)
     if layout not in LAYOUTS:
         return f"its layout is {layout}; {' and '.join(LAYOUTS)} are read here"
@@ -39,12 +44,9 @@ def unreadable(stated: dict[str, Any], device: str) -> str | None:
 
 @contextlib.contextmanager
 def loading(
-    checkpoint: Path, stated: dict[str, Any], backend: str | None, dtype: str, device: str
-) -> Iterator[dict[str, Any]]:
+    checkpoint: Path, stated: StatedQuantization, backend: str | None, dtype: str, device: str
+) -> Iterator[LoadingArguments]:
     maker: Any = quantizer_named("awq")
-    reason = unreadable(stated, device)
-    if reason:
-        raise UserError(f"this AWQ checkpoint cannot be loaded: {reason}")
     with maker.computing_in(dtype):
         yield {"quantization_config": maker.backend_config(stated, backend, device)}
 
@@ -53,7 +55,7 @@ def is_awq_linear(module) -> bool:
     return any(base.__name__ == "AWQuantLinear" for base in type(module).__mro__)
 
 
-def inspect(name: str, module, checkpoint: Path):
+def inspect(name: str, module, checkpoint: Path) -> "QuantizedMatrix | None":
     """An AWQ linear of gptqmodel: 4-bit codes, a float16 scale and a 4-bit zero point a group."""
     if not is_awq_linear(module):
         return None
@@ -78,19 +80,19 @@ def compute_in_float32(model) -> None:
     maker.compute_in_float32(model)
 
 
-def is_gemv(tensors: dict[str, Any]) -> bool:
+def is_gemv(tensors: "Mapping[str, Tensor]") -> bool:
     """By shape: in GEMM there are as many scales a group as output channels, of which an int32 holds eight."""
     return tensors["scales"].shape[1] != 8 * tensors["qweight"].shape[1]
 
 
-def unpack(packed, channels: tuple[int, ...]):
+def unpack(packed: "Tensor", channels: tuple[int, ...]) -> "Tensor":
     """[n, words] int32 → [n, 8 · words] 4-bit numbers; the i-th from the low bits of a word is channel channels[i]."""
     import torch
 
     return ((packed.unsqueeze(-1) >> (4 * torch.tensor(channels).argsort())) & 15).flatten(1)
 
 
-def codes(tensors: dict[str, Any], group: int):
+def codes(tensors: "Mapping[str, Tensor]", group: int) -> "Tensor":
     """code - zero of each weight, as stored; [rows, columns] int32."""
     if is_gemv(tensors):
         packed = unpack(tensors["qweight"], IN_ORDER)
@@ -100,7 +102,7 @@ def codes(tensors: dict[str, Any], group: int):
     return (unpack(tensors["qweight"], GEMM_CHANNELS) - zeros).t().contiguous()
 
 
-def dequantize(checkpoint: Path, name: str, group: int):
+def dequantize(checkpoint: Path, name: str, group: int) -> "Tensor":
     """The matrix in the file: (code - zero) × scale; [rows, columns] float32."""
     from quantharm.quantizers.quantized_layers import stored_tensors
 

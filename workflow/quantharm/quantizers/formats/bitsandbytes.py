@@ -4,14 +4,17 @@ Those modules are asked for by name: what imports them runs again when one of th
 """
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from quantharm.quantizers import quantizer_named
+
+if TYPE_CHECKING:
+    from quantharm.quantizers.quantized_layers import QuantizedMatrix
 
 METHODS = ("bitsandbytes",)
 
 
-def inspect(name: str, module, checkpoint: Path):
+def inspect(name: str, module, checkpoint: Path) -> "QuantizedMatrix | None":
     makers = [quantizer_named(maker) for maker in ("bitsandbytes_4bit", "bitsandbytes_int8")]
     return makers[0].inspect(name, module, checkpoint) or makers[1].inspect(name, module, checkpoint)
 

@@ -14,11 +14,18 @@ GPU; it unpacks the others to 16 bits when they are loaded, and rounds the input
 
 import contextlib
 import re
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, NotRequired, TypedDict
 
 from quantharm.common.checkpoint_files import weight_files
+from quantharm.quantizers.formats import LoadingArguments, StatedQuantization
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from quantharm.quantizers.formats.files import Headers
+    from quantharm.quantizers.quantized_layers import QuantizedMatrix
 
 METHODS = ("compressed-tensors", "compressed_tensors")
 KERNEL = "CompressedTensorsFP8Linear"
@@ -29,10 +36,30 @@ KNOWN_FORMATS = (
 INT64_PAIR = 16  # bytes of weight_shape
 MX_BITS = {"mxfp4": 4, "mxfp8": 8}
 
-Scheme = dict[str, Any]  # {weights, input_activations, format}: each of the first two a dict of settings or None
+
+class Rounding(TypedDict):
+    """How weights or inputs are rounded: the library's QuantizationArgs, as far as they are read here."""
+
+    num_bits: int
+    type: str  # int or float
+    strategy: str  # what shares a scale: tensor, channel (a row), token, group, tensor_group or block
+    group_size: NotRequired[int | None]  # columns
+    block_structure: NotRequired[list[int]]  # rows and columns
+    symmetric: NotRequired[bool]  # no zero points; true where it is missing
+    dynamic: NotRequired[bool | str]  # scales of inputs are taken from them; else one from calibration
+    scale_dtype: NotRequired[str | None]
 
 
-def unreadable(stated: dict[str, Any], device: str) -> str | None:
+class Scheme(TypedDict):
+    """A group of modules that are quantized in one way."""
+
+    targets: list[str]  # names, patterns or classes
+    weights: Rounding
+    input_activations: NotRequired[Rounding | None]
+    format: NotRequired[str | None]  # of a mixture: the group's own
+
+
+def unreadable(stated: StatedQuantization, device: str) -> str | None:
     import importlib.util
 
     if importlib.util.find_spec("compressed_tensors") is None:
@@ -44,14 +71,14 @@ def unreadable(stated: dict[str, Any], device: str) -> str | None:
     return f"its format {unknown[0]} is not read here; {', '.join(KNOWN_FORMATS)} are" if unknown else None
 
 
-def groups_of(stated: dict[str, Any]) -> list[Scheme]:
+def groups_of(stated: StatedQuantization) -> list[Scheme]:
     return list((stated.get("config_groups") or {}).values())
 
 
 @contextlib.contextmanager
 def loading(
-    checkpoint: Path, stated: dict[str, Any], backend: str | None, dtype: str, device: str
-) -> Iterator[dict[str, Any]]:
+    checkpoint: Path, stated: StatedQuantization, backend: str | None, dtype: str, device: str
+) -> Iterator[LoadingArguments]:
     """Weights alone are unpacked as they are read; FP8 by row keeps its kernel on a GPU; `finish` unpacks the rest.
 
     transformers unpacks as it reads by one scheme for all layers, so a mixture is not left to that.
@@ -61,7 +88,7 @@ def loading(
     groups = groups_of(stated)
     weights_only = len(groups) == 1 and not groups[0].get("input_activations")
     by_row = all(is_fp8_by_row(group) for group in groups)
-    arguments: dict[str, Any] = {
+    arguments: LoadingArguments = {
         "quantization_config": CompressedTensorsConfig(
             dequantize=weights_only, use_optimized_inference=device == "cuda" and by_row
         )
@@ -74,7 +101,7 @@ def loading(
     yield arguments
 
 
-def plain_though_targeted(checkpoint: Path, stated: dict[str, Any]) -> list[str]:
+def plain_though_targeted(checkpoint: Path, stated: StatedQuantization) -> list[str]:
     """Modules whose weight is plain floats in the file although the config does not leave them alone.
 
     AutoRound names no head among those. transformers would make scales for it, of whatever lies in memory: NaN.
@@ -93,9 +120,11 @@ def plain_though_targeted(checkpoint: Path, stated: dict[str, Any]) -> list[str]
 
 
 def is_fp8_by_row(scheme: Scheme) -> bool:
-    weights, inputs = scheme.get("weights") or {}, scheme.get("input_activations") or {}
-    fp8 = weights.get("type") == inputs.get("type") == "float" and weights.get("num_bits") == 8
-    return fp8 and weights.get("strategy") in ("tensor", "channel") and inputs.get("strategy") == "token"
+    weights, inputs = scheme.get("weights"), scheme.get("input_activations")
+    if not weights or not inputs:
+        return False
+    fp8 = weights["type"] == inputs["type"] == "float" and weights["num_bits"] == 8
+    return fp8 and weights["strategy"] in ("tensor", "channel") and inputs["strategy"] == "token"
 
 
 def finish(model, dtype) -> None:
@@ -119,7 +148,7 @@ def matches(pattern: str, name: str, kind: str) -> bool:
     return pattern in (name, kind)
 
 
-def scheme_of(stated: dict[str, Any], name: str, kind: str = "Linear") -> Scheme | None:
+def scheme_of(stated: StatedQuantization, name: str, kind: str = "Linear") -> Scheme | None:
     """The group of settings that a module is quantized by; None where it is left alone."""
     if any(matches(pattern, name, kind) for pattern in stated.get("ignore") or []):
         return None
@@ -128,11 +157,11 @@ def scheme_of(stated: dict[str, Any], name: str, kind: str = "Linear") -> Scheme
     return next(iter(named + by_class), None)
 
 
-def excluded(stated: dict[str, Any], names: Collection[str]) -> set[str]:
+def excluded(stated: StatedQuantization, names: Collection[str]) -> set[str]:
     return {name for name in names if scheme_of(stated, name) is None}
 
 
-def inspect(name: str, module, checkpoint: Path):
+def inspect(name: str, module, checkpoint: Path) -> "QuantizedMatrix | None":
     """A linear layer whose weight the file holds packed, or as integers or 8-bit floats."""
     from quantharm.quantizers.formats.families import stated_quantization
     from quantharm.quantizers.formats.files import is_held_dequantized, module_headers, module_tensors, stored_bytes
@@ -158,7 +187,7 @@ def inspect(name: str, module, checkpoint: Path):
     )
 
 
-def scale_count(weights: dict[str, Any], rows: int, columns: int) -> int:
+def scale_count(weights: Rounding, rows: int, columns: int) -> int:
     """Scales of a matrix, by the strategy that the config states."""
     strategy, group = weights["strategy"], weights.get("group_size") or columns
     if strategy == "block":
@@ -167,11 +196,11 @@ def scale_count(weights: dict[str, Any], rows: int, columns: int) -> int:
     return {"tensor": 1, "channel": rows}.get(strategy, rows * -(-columns // group))
 
 
-def formula_bytes(weights: dict[str, Any], rows: int, columns: int, headers) -> float:
+def formula_bytes(weights: Rounding, rows: int, columns: int, headers: "Headers") -> float:
     """Codes, scales, zero points, the global scale and the shape; how wide a scale is the model's dtype decides."""
     bits, scales = weights["num_bits"], scale_count(weights, rows, columns)
     if "weight_packed" in headers and headers["weight_packed"].dtype == "I32":
-        total = rows * 4 * -(-columns * bits // 32) + INT64_PAIR
+        total: float = rows * 4 * -(-columns * bits // 32) + INT64_PAIR
         zeros = 4 * -(-rows * bits // 32) * (scales // rows)
     else:
         total, zeros = rows * columns * max(bits, 4) / 8, scales
@@ -180,7 +209,7 @@ def formula_bytes(weights: dict[str, Any], rows: int, columns: int, headers) -> 
     return total + (4 if "weight_global_scale" in headers else 0)
 
 
-def dequantize(tensors: dict[str, Any], weights: dict[str, Any], rows: int, columns: int):
+def dequantize(tensors: "Mapping[str, Tensor]", weights: Rounding, rows: int, columns: int) -> "Tensor":
     """The matrix in the file: (code - zero) × scale; [rows, columns] float32."""
     import torch
 
@@ -210,7 +239,9 @@ def dequantize(tensors: dict[str, Any], weights: dict[str, Any], rows: int, colu
     return codes * scales if zeros is None else (codes - expand(zeros, rows, columns)) * scales
 
 
-def rounding_of(inputs: dict[str, Any] | None, checkpoint: Path, name: str, by_kernel: bool) -> Callable | None:
+def rounding_of(
+    inputs: Rounding | None, checkpoint: Path, name: str, by_kernel: bool
+) -> "Callable[[Tensor], Tensor] | None":
     """What is done to the inputs before they are multiplied; None where the config leaves them alone.
 
     The kernel for FP8 on a GPU rounds each row by its own largest number, whatever the config says.

@@ -7,18 +7,38 @@ refused by name when the checkpoint is fetched, and so is one whose package is m
 import contextlib
 from collections.abc import Collection, Iterator
 from pathlib import Path
-from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING
 
 from quantharm.common.checkpoint_files import gguf_file, read_checkpoint_config
 from quantharm.common.errors import UserError
-from quantharm.quantizers.formats import awq, bitsandbytes, compressed_tensors, fp8, gguf, gptq, mxfp4, torchao
+from quantharm.quantizers import ComputesInFloat32
+from quantharm.quantizers.formats import (
+    ArrangesLoading,
+    ChoosesKernel,
+    Family,
+    FinishesModels,
+    LoadingArguments,
+    RefusesCheckpoints,
+    StatedQuantization,
+    StatesExclusions,
+    awq,
+    bitsandbytes,
+    compressed_tensors,
+    fp8,
+    gguf,
+    gptq,
+    mxfp4,
+    torchao,
+)
 
-FAMILIES: tuple[ModuleType, ...] = (awq, bitsandbytes, compressed_tensors, fp8, gguf, gptq, mxfp4, torchao)
+if TYPE_CHECKING:
+    from quantharm.quantizers.quantized_layers import QuantizedMatrix
+
+FAMILIES: tuple[Family, ...] = (awq, bitsandbytes, compressed_tensors, fp8, gguf, gptq, mxfp4, torchao)
 SKIPPED_KEYS = ("llm_int8_skip_modules", "modules_to_not_convert")
 
 
-def stated_quantization(checkpoint: Path) -> dict[str, Any]:
+def stated_quantization(checkpoint: Path) -> StatedQuantization:
     """What config.json says about how the weights are stored; empty where it says nothing."""
     if packed := gguf_file(checkpoint):
         return {"quant_method": "gguf", "file": str(packed)}
@@ -31,7 +51,7 @@ def stated_quantization(checkpoint: Path) -> dict[str, Any]:
     return {}
 
 
-def method_of(stated: dict[str, Any]) -> str | None:
+def method_of(stated: StatedQuantization) -> str | None:
     """`quant_method`, which checkpoints of old bitsandbytes lack."""
     if stated.get("load_in_8bit") or stated.get("load_in_4bit"):
         return "bitsandbytes"
@@ -39,7 +59,7 @@ def method_of(stated: dict[str, Any]) -> str | None:
     return method if method is None else str(method).lower()
 
 
-def family_of(stated: dict[str, Any]) -> ModuleType | None:
+def family_of(stated: StatedQuantization) -> Family | None:
     """The family that reads such a checkpoint; None for one that states no quantization, or one unknown here."""
     method = method_of(stated)
     return next((family for family in FAMILIES if method in family.METHODS), None)
@@ -60,58 +80,58 @@ def refuse_unreadable(checkpoint: Path, device: str = "auto") -> None:
             f"{checkpoint} is stored in a format that is not read here ({method or 'without a quant_method'}); "
             f"supported are {', '.join(supported_methods())}"
         )
-    reason = getattr(family, "unreadable", lambda *_: None)(stated, device)
-    if family is gguf:
-        reason = gguf.unreadable_file(checkpoint)
+    reason = family.unreadable(stated, device) if isinstance(family, RefusesCheckpoints) else None
     if reason:
         raise UserError(f"{checkpoint} ({method}) cannot be loaded here: {reason}")
 
 
 @contextlib.contextmanager
-def loading(checkpoint: Path, backend: str | None, dtype: str, device: str) -> Iterator[dict[str, Any]]:
-    """The arguments that from_pretrained takes for such a checkpoint, and what has to be arranged while it runs."""
+def loading(checkpoint: Path, backend: str | None, dtype: str, device: str) -> Iterator[LoadingArguments]:
+    """Further arguments that from_pretrained takes for a checkpoint; what the family needs is arranged while it runs.
+
+    Ask refuse_unreadable first. Raises UserError for a `backend` that chooses nothing.
+    """
     stated = stated_quantization(checkpoint)
     family = family_of(stated)
-    if backend and not getattr(family, "TAKES_BACKEND", False):
+    if backend and not isinstance(family, ChoosesKernel):
         raise UserError(f"`backend: {backend}` is for AWQ and GPTQ checkpoints; {checkpoint} is neither; remove it")
-    own = getattr(family, "loading", None)
-    if own is None:
+    if isinstance(family, ArrangesLoading):
+        with family.loading(checkpoint, stated, backend, dtype, device) as arguments:
+            yield arguments
+    else:
         yield {}
-        return
-    with own(checkpoint, stated, backend, dtype, device) as arguments:
-        yield arguments
 
 
 def finish(model, checkpoint: Path, dtype) -> None:
-    """What is left to do on a model that was just loaded; dtype: what it is to compute in."""
-    own = getattr(family_of(stated_quantization(checkpoint)), "finish", None)
-    if own:
-        own(model, dtype)
+    """Completes a model that was just loaded; dtype: of torch, what it is to compute in."""
+    family = family_of(stated_quantization(checkpoint))
+    if isinstance(family, FinishesModels):
+        family.finish(model, dtype)
 
 
-def inspect(name: str, module, checkpoint: Path):
-    """What the checkpoint's own family recognises; several libraries' classes share one name."""
+def inspect(name: str, module, checkpoint: Path) -> "QuantizedMatrix | None":
+    """The linear layer as the checkpoint's own family sees it: several libraries' classes share one name."""
     family = family_of(stated_quantization(checkpoint))
     return family.inspect(name, module, checkpoint) if family else None
 
 
 def compute_in_float32(model) -> None:
-    """Whatever quantized it: each of these changes only the layers that it knows."""
+    """Has a quantized model multiply in float32; each family changes the layers that it knows."""
     from quantharm.models.compute import to_float32
 
     for family in FAMILIES:
-        getattr(family, "compute_in_float32", to_float32)(model)
+        (family.compute_in_float32 if isinstance(family, ComputesInFloat32) else to_float32)(model)
 
 
 def excluded_by_config(checkpoint: Path, names: Collection[str]) -> set[str]:
-    """Those modules that a checkpoint's own quantization config leaves alone."""
+    """Those of the named modules that a checkpoint's own quantization config leaves alone."""
     stated = stated_quantization(checkpoint)
-    own = getattr(family_of(stated), "excluded", None)
-    return own(stated, names) if own else skipped_by_name(stated, names)
+    family = family_of(stated)
+    return family.excluded(stated, names) if isinstance(family, StatesExclusions) else skipped_by_name(stated, names)
 
 
-def skipped_by_name(stated: dict[str, Any], names: Collection[str]) -> set[str]:
-    """Those that a list of names or patterns in the config leaves alone, as transformers reads them."""
+def skipped_by_name(stated: StatedQuantization, names: Collection[str]) -> set[str]:
+    """Those that match a list of names or patterns in the config, as transformers reads it."""
     from transformers.quantizers.quantizers_utils import should_convert_module
 
     patterns = [pattern for key in SKIPPED_KEYS for pattern in stated.get(key) or []]

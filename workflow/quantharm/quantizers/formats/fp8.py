@@ -9,23 +9,30 @@ and on a GPU, so inputs are not rounded: what is measured is what rounding the w
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
+
+from quantharm.quantizers.formats import LoadingArguments, StatedQuantization
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from quantharm.quantizers.quantized_layers import QuantizedMatrix
 
 METHODS = ("fp8", "mxfp8")
 
 
 @contextlib.contextmanager
 def loading(
-    checkpoint: Path, stated: dict[str, Any], backend: str | None, dtype: str, device: str
-) -> Iterator[dict[str, Any]]:
+    checkpoint: Path, stated: StatedQuantization, backend: str | None, dtype: str, device: str
+) -> Iterator[LoadingArguments]:
     from transformers import FineGrainedFP8Config
 
     yield {"quantization_config": FineGrainedFP8Config(dequantize=True)}
 
 
-def block_of(stated: dict[str, Any], rows: int, columns: int) -> tuple[int, int]:
+def block_of(stated: StatedQuantization, rows: int, columns: int) -> tuple[int, int]:
     """Rows and columns that share a scale; the whole matrix where the config states no block."""
     if stated.get("quant_method") == "mxfp8":
         return 1, 32
@@ -33,7 +40,7 @@ def block_of(stated: dict[str, Any], rows: int, columns: int) -> tuple[int, int]
     return int(tall), int(wide)
 
 
-def inspect(name: str, module, checkpoint: Path):
+def inspect(name: str, module, checkpoint: Path) -> "QuantizedMatrix | None":
     """A linear layer whose weight the file holds in 8-bit floats."""
     from quantharm.quantizers.formats.families import stated_quantization
     from quantharm.quantizers.formats.files import is_held_dequantized, module_headers, module_tensors, stored_bytes
@@ -58,7 +65,7 @@ def inspect(name: str, module, checkpoint: Path):
     )
 
 
-def dequantize(tensors: dict[str, Any], tall: int, wide: int):
+def dequantize(tensors: "Mapping[str, Tensor]", tall: int, wide: int) -> "Tensor":
     """The matrix in the file: number × scale of its block; [rows, columns] float32. Blocks at the ends may be cut."""
     import torch
 

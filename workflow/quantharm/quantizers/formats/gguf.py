@@ -9,10 +9,17 @@ import contextlib
 import functools
 from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from quantharm.common.checkpoint_files import gguf_file
 from quantharm.common.errors import UserError, first_line
+from quantharm.quantizers.formats import LoadingArguments, StatedQuantization
+
+if TYPE_CHECKING:
+    from gguf import GGUFReader, ReaderTensor, TensorNameMap
+    from torch import Tensor
+
+    from quantharm.quantizers.quantized_layers import QuantizedMatrix
 
 METHODS = ("gguf",)
 FLOATS = ("F32", "F16", "BF16", "F64")
@@ -20,8 +27,8 @@ PERMUTED = {"llama": ("attn_q.", "attn_k.")}  # architecture: matrices whose row
 
 
 @functools.lru_cache(maxsize=2)
-def read_file(path: Path, modified_ns: int):
-    """The package's reader: the file is mapped, no tensor is read."""
+def read_file(path: Path, modified_ns: int) -> "GGUFReader":
+    """The package's reader: the file is mapped, no tensor is read. Raises UserError for a file that is not whole."""
     from gguf import GGUFReader
 
     try:
@@ -30,13 +37,13 @@ def read_file(path: Path, modified_ns: int):
         raise UserError(f"{path} is not a whole GGUF file ({first_line(error)}); fetch it again") from None
 
 
-def opened(checkpoint: Path):
+def opened(checkpoint: Path) -> "GGUFReader":
     path = gguf_file(checkpoint)
     assert path is not None, checkpoint
     return read_file(path, path.stat().st_mtime_ns)
 
 
-def tensors_of(checkpoint: Path) -> dict[str, Any]:
+def tensors_of(checkpoint: Path) -> "dict[str, ReaderTensor]":
     """{llama.cpp's name: the package's tensor}."""
     return {tensor.name: tensor for tensor in opened(checkpoint).tensors}
 
@@ -47,12 +54,13 @@ def value(checkpoint: Path, key: str) -> Any:
     return None if field is None else field.contents()
 
 
-def unreadable_file(checkpoint: Path) -> str | None:
-    """Why a file cannot be loaded: an architecture or types of tensors that nobody reads here."""
+def unreadable(stated: StatedQuantization, device: str) -> str | None:
+    """By the file itself: an architecture or types of tensors that nobody reads here."""
     from transformers.modeling_gguf_pytorch_utils import GGUF_SUPPORTED_ARCHITECTURES
 
     from quantharm.quantizers.formats.ggml import TYPES
 
+    checkpoint = Path(stated["file"])
     architecture = value(checkpoint, "general.architecture")
     if architecture not in GGUF_SUPPORTED_ARCHITECTURES:
         return f"transformers reads no GGUF files of the architecture {architecture!r}"
@@ -63,22 +71,22 @@ def unreadable_file(checkpoint: Path) -> str | None:
 
 @contextlib.contextmanager
 def loading(
-    checkpoint: Path, stated: dict[str, Any], backend: str | None, dtype: str, device: str
-) -> Iterator[dict[str, Any]]:
+    checkpoint: Path, stated: StatedQuantization, backend: str | None, dtype: str, device: str
+) -> Iterator[LoadingArguments]:
     from transformers import GgufConfig
 
     yield {"quantization_config": GgufConfig(dequantize=True)}
 
 
 @functools.lru_cache(maxsize=4)
-def name_table(architecture: str, layers: int):
+def name_table(architecture: str, layers: int) -> "TensorNameMap":
     """The package's table of names; by `get_name`, from transformers' to llama.cpp's."""
     from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
 
     return get_tensor_name_map(next(key for key, name in MODEL_ARCH_NAMES.items() if name == architecture), layers)
 
 
-def stored_tensor(checkpoint: Path, name: str):
+def stored_tensor(checkpoint: Path, name: str) -> "ReaderTensor | None":
     """The tensor of the module `name`, None where the file holds none of that name."""
     architecture = value(checkpoint, "general.architecture")
     table = name_table(architecture, int(value(checkpoint, f"{architecture}.block_count")))
@@ -86,7 +94,7 @@ def stored_tensor(checkpoint: Path, name: str):
     return tensors_of(checkpoint).get(f"{own}.weight") if own else None
 
 
-def inspect(name: str, module, checkpoint: Path):
+def inspect(name: str, module, checkpoint: Path) -> "QuantizedMatrix | None":
     """A linear layer whose weight the file holds in blocks."""
     from quantharm.quantizers.formats.files import is_held_dequantized
     from quantharm.quantizers.formats.ggml import TYPES
@@ -110,13 +118,14 @@ def inspect(name: str, module, checkpoint: Path):
     )
 
 
-def dequantize(checkpoint: Path, name: str):
+def dequantize(checkpoint: Path, name: str) -> "Tensor":
     """The matrix in the file, its rows in transformers' order; [rows, columns] float32."""
     import torch
 
     from quantharm.quantizers.formats.ggml import TYPES
 
     tensor = stored_tensor(checkpoint, name)
+    assert tensor is not None, name  # `inspect` has seen it
     kind = TYPES[tensor.tensor_type.name]
     columns, rows = (int(length) for length in tensor.shape)
     blocks = torch.from_numpy(tensor.data.copy()).flatten().reshape(-1, kind.bytes)
@@ -131,7 +140,7 @@ def dequantize(checkpoint: Path, name: str):
     return matrix
 
 
-def excluded(stated: dict[str, Any], names: Collection[str]) -> set[str]:
+def excluded(stated: StatedQuantization, names: Collection[str]) -> set[str]:
     """Modules whose weight the file holds as plain floats."""
     checkpoint = Path(stated["file"])
     tensors = {name: stored_tensor(checkpoint, name) for name in names}

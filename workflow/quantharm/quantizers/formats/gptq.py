@@ -12,11 +12,17 @@ linear layers in place; here they are put wherever the file has a qweight.
 """
 
 import contextlib
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from quantharm.common.errors import UserError
+from quantharm.quantizers.formats import LoadingArguments, StatedQuantization
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from quantharm.quantizers.formats.files import Headers
+    from quantharm.quantizers.quantized_layers import QuantizedMatrix
 
 METHODS = ("gptq", "auto-round", "auto_round")
 TAKES_BACKEND = True
@@ -25,7 +31,7 @@ FIRST, SECOND = "gptq", "gptq_v2"
 PACKINGS = {"auto_round:auto_gptq": FIRST, "auto_round": SECOND, "auto_round:gptqmodel": SECOND}
 
 
-def format_of(stated: dict[str, Any]) -> str | None:
+def format_of(stated: StatedQuantization) -> str | None:
     """`gptq` or `gptq_v2`, None for another layout."""
     if "packing_format" in stated:
         return PACKINGS.get(stated["packing_format"])
@@ -33,7 +39,7 @@ def format_of(stated: dict[str, Any]) -> str | None:
     return name if name in (FIRST, SECOND) else None
 
 
-def unreadable(stated: dict[str, Any], device: str) -> str | None:
+def unreadable(stated: StatedQuantization, device: str) -> str | None:
     if format_of(stated) is None:
         layout = stated.get("packing_format") or stated.get("checkpoint_format") or stated.get("format")
         return f"its layout is {layout}; {FIRST}, {SECOND} and AutoRound's {', '.join(PACKINGS)} are read here"
@@ -42,14 +48,11 @@ def unreadable(stated: dict[str, Any], device: str) -> str | None:
 
 @contextlib.contextmanager
 def loading(
-    checkpoint: Path, stated: dict[str, Any], backend: str | None, dtype: str, device: str
-) -> Iterator[dict[str, Any]]:
+    checkpoint: Path, stated: StatedQuantization, backend: str | None, dtype: str, device: str
+) -> Iterator[LoadingArguments]:
     """Has transformers load such a checkpoint by `reader` for as long as this lasts."""
     from transformers.quantizers import auto
 
-    reason = unreadable(stated, device)
-    if reason:
-        raise UserError(f"this GPTQ checkpoint cannot be loaded: {reason}")
     own = dict.fromkeys(METHODS, reader(stated, backend or DEFAULT_BACKEND[device]))
     before = {method: auto.AUTO_QUANTIZER_MAPPING.get(method) for method in METHODS}
     auto.AUTO_QUANTIZER_MAPPING.update(own)
@@ -59,12 +62,12 @@ def loading(
         auto.AUTO_QUANTIZER_MAPPING.update({method: known for method, known in before.items() if known})
 
 
-def shape_of(headers, columns: int) -> tuple[int, int]:
+def shape_of(headers: "Headers", columns: int) -> tuple[int, int]:
     """(bits, group size) of a matrix with so many inputs, from the shapes of its tensors."""
     return 32 * headers["qweight"].shape[0] // columns, columns // headers["scales"].shape[0]
 
 
-def reader(stated: dict[str, Any], backend: str):
+def reader(stated: StatedQuantization, backend: str):
     """A quantizer of transformers that puts gptqmodel's linear layers where the file holds a qweight."""
     import torch
     from torch import nn
@@ -139,7 +142,7 @@ def is_gptq_linear(module) -> bool:
     return "BaseQuantLinear" in names and "AWQuantLinear" not in names
 
 
-def inspect(name: str, module, checkpoint: Path):
+def inspect(name: str, module, checkpoint: Path) -> "QuantizedMatrix | None":
     """A GPTQ linear of gptqmodel: codes of 2, 3, 4 or 8 bits, a float16 scale and a zero point a group."""
     from quantharm.quantizers.formats.families import stated_quantization
     from quantharm.quantizers.formats.files import module_headers, stored_bytes
@@ -166,7 +169,7 @@ def inspect(name: str, module, checkpoint: Path):
     )
 
 
-def codes(tensors: dict[str, Any], bits: int, first: bool):
+def codes(tensors: "Mapping[str, Tensor]", bits: int, first: bool) -> "Tensor":
     """code - zero of each weight, as stored; [rows, columns] int64. first: the zero points are stored less 1."""
     import torch
 
@@ -184,7 +187,7 @@ def codes(tensors: dict[str, Any], bits: int, first: bool):
     return packed - zeros.t()[:, order]
 
 
-def dequantize(tensors: dict[str, Any], bits: int, first: bool):
+def dequantize(tensors: "Mapping[str, Tensor]", bits: int, first: bool) -> "Tensor":
     """The matrix in the file: (code - zero) × scale; [rows, columns] float32."""
     import torch
 
@@ -221,7 +224,7 @@ def multiply_in_float32(module) -> None:
     module.forward = forward
 
 
-def excluded(stated: dict[str, Any], names: Collection[str]) -> set[str]:
+def excluded(stated: StatedQuantization, names: Collection[str]) -> set[str]:
     """Modules that a `dynamic` rule leaves alone, or that are not among those to quantize in a block."""
     import re
 

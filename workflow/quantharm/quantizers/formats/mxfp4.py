@@ -12,9 +12,15 @@ The package that does so calls the first half of the rows gate and the second up
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from quantharm.quantizers.experts import ONE_EXPERT, take_apart
+from quantharm.quantizers.formats import LoadingArguments, StatedQuantization
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from quantharm.quantizers.quantized_layers import QuantizedMatrix
 
 METHODS = ("mxfp4",)
 BLOCK = 32
@@ -23,8 +29,8 @@ JOINED = {"gate_proj": "gate_up_proj", "up_proj": "gate_up_proj", "down_proj": "
 
 @contextlib.contextmanager
 def loading(
-    checkpoint: Path, stated: dict[str, Any], backend: str | None, dtype: str, device: str
-) -> Iterator[dict[str, Any]]:
+    checkpoint: Path, stated: StatedQuantization, backend: str | None, dtype: str, device: str
+) -> Iterator[LoadingArguments]:
     from transformers import Mxfp4Config
 
     yield {"quantization_config": Mxfp4Config(dequantize=True)}
@@ -34,7 +40,7 @@ def finish(model, dtype) -> None:
     take_apart(model)
 
 
-def inspect(name: str, module, checkpoint: Path):
+def inspect(name: str, module, checkpoint: Path) -> "QuantizedMatrix | None":
     """A matrix of one expert."""
     from quantharm.quantizers.formats.files import is_held_dequantized, module_headers, read_part
     from quantharm.quantizers.quantized_layers import QuantizedMatrix
@@ -61,7 +67,7 @@ def inspect(name: str, module, checkpoint: Path):
     )
 
 
-def dequantize(blocks, scales):
+def dequantize(blocks: "Tensor", scales: "Tensor") -> "Tensor":
     """blocks: [rows, columns / 32, 16], scales: [rows, columns / 32], uint8 → [rows, columns] float32."""
     from quantharm.quantizers.formats.packing import exponent_scale, unpack_fp4
 

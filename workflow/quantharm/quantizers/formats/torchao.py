@@ -7,16 +7,38 @@ in a byte each. The int4 layouts for GPUs are loaded, and not unpacked here: the
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
+
+from quantharm.quantizers.formats import StatedQuantization
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from quantharm.quantizers.formats.files import Headers
+    from quantharm.quantizers.quantized_layers import QuantizedMatrix
 
 METHODS = ("torchao",)
 READ = ("Int8Tensor", "Float8Tensor", "IntxUnpackedToInt8Tensor")
 PARTS = ("_weight_qdata", "_weight_scale", "_weight_zero_point")
 
 
-def unreadable(stated: dict[str, Any], device: str) -> str | None:
+class InputRounding(TypedDict):
+    """How a matrix's inputs are rounded, as torchao writes an object of its own to a file's header."""
+
+    _type: str  # class
+    _data: dict[str, Any]  # its fields, of each class others
+
+
+class TensorSettings(TypedDict):
+    """The fields of a tensor of torchao's that are read here."""
+
+    block_size: NotRequired[list[int]]  # rows and columns that share a scale
+    act_quant_kwargs: NotRequired[InputRounding | None]
+
+
+def unreadable(stated: StatedQuantization, device: str) -> str | None:
     import importlib.util
 
     if importlib.util.find_spec("torchao") is None:
@@ -27,7 +49,7 @@ def unreadable(stated: dict[str, Any], device: str) -> str | None:
     return None
 
 
-def stored_class(headers, name: str) -> tuple[str, dict[str, Any]]:
+def stored_class(headers: "Headers", name: str) -> tuple[str, TensorSettings]:
     """(class of a matrix's tensor, its settings), from the header of the file that holds it."""
     from quantharm.quantizers.formats.files import file_metadata
 
@@ -36,7 +58,7 @@ def stored_class(headers, name: str) -> tuple[str, dict[str, Any]]:
     return stated["_type"], stated["_data"]
 
 
-def inspect(name: str, module, checkpoint: Path):
+def inspect(name: str, module, checkpoint: Path) -> "QuantizedMatrix | None":
     """A linear layer whose weight is a tensor of one of torchao's classes."""
     from torch import nn
 
@@ -64,7 +86,7 @@ def inspect(name: str, module, checkpoint: Path):
     )
 
 
-def dequantize(tensors: dict[str, Any], rows: int, columns: int):
+def dequantize(tensors: "Mapping[str, Tensor]", rows: int, columns: int) -> "Tensor":
     """The matrix in the file: (code - zero) × scale; [rows, columns] float32."""
     from quantharm.quantizers.formats.packing import expand
 
@@ -74,7 +96,8 @@ def dequantize(tensors: dict[str, Any], rows: int, columns: int):
     return codes * expand(tensors["_weight_scale"].float(), rows, columns)
 
 
-def rounding_of(settings: dict[str, Any]) -> Callable | None:
+def rounding_of(settings: TensorSettings) -> "Callable[[Tensor], Tensor] | None":
+    """What is done to the inputs before they are multiplied; None where they are left alone."""
     from quantharm.quantizers.formats import activations
 
     inputs = settings.get("act_quant_kwargs")
@@ -86,7 +109,8 @@ def rounding_of(settings: dict[str, Any]) -> Callable | None:
     return lambda values: activations.integers(values.float(), 8, symmetric)
 
 
-def own_layers(model) -> list[Any]:
+def own_layers(model) -> "list[nn.Linear]":
+    """Linear layers whose weight is a tensor of one of torchao's classes."""
     import torch
 
     layers = [module for module in model.modules() if isinstance(module, torch.nn.Linear)]
