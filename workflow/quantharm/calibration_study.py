@@ -16,7 +16,7 @@ from quantharm.common.constants import BASELINE
 from quantharm.common.files import read_json, replacing, write_json, write_parquet
 from quantharm.common.paired import flat, paired_figures
 from quantharm.common.prompts import Prompt, read_prompts
-from quantharm.common.records.checks import CalibrationEvidence, TextAndPromptsRecords
+from quantharm.common.records.checks import CalibrationEvidence
 from quantharm.common.records.studies import (
     CalibrationCell,
     CalibrationRow,
@@ -28,7 +28,7 @@ from quantharm.common.stage import offline_environment, run_stage, stage_parser
 from quantharm.common.text import read_text
 from quantharm.models.loading import load_cell, load_tokenizer, quiet, read_quantization
 from quantharm.quantizers import calibration
-from quantharm.quantizers.calibration_evidence import calibration_evidence
+from quantharm.quantizers.calibration_evidence import TextAndPromptsRecords, calibration_evidence
 
 
 def evidence_of(folder: Path, model: Path, text: str, prompts: list[Prompt]) -> CalibrationEvidence:

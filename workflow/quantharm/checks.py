@@ -12,7 +12,7 @@ from quantharm.common.errors import UserError
 from quantharm.common.files import read_json, write_json
 from quantharm.common.prompts import read_prompts
 from quantharm.common.provenance import provenance
-from quantharm.common.records.checks import CalibrationEvidence, CheckRecord, ChecksRecord, ScoredRecords
+from quantharm.common.records.checks import CalibrationEvidence, CheckRecord, ChecksRecord
 from quantharm.common.records.quantization import QuantizationRecord
 from quantharm.common.stage import Timing, add_device, begin_model_stage, run_stage, stage_parser
 from quantharm.common.text import read_text
@@ -21,7 +21,7 @@ from quantharm.forensics.checks.figures import check_consistency, check_finite, 
 from quantharm.forensics.checks.kernel import KERNEL_TOKENS, check_kernel
 from quantharm.forensics.checks.logits import check_engine, check_reload
 from quantharm.forensics.checks.outcome import outcome
-from quantharm.forensics.checks.texts import check_calibration, check_same_text
+from quantharm.forensics.checks.texts import ScoredRecords, check_calibration, check_same_text
 from quantharm.forensics.checks.weights import check_bits_per_weight, check_method_is_real, check_stored_weights
 from quantharm.models.loading import (
     choose_device,

@@ -8,7 +8,6 @@ generation.json. The baseline's rows are the trace on which every method is comp
 
 import math
 from pathlib import Path
-from typing import Any
 
 import pandas
 
@@ -17,7 +16,7 @@ from quantharm.common.errors import UserError
 from quantharm.common.files import sha256_of_file, write_json, write_parquet
 from quantharm.common.judging import judge
 from quantharm.common.prompts import Prompt, read_prompts
-from quantharm.common.records.generation import Answers, GenerationRecord
+from quantharm.common.records.generation import Answers, GenerationRecord, GenerationRow
 from quantharm.common.stage import begin_model_stage, cell_parser, run_stage
 from quantharm.common.text import context_length
 from quantharm.models.cell import open_cell
@@ -50,8 +49,7 @@ def check_benchmark(model, prompt_tokens: int, new_tokens: int) -> None:
         )
 
 
-def row_of(tokenizer, prompt: Prompt, ids: list[int], result: Continuation, decoding: str) -> dict[str, Any]:
-    """One row of generation.parquet."""
+def row_of(tokenizer, prompt: Prompt, ids: list[int], result: Continuation, decoding: str) -> GenerationRow:
     text = tokenizer.decode(result.token_ids, skip_special_tokens=True)
     degenerate = is_degenerate(result.token_ids)
     return {

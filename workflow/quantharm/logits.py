@@ -9,9 +9,8 @@ also say what other hardware and weights of 8 bits would change (`hardware_floor
 is judged elsewhere. Writes trace.parquet (the token ids), logits.parquet (the store), the head, and logits.json.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pandas
 import torch
@@ -105,7 +104,7 @@ def stored_values(model, row, of_states: bool) -> Iterator[tuple[range, torch.Te
         yield from target_logits(model, output_head(model), ids, row.first_target)
 
 
-def write_store(model, trace: pandas.DataFrame, path: Path, metadata: Mapping[str, Any]) -> None:
+def write_store(model, trace: pandas.DataFrame, path: Path, metadata: StoreMetadata) -> None:
     """The store of a trace; while one prompt's positions are written, the model goes on with the next.
 
     It holds hidden states where the metadata have `hidden_states`, else log-probabilities.

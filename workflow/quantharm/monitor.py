@@ -14,7 +14,7 @@ and one sentence when the EWMA of all runs leaves its limits.
 import datetime
 import json
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import numpy
 import pandas
@@ -40,6 +40,15 @@ SAME = ("approved_sha256", "trace_sha256", "per_category")  # of all runs of one
 COLUMNS = ["run", "time", "checkpoint", "weights_sha256", *SAME, "prompts", "kl_nats", "other_hardware_kl_nats"]
 
 
+class MonitorSettings(TypedDict):
+    """The config's `monitor:`, as far as a run needs it."""
+
+    per_category: int  # prompts that a run draws of each category
+    baseline_runs: int  # draws of the approved cell that the limits are learned from
+    weight: float  # of the newest run in the running mean (EWMA)
+    width: float  # of the limits, in standard deviations
+
+
 def prompt_means(rows: pandas.DataFrame) -> pandas.Series:
     """Mean KL in nats of each prompt, by (category, prompt_id); rows: of divergence.parquet."""
     prompts = rows[rows["category"] != TEXT_CATEGORY]
@@ -63,7 +72,7 @@ def draws(means: pandas.Series, per_category: int, runs: int, generator: numpy.r
     return numpy.array([numpy.mean([by_id[name] for name in names]) for names in chosen])
 
 
-def learn_limits(approved: Path, settings: dict[str, Any]) -> control_chart.Limits:
+def learn_limits(approved: Path, settings: MonitorSettings) -> control_chart.Limits:
     """Limits from draws of the approved cell; raises UserError where its prompts leave nothing to draw."""
     means = prompt_means(read_parquet(approved / "divergence.parquet", ["prompt_id", "category", "kl_nats"]))
     values = draws(means, settings["per_category"], settings["baseline_runs"], numpy.random.default_rng(0))
@@ -114,7 +123,7 @@ def identity(record: QuantizationRecord) -> str:
     return sha256_of_text("".join(file["sha256"] for file in record["weight_files"]))
 
 
-def read_history(path: Path, same: dict[str, Any]) -> pandas.DataFrame:
+def read_history(path: Path, same: dict[str, str | int]) -> pandas.DataFrame:
     """The runs so far; raises UserError for a history of another approved checkpoint, store or `per_category`.
 
     Means over another number of prompts, or over other prompts, vary otherwise: one chart cannot hold both.

@@ -7,7 +7,7 @@ checkpoints. Writes noise_sweep.{json,parquet,csv,svg,png}.
 
 import json
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, cast
 
 import pandas
 
@@ -16,12 +16,15 @@ from quantharm.common.errors import UserError
 from quantharm.common.files import replacing, write_json, write_parquet
 from quantharm.common.paired import flat, paired_figures
 from quantharm.common.records.quantization import QuantizationRecord
-from quantharm.common.records.studies import AloneFigures, NoiseRow, QuantizedFigures
+from quantharm.common.records.studies import AloneFigures, NoiseCell, NoiseRow, QuantizedFigures
 from quantharm.common.stage import offline_environment, run_stage, stage_parser
 from quantharm.models.loading import load_as_stored, quiet, read_quantization
 
+if TYPE_CHECKING:
+    from torch import Tensor
 
-def codes_of(record: QuantizationRecord) -> dict[str, Any]:
+
+def codes_of(record: QuantizationRecord) -> "dict[str, Tensor]":
     """{matrix: [rows, columns] codes} as a checkpoint holds them."""
     from quantharm.quantizers import quantized_layers
 
@@ -30,7 +33,7 @@ def codes_of(record: QuantizationRecord) -> dict[str, Any]:
     return {matrix.name: matrix.codes() for matrix in matrices if matrix.codes is not None}
 
 
-def changed_codes(mine: dict[str, Any], reference: dict[str, Any]) -> float | None:
+def changed_codes(mine: "dict[str, Tensor]", reference: "dict[str, Tensor]") -> float | None:
     """Share of weights whose code differs; None where the format has no codes to compare."""
     if mine.keys() != reference.keys():
         raise UserError("two checkpoints of one method hold different matrices; quantize the model again")
@@ -40,11 +43,8 @@ def changed_codes(mine: dict[str, Any], reference: dict[str, Any]) -> float | No
     return sum(int((mine[name] != reference[name]).sum()) for name in reference) / weights
 
 
-def sweep_rows(model: Path, cells: list[dict[str, Any]]) -> list[NoiseRow]:
-    """A row for each method without noise (σ = 0), then for each of its σ.
-
-    cells: {method, sigma, alone, quantized}, as the configuration lists them.
-    """
+def sweep_rows(model: Path, cells: list[NoiseCell]) -> list[NoiseRow]:
+    """A row for each method without noise (σ = 0), then for each of its σ."""
     baseline = model / BASELINE
     rows: list[NoiseRow] = []
 

@@ -8,7 +8,7 @@ import json
 import tempfile
 import time
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 from quantharm import engines
 from quantharm.common.files import read_json, replacing_folder, write_json
@@ -19,6 +19,7 @@ from quantharm.common.records.quantization import (
     MadeByQuantizer,
     QuantizationRecord,
     QuantizerOutput,
+    Settings,
 )
 from quantharm.common.records.source import SourceRecord
 from quantharm.common.stage import add_device, begin_model_stage, run_stage, stage_parser
@@ -42,7 +43,7 @@ from quantharm.speed.trial import try_model
 POINTER = "pointer.json"
 
 
-def make_checkpoint(arguments, source: SourceRecord, settings: dict[str, Any], device: str) -> QuantizerOutput:
+def make_checkpoint(arguments, source: SourceRecord, settings: Settings, device: str) -> QuantizerOutput:
     """Run the quantizer; the checkpoint folder appears whole or not at all. Returns the quantizer's own record keys.
 
     Noise is added first, to a copy of the source that the quantizer is given, or that is itself the checkpoint.

@@ -11,7 +11,7 @@ import concurrent.futures
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from quantharm.common.errors import UserError, first_line
 from quantharm.common.files import read_json, replacing_folder, write_json
@@ -20,12 +20,17 @@ from quantharm.common.stage import add_device, begin_model_stage, run_stage, sta
 from quantharm.config.architectures import read_architecture
 from quantharm.models.loading import SYNTHETIC_MARK, choose_device, quiet, torch_dtype
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from quantharm.common.checkpoint_files import CheckpointConfig
+
 INITIALIZER_RANGE = 0.02
 SHARD_BYTES = 2 * 10**9  # of host memory; two shards at a time
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
 
-def model_configuration(shape: dict[str, Any], tokenizer: Path):
+def model_configuration(shape: "CheckpointConfig", tokenizer: Path):
     """transformers' configuration of a shape, with the special tokens of the tokenizer that goes with it."""
     from transformers import AutoConfig
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
@@ -57,7 +62,7 @@ def empty_model(configuration, dtype: str):
         raise UserError(f"no language model can be made of this configuration: {first_line(error)}") from None
 
 
-def random_tensors(model, device: str, seed: int) -> Iterator[tuple[str, Any]]:
+def random_tensors(model, device: str, seed: int) -> "Iterator[tuple[str, Tensor]]":
     """(name, tensor on the device) of each of the model's weights, one layer at a time, as transformers starts them.
 
     A tied matrix comes once. Same seed, kind of device and shape: same numbers.
@@ -78,9 +83,9 @@ def random_tensors(model, device: str, seed: int) -> Iterator[tuple[str, Any]]:
         module.to_empty(device="meta", recurse=False)
 
 
-def shards_of(tensors: Iterator[tuple[str, Any]]) -> Iterator[dict[str, Any]]:
+def shards_of(tensors: "Iterator[tuple[str, Tensor]]") -> "Iterator[dict[str, Tensor]]":
     """{name: tensor in the host's memory}, as many in order as have no more than SHARD_BYTES."""
-    shard: dict[str, Any] = {}
+    shard: dict[str, Tensor] = {}
     filled = 0
     for name, tensor in tensors:
         if shard and filled + tensor.nbytes > SHARD_BYTES:
@@ -91,13 +96,13 @@ def shards_of(tensors: Iterator[tuple[str, Any]]) -> Iterator[dict[str, Any]]:
     yield shard
 
 
-def write_shard(shard: dict[str, Any], path: Path) -> None:
+def write_shard(shard: "dict[str, Tensor]", path: Path) -> None:
     from safetensors.torch import save_file
 
     save_file(shard, path, metadata={"format": "pt"})
 
 
-def write_checkpoint(model, tensors: Iterator[tuple[str, Any]], folder: Path) -> int:
+def write_checkpoint(model, tensors: "Iterator[tuple[str, Tensor]]", folder: Path) -> int:
     """The tensors in shards of SHARD_BYTES with their index, and the configuration; returns the bytes of weights.
 
     A thread writes a shard while the next one is made.

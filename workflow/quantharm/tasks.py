@@ -9,7 +9,6 @@ that so many items show with 80 % probability. The baseline's own file has accur
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pandas
 
@@ -18,11 +17,23 @@ from quantharm.common.chat import Asking
 from quantharm.common.errors import UserError
 from quantharm.common.files import read_parquet, sha256_of_text, write_json, write_parquet
 from quantharm.common.provenance import memory_bytes, version_of
-from quantharm.common.records.tasks import OwnAnswers, TaskBasis
+from quantharm.common.records.tasks import ComparedTasks, OneTask, OwnAnswers, TaskBasis, TaskComparison, TasksRecord
 from quantharm.common.stage import begin_model_stage, cell_parser, run_stage, sentence_for
 from quantharm.config.tasks import TaskEntry
 from quantharm.models.cell import Cell, open_cell
 
+NOT_COMPARED: TaskComparison = {  # in the baseline's own file
+    "baseline_accuracy": None,
+    "accuracy_change": None,
+    "accuracy_change_ci95": None,
+    "recovery": None,
+    "recovery_ci95": None,
+    "flips_right_to_wrong": None,
+    "flips_wrong_to_right": None,
+    "flips": None,
+    "mcnemar_p": None,
+    "smallest_detectable_difference": None,
+}
 IDENTITY = ["task", "subtask", "item", "prompt_sha256"]
 
 
@@ -95,17 +106,19 @@ def pair_up(rows: pandas.DataFrame, reference: pandas.DataFrame, names: tuple[st
     return {task: pairs_of(mine, reference.loc[mine.index, "correct"]) for task, mine in parts}
 
 
-def figures(rows: pandas.DataFrame, tables: dict[str, Pairs] | None) -> dict[str, Any]:
+def figures(rows: pandas.DataFrame, tables: dict[str, Pairs] | None) -> ComparedTasks:
     """{tasks: {name: figures}, overall: figures}; tables: pair_up(), None for the baseline itself."""
     right = dict(list(rows.groupby("task", sort=False)["correct"]))
-    nothing = dict.fromkeys(compare([Pairs(1, 1, 1, 1)]))
     return {
         "tasks": {
-            task: own_figures([part]) | (compare([tables[task]]) if tables else nothing) for task, part in right.items()
+            task: {**own_figures([part]), **(compare([tables[task]]) if tables else NOT_COMPARED)}
+            for task, part in right.items()
         },
-        "overall": {"task_count": len(right)}
-        | own_figures(list(right.values()))
-        | (compare(list(tables.values())) if tables else nothing),
+        "overall": {
+            "task_count": len(right),
+            **own_figures(list(right.values())),
+            **(compare(list(tables.values())) if tables else NOT_COMPARED),
+        },
     }
 
 
@@ -137,22 +150,21 @@ def main() -> None:
     if arguments.baseline:
         tables = pair_up(rows, read_parquet(arguments.baseline), (cell.title, str(arguments.baseline)))
     compared = figures(rows, tables)
-    compared["tasks"] = {task: values | basis[task] for task, values in compared["tasks"].items()}
+    by_task: dict[str, OneTask] = {task: {**values, **basis[task]} for task, values in compared["tasks"].items()}
+    record: TasksRecord = {
+        **cell.names(),
+        "lm_eval": version_of("lm_eval"),
+        "seed": arguments.seed,
+        "chat_template": arguments.ask_by_template,
+        "tasks": by_task,
+        "overall": compared["overall"],
+        "seconds": timing.seconds["model"],
+        "peak_memory_bytes": memory_bytes(cell.device)["peak_bytes"],
+        "timing": timing.record(),
+        "provenance": cell.provenance(),
+    }
     write_parquet(arguments.rows, rows)
-    write_json(
-        arguments.output,
-        {
-            **cell.names(),
-            "lm_eval": version_of("lm_eval"),
-            "seed": arguments.seed,
-            "chat_template": arguments.ask_by_template,
-            **compared,
-            "seconds": timing.seconds["model"],
-            "peak_memory_bytes": memory_bytes(cell.device)["peak_bytes"],
-            "timing": timing.record(),
-            "provenance": cell.provenance(),
-        },
-    )
+    write_json(arguments.output, record)
     overall = compared["overall"]
     print(f"{cell.title}: {overall['accuracy']:.1%} right of {overall['items']:,} items")
 

@@ -1,6 +1,6 @@
 """Endings of answers: in a loop, cut off, or much sooner than the baseline's. They show in LONG_TOKENS or more."""
 
-from typing import Any
+from typing import TypedDict
 
 import numpy
 
@@ -12,6 +12,13 @@ SHORTEST_LOOP = 24  # tokens
 FEWEST_CYCLES = 3
 EARLY = 0.5  # of the baseline's tokens
 CUT_OFF = ("length", "context")  # stop reasons of an answer that did not end by itself
+
+
+class GivenAnswer(TypedDict):
+    """An answer, as far as its ending is concerned."""
+
+    token_ids: list[int]
+    stop_reason: str
 
 
 def loop_start(token_ids: list[int]) -> int | None:
@@ -44,8 +51,8 @@ def added(mine: list[bool], reference: list[bool]) -> tuple[float, Bounds]:
     return (gained - lost) / len(mine), paired_share_interval(gained, lost, len(mine))
 
 
-def endings(mine: list[dict[str, Any]], reference: list[dict[str, Any]]) -> AnswerEndings:
-    """mine, reference: {token_ids, stop_reason} of the same prompts in the same order."""
+def endings(mine: list[GivenAnswer], reference: list[GivenAnswer]) -> AnswerEndings:
+    """mine, reference: the answers to the same prompts in the same order."""
     loops = [[loop_start(list(answer["token_ids"])) for answer in side] for side in (mine, reference)]
     looping, looping_before = ([start is not None for start in side] for side in loops)
     cut, cut_before = ([answer["stop_reason"] in CUT_OFF for answer in side] for side in (mine, reference))

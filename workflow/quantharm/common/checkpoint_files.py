@@ -6,6 +6,7 @@ variant in another precision) is not loaded, and is neither hashed, counted nor 
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -169,7 +170,7 @@ def is_pointer(path: Path) -> bool:
         return stream.read(len(POINTER)) == POINTER
 
 
-def listed(names: list[Any], shown: int = 4) -> str:
+def listed(names: Sequence[object], shown: int = 4) -> str:
     """`a, b, c, d and 12 more`"""
     more = len(names) - shown
     return ", ".join(map(str, names[:shown])) + (f" and {more} more" if more > 0 else "")

@@ -15,6 +15,7 @@ from typing import Any
 
 from quantharm.common.errors import UserError
 
+JsonObject = dict[str, Any]  # as it was read from anybody's file: nothing of it has been checked yet
 DIGEST = "record_sha256"  # the key in each JSON record
 # What a file with a flipped bit makes pyarrow raise: its exceptions are among these, and it finds no words for some.
 DAMAGE_OF_PARQUET = (OSError, ValueError, TypeError, LookupError, AttributeError, NotImplementedError, MemoryError)
@@ -69,13 +70,13 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def digest_of(record: Mapping[str, Any]) -> str:
+def digest_of(record: Mapping[str, object]) -> str:
     """sha256 of a record without its own digest; the same for what was written and what is read."""
     rest = {key: value for key, value in record.items() if key != DIGEST}
     return sha256_of_text(json.dumps(rest, sort_keys=True))
 
 
-def write_json(path: Path, record: Mapping[str, Any]) -> None:
+def write_json(path: Path, record: Mapping[str, object]) -> None:
     """Indented JSON with a digest of its own; raises ValueError for NaN and infinity, which JSON cannot hold."""
     sealed = json.loads(json.dumps(record, allow_nan=False))
     sealed[DIGEST] = digest_of(sealed)

@@ -6,8 +6,16 @@ full-width forms, and numbers grouped as 1,234.5, 1.234,5, 1 234,5, 1'234.5 or 1
 
 import re
 import unicodedata
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypedDict
+
+
+class Answer(TypedDict):
+    """The content of a right response, as far as a program can tell."""
+
+    kind: str  # a key of JUDGES
+    value: Any  # a text or a number; of `contains`, several texts may do
+
 
 # Letters that are written in words with spaces around them and stand beside digits in names (O2, x4).
 CASED = "A-Za-z\u00aa\u00b5\u00ba\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u02af\u0370-\u058f\u1e00-\u1fff"
@@ -183,6 +191,6 @@ JUDGES: dict[str, Callable[[str, Any], bool]] = {
 }
 
 
-def judge(response: str, answer: Mapping[str, Any] | None) -> bool | None:
+def judge(response: str, answer: Answer | None) -> bool | None:
     """Whether the response gives the answer; None where a program cannot tell."""
     return None if answer is None else bool(JUDGES[answer["kind"]](response.strip(), answer["value"]))

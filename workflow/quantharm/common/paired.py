@@ -10,9 +10,11 @@ from quantharm.common.answers import endings
 from quantharm.common.errors import UserError
 from quantharm.common.files import read_json, read_parquet
 from quantharm.common.records.divergence import DivergenceRecord
+from quantharm.common.records.parts import Interval
 from quantharm.common.records.summary import PairedAnswers, PairedPerplexity
 from quantharm.common.statistics import median_interval, weighted_mean_interval
 
+Scalar = float | int | str | bool | None
 UNTABLED = ("subtasks", "prompts_sha256", "decoding")  # of a task's figures, in summary.json alone
 
 
@@ -33,16 +35,17 @@ def paired_perplexity(cell: Path, baseline: Path) -> PairedPerplexity:
     }
 
 
-def paired_figures(cell: Path, baseline: Path, prefix: str) -> dict[str, Any]:
+def paired_figures(cell: Path, baseline: Path, prefix: str) -> dict[str, float | Interval | None]:
     """Perplexity's change (paired over windows) and mean KL of a cell, its keys with a prefix."""
     kl: DivergenceRecord = read_json(cell / "divergence.json")
-    paired = {
-        **paired_perplexity(cell, baseline),
-        "kl_nats_mean": kl["kl_nats"]["mean"],
-        "kl_nats_ci95": kl["kl_nats"]["ci95"],
-        "top1_agreement": kl["top1_agreement"],
+    text = paired_perplexity(cell, baseline)
+    return {
+        f"{prefix}_perplexity_change_percent": text["perplexity_change_percent"],
+        f"{prefix}_perplexity_change_percent_ci95": text["perplexity_change_percent_ci95"],
+        f"{prefix}_kl_nats_mean": kl["kl_nats"]["mean"],
+        f"{prefix}_kl_nats_ci95": kl["kl_nats"]["ci95"],
+        f"{prefix}_top1_agreement": kl["top1_agreement"],
     }
-    return {f"{prefix}_{key}": value for key, value in paired.items()}
 
 
 def first_difference(mine: list[int], reference: list[int]) -> int | None:
@@ -80,28 +83,28 @@ def paired_answers(cell: Path, baseline: Path) -> PairedAnswers:
     }
 
 
-def flat(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row for Parquet and CSV: intervals as _low and _high, categories as one column each."""
-    result: dict[str, Any] = {}
+def flat(row: Mapping[str, Any]) -> dict[str, Scalar]:
+    """A row of records for Parquet and CSV: intervals as _low and _high, categories as one column each."""
+    columns: dict[str, Scalar] = {}
     for key, value in row.items():
         if key.endswith("_ci95"):
             low, high = value or (None, None)
-            result |= {f"{key}_low": low, f"{key}_high": high}
+            columns |= {f"{key}_low": low, f"{key}_high": high}
         elif key in ("tasks", "tasks_overall"):
             by_task = {"overall": value} if key == "tasks_overall" else value
             for task, figures in (by_task or {}).items():
-                told = {name: v for name, v in (figures or {}).items() if name not in UNTABLED}
-                result |= {f"task/{task}/{name}": v for name, v in flat(told).items()}
+                tabled = {name: v for name, v in (figures or {}).items() if name not in UNTABLED}
+                columns |= {f"task/{task}/{name}": v for name, v in flat(tabled).items()}
         elif key.endswith("_by_category"):
-            result |= {f"{key.removesuffix('_by_category')}/{category}": v for category, v in value.items()}
+            columns |= {f"{key.removesuffix('_by_category')}/{category}": v for category, v in value.items()}
         elif key.endswith("_by_batch"):
-            result |= {f"{key.removesuffix('_by_batch')}/batch {size}": v for size, v in value.items()}
+            columns |= {f"{key.removesuffix('_by_batch')}/batch {size}": v for size, v in value.items()}
         elif key.endswith("_by_depth"):
             for bin in value or []:
                 depth = f"{key.removesuffix('_by_depth')}/tokens {bin['from_tokens']} to {bin['to_tokens'] - 1}"
-                result[depth] = bin["kl_nats_mean"]
+                columns[depth] = bin["kl_nats_mean"]
         elif isinstance(value, list):
-            result[key] = ", ".join(value)
+            columns[key] = ", ".join(value)
         else:
-            result[key] = value
-    return result
+            columns[key] = value
+    return columns

@@ -3,20 +3,13 @@
 import json
 import re
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict, cast
+from typing import NotRequired, TypedDict, cast
 
 from quantharm.common.errors import UserError
 from quantharm.common.files import LARGEST_INPUT_BYTES
-from quantharm.common.judging import JUDGES, judge
+from quantharm.common.judging import JUDGES, Answer, judge
 
 LONGEST_PROMPT_CHARACTERS = 1_000_000
-
-
-class Answer(TypedDict):
-    """The content of a right response, as far as a program can tell."""
-
-    kind: str  # a judge of quantharm.common.judging
-    value: Any
 
 
 class Prompt(TypedDict):
@@ -74,7 +67,7 @@ def check_prompt(line: str, where: str) -> Prompt:
         if not isinstance(answer, dict) or answer.get("kind") not in list(JUDGES) or "value" not in answer:
             raise UserError(f"{where}: `answer` needs a kind ({', '.join(JUDGES)}) and a value")
         try:
-            judge("A 0", answer)
+            judge("A 0", cast(Answer, answer))
         except (re.error, TypeError, ValueError, AttributeError) as error:
             raise UserError(f"{where}: the answer's {answer['kind']} is not valid ({error}); correct it") from None
     return cast(Prompt, prompt)

@@ -12,9 +12,12 @@ import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from quantharm.common.records.parts import HowComputed, HowComputedOrNull, Memory, Provenance
+
+if TYPE_CHECKING:
+    from quantharm.common.records.logits import StoreMetadata
 
 # How a cell computed, beside its device's name; cells are compared only when all of them are equal.
 COMPUTE_KEYS = ("compute_dtype", "instruction_set", "onednn_instruction_set", "compute_capability", "tf32")
@@ -123,7 +126,7 @@ def how_computed(device: str, compute_dtype: str | None) -> HowComputed:
     }
 
 
-def with_nulls(record: Mapping[str, Any]) -> HowComputedOrNull:
+def with_nulls(record: HowComputed) -> HowComputedOrNull:
     """The COMPUTE_KEYS of a provenance or of a store's metadata; None where it lacks one."""
     return {
         "compute_dtype": record.get("compute_dtype"),
@@ -134,8 +137,10 @@ def with_nulls(record: Mapping[str, Any]) -> HowComputedOrNull:
     }
 
 
-def computed_differently(mine: Mapping[str, Any], reference: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """{key: (mine, reference's)} of what differs between two provenances in device, dtype and COMPUTE_KEYS.
+def computed_differently(
+    mine: Mapping[str, object], reference: Mapping[str, object]
+) -> dict[str, tuple[object, object]]:
+    """{key: (mine, reference's)} of device, dtype and COMPUTE_KEYS that differ in two provenances, or summary rows.
 
     An engine of its own computes in ways of its own, which is what its cell measures: only the device is asked for.
     """
@@ -143,7 +148,7 @@ def computed_differently(mine: Mapping[str, Any], reference: Mapping[str, Any]) 
     return {key: (mine.get(key), reference.get(key)) for key in keys if mine.get(key) != reference.get(key)}
 
 
-def filled_here(store: Mapping[str, Any], device: str) -> bool:
+def filled_here(store: "StoreMetadata", device: str) -> bool:
     """Whether this process rounds as the one that filled a store: its device, libraries and instruction sets.
 
     store: the metadata of logits.parquet; an older one without instruction sets counts as filled elsewhere.

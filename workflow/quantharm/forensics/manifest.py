@@ -16,7 +16,7 @@ import os
 import sys
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import NotRequired, TypedDict
 
 from quantharm.common.errors import UserError, first_line
 from quantharm.common.files import replacing, write_text
@@ -28,6 +28,27 @@ from quantharm.forensics.file_hashes import counted, in_words, named_faults
 FOUND_SOMETHING = 3  # exit code: judged, and not what it should be
 MISMATCH = "Signature mismatch"  # how the library's error begins when the signature is right and the files are not
 Names = Collection[str]  # of files, relative to their folder
+
+
+class SignedFile(TypedDict):
+    """A file as a signature states it."""
+
+    name: str  # relative to the folder
+    digest: str
+
+
+class Serialization(TypedDict):
+    """How the files were hashed."""
+
+    method: str  # files: each on its own
+    hash_type: NotRequired[str]
+
+
+class Statement(TypedDict):
+    """What a signature is over."""
+
+    serialization: Serialization
+    resources: list[SignedFile]
 
 
 def signing_library():
@@ -104,15 +125,15 @@ def require(path: Path, what: str) -> None:
 
 def signed_files(signature: Path) -> dict[str, str]:
     """{name: digest} as a signature states them, not yet verified."""
-    return {r["name"]: r["digest"] for r in statement_of(signature)["resources"]}
+    return {file["name"]: file["digest"] for file in statement_of(signature)["resources"]}
 
 
-def statement_of(signature: Path) -> dict[str, Any]:
-    """The statement that a signature is over: `serialization` (how files were hashed) and `resources`."""
+def statement_of(signature: Path) -> Statement:
+    """The statement of a signature, not yet verified; raises UserError for a file that is no signature."""
     try:
         bundle = json.loads(signature.read_text(encoding="utf-8"))
         statement = json.loads(base64.b64decode(bundle["dsseEnvelope"]["payload"]))["predicate"]
-        _ = [(r["name"], r["digest"]) for r in statement["resources"]], statement["serialization"]["method"]
+        _ = [(file["name"], file["digest"]) for file in statement["resources"]], statement["serialization"]["method"]
         return statement
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise UserError(f"{signature} is not a model signature ({first_line(error)}); fetch it again") from None

@@ -16,18 +16,34 @@ Not shown is not the same as equal: that depends on how many answers there are (
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import numpy
 
 from quantharm.common.errors import UserError
-from quantharm.common.files import write_json
+from quantharm.common.files import JsonObject, write_json
 from quantharm.common.stage import run_stage, stage_parser
 from quantharm.forensics.manifest import FOUND_SOMETHING
 
 PERMUTATIONS = 999
 SEED = 0
 END = -1  # after the end of an answer; two answers agree on having ended
+
+
+class ComparedAnswers(TypedDict):
+    """The test on two models' answers."""
+
+    mmd_squared: float
+    mmd_squared_p95_if_equal: float  # quantile over the permutations
+    p_value: float
+    prompts: int  # that both answered twice or more
+    answers: list[int]  # of the first model, of the second
+    permutations: int
+
+
+class EqualityRecord(ComparedAnswers):
+    level: float  # largest p-value that tells models apart
+    differs: bool
 
 
 Answers = dict[str, list[list[int]]]  # {prompt_id: answers as sequences of tokens or of characters}
@@ -54,7 +70,7 @@ def read_answers(first: Path, second: Path) -> tuple[Answers, Answers]:
     return sequences(first), sequences(second)
 
 
-def read_lines(path: Path) -> list[tuple[int, dict[str, Any]]]:
+def read_lines(path: Path) -> list[tuple[int, JsonObject]]:
     """(line number, record) of each line that is not blank."""
     try:
         lines = Path(path).read_text(encoding="utf-8").split("\n")  # an answer may hold other line separators
@@ -99,8 +115,8 @@ def squared_mmd(kernel: numpy.ndarray, first: numpy.ndarray) -> numpy.ndarray:
     return within_first + within_second - 2 * between
 
 
-def compare_outputs(a: Answers, b: Answers, permutations: int = PERMUTATIONS, seed: int = SEED) -> dict[str, Any]:
-    """{mmd_squared, p_value, prompts, answers}: the mean over prompts; p counts the observed labels as one permutation.
+def compare_outputs(a: Answers, b: Answers, permutations: int = PERMUTATIONS, seed: int = SEED) -> ComparedAnswers:
+    """The test over all prompts that both answered: the mean of their MMD²; p counts the observed labels as one more.
 
     Raises UserError unless both have at least two answers to a common prompt.
     """
@@ -137,15 +153,15 @@ def main() -> None:
     arguments = parser.parse_args()
     if not 1 / (arguments.permutations + 1) <= arguments.level < 1:
         raise UserError(f"--level {arguments.level} cannot be reached with {arguments.permutations} permutations")
-    result = compare_outputs(*read_answers(arguments.first, arguments.second), arguments.permutations)
-    differs = result["p_value"] <= arguments.level
-    result |= {"level": arguments.level, "differs": differs}
+    compared = compare_outputs(*read_answers(arguments.first, arguments.second), arguments.permutations)
+    differs = compared["p_value"] <= arguments.level
+    record: EqualityRecord = {**compared, "level": arguments.level, "differs": differs}
     if arguments.output:
-        write_json(arguments.output, result)
+        write_json(arguments.output, record)
     print(
-        f"{'DIFFERENT' if differs else 'no difference shown'}: MMD² {result['mmd_squared']:.4g} (equal models: up to "
-        f"{result['mmd_squared_p95_if_equal']:.4g} in 95 %), p = {result['p_value']:.4g}, {result['prompts']} prompts, "
-        f"{result['answers'][0]} and {result['answers'][1]} answers"
+        f"{'DIFFERENT' if differs else 'no difference shown'}: MMD² {record['mmd_squared']:.4g} (equal models: up to "
+        f"{record['mmd_squared_p95_if_equal']:.4g} in 95 %), p = {record['p_value']:.4g}, {record['prompts']} prompts, "
+        f"{record['answers'][0]} and {record['answers'][1]} answers"
     )
     sys.exit(FOUND_SOMETHING if differs else 0)
 

@@ -5,15 +5,16 @@ it holds hidden states), trace.parquet (the tokens) and divergence.json (what th
 noise floor), as a baseline's results hold them.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 from quantharm.common.checkpoint_files import gguf_file, read_checkpoint_config
 from quantharm.common.errors import UserError
 from quantharm.common.files import read_json, read_parquet
-from quantharm.common.records.divergence import DivergenceFigures
+from quantharm.common.records.divergence import DivergenceFigures, StoreShown
 from quantharm.common.records.integrity import Behaviour, Files
+from quantharm.common.records.logits import StoreMetadata
 from quantharm.common.records.source import SourceRecord, Trust
 from quantharm.forensics import manifest
 
@@ -40,7 +41,7 @@ def verify_store(
     return verification
 
 
-def limits_of(store: Mapping[str, Any], floor: float | None, same_machine: bool) -> tuple[float, float]:
+def limits_of(store: StoreMetadata | StoreShown, floor: float | None, same_machine: bool) -> tuple[float, float]:
     """(KL up to which a model is the one that filled the store, KL above which no hardware makes it that), in nats.
 
     store: its metadata (dtype, hardware_floor). Rounding of two machines adds up to twice that of one, and to four
@@ -48,10 +49,10 @@ def limits_of(store: Mapping[str, Any], floor: float | None, same_machine: bool)
     explains the divergence either.
     """
     own = max(KL_LIMIT, NOISE_FACTOR * (floor or 0.0))
-    measured = store.get("hardware_floor") or {}
-    rounding, mildest = measured.get("rounding_kl_nats"), measured.get("eight_bit_kl_nats")
+    measured = store.get("hardware_floor")
+    rounding, mildest = (measured["rounding_kl_nats"], measured["eight_bit_kl_nats"]) if measured else (None, None)
     if rounding is None:
-        return own, max(own, UNMEASURED_LIMITS.get(store["dtype"], KL_LIMIT))
+        return own, max(own, UNMEASURED_LIMITS.get(store["dtype"] or "", KL_LIMIT))
     explained = 2 * rounding if mildest is None else min(2 * rounding, mildest / 2)
     return own if same_machine else max(own, explained), max(own, 4 * rounding)
 
@@ -59,7 +60,7 @@ def limits_of(store: Mapping[str, Any], floor: float | None, same_machine: bool)
 def judge(
     divergence: DivergenceFigures,
     floor: float | None,
-    store: Mapping[str, Any],
+    store: StoreMetadata | StoreShown,
     same_machine: bool = True,
     remark: str = "",
 ) -> Behaviour:
@@ -75,7 +76,8 @@ def judge(
     lowest = kl["ci95"][0] if kl["ci95"] else kl["mean"]
     verdict = SAME if kl["mean"] <= low else DIFFERENT if lowest > high else CANNOT_BE_TOLD
     between = " [{:.2g}, {:.2g}]".format(*kl["ci95"]) if kl["ci95"] else ""
-    mildest = (store.get("hardware_floor") or {}).get("eight_bit_kl_nats")
+    measured = store.get("hardware_floor")
+    mildest = measured["eight_bit_kl_nats"] if measured else None
     eight = "" if mildest is None else f", weights of 8 bits about {mildest:.2g}"
     words = {
         SAME: "as the model that filled it",

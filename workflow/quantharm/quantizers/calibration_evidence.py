@@ -1,18 +1,27 @@
 """What the check `calibration` looks at: the samples that reached a quantizer, judged by the finished cell."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from quantharm.common.chat import Asking
 from quantharm.common.errors import UserError
 from quantharm.common.overlap import shared_sequences
 from quantharm.common.prompts import Prompt
-from quantharm.common.records.checks import CalibrationEvidence, TextAndPromptsRecords
+from quantharm.common.records.checks import CalibrationEvidence
+from quantharm.common.records.generation import GenerationRecord
+from quantharm.common.records.perplexity import PerplexityRecord
 from quantharm.common.records.quantization import QuantizationRecord
 from quantharm.common.text import read_text, sha256_of_windows
 from quantharm.quantizers import Calibrates, calibration, quantizer_named
 
 OVERLAP_WORDS = 13
+
+
+class TextAndPromptsRecords(TypedDict):
+    """A cell's records, by stage, that say which text and prompts it was scored on."""
+
+    perplexity: PerplexityRecord
+    generation: GenerationRecord
 
 
 def calibration_evidence(

@@ -2,10 +2,7 @@
 
 from typing import Literal, TypedDict
 
-from quantharm.common.records.divergence import DivergenceRecord
-from quantharm.common.records.generation import GenerationRecord
 from quantharm.common.records.parts import Finished
-from quantharm.common.records.perplexity import PerplexityRecord
 from quantharm.common.records.quantization import CalibrationReached
 
 
@@ -28,19 +25,6 @@ class CalibrationEvidence(CalibrationReached, PromptCoverage):
     overlaps: int  # word sequences shared with the evaluation text or the prompts
     nll_mean_nats: float  # -ln p of the samples' tokens, by the finished cell
     text_nll_mean_nats: float  # the same of the evaluation text
-
-
-class TextAndPromptsRecords(TypedDict):
-    """A cell's records, by stage, that say which text and prompts it was scored on."""
-
-    perplexity: PerplexityRecord
-    generation: GenerationRecord
-
-
-class ScoredRecords(TextAndPromptsRecords):
-    """A cell's records by the stage that scored it."""
-
-    divergence: DivergenceRecord
 
 
 class ChecksRecord(Finished):

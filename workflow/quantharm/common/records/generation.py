@@ -30,6 +30,25 @@ class Asked(TypedDict):
     prompt_tokens_sha256: str  # of all prompts' token ids
 
 
+class GenerationRow(TypedDict):
+    """A row of generation.parquet: the answer to one prompt."""
+
+    prompt_id: str
+    category: str
+    prompt_token_ids: list[int]
+    token_ids: list[int]  # of the answer
+    text: str  # without special tokens
+    decoding: str  # captured or eager
+    new_tokens: int
+    seconds: float
+    time_to_first_token_seconds: float
+    stop_reason: str
+    finite: bool  # no logit was NaN or infinite
+    degenerate: bool  # it ends in a short cycle
+    succeeded: bool
+    correct: bool | None  # null where a program cannot tell
+
+
 class CapturedCheck(TypedDict):
     """Captured decoding against uncaptured and eager decoding, step by step."""
 

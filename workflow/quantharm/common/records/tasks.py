@@ -53,6 +53,13 @@ class AllTasks(TaskFigures):
     task_count: int
 
 
+class ComparedTasks(TypedDict):
+    """A cell's answers beside the baseline's."""
+
+    tasks: dict[str, TaskFigures]  # by their names in the config
+    overall: AllTasks
+
+
 class AnsweredTasks(TypedDict):
     tasks: dict[str, OneTask]  # by their names in the config
     overall: AllTasks

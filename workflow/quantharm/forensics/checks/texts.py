@@ -3,9 +3,11 @@
 from typing import Literal, get_args
 
 from quantharm.common.provenance import computed_differently
-from quantharm.common.records.checks import CalibrationEvidence, CheckRecord, ScoredRecords
+from quantharm.common.records.checks import CalibrationEvidence, CheckRecord
+from quantharm.common.records.divergence import DivergenceRecord
 from quantharm.forensics.checks.outcome import outcome
 from quantharm.quantizers import calibration
+from quantharm.quantizers.calibration_evidence import TextAndPromptsRecords
 
 TextKey = Literal["dataset_sha256", "tokens_sha256", "protocol"]
 PromptsKey = Literal[
@@ -15,6 +17,12 @@ ScoringStage = Literal["perplexity", "generation", "divergence"]
 SAME_TEXT_KEYS: tuple[TextKey, ...] = get_args(TextKey)
 SAME_PROMPTS_KEYS: tuple[PromptsKey, ...] = get_args(PromptsKey)
 SCORING_STAGES: tuple[ScoringStage, ...] = get_args(ScoringStage)
+
+
+class ScoredRecords(TextAndPromptsRecords):
+    """A cell's records by the stage that scored it."""
+
+    divergence: DivergenceRecord
 
 
 def check_same_text(cell: ScoredRecords, baseline: ScoredRecords) -> CheckRecord:

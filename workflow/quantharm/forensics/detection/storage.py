@@ -10,12 +10,15 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from quantharm.common.checkpoint_files import read_checkpoint_config, weight_files
+from quantharm.common.checkpoint_files import CheckpointConfig, read_checkpoint_config, weight_files
 from quantharm.forensics.detection.weights import FLOATS, PACKED, linear_shape
 from quantharm.models.completeness import open_weights
 from quantharm.models.loading import is_known_architecture, quiet
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 SCALES = re.compile(r"scale|absmax|scb$|codebook|centroid", re.IGNORECASE)  # beside packed numbers, whoever packed them
 BESIDE = re.compile(r"scale|absmax|scb$|codebook|centroid|zero|g_idx|quant_|shape|perm|format|bias", re.IGNORECASE)
@@ -93,7 +96,7 @@ def packed_matrices(tensors: Iterable[Stored]) -> list[Stored]:
     ]
 
 
-def model_class(settings: dict[str, Any]):
+def model_class(settings: CheckpointConfig) -> "type[PreTrainedModel]":
     """transformers' own class of the name in config.json, else its causal language model of that type."""
     import transformers
 
@@ -129,7 +132,7 @@ def expected_matrices(config: str) -> tuple[dict[str, tuple[int, ...]], str] | N
     return matrices, model.base_model_prefix
 
 
-def foreign_names(tensors: list[Stored], config: dict[str, Any]) -> set[str]:
+def foreign_names(tensors: list[Stored], config: CheckpointConfig) -> set[str]:
     """Names of matrices that the architecture does not have; none where most of its own are stored under others."""
     known = expected_matrices(json.dumps(config, sort_keys=True))
     if known is None:
