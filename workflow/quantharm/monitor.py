@@ -14,7 +14,7 @@ and one sentence when the EWMA of all runs leaves its limits.
 import datetime
 import json
 from pathlib import Path
-from typing import TypedDict
+from typing import TYPE_CHECKING
 
 import numpy
 import pandas
@@ -31,6 +31,9 @@ from quantharm.forensics import reference_check
 from quantharm.models.loading import choose_device, load_cell, quiet, read_quantization
 from quantharm.scoring.store_metadata import store_metadata_of
 
+if TYPE_CHECKING:
+    from quantharm.config.entries import Monitor
+
 SCORED = (
     reference_check.STORE,
     reference_check.HEAD,
@@ -38,15 +41,6 @@ SCORED = (
 )  # of the store's files; the noise floor is of no use here
 SAME = ("approved_sha256", "trace_sha256", "per_category")  # of all runs of one history
 COLUMNS = ["run", "time", "checkpoint", "weights_sha256", *SAME, "prompts", "kl_nats", "other_hardware_kl_nats"]
-
-
-class MonitorSettings(TypedDict):
-    """The config's `monitor:`, as far as a run needs it."""
-
-    per_category: int  # prompts that a run draws of each category
-    baseline_runs: int  # draws of the approved cell that the limits are learned from
-    weight: float  # of the newest run in the running mean (EWMA)
-    width: float  # of the limits, in standard deviations
 
 
 def prompt_means(rows: pandas.DataFrame) -> pandas.Series:
@@ -72,7 +66,7 @@ def draws(means: pandas.Series, per_category: int, runs: int, generator: numpy.r
     return numpy.array([numpy.mean([by_id[name] for name in names]) for names in chosen])
 
 
-def learn_limits(approved: Path, settings: MonitorSettings) -> control_chart.Limits:
+def learn_limits(approved: Path, settings: "Monitor") -> control_chart.Limits:
     """Limits from draws of the approved cell; raises UserError where its prompts leave nothing to draw."""
     means = prompt_means(read_parquet(approved / "divergence.parquet", ["prompt_id", "category", "kl_nats"]))
     values = draws(means, settings["per_category"], settings["baseline_runs"], numpy.random.default_rng(0))

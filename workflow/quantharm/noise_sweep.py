@@ -16,7 +16,7 @@ from quantharm.common.errors import UserError
 from quantharm.common.files import replacing, write_json, write_parquet
 from quantharm.common.paired import flat, paired_figures
 from quantharm.common.records.quantization import QuantizationRecord
-from quantharm.common.records.studies import AloneFigures, NoiseCell, NoiseRow, QuantizedFigures
+from quantharm.common.records.studies import AloneFigures, NoiseCells, NoiseRow, QuantizedFigures
 from quantharm.common.stage import offline_environment, run_stage, stage_parser
 from quantharm.models.loading import load_as_stored, quiet, read_quantization
 
@@ -43,7 +43,7 @@ def changed_codes(mine: "dict[str, Tensor]", reference: "dict[str, Tensor]") -> 
     return sum(int((mine[name] != reference[name]).sum()) for name in reference) / weights
 
 
-def sweep_rows(model: Path, cells: list[NoiseCell]) -> list[NoiseRow]:
+def sweep_rows(model: Path, cells: list[NoiseCells]) -> list[NoiseRow]:
     """A row for each method without noise (σ = 0), then for each of its σ."""
     baseline = model / BASELINE
     rows: list[NoiseRow] = []

@@ -27,6 +27,7 @@ class Schema(TypedDict, total=False):
     minimum: float
     exclusiveMinimum: float
     maximum: float
+    exclusiveMaximum: float
     multipleOf: float
     minLength: int
     pattern: str

@@ -14,10 +14,10 @@ from quantharm.common.records.source import SourceRecord
 
 if TYPE_CHECKING:
     from quantharm.common.checkpoint_files import CheckpointConfig
+    from quantharm.config.validation import Schema
     from quantharm.quantizers.quantized_layers import QuantizedMatrix
 
-# JSON Schema of a method's settings: {setting: its schema, with a default and a description}.
-SettingsSchema = dict[str, dict[str, Any]]
+SettingsSchema = dict[str, "Schema"]  # JSON Schema of a method's settings, each with a default and a description
 
 
 @runtime_checkable

@@ -25,15 +25,6 @@ class AloneFigures(TypedDict):
     alone_top1_agreement: float
 
 
-class NoiseCell(TypedDict):
-    """A method and an amount of noise, as the configuration lists them."""
-
-    method: str
-    sigma: float  # standard deviation, in half steps of the method's grid
-    alone: str  # name of the cell with the noise in 16 bits
-    quantized: str  # name of the cell with the method after the noise
-
-
 class NoiseRow(AloneFigures, QuantizedFigures):
     """A method after noise, and the noise alone."""
 
