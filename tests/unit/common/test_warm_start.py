@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from limits import HUNG_SECONDS, wait_until
 
-from quantharm.common import warm_start
+from quantharm.common import fork_server, warm_start
 
 PACKAGE = Path(warm_start.__file__).parents[2]
 STAGE = """
@@ -43,7 +43,7 @@ def gone(process: int) -> bool:
 def server(tmp_path_factory):
     """Its folder: a server that has imported `decimal`, of a run that is this process."""
     folder = tmp_path_factory.mktemp("server")
-    command = [sys.executable, "-P", warm_start.__file__, str(folder), str(os.getpid()), "decimal", "not_a_library"]
+    command = [sys.executable, "-P", fork_server.__file__, str(folder), str(os.getpid()), "decimal", "not_a_library"]
     process = subprocess.Popen(command)
     until(lambda: (folder / "socket").exists())
     yield folder
@@ -142,10 +142,9 @@ def test_the_first_job_starts_the_server_and_is_started_as_ever(stage, tmp_path,
     run = subprocess.Popen(["sleep", "600"])
     monkeypatch.setattr(sys, "orig_argv", [sys.executable, "-m", "quantharm.checks"])
     monkeypatch.setattr(warm_start, "is_ancestor", lambda process: process == run.pid)
-    monkeypatch.setattr(warm_start, "LIBRARIES", ())
     monkeypatch.setenv(warm_start.VARIABLE, f"{folder}:{run.pid}")
     started = []
-    monkeypatch.setattr(warm_start.subprocess, "Popen", lambda command, **_: started.append(command))
+    monkeypatch.setattr(subprocess, "Popen", lambda command, **_: started.append(command))
     warm_start.hand_over()
     warm_start.hand_over()
     assert len(started) == 1
@@ -162,7 +161,7 @@ def test_the_first_job_starts_the_server_and_is_started_as_ever(stage, tmp_path,
 def test_stages_that_use_the_network_are_started_as_ever(server, monkeypatch):
     """They start the server for those that follow, once, where none is there."""
     started = []
-    monkeypatch.setattr(warm_start.subprocess, "Popen", lambda command, **_: started.append(command))
+    monkeypatch.setattr(subprocess, "Popen", lambda command, **_: started.append(command))
     monkeypatch.setenv(warm_start.VARIABLE, f"{server}:{os.getpid()}")
     for name in warm_start.ONLINE:
         monkeypatch.setattr(sys, "orig_argv", [sys.executable, "-m", name])
@@ -171,10 +170,10 @@ def test_stages_that_use_the_network_are_started_as_ever(server, monkeypatch):
 
 
 def test_a_library_that_starts_cuda_is_left_out(monkeypatch):
-    assert not warm_start.cuda_has_started() or os.path.exists("/dev/nvidia0")
-    assert warm_start.can_be_imported("decimal")
-    assert not warm_start.can_be_imported("not_a_library")
-    monkeypatch.setattr(warm_start, "cuda_has_started", lambda: "fractions" in sys.modules)
+    assert not fork_server.cuda_has_started() or os.path.exists("/dev/nvidia0")
+    assert fork_server.can_be_imported("decimal")
+    assert not fork_server.can_be_imported("not_a_library")
+    monkeypatch.setattr(fork_server, "cuda_has_started", lambda: "fractions" in sys.modules)
     sys.modules.pop("fractions", None)
-    assert not warm_start.can_be_imported("fractions")
+    assert not fork_server.can_be_imported("fractions")
     assert "fractions" not in sys.modules  # tried in a fork
