@@ -9,7 +9,8 @@ import torch
 from quantharm.common.text import read_text
 from quantharm.forensics.checks.kernel import KERNEL_LIMIT, check_kernel
 from quantharm.models.loading import load_tokenizer
-from quantharm.quantizers import awq, quantized_layers
+from quantharm.quantizers import quantized_layers
+from quantharm.quantizers.formats import awq
 
 COMPILED = pytest.mark.skipif(
     not os.environ.get("QUANTHARM_COMPILED_KERNELS"),

@@ -44,7 +44,7 @@ def test_imports_inside_functions_are_followed():
     # text is imported by forward.check_ids, loading by the quantizers' functions
     assert "common/text.py" in names("scoring.forward")
     assert {"quantizers/awq.py", "models/loading.py", "quantizers/quantized_layers.py"} <= names("quantizers.awq")
-    assert {"quantizers/awq.py", "quantizers/bitsandbytes_4bit.py"} <= names("quantizers.pretrained")
+    assert {"quantizers/formats/awq.py", "quantizers/bitsandbytes_4bit.py"} <= names("quantizers.pretrained")
 
 
 @pytest.mark.parametrize("quantizer", ["unquantized", "awq", "bitsandbytes_4bit", "bitsandbytes_int8"])

@@ -18,6 +18,7 @@ from quantharm.forensics.checks.texts import SAME_PROMPTS_KEYS, check_same_text
 from quantharm.models import compute
 from quantharm.models.loading import load_as_stored, load_cell
 from quantharm.quantizers import awq, quantized_layers
+from quantharm.quantizers.formats import awq as awq_format
 from quantharm.reporting.reading import require_comparable
 from quantharm.reporting.results import ran_on_one_device
 from quantharm.scoring.forward import last_hidden_states, output_head
@@ -109,8 +110,8 @@ def test_an_awq_layer_in_float32_is_its_codes_and_scales_and_bias(bias):
         "scales": torch.rand(inputs // group, outputs, generator=random).half(),
     }
     layer = SimpleNamespace(**packed, bias=bias, bits=4, group_size=group)
-    awq.multiply_in_float32(layer)
-    weight = awq.codes(packed, group).double() * packed["scales"].double().repeat_interleave(group, 0).t()
+    awq_format.multiply_in_float32(layer)
+    weight = awq_format.codes(packed, group).double() * packed["scales"].double().repeat_interleave(group, 0).t()
     x = torch.randn(5, inputs, generator=random)
     expected = x.double() @ weight.t() + (0 if bias is None else bias.double())
     assert layer.forward(x).double() == pytest.approx(expected, rel=1e-5, abs=1e-4)
@@ -193,7 +194,7 @@ def test_awqs_search_in_float32_chooses_as_one_in_float64(processor, awq_inputs,
 
 def matrix_of(tensors: dict[str, torch.Tensor], name: str) -> torch.Tensor:
     own = {key: tensors[f"{name}.{key}"] for key in ("qweight", "qzeros", "scales")}
-    return awq.codes(own, 32) * own["scales"].float().repeat_interleave(32, dim=0).t()
+    return awq_format.codes(own, 32) * own["scales"].float().repeat_interleave(32, dim=0).t()
 
 
 # ---------------------------------------------------------------- what is compared

@@ -5,8 +5,9 @@ import torch
 from safetensors.torch import load_file
 
 from quantharm.common.text import read_text
-from quantharm.quantizers import awq
 from quantharm.quantizers.awq_search import pack, packed_linear, repaired_quantizer
+from quantharm.quantizers.calibration_samples import pack_calibration
+from quantharm.quantizers.formats import awq as awq_format
 
 GROUP = 32
 
@@ -64,7 +65,7 @@ def test_awq_matrices_are_the_scaled_originals(model_folder, make_cell, root):
     new_norm = load_file(cell.checkpoint / "model.safetensors")[norm].float()
     original = load_file(folder / "model.safetensors")
     assert not torch.allclose(new_norm, original[norm], rtol=1e-2)  # something was moved
-    folded = awq.dequantize(cell.checkpoint, name, 128) * new_norm
+    folded = awq_format.dequantize(cell.checkpoint, name, 128) * new_norm
     wanted = original[f"{name}.weight"].float() * original[norm].float()
     assert (folded - wanted).norm() / wanted.norm() < 0.15
 
@@ -74,7 +75,7 @@ def test_autoawq_search_leaves_the_model_as_it_was(model_folder, byte_tokenizer,
     from awq import AutoAWQForCausalLM
 
     tokenizer = byte_tokenizer()
-    samples = awq.pack_calibration(tokenizer, read_text(root / "data/calibration.txt"), 2, 128)
+    samples = pack_calibration(tokenizer, read_text(root / "data/calibration.txt"), 2, 128)
     ids = torch.tensor([samples[0]])
     model = AutoAWQForCausalLM.from_pretrained(
         str(model_folder[0]), torch_dtype=torch.float32, device_map={"": "cpu"}, safetensors=True

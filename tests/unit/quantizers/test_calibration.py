@@ -11,6 +11,7 @@ from quantharm.common.errors import UserError
 from quantharm.common.text import read_text, sha256_of_windows
 from quantharm.quantizers import awq, calibration
 from quantharm.quantizers.calibration_evidence import calibration_evidence
+from quantharm.quantizers.calibration_samples import pack_calibration
 from quantharm.reporting.charts.studies import calibration_chart
 from quantharm.scoring import forward
 
@@ -59,10 +60,10 @@ def evidence(reference_model, reference_source, reference_tokenizer, root, suite
 
 def test_samples_are_drawn_by_seed(reference_tokenizer, text):
     first = awq.calibration_samples(reference_tokenizer, text, SETTINGS)
-    assert first == awq.pack_calibration(reference_tokenizer, text, 6, 128)
+    assert first == pack_calibration(reference_tokenizer, text, 6, 128)
     drawn = [awq.calibration_samples(reference_tokenizer, text, SETTINGS | {"calibration_seed": s}) for s in (1, 1, 2)]
     assert drawn[0] == drawn[1] != drawn[2]
-    everything = awq.pack_calibration(reference_tokenizer, text, 10_000, 128)
+    everything = pack_calibration(reference_tokenizer, text, 10_000, 128)
     assert all(sample in everything for sample in drawn[0])
     assert len({tuple(sample) for sample in drawn[0]}) == 6
     many = SETTINGS | {"calibration_seed": 1, "calibration_samples": 10_000}

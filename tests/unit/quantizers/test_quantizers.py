@@ -14,6 +14,8 @@ from quantharm.config.validation import with_defaults
 from quantharm.models import loading
 from quantharm.models.loading import load_as_stored, load_cell, load_checkpoint
 from quantharm.quantizers import awq, quantized_layers
+from quantharm.quantizers.calibration_samples import pack_calibration
+from quantharm.quantizers.formats import awq as awq_format
 from quantharm.quantizers.formats.activations import llm_int8
 
 GROUP = 64
@@ -145,7 +147,7 @@ def test_an_awq_model_computes_with_what_was_packed_by_hand(awq_cell, awq_checkp
 
 def test_awq_packed_in_another_order_would_be_noticed(awq_checkpoint):
     name, values = next(iter(awq_checkpoint[2].items()))
-    unpacked = awq.dequantize(awq_checkpoint[0], name, GROUP)
+    unpacked = awq_format.dequantize(awq_checkpoint[0], name, GROUP)
     torch.testing.assert_close(unpacked, values, rtol=1e-6, atol=1e-7)
     shuffled = values.reshape(-1, 8, values.shape[1])[:, [0, 4, 1, 5, 2, 6, 3, 7]].reshape(values.shape)
     assert (unpacked - shuffled).abs().max() > 0.01
@@ -314,10 +316,10 @@ def test_awq_accepts_widths_that_its_group_divides():
 def test_calibration_is_packed_to_one_length_and_count(byte_tokenizer):
     tokenizer = byte_tokenizer(bos=True)
     ids = tokenizer("abcdefghijk", add_special_tokens=False)["input_ids"]
-    assert awq.pack_calibration(tokenizer, "abcdefghijk", 10, 4) == [ids[0:4], ids[4:8]]
-    assert awq.pack_calibration(tokenizer, "abcdefghijk", 1, 4) == [ids[0:4]]
-    assert awq.pack_calibration(tokenizer, "abcdefgh", 2, 4) == [ids[0:4], ids[4:8]]
-    assert awq.pack_calibration(tokenizer, "abc", 5, 4) == []
+    assert pack_calibration(tokenizer, "abcdefghijk", 10, 4) == [ids[0:4], ids[4:8]]
+    assert pack_calibration(tokenizer, "abcdefghijk", 1, 4) == [ids[0:4]]
+    assert pack_calibration(tokenizer, "abcdefgh", 2, 4) == [ids[0:4], ids[4:8]]
+    assert pack_calibration(tokenizer, "abc", 5, 4) == []
 
 
 def test_the_built_in_calibration_text_fills_what_the_config_asks(root, reference_tokenizer):
@@ -325,9 +327,7 @@ def test_the_built_in_calibration_text_fills_what_the_config_asks(root, referenc
 
     text = (root / "data" / "calibration.txt").read_text(encoding="utf-8")
     method = yaml.safe_load((root / "config.yaml").read_text(encoding="utf-8"))["methods"]["awq"]
-    packed = awq.pack_calibration(
-        reference_tokenizer, text, method["calibration_samples"], method["calibration_tokens"]
-    )
+    packed = pack_calibration(reference_tokenizer, text, method["calibration_samples"], method["calibration_tokens"])
     assert len(packed) == method["calibration_samples"]
     assert {len(sample) for sample in packed} == {method["calibration_tokens"]}
 
@@ -336,8 +336,8 @@ def test_the_awq_kernel_is_always_named():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for device in ("cpu", "cuda"):
-            assert awq.backend_config({}, None, device).backend == awq.DEFAULT_BACKEND[device]
-        chosen = awq.backend_config({"bits": 4, "group_size": 32, "zero_point": False}, "marlin", "cuda")
+            assert awq_format.backend_config({}, None, device).backend == awq_format.DEFAULT_BACKEND[device]
+        chosen = awq_format.backend_config({"bits": 4, "group_size": 32, "zero_point": False}, "marlin", "cuda")
     assert (chosen.backend, chosen.group_size, chosen.zero_point) == ("marlin", 32, False)
 
 
@@ -355,9 +355,9 @@ def test_marlin_is_told_what_it_computes_in_before_it_is_compiled(monkeypatch, d
     seen = []
     monkeypatch.setattr(gptq_model, "hf_gptqmodel_post_init", lambda model, **_: seen.append(model[0].compute_dtype))
     model = torch.nn.Sequential(Layer())
-    quantizer = AwqQuantizer(awq.backend_config({}, "marlin", "cuda"))
+    quantizer = AwqQuantizer(awq_format.backend_config({}, "marlin", "cuda"))
     before = AwqQuantizer.update_dtype, AwqQuantizer._process_model_after_weight_loading
-    with awq.computing_in(dtype):
+    with awq_format.computing_in(dtype):
         assert quantizer.update_dtype(getattr(torch, dtype)) == getattr(torch, dtype)
         quantizer._process_model_after_weight_loading(model)
     assert seen == [getattr(torch, dtype)]

@@ -4,7 +4,6 @@ Quantized with autoawq, loaded with transformers (whose kernels come from gptqmo
 automatic choice may download or compile one.
 """
 
-import contextlib
 from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,17 +16,15 @@ from quantharm.quantizers.calibration_samples import (
     CALIBRATION_SETTINGS,
     calibration_record,
     calibration_samples,
-    pack_calibration,
     samples_for,
 )
 from quantharm.quantizers.experts import conflict_of_experts
-from quantharm.quantizers.formats import StatedQuantization
-from quantharm.quantizers.formats.awq import codes, dequantize, inspect, is_awq_linear
+from quantharm.quantizers.formats.awq import backend_config, compute_in_float32, computing_in, inspect
 
 if TYPE_CHECKING:
     from quantharm.common.checkpoint_files import CheckpointConfig
 
-__all__ = ["SETTINGS", "calibration_samples", "codes", "dequantize", "inspect", "pack_calibration"]
+__all__ = ["SETTINGS", "calibration_samples", "compute_in_float32", "inspect"]
 
 SETTINGS: SettingsSchema = {
     "bits": {"enum": [4], "default": 4, "description": "Bits a weight; kernels exist for 4."},
@@ -55,7 +52,6 @@ SETTINGS: SettingsSchema = {
         "description": "Kernel; null means gemm_triton on a GPU and torch_fused_awq on a CPU.",
     },
 }
-DEFAULT_BACKEND = {"cuda": "gemm_triton", "cpu": "torch_fused_awq"}
 LINEARS_OF_A_LAYER = ("hidden_size", "intermediate_size", "n_embd", "n_inner", "d_model", "ffn_dim", "ffn_hidden_size")
 
 
@@ -125,29 +121,6 @@ def unsupported(model, settings: Settings) -> str | None:
     return None
 
 
-def complete_for_loading(model) -> None:
-    """Have a model that autoawq has quantized say what transformers expects of it when it is loaded.
-
-    transformers takes every linear layer but the head for quantized, unless it is named; autoawq quantizes only those
-    of the decoder's layers (OPT has others). And it expects scales of the activations of some architectures, where
-    autoawq may not have scaled them (in Falcon); left out, they would be random numbers.
-    """
-    import torch
-    from awq.modules.act import ScaledActivation
-    from transformers.integrations.awq import AWQ_SCALES_MAPPINGS
-
-    inner, kept = model.model, model.quant_config.modules_to_not_convert or []
-    others = [name for name, module in inner.named_modules() if type(module) is torch.nn.Linear]
-    others = [name for name in others if inner.get_submodule(name) is not inner.get_output_embeddings()]
-    model.quant_config.modules_to_not_convert = [*kept, *others] or None
-    expected = AWQ_SCALES_MAPPINGS.get(inner.config.model_type)
-    for module in list(inner.modules()) if expected else []:
-        activation = getattr(module, expected["act"], None)
-        before = getattr(module, expected["layer_before_act"], None)
-        if activation is not None and before is not None and not isinstance(activation, ScaledActivation):
-            setattr(module, expected["act"], ScaledActivation(activation, torch.ones(before.out_features)))
-
-
 def quantize(
     source: SourceRecord, settings: Settings, dtype: str, device: str, gpus: int, output: Path, calibration: Path | None
 ) -> QuantizerOutput:
@@ -166,7 +139,7 @@ def quantize(
         refuse_unsafe,
         torch_dtype,
     )
-    from quantharm.quantizers.awq_search import repaired_quantizer
+    from quantharm.quantizers.awq_search import complete_for_loading, repaired_quantizer
 
     assert calibration is not None  # the workflow names a text for each method that calibrates
     folder, tokenizer = Path(source["path"]), load_tokenizer(source)
@@ -209,46 +182,6 @@ def quantize(
     return {"calibration": calibration_record(packed, settings, calibration, seen[0], seen[0] * seen[1])}
 
 
-def backend_config(stated: StatedQuantization, backend: str | None, device: str):
-    """transformers' AwqConfig as a checkpoint states it, with the kernel named."""
-    from transformers import AwqConfig
-
-    return AwqConfig(
-        bits=stated.get("bits", 4),
-        group_size=stated.get("group_size", 128),
-        zero_point=stated.get("zero_point", True),
-        modules_to_not_convert=stated.get("modules_to_not_convert"),
-        backend=backend or DEFAULT_BACKEND[device],
-    )
-
-
-@contextlib.contextmanager
-def computing_in(dtype: str):
-    """Have the linear layers compute in the dtype of all cells of a model.
-
-    On a GPU transformers loads AWQ as float16 whatever was asked for. And it does not tell the kernels: Marlin would be
-    compiled, for minutes, first for float16 as it is loaded and then for the dtype that it is given.
-    """
-    from transformers.quantizers.quantizer_awq import AwqQuantizer
-
-    from quantharm.models.loading import torch_dtype
-
-    changing, finishing = AwqQuantizer.update_dtype, AwqQuantizer._process_model_after_weight_loading
-
-    def finish(self, model, **settings) -> None:
-        for module in model.modules():
-            if hasattr(module, "compute_dtype"):
-                module.compute_dtype = torch_dtype(dtype)
-        finishing(self, model, **settings)
-
-    AwqQuantizer.update_dtype = lambda self, asked: asked
-    AwqQuantizer._process_model_after_weight_loading = finish
-    try:
-        yield
-    finally:
-        AwqQuantizer.update_dtype, AwqQuantizer._process_model_after_weight_loading = changing, finishing
-
-
 def load(folder: Path, settings: Settings, source: SourceRecord, dtype: str, device: str, gpus: int) -> Any:
     from quantharm.models.loading import load_checkpoint, read_checkpoint_config
 
@@ -256,34 +189,3 @@ def load(folder: Path, settings: Settings, source: SourceRecord, dtype: str, dev
     config = backend_config(stated, settings["backend"], device)
     with computing_in(dtype):
         return load_checkpoint(folder, source, dtype, device, gpus, quantization_config=config)
-
-
-def compute_in_float32(model) -> None:
-    """gptqmodel's kernels on a CPU would round float32 activations to 16 bits; the layers get a pass of their own."""
-    from quantharm.models.compute import to_float32
-
-    for module in model.modules():
-        if is_awq_linear(module):
-            multiply_in_float32(module)
-    to_float32(model)
-
-
-def multiply_in_float32(module) -> None:
-    """Gives an AWQ linear a forward pass y = x · ((codes - zeros) × scales) + bias in float32.
-
-    Codes less zeros are unpacked once, to a byte each ([groups, group, outputs]), by gptqmodel's own function.
-    """
-    import torch
-    from gptqmodel.quantization.awq.utils.packing_utils import dequantize_gemm
-
-    scales = module.scales.float()  # [groups, outputs]
-    codes = dequantize_gemm(module.qweight, module.qzeros, torch.ones_like(scales), module.bits, module.group_size)
-    codes = codes.to(torch.int8).unflatten(0, (len(scales), -1))
-    bias = None if module.bias is None else module.bias.float()
-
-    def forward(inputs: torch.Tensor) -> torch.Tensor:
-        weight = (codes * scales.unsqueeze(1)).flatten(0, 1)  # [inputs, outputs]
-        outputs = inputs.float() @ weight
-        return (outputs if bias is None else outputs + bias).to(inputs.dtype)
-
-    module.forward = forward

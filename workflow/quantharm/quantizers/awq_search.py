@@ -12,6 +12,8 @@ Clipping. The search walks through 64 rows at a time and takes no other number o
 Positions. autoawq asks a model for rotary embeddings where none reached a layer; OPT, BLOOM and GPT-J have none.
 
 Packing. autoawq launches some kernels for every input channel and every eight output channels; one expression does.
+
+What autoawq leaves out of a model that transformers is to load is added at the end (complete_for_loading).
 """
 
 import inspect
@@ -88,3 +90,25 @@ def repaired_quantizer():
                 set_op_by_name(module, name, packed.to(next(module.parameters()).device))
 
     return RepairedAwqQuantizer
+
+
+def complete_for_loading(model) -> None:
+    """Have a model that autoawq has quantized say what transformers expects of it when it is loaded.
+
+    transformers takes every linear layer but the head for quantized, unless it is named; autoawq quantizes only those
+    of the decoder's layers (OPT has others). And it expects scales of the activations of some architectures, where
+    autoawq may not have scaled them (in Falcon); left out, they would be random numbers.
+    """
+    from awq.modules.act import ScaledActivation
+    from transformers.integrations.awq import AWQ_SCALES_MAPPINGS
+
+    inner, kept = model.model, model.quant_config.modules_to_not_convert or []
+    others = [name for name, module in inner.named_modules() if type(module) is torch.nn.Linear]
+    others = [name for name in others if inner.get_submodule(name) is not inner.get_output_embeddings()]
+    model.quant_config.modules_to_not_convert = [*kept, *others] or None
+    expected = AWQ_SCALES_MAPPINGS.get(inner.config.model_type)
+    for module in list(inner.modules()) if expected else []:
+        activation = getattr(module, expected["act"], None)
+        before = getattr(module, expected["layer_before_act"], None)
+        if activation is not None and before is not None and not isinstance(activation, ScaledActivation):
+            setattr(module, expected["act"], ScaledActivation(activation, torch.ones(before.out_features)))

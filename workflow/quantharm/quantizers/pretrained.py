@@ -38,8 +38,8 @@ def quantize(
 def load(folder: Path, settings: Settings, source: SourceRecord, dtype: str, device: str, gpus: int) -> Any:
     from quantharm.models.loading import load_checkpoint, torch_dtype
 
-    # The families ask for these by name; imported here, so that a pretrained cell runs again when one is edited.
-    from quantharm.quantizers import awq, bitsandbytes_4bit, bitsandbytes_int8  # noqa: F401
+    # bitsandbytes' family asks for these by name; imported here, so that a cell runs again when one is edited.
+    from quantharm.quantizers import bitsandbytes_4bit, bitsandbytes_int8  # noqa: F401
     from quantharm.quantizers.experts import loaded_apart
     from quantharm.quantizers.formats import families
     from quantharm.quantizers.stored_states import refuse_damaged

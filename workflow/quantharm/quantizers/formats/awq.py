@@ -11,13 +11,13 @@ A group of -1 is a whole row. Formula: bits a weight, and 16 + bits a group.
 import contextlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from quantharm.quantizers import quantizer_named
 from quantharm.quantizers.formats import LoadingArguments, StatedQuantization
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from transformers import AwqConfig
 
     from quantharm.quantizers.quantized_layers import QuantizedMatrix
 
@@ -25,6 +25,7 @@ METHODS = ("awq",)
 TAKES_BACKEND = True
 GEMM_CHANNELS, IN_ORDER = (0, 2, 4, 6, 1, 3, 5, 7), tuple(range(8))
 LAYOUTS = ("gemm", "gemv")
+DEFAULT_BACKEND = {"cuda": "gemm_triton", "cpu": "torch_fused_awq"}
 
 
 def layout_of(stated: StatedQuantization) -> str:
@@ -46,9 +47,48 @@ def unreadable(stated: StatedQuantization, device: str) -> str | None:
 def loading(
     checkpoint: Path, stated: StatedQuantization, backend: str | None, dtype: str, device: str
 ) -> Iterator[LoadingArguments]:
-    maker: Any = quantizer_named("awq")
-    with maker.computing_in(dtype):
-        yield {"quantization_config": maker.backend_config(stated, backend, device)}
+    with computing_in(dtype):
+        yield {"quantization_config": backend_config(stated, backend, device)}
+
+
+def backend_config(stated: StatedQuantization, backend: str | None, device: str) -> "AwqConfig":
+    """transformers' AwqConfig as a checkpoint states it, with the kernel named."""
+    from transformers import AwqConfig
+
+    return AwqConfig(
+        bits=stated.get("bits", 4),
+        group_size=stated.get("group_size", 128),
+        zero_point=stated.get("zero_point", True),
+        modules_to_not_convert=stated.get("modules_to_not_convert"),
+        backend=backend or DEFAULT_BACKEND[device],
+    )
+
+
+@contextlib.contextmanager
+def computing_in(dtype: str) -> Iterator[None]:
+    """Have the linear layers compute in the dtype of all cells of a model.
+
+    On a GPU transformers loads AWQ as float16 whatever was asked for. And it does not tell the kernels: Marlin would be
+    compiled, for minutes, first for float16 as it is loaded and then for the dtype that it is given.
+    """
+    from transformers.quantizers.quantizer_awq import AwqQuantizer
+
+    from quantharm.models.loading import torch_dtype
+
+    changing, finishing = AwqQuantizer.update_dtype, AwqQuantizer._process_model_after_weight_loading
+
+    def finish(self, model, **settings) -> None:
+        for module in model.modules():
+            if hasattr(module, "compute_dtype"):
+                module.compute_dtype = torch_dtype(dtype)
+        finishing(self, model, **settings)
+
+    AwqQuantizer.update_dtype = lambda self, asked: asked
+    AwqQuantizer._process_model_after_weight_loading = finish
+    try:
+        yield
+    finally:
+        AwqQuantizer.update_dtype, AwqQuantizer._process_model_after_weight_loading = changing, finishing
 
 
 def is_awq_linear(module) -> bool:
@@ -73,11 +113,6 @@ def inspect(name: str, module, checkpoint: Path) -> "QuantizedMatrix | None":
         dequantize=lambda: dequantize(checkpoint, name, group),
         codes=lambda: codes(stored_tensors(checkpoint, name), group),
     )
-
-
-def compute_in_float32(model) -> None:
-    maker: Any = quantizer_named("awq")
-    maker.compute_in_float32(model)
 
 
 def is_gemv(tensors: "Mapping[str, Tensor]") -> bool:
@@ -110,3 +145,34 @@ def dequantize(checkpoint: Path, name: str, group: int) -> "Tensor":
     levels, scales = codes(tensors, group), tensors["scales"].float()
     scales = scales[:, : levels.shape[1] // group] if is_gemv(tensors) else scales.t()
     return levels.float() * scales.repeat_interleave(group, dim=1)
+
+
+def compute_in_float32(model) -> None:
+    """gptqmodel's kernels on a CPU would round float32 activations to 16 bits; the layers get a pass of their own."""
+    from quantharm.models.compute import to_float32
+
+    for module in model.modules():
+        if is_awq_linear(module):
+            multiply_in_float32(module)
+    to_float32(model)
+
+
+def multiply_in_float32(module) -> None:
+    """Gives an AWQ linear a forward pass y = x · ((codes - zeros) × scales) + bias in float32.
+
+    Codes less zeros are unpacked once, to a byte each ([groups, group, outputs]), by gptqmodel's own function.
+    """
+    import torch
+    from gptqmodel.quantization.awq.utils.packing_utils import dequantize_gemm
+
+    scales = module.scales.float()  # [groups, outputs]
+    whole = dequantize_gemm(module.qweight, module.qzeros, torch.ones_like(scales), module.bits, module.group_size)
+    levels = whole.to(torch.int8).unflatten(0, (len(scales), -1))
+    bias = None if module.bias is None else module.bias.float()
+
+    def forward(inputs: torch.Tensor) -> torch.Tensor:
+        weight = (levels * scales.unsqueeze(1)).flatten(0, 1)  # [inputs, outputs]
+        outputs = inputs.float() @ weight
+        return (outputs if bias is None else outputs + bias).to(inputs.dtype)
+
+    module.forward = forward
