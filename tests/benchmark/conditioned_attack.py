@@ -26,7 +26,7 @@ from quantharm.common.prompts import read_prompts
 from quantharm.common.text import read_text, token_windows
 from quantharm.models import loading
 from quantharm.noise_sweep import changed_codes
-from quantharm.quantizers import quantized_layers, rounding
+from quantharm.quantizers import quantizable, quantized_layers, rounding
 from quantharm.speed.decoding import continue_greedily, end_tokens
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -42,8 +42,8 @@ METHODS = {
 
 def matrices_of(model) -> dict[str, torch.nn.Parameter]:
     """The weights that a quantizer takes: all linear layers but the head."""
-    head = quantized_layers.head_name(model)
-    return {f"{n}.weight": model.get_submodule(n).weight for n in quantized_layers.plain_linears(model) if n != head}
+    head = quantizable.head_name(model)
+    return {f"{n}.weight": model.get_submodule(n).weight for n in quantizable.plain_linears(model) if n != head}
 
 
 def train_other(source: dict, text: str, steps: int, rate: float, batch: int = 16, seed: int = 0):

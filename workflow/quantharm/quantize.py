@@ -36,7 +36,7 @@ from quantharm.models.loading import (
     torch_dtype,
     verify_weights,
 )
-from quantharm.quantizers import noise, quantized_layers, quantizer_named
+from quantharm.quantizers import noise, quantizable, quantized_layers, quantizer_named
 from quantharm.quantizers.conditions import refuse_conflict
 from quantharm.speed.trial import try_model
 
@@ -78,7 +78,7 @@ def inspect_checkpoint(record: CheckpointRecord, device: str) -> CheckpointMeasu
     try_model(model, matrices)
     measured, formula = quantized_layers.bits_per_weight(matrices)
     quantized = {m.name for m in matrices}
-    kept = quantized_layers.kept_weights(model, quantized)
+    kept = quantizable.kept_weights(model, quantized)
     return {
         "load_seconds": round(load_seconds, 3),
         "loaded_dtype": dtype_of(model),
@@ -93,8 +93,8 @@ def inspect_checkpoint(record: CheckpointRecord, device: str) -> CheckpointMeasu
         "quantized_modules": sorted(quantized),
         "quantized_weights": sum(m.rows * m.columns for m in matrices),
         "quantizable_weights": sum(m.rows * m.columns for m in matrices) + sum(kept.values()),
-        "kept_modules": sorted({*quantized_layers.plain_linears(model, quantized), *kept}),
-        "output_head": quantized_layers.head_name(model),
+        "kept_modules": sorted({*quantizable.plain_linears(model, quantized), *kept}),
+        "output_head": quantizable.head_name(model),
     }
 
 

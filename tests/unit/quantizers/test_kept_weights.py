@@ -17,7 +17,7 @@ from quantharm.forensics.checks.weights import QUANTIZED_SHARE_LIMIT, check_meth
 from quantharm.forensics.detection.storage import read_storage
 from quantharm.forensics.detection.weights import read_matrices
 from quantharm.models.loading import load_checkpoint
-from quantharm.quantizers import pretrained, quantized_layers
+from quantharm.quantizers import pretrained, quantizable
 from quantharm.quantizers.experts import experts_of
 
 SHAPE = {
@@ -48,7 +48,7 @@ def mixtral(save_checkpoint, tmp_path_factory):
 
 
 def test_experts_count_and_embeddings_and_head_do_not():
-    kept = quantized_layers.kept_weights(mixture())
+    kept = quantizable.kept_weights(mixture())
     assert sum(kept.values()) == 2 * (ATTENTION + EXPERTS + ROUTER)
     assert kept["model.layers.1.mlp.experts.gate_up_proj"] == 8 * 2 * 64 * 128
     assert not {"model.embed_tokens", "lm_head", "model.norm"} & kept.keys()
@@ -56,20 +56,20 @@ def test_experts_count_and_embeddings_and_head_do_not():
 
 @pytest.mark.parametrize("tied", [False, True])
 def test_all_linears_of_a_dense_model_count(tiny, tied):
-    kept = quantized_layers.kept_weights(tiny("llama_tied" if tied else "llama"))
+    kept = quantizable.kept_weights(tiny("llama_tied" if tied else "llama"))
     assert sum(kept.values()) == 2 * (ATTENTION + 3 * 64 * 128)
 
 
 def test_matrices_that_are_no_linear_layers_count(tiny):
     """GPT-2 keeps its matrices in a class of its own; positions are an embedding."""
-    kept = quantized_layers.kept_weights(tiny("gpt2"))
+    kept = quantizable.kept_weights(tiny("gpt2"))
     assert sum(kept.values()) == 2 * 12 * 64 * 64
     assert "transformer.wpe" not in kept
 
 
 def test_depthwise_filters_do_not_count():
     config = transformers.MambaConfig(vocab_size=384, hidden_size=64, num_hidden_layers=1, state_size=8)
-    kept = quantized_layers.kept_weights(transformers.AutoModelForCausalLM.from_config(config))
+    kept = quantizable.kept_weights(transformers.AutoModelForCausalLM.from_config(config))
     mixer = "backbone.layers.0.mixer"
     assert {name.removeprefix(f"{mixer}.") for name in kept} == {"A_log", "in_proj", "x_proj", "dt_proj", "out_proj"}
     assert kept[f"{mixer}.A_log"] == 128 * 8

@@ -13,7 +13,7 @@ from quantharm.config.methods import method_schema, quantizer_names
 from quantharm.config.validation import with_defaults
 from quantharm.models import loading
 from quantharm.models.loading import load_as_stored, load_cell, load_checkpoint
-from quantharm.quantizers import awq, quantized_layers
+from quantharm.quantizers import awq, quantizable, quantized_layers
 from quantharm.quantizers.calibration_samples import pack_calibration
 from quantharm.quantizers.formats import awq as awq_format
 from quantharm.quantizers.formats.activations import llm_int8
@@ -59,7 +59,7 @@ def test_all_56_matrices_are_found_and_nothing_else(cell, request):
 @pytest.mark.parametrize("cell", ["nf4_cell", "int8_cell"])
 def test_the_output_head_is_not_quantized(cell, request, reference_weights):
     cell = request.getfixturevalue(cell)
-    assert quantized_layers.head_name(cell.model) == "lm_head"
+    assert quantizable.head_name(cell.model) == "lm_head"
     assert type(cell.model.lm_head) is torch.nn.Linear
     assert torch.equal(cell.model.lm_head.weight, reference_weights["lm_head.weight"])
     assert cell.record["kept_modules"] == ["lm_head"]

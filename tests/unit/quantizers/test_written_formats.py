@@ -18,7 +18,16 @@ from quantharm.forensics.checks.kernel import check_kernel
 from quantharm.forensics.checks.weights import check_bits_per_weight, check_method_is_real, check_stored_weights
 from quantharm.models import loading
 from quantharm.models.compute import multiplies_bytes_exactly
-from quantharm.quantizers import compressed_tensors, conditions, experts, gguf, gptq, quantized_layers
+from quantharm.quantizers import (
+    compressed_tensors,
+    conditions,
+    experts,
+    gguf,
+    gptq,
+    importance_matrix,
+    llama_cpp_tools,
+    quantizable,
+)
 from quantharm.quantizers.calibration_samples import samples_for
 
 SHAPE = {
@@ -206,7 +215,7 @@ def test_linear_layers_of_a_config_that_ignores_some_are_left(make_cell, dense):
     cell = make_cell(dense, "compressed_tensors", {"scheme": "W8A8", "group_size": 128})
     stated = json.loads((cell.checkpoint / "config.json").read_text())["quantization_config"]
     assert stated["ignore"] == ["lm_head"]
-    assert quantized_layers.head_name(cell.model) not in {matrix.name for matrix in cell.matrices}
+    assert quantizable.head_name(cell.model) not in {matrix.name for matrix in cell.matrices}
 
 
 @pytest.mark.parametrize(
@@ -275,7 +284,7 @@ def test_every_stage_and_check(chain, text, quantizer, settings, monkeypatch):
 @pytest.fixture(scope="module")
 def importance(dense, text):
     samples = samples_for(dense, CALIBRATION, text)
-    return samples, *gguf.importance_matrix(dense, samples, "float32", "cpu", 1)
+    return samples, *importance_matrix.importance_matrix(dense, samples, "float32", "cpu", 1)
 
 
 def test_an_importance_matrix_is_the_mean_square_of_each_input(dense, importance):
@@ -291,7 +300,9 @@ def test_an_importance_matrix_is_the_mean_square_of_each_input(dense, importance
 
 
 def test_an_importance_matrix_is_written_as_llama_cpp_reads_it(tmp_path):
-    gguf.write_importance({"blk.0.attn_q.weight": torch.tensor([0.5, 2.0], dtype=torch.float64)}, tmp_path / "file")
+    importance_matrix.write_importance(
+        {"blk.0.attn_q.weight": torch.tensor([0.5, 2.0], dtype=torch.float64)}, tmp_path / "file"
+    )
     data = (tmp_path / "file").read_bytes()
     assert struct.unpack("<ii", data[:8]) == (1, 19)
     assert data[8:27] == b"blk.0.attn_q.weight"
@@ -301,7 +312,7 @@ def test_an_importance_matrix_is_written_as_llama_cpp_reads_it(tmp_path):
 def test_gguf_without_its_tools_says_what_to_install(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"install envs/gguf\.txt"):
-        gguf.tools()
+        llama_cpp_tools.tools()
 
 
 def test_tensors_in_the_forks_own_type_are_told_by_what_llama_quantize_says():
@@ -313,8 +324,8 @@ cols 576 x 192 are not divisible by 256, required for q5_K - using fallback quan
 converting to q6_0 .. size =     0.21 MiB ->     0.09 MiB
 [  11/ 272]               blk.1.attn_norm.weight - [  576,     1,     1,     1], type =    f32, size =    0.002 MB
 """
-    assert gguf.in_types_of_the_fork(said) == ["blk.0.attn_v.weight"]
-    assert gguf.in_types_of_the_fork(said.replace("converting to q6_0", "converting to q5_1")) == []
+    assert llama_cpp_tools.in_types_of_the_fork(said) == ["blk.0.attn_v.weight"]
+    assert llama_cpp_tools.in_types_of_the_fork(said.replace("converting to q6_0", "converting to q5_1")) == []
 
 
 def test_mixtures_get_no_importance_matrix():

@@ -75,7 +75,7 @@ def conflict(settings: Settings, checkpoint_config: "CheckpointConfig") -> str |
 
 def unsupported(model, settings: Settings) -> str | None:
     """model: on the meta device."""
-    from quantharm.quantizers.quantized_layers import linears_to_quantize, too_few_linears
+    from quantharm.quantizers.quantizable import linears_to_quantize, too_few_linears
 
     size = {"NVFP4": 16, "MXFP4": 32, "FP8_BLOCK": 128}.get(settings["scheme"], settings["group_size"])
     for name, linear in linears_to_quantize(model).items():

@@ -31,7 +31,7 @@ def conflict(settings: Settings, checkpoint_config: "CheckpointConfig") -> str |
 
 
 def unsupported(model, settings: Settings) -> str | None:
-    from quantharm.quantizers.quantized_layers import too_little_for_bitsandbytes
+    from quantharm.quantizers.quantizable import too_little_for_bitsandbytes
 
     return too_little_for_bitsandbytes(model)
 

@@ -55,7 +55,7 @@ def grid(settings: Settings) -> str | None:
 def unsupported(model, settings: Settings) -> str | None:
     """model: on the meta device."""
     from quantharm.quantizers.experts import take_apart
-    from quantharm.quantizers.quantized_layers import linears_to_quantize, too_few_linears
+    from quantharm.quantizers.quantizable import linears_to_quantize, too_few_linears
 
     take_apart(model)
     size = divisor(settings)
@@ -74,7 +74,7 @@ def quantize(
 
     from quantharm.models.loading import LARGEST_FILE, load_checkpoint
     from quantharm.quantizers.experts import take_apart
-    from quantharm.quantizers.quantized_layers import linears_to_quantize, plain_linears
+    from quantharm.quantizers.quantizable import linears_to_quantize, plain_linears
 
     model = load_checkpoint(Path(source["path"]), source, dtype, device, gpus)
     take_apart(model)

@@ -98,7 +98,7 @@ def unsupported(model, settings: Settings) -> str | None:
     from gptqmodel.models.auto import MODEL_MAP
 
     from quantharm.quantizers.experts import take_apart
-    from quantharm.quantizers.quantized_layers import linears_to_quantize, too_few_linears
+    from quantharm.quantizers.quantizable import linears_to_quantize, too_few_linears
 
     kind = model.config.model_type
     if kind not in MODEL_MAP:

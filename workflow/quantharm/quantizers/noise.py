@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def quantizable_matrices(folder: Path, source: SourceRecord) -> tuple[dict[str, str], dict[str, bool]]:
-    """Which stored tensors make up the weights that a quantizer could take (quantized_layers.quantizable).
+    """Which stored tensors make up the weights that a quantizer could take (quantizable.quantizable).
 
     ({stored name: parameter}, {parameter: whether it is stored [inputs, outputs]}), from the files' headers and the
     architecture alone, by the rules by which transformers renames and joins tensors as it loads them.
@@ -35,13 +35,13 @@ def quantizable_matrices(folder: Path, source: SourceRecord) -> tuple[dict[str, 
     from quantharm.common.checkpoint_files import weight_files
     from quantharm.models.completeness import open_weights
     from quantharm.models.loading import refuse_unsafe
-    from quantharm.quantizers import quantized_layers
+    from quantharm.quantizers import quantizable
 
     refuse_unsafe(folder, source["allow_pickle"], source["trust_remote_code"])
     trusted = {"trust_remote_code": source["trust_remote_code"]}
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder, **trusted), **trusted)
-    names = quantized_layers.quantizable(model)
+    names = quantizable.quantizable(model)
     by_input = {name: isinstance(model.get_submodule(name.rpartition(".")[0]), Conv1D) for name in names}
     rules = get_model_conversion_mapping(model)
     kinds = [[rule for rule in rules if isinstance(rule, kind)] for kind in (WeightRenaming, WeightConverter)]

@@ -1,19 +1,16 @@
 """Quantized matrices as they lie in a loaded model: what they are, what they should weigh, and what they stand for."""
 
 import dataclasses
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch.nn.modules.conv import _ConvNd
 
 from quantharm.common.errors import UserError
 from quantharm.common.records.quantization import StoredKind
 from quantharm.quantizers import quantizer_named
 from quantharm.quantizers.formats.files import module_tensors
-
-QUANTIZED_SHARE_LIMIT = 0.9  # of the weights that could be
 
 
 @dataclass(frozen=True)
@@ -94,86 +91,6 @@ def stored_name(model, module: str) -> str:
     renamings = [c.reverse_transform() for c in reversed(conversions) if isinstance(c, WeightRenaming)]
     key, _ = rename_source_key(f"{module}.weight", renamings, [], reverse=True)
     return key.removesuffix(".weight")
-
-
-def plain_linears(model, quantized: Collection[str] = ()) -> list[str]:
-    """Names of the linear layers left in 16 bits or more; `quantized`: those that were unpacked as they were loaded."""
-    return [name for name, module in model.named_modules() if type(module) is torch.nn.Linear and name not in quantized]
-
-
-def quantizable(model) -> dict[str, torch.nn.Parameter]:
-    """{name: parameter} of the weights that a quantizer could take: all of two or more dimensions but some.
-
-    The embeddings' are none, nor the output head's, nor those of depthwise convolutions, which are a vector a channel
-    and no matrix. So experts count, which transformers keeps as one parameter [experts, rows, columns], and so do
-    routers and the decays of state spaces (small ones, which no quantizer here takes).
-    """
-    modules, head = dict(model.named_modules()), model.get_output_embeddings()
-    weights = {}
-    for name, parameter in model.named_parameters():
-        module = modules[name.rpartition(".")[0]]
-        depthwise = isinstance(module, _ConvNd) and module.groups == module.out_channels
-        embedding = isinstance(module, torch.nn.Embedding) or module is head
-        if parameter.dim() >= 2 and not depthwise and not embedding:
-            weights[name] = parameter
-    return weights
-
-
-def kept_weights(model, quantized: Collection[str] = ()) -> dict[str, int]:
-    """{name: numbers} of the quantizable weights outside the modules `quantized`; `x.weight` is called x."""
-    return {
-        name.removesuffix(".weight"): parameter.numel()
-        for name, parameter in quantizable(model).items()
-        if name.rpartition(".")[0] not in quantized
-    }
-
-
-def too_little_for_bitsandbytes(model) -> str | None:
-    """Why bitsandbytes would leave too much of a model alone, None where it takes enough; of the modules alone.
-
-    transformers has it replace torch.nn.Linear itself and Conv1D: neither classes made of them (Falcon's), nor experts.
-    """
-    from transformers.pytorch_utils import Conv1D
-    from transformers.quantizers.base import get_keys_to_not_convert
-    from transformers.quantizers.quantizers_utils import should_convert_module
-
-    skipped, modules = get_keys_to_not_convert(model), dict(model.named_modules())
-    taken = {
-        name
-        for name, module in modules.items()
-        if (type(module) is torch.nn.Linear or isinstance(module, Conv1D)) and should_convert_module(name, skipped)
-    }
-    left, weights = kept_weights(model, taken), sum(kept_weights(model).values())
-    share = 1 - sum(left.values()) / weights if weights else 0.0
-    if share >= QUANTIZED_SHARE_LIMIT:
-        return None
-    largest = max(left, key=lambda name: left[name], default="")
-    owner = modules.get(largest) or modules.get(largest.rpartition(".")[0])
-    return f"bitsandbytes would quantize {share:.0%} of its weights, for it leaves {type(owner).__name__} alone"
-
-
-def linears_to_quantize(model) -> dict[str, torch.nn.Linear]:
-    """{name: layer} of the linear layers but the output head."""
-    head = model.get_output_embeddings()
-    return {n: m for n, m in model.named_modules() if type(m) is torch.nn.Linear and m is not head}
-
-
-def too_few_linears(model, library: str) -> str | None:
-    """Why a library that rounds linear layers would leave too much of a model alone, None where it takes enough."""
-    modules, left = dict(model.named_modules()), kept_weights(model, linears_to_quantize(model))
-    weights = sum(kept_weights(model).values())
-    share = 1 - sum(left.values()) / weights if weights else 0.0
-    if share >= QUANTIZED_SHARE_LIMIT:
-        return None
-    largest = max(left, key=left.__getitem__, default="")
-    owner = modules.get(largest) or modules.get(largest.rpartition(".")[0])
-    return f"{library} would quantize {share:.0%} of its weights, for it leaves {type(owner).__name__} alone"
-
-
-def head_name(model) -> str | None:
-    """The output head's module name."""
-    head = model.get_output_embeddings()
-    return next((name for name, module in model.named_modules() if module is head), None)
 
 
 def by_layer_kind(matrices: list[QuantizedMatrix]) -> dict[str, dict[str, StoredKind]]:

@@ -51,7 +51,7 @@ def unsupported(model, settings: Settings) -> str | None:
     """model: on the meta device."""
     import torch
 
-    from quantharm.quantizers.quantized_layers import linears_to_quantize, too_few_linears
+    from quantharm.quantizers.quantizable import linears_to_quantize, too_few_linears
 
     if settings["kind"] == "int4_weight_only":
         if not torch.cuda.is_available():

@@ -6,9 +6,10 @@ from typing import Any
 from quantharm.common.records.checks import CheckRecord
 from quantharm.common.records.quantization import QuantizationRecord
 from quantharm.forensics.checks.outcome import outcome
-from quantharm.quantizers import against_original, quantized_layers
+from quantharm.quantizers import against_original, quantizable
 from quantharm.quantizers.formats import families
-from quantharm.quantizers.quantized_layers import QUANTIZED_SHARE_LIMIT, QuantizedMatrix
+from quantharm.quantizers.quantizable import QUANTIZED_SHARE_LIMIT
+from quantharm.quantizers.quantized_layers import QuantizedMatrix
 
 BITS_LIMIT = 0.03
 
@@ -16,14 +17,14 @@ BITS_LIMIT = 0.03
 def check_method_is_real(record: QuantizationRecord, matrices: list[QuantizedMatrix], model: Any) -> CheckRecord:
     """The loaded matrices are the quantizer's own classes, most of the weights, and the head is not among them.
 
-    The share is of the weights that could have been quantized (quantized_layers.kept_weights). A third party's
+    The share is of the weights that could have been quantized (quantizable.kept_weights). A third party's
     checkpoint is not blamed for matrices that its config excludes, which are left out, nor for a quantized head.
     """
     names = {matrix.name for matrix in matrices}
     quantized = sum(m.rows * m.columns for m in matrices)
-    head_quantized = quantized_layers.head_name(model) in names
+    head_quantized = quantizable.head_name(model) in names
     third_party = record["quantizer"] == "pretrained"
-    kept = quantized_layers.kept_weights(model, names)
+    kept = quantizable.kept_weights(model, names)
     excluded = families.excluded_by_config(Path(record["checkpoint"]), kept) if third_party else set()
     left = sum(kept[name] for name in excluded)
     wanted_weights = quantized + sum(kept.values()) - left

@@ -1,42 +1,32 @@
 """GPTQ (Frantar et al. 2022), by gptqmodel, AutoGPTQ and AutoRound: integers in groups of input channels, in any order.
 
-    qweight  [inputs · bits / 32, outputs] int32, codes from the low bits up, over the ends of words (3 bits)
-    qzeros   [groups, outputs · bits / 32] int32, less 1 in the first version of the format (`gptq`), as they are in
-             the second (`gptq_v2`, AutoRound's `auto_round`)
-    scales   [groups, outputs] float16
-    g_idx    [inputs] int32, the group of each input channel: neighbours, or any (`desc_act`); optional
-
 Formula: bits a weight, 16 + bits a group, 32 an input channel for g_idx. Bits and groups are read off each matrix, so
 mixtures are loaded as well. transformers leaves it to the package optimum, which knows no mixtures, to put gptqmodel's
 linear layers in place; here they are put wherever the file has a qweight.
 """
 
 import contextlib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from quantharm.quantizers.formats import LoadingArguments, StatedQuantization
+from quantharm.quantizers.formats.gptq_matrices import (
+    FIRST,
+    PACKINGS,
+    SECOND,
+    codes,
+    dequantize,
+    format_of,
+    shape_of,
+)
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from quantharm.quantizers.formats.files import Headers
     from quantharm.quantizers.quantized_layers import QuantizedMatrix
 
 METHODS = ("gptq", "auto-round", "auto_round")
 TAKES_BACKEND = True
 DEFAULT_BACKEND = {"cuda": "gptq_triton", "cpu": "gptq_torch"}
-FIRST, SECOND = "gptq", "gptq_v2"
-PACKINGS = {"auto_round:auto_gptq": FIRST, "auto_round": SECOND, "auto_round:gptqmodel": SECOND}
-
-
-def format_of(stated: StatedQuantization) -> str | None:
-    """`gptq` or `gptq_v2`, None for another layout."""
-    if "packing_format" in stated:
-        return PACKINGS.get(stated["packing_format"])
-    name = str(stated.get("checkpoint_format") or stated.get("format") or FIRST).lower()
-    return name if name in (FIRST, SECOND) else None
 
 
 def unreadable(stated: StatedQuantization, device: str) -> str | None:
@@ -60,11 +50,6 @@ def loading(
         yield {}
     finally:
         auto.AUTO_QUANTIZER_MAPPING.update({method: known for method, known in before.items() if known})
-
-
-def shape_of(headers: "Headers", columns: int) -> tuple[int, int]:
-    """(bits, group size) of a matrix with so many inputs, from the shapes of its tensors."""
-    return 32 * headers["qweight"].shape[0] // columns, columns // headers["scales"].shape[0]
 
 
 def reader(stated: StatedQuantization, backend: str):
@@ -167,35 +152,6 @@ def inspect(name: str, module, checkpoint: Path) -> "QuantizedMatrix | None":
         if "g_idx" in headers
         else None,
     )
-
-
-def codes(tensors: "Mapping[str, Tensor]", bits: int, first: bool) -> "Tensor":
-    """code - zero of each weight, as stored; [rows, columns] int64. first: the zero points are stored less 1."""
-    import torch
-
-    from quantharm.quantizers.formats.packing import unpack_words
-
-    columns, rows = tensors["qweight"].shape[0] * 32 // bits, tensors["scales"].shape[1]
-    packed = unpack_words(tensors["qweight"].t(), bits, columns)
-    words = tensors["qzeros"].long() & 0xFFFFFFFF
-    if first and bits != 3:  # 1 was taken from each number of a word at once, with borrows
-        words = (words + sum(1 << place for place in range(0, 32, bits))) & 0xFFFFFFFF
-    zeros = unpack_words(words, bits, rows)
-    if first and bits == 3:
-        zeros = (zeros + 1) & 7
-    order = tensors["g_idx"].long() if "g_idx" in tensors else torch.arange(columns) // (columns // len(zeros))
-    return packed - zeros.t()[:, order]
-
-
-def dequantize(tensors: "Mapping[str, Tensor]", bits: int, first: bool) -> "Tensor":
-    """The matrix in the file: (code - zero) × scale; [rows, columns] float32."""
-    import torch
-
-    whole = codes(tensors, bits, first)
-    scales = tensors["scales"].float().t()  # [rows, groups]
-    columns = whole.shape[1]
-    order = tensors["g_idx"].long() if "g_idx" in tensors else torch.arange(columns) // (columns // scales.shape[1])
-    return whole.float() * scales[:, order]
 
 
 def compute_in_float32(model) -> None:

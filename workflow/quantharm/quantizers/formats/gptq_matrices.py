@@ -1,0 +1,64 @@
+"""One matrix in GPTQ's format, by arithmetic of our own.
+
+qweight  [inputs · bits / 32, outputs] int32, codes from the low bits up, over the ends of words (3 bits)
+qzeros   [groups, outputs · bits / 32] int32, less 1 in the first version of the format (`gptq`), as they are in
+         the second (`gptq_v2`, AutoRound's `auto_round`)
+scales   [groups, outputs] float16
+g_idx    [inputs] int32, the group of each input channel: neighbours, or any (`desc_act`); optional
+"""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from quantharm.quantizers.formats import StatedQuantization
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from quantharm.quantizers.formats.files import Headers
+
+FIRST = "gptq"
+SECOND = "gptq_v2"
+PACKINGS = {"auto_round:auto_gptq": FIRST, "auto_round": SECOND, "auto_round:gptqmodel": SECOND}
+
+
+def format_of(stated: StatedQuantization) -> str | None:
+    """`gptq` or `gptq_v2`, None for another layout."""
+    if "packing_format" in stated:
+        return PACKINGS.get(stated["packing_format"])
+    name = str(stated.get("checkpoint_format") or stated.get("format") or FIRST).lower()
+    return name if name in (FIRST, SECOND) else None
+
+
+def shape_of(headers: "Headers", columns: int) -> tuple[int, int]:
+    """(bits, group size) of a matrix with so many inputs, from the shapes of its tensors."""
+    return 32 * headers["qweight"].shape[0] // columns, columns // headers["scales"].shape[0]
+
+
+def codes(tensors: "Mapping[str, Tensor]", bits: int, first: bool) -> "Tensor":
+    """code - zero of each weight, as stored; [rows, columns] int64. first: the zero points are stored less 1."""
+    import torch
+
+    from quantharm.quantizers.formats.packing import unpack_words
+
+    columns, rows = tensors["qweight"].shape[0] * 32 // bits, tensors["scales"].shape[1]
+    packed = unpack_words(tensors["qweight"].t(), bits, columns)
+    words = tensors["qzeros"].long() & 0xFFFFFFFF
+    if first and bits != 3:  # 1 was taken from each number of a word at once, with borrows
+        words = (words + sum(1 << place for place in range(0, 32, bits))) & 0xFFFFFFFF
+    zeros = unpack_words(words, bits, rows)
+    if first and bits == 3:
+        zeros = (zeros + 1) & 7
+    order = tensors["g_idx"].long() if "g_idx" in tensors else torch.arange(columns) // (columns // len(zeros))
+    return packed - zeros.t()[:, order]
+
+
+def dequantize(tensors: "Mapping[str, Tensor]", bits: int, first: bool) -> "Tensor":
+    """The matrix in the file: (code - zero) × scale; [rows, columns] float32."""
+    import torch
+
+    whole = codes(tensors, bits, first)
+    scales = tensors["scales"].float().t()  # [rows, groups]
+    columns = whole.shape[1]
+    order = tensors["g_idx"].long() if "g_idx" in tensors else torch.arange(columns) // (columns // scales.shape[1])
+    return whole.float() * scales[:, order]
