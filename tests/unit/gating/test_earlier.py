@@ -1,13 +1,18 @@
 """Worse than an earlier run: independent figures by MOVER, paired ones prompt by prompt and window by window."""
 
 import math
+from pathlib import Path
 
 import numpy
 import pytest
 from scipy.stats import norm
 
 from quantharm.common.statistics import mean_interval, positive_interval
-from quantharm.gating.earlier import differences, independent_difference, rate_ratio
+from quantharm.config.engines import NO_WEIGHTS
+from quantharm.gating.earlier import Earlier, differences
+from quantharm.gating.verdicts import Figure
+from quantharm.gating.worsening import independent_difference, more_bytes, rate_ratio
+from quantharm.reporting.results import Cell
 
 ROW = {
     "perplexity_protocol": "concat-2048",
@@ -75,3 +80,11 @@ def test_the_ratio_of_two_rates_counts_both_intervals_and_the_spread_of_processe
     up = math.sqrt(math.log(210 / 200) ** 2 + math.log(100 / 98) ** 2 + 0.1**2)
     assert (low, high) == pytest.approx((math.log(2) - down, math.log(2) + up))
     assert rate_ratio({"decode_median": 2.0}, reference, "decode", 0.1)[1] is None
+
+
+def test_weights_that_were_not_seen_then_are_not_compared():
+    now = Cell("nf4", {"weight_bytes": 90}, {}, {}, {}, {}, {"failed": []}, None, Path())
+    earlier = Earlier({"nf4": {"weight_bytes": 100}}, Path())
+    assert more_bytes(now, None, earlier).value == pytest.approx(-0.1)
+    earlier.rows["nf4"]["weight_bytes"] = None
+    assert more_bytes(now, None, earlier) == Figure(None, missing=NO_WEIGHTS)

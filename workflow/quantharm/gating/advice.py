@@ -1,8 +1,9 @@
 """The method to ship: of those within the budget, the one that the config prefers."""
 
-from typing import Any, TypedDict
+from typing import TypedDict
 
 from quantharm.common.constants import BASELINE
+from quantharm.config.entries import Budget
 from quantharm.gating.limits import kind_of
 from quantharm.gating.verdicts import BREACH, NOT_MEASURED, PASS, UNDECIDED, Line
 from quantharm.reporting.format import count, listing, mean_kl, percent, size
@@ -23,15 +24,15 @@ class Advice(TypedDict):
 def preferred(cells: list[Cell], prefer: str) -> Cell:
     """The first by the config's `prefer`; of equals the closest to the baseline."""
     order = {
-        "smallest": lambda cell: (cell.row["weight_bytes"], cell.row["kl_nats_mean"]),
-        "closest": lambda cell: (cell.row["kl_nats_mean"], cell.row["weight_bytes"]),
+        "smallest": lambda cell: (cell.weight_bytes, cell.row["kl_nats_mean"]),
+        "closest": lambda cell: (cell.row["kl_nats_mean"], cell.weight_bytes),
         "fastest": lambda cell: (-cell.decode_change[0], cell.row["kl_nats_mean"]),
     }
     seen = [cell for cell in cells if not cell.served]  # what is behind an address has no size, and no time of here
     return min(seen or cells, key=order[prefer] if seen else lambda cell: cell.row["kl_nats_mean"])
 
 
-def advise(results: Results, lines: list[Line], budget: dict[str, Any]) -> Advice:
+def advise(results: Results, lines: list[Line], budget: Budget) -> Advice:
     """lines: of this model. A method is within the budget where the gate accepts each of its lines."""
     refused: dict[str, list[Line]] = {cell.method: [] for cell in results.cells}
     for entry in lines:

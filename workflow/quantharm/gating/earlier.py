@@ -1,33 +1,17 @@
-"""Comparison with an earlier run: is a cell worse, by the interval of the difference?
+"""An earlier run to compare with: its rows, and whether they were measured and computed as those of now.
 
-The earlier run is its summary.json, or a folder of results. Where the cell's own Parquet files lie beside the summary
-and are of the same trace and windows, differences are paired, prompt by prompt and window by window; else the two
-intervals are put together as those of independent figures (MOVER: Donner and Zou 2012, Statistical Methods in Medical
-Research 21:347), which is wider than need be. What was measured or computed in another way is not compared.
+The earlier run is its summary.json, or a folder of results.
 """
 
-import math
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy
-
-from quantharm.common.constants import BASELINE, TEXT_CATEGORY
 from quantharm.common.errors import UserError
-from quantharm.common.files import read_json, read_parquet
+from quantharm.common.files import read_json
 from quantharm.common.provenance import computed_differently
-from quantharm.common.statistics import mean_of_means, stratified_mean, weighted_mean_interval
-from quantharm.config.engines import NO_WEIGHTS
-from quantharm.gating.figures import NO_TASKS, SYNTHETIC
-from quantharm.gating.limits import WORSE_KINDS, Limit
-from quantharm.gating.verdicts import Bounds, Figure
-from quantharm.reporting.differences import process_spread
-from quantharm.reporting.format import listing
-from quantharm.reporting.results import Cell, Results
+from quantharm.common.records.summary import SummaryRow
 
-Row = dict[str, Any]
 SAME_TEXT = ("perplexity_protocol", "text_tokens_sha256")
 SAME_PROMPTS = ("prompt_tokens_sha256", "max_new_tokens")
 SAME_BENCHMARK = ("benchmark_prompt_tokens", "benchmark_new_tokens")
@@ -37,7 +21,7 @@ SAME_BENCHMARK = ("benchmark_prompt_tokens", "benchmark_new_tokens")
 class Earlier:
     """The rows of a model in an earlier run, by method, and the folder that its summary.json lies in."""
 
-    rows: dict[str, Row]
+    rows: dict[str, SummaryRow]
     folder: Path
 
 
@@ -53,170 +37,8 @@ def read_earlier(path: Path, model: str) -> Earlier | None:
     return Earlier(rows, summary.parent) if rows else None
 
 
-def worse_limits(budget: dict[str, Any]) -> list[Limit]:
-    return [Limit(f"worse.{key}", None, float(v)) for key, v in budget["worse"].items() if v is not None]
-
-
-def figure_against(limit: Limit, cell: Cell, results: Results, earlier: Earlier | None) -> Figure:
-    """The worsening of the cell; one without a value says why the runs cannot be compared."""
-    key = limit.key.removeprefix("worse.")
-    if earlier is None or cell.method not in earlier.rows or BASELINE not in earlier.rows:
-        return Figure(None, missing="the earlier run has no such cell")
-    then = earlier.rows[cell.method]
-    if cell.failed or then["checks_failed"]:
-        return Figure(None, missing="its checks failed, now or then: its figures are not to be believed")
-    if cell.served and key in ("weight_bytes", "decode_rate_ratio"):
-        return Figure(None, missing=NO_WEIGHTS if key == "weight_bytes" else "it runs on hardware that is not seen")
-    if key == "kl_nats" and (cell.bounded or then.get("kl_is_lower_bound")):
-        return Figure(None, missing="not compared: lower bounds say nothing about their difference")
-    if key != "weight_bytes":
-        if cell.synthetic and key != "decode_rate_ratio":
-            return Figure(None, missing=SYNTHETIC)
-        differing = differences(cell.row, then, key)
-        if differing:
-            return Figure(None, missing=f"not compared: the earlier run has another {listing(differing)}")
-    return FIGURES[key](cell, results, earlier)
-
-
-def differences(now: Row, then: Row, key: str) -> list[str]:
+def differences(now: Mapping[str, object], then: Mapping[str, object], key: str) -> list[str]:
     """Differences in how two rows of summary.json were measured or computed, as far as a figure depends on them."""
     needed = {"perplexity_change_percent": SAME_TEXT, "kl_nats": SAME_PROMPTS, "decode_rate_ratio": SAME_BENCHMARK}
     words = [name for name in needed.get(key, ()) if now.get(name) != then.get(name)]
     return words + list(computed_differently(now, then))
-
-
-def independent_difference(now: float, ci95: Bounds, then: float, then_ci95: Bounds) -> tuple[float, Bounds]:
-    """(now - then, its 95 % interval) from the intervals of two figures of different samples."""
-    if ci95 is None or then_ci95 is None:
-        return now - then, None
-    down = math.hypot(now - ci95[0], then_ci95[1] - then)
-    up = math.hypot(ci95[1] - now, then - then_ci95[0])
-    return now - then, [now - then - down, now - then + up]
-
-
-def transformed(pair: tuple[float, Bounds], function: Callable[[float], float]) -> tuple[float, Bounds]:
-    value, bounds = pair
-    return float(function(value)), bounds and [float(function(bound)) for bound in bounds]
-
-
-def prompt_means(folder: Path):
-    """[category, prompt_id] → mean KL in nats of the prompt; None where there is no such file."""
-    path = folder / "divergence.parquet"
-    if not path.is_file():
-        return None
-    rows = read_parquet(path, ["prompt_id", "category", "kl_nats"])
-    rows = rows[rows["category"] != TEXT_CATEGORY]
-    return rows.groupby(["category", "prompt_id"], sort=False)["kl_nats"].mean()
-
-
-def strata_of(means) -> list[numpy.ndarray]:
-    return [part.to_numpy() for _, part in means.groupby(level="category", sort=False)]
-
-
-def more_kl(cell: Cell, results: Results, earlier: Earlier) -> Figure:
-    now, then = cell.row, earlier.rows[cell.method]
-    prompts = sum(category["prompts"] for category in cell.by_category.values())
-    before = prompt_means(earlier.folder / cell.method) if now["trace_sha256"] == then["trace_sha256"] else None
-    if before is not None and math.isclose(mean_of_means(*strata_of(before)), then["kl_nats_mean"], rel_tol=1e-6):
-        paired = stratified_mean(strata_of((prompt_means(cell.folder) - before).dropna()))
-        return Figure(paired["mean"], paired["ci95"], prompts, "prompts", floor=results.least_kl)
-    value, bounds = independent_difference(
-        now["kl_nats_mean"], now["kl_nats_ci95"], then["kl_nats_mean"], then["kl_nats_ci95"]
-    )
-    return Figure(value, bounds, prompts, "prompts", floor=results.least_kl)
-
-
-def log_ratios(cell: Path) -> tuple[numpy.ndarray, numpy.ndarray] | None:
-    """(Σ ln p of the baseline - Σ ln p of the cell, targets) of each window; None where there are no such files."""
-    paths = [folder / "perplexity.parquet" for folder in (cell, cell.parent / BASELINE)]
-    if not all(path.is_file() for path in paths):
-        return None
-    mine, reference = map(read_parquet, paths)
-    if mine["targets"].tolist() != reference["targets"].tolist():
-        return None
-    return (mine["nll_sum_nats"] - reference["nll_sum_nats"]).to_numpy(), mine["targets"].to_numpy()
-
-
-def more_perplexity(cell: Cell, results: Results, earlier: Earlier) -> Figure:
-    """100 · (PPL ratio to the baseline now ÷ the same then - 1)."""
-    now, then = cell.row, earlier.rows[cell.method]
-    windows = cell.perplexity["windows"]
-
-    def percent(log_ratio):
-        return 100 * numpy.expm1(log_ratio)
-
-    def log_ratio(percents):
-        return numpy.log1p(percents / 100)
-
-    mine, before = log_ratios(cell.folder), log_ratios(earlier.folder / cell.method)
-    if mine and before and (mine[1].tolist() == before[1].tolist()):
-        then_percent = percent(before[0].sum() / before[1].sum())
-        if math.isclose(then_percent, then["perplexity_change_percent"], rel_tol=1e-6, abs_tol=1e-9):
-            change = mine[0] - before[0]
-            return Figure(
-                float(percent(change.sum() / mine[1].sum())),
-                weighted_mean_interval(change, mine[1], percent),
-                windows,
-                "windows",
-            )
-    sides = [
-        transformed((row["perplexity_change_percent"], row["perplexity_change_percent_ci95"]), log_ratio)
-        for row in (now, then)
-    ]
-    value, bounds = transformed(independent_difference(*sides[0], *sides[1]), percent)
-    return Figure(value, bounds, windows, "windows")
-
-
-def rate_ratio(row: Row, reference: Row, name: str, spread: float) -> tuple[float, Bounds]:
-    """ln(decode rate ÷ the baseline's) with its interval. spread: half-width in ln that two processes differ by."""
-    sides = [transformed((r[f"{name}_median"], r.get(f"{name}_ci95")), math.log) for r in (row, reference)]
-    value, bounds = independent_difference(*sides[0], *sides[1])
-    if bounds is None:
-        return value, None
-    return value, [value - math.hypot(value - bounds[0], spread), value + math.hypot(bounds[1] - value, spread)]
-
-
-def less_speed(cell: Cell, results: Results, earlier: Earlier) -> Figure:
-    """1 - (decode rate ratio to the baseline now ÷ the same then); captured where all four were."""
-    now, then = (cell.row, results.baseline.row), (earlier.rows[cell.method], earlier.rows[BASELINE])
-    name, suffix = "captured_decode_tokens_per_second", "_captured"
-    if any(row.get(f"{name}_median") is None for row in now + then):
-        name, suffix = "decode_tokens_per_second", ""
-    spreads = results.thresholds["speed_process_spread_percent"]
-    spread = process_spread(spreads[cell.generation["provenance"]["device_type"] + suffix])
-    before, after = (rate_ratio(*rows, name, spread) for rows in (then, now))
-    value, bounds = independent_difference(*before, *after)  # then - now: how much slower
-    repetitions = len(cell.generation["benchmark"]["decode_tokens_per_second"]["values"])
-    value, bounds = transformed((value, bounds), lambda log: -math.expm1(-log))
-    return Figure(value, bounds, repetitions, "repetitions")
-
-
-def more_bytes(cell: Cell, results: Results, earlier: Earlier) -> Figure:
-    return Figure(cell.row["weight_bytes"] / earlier.rows[cell.method]["weight_bytes"] - 1, exact=True)
-
-
-def less_recovery(cell: Cell, results: Results, earlier: Earlier) -> Figure:
-    """Recovery then - now, of the same tasks with the same items."""
-    now, then = cell.row.get("tasks_overall"), earlier.rows[cell.method].get("tasks_overall")
-    if now is None or then is None or None in (now["recovery"], then["recovery"]):
-        return Figure(None, missing=NO_TASKS)
-    if task_items(cell.row) != task_items(earlier.rows[cell.method]):
-        return Figure(None, missing="not compared: the earlier run has other tasks or items")
-    value, bounds = independent_difference(
-        then["recovery"], then["recovery_ci95"], now["recovery"], now["recovery_ci95"]
-    )
-    return Figure(value, bounds, now["items"], "items")
-
-
-def task_items(row: Row) -> dict[str, Any]:
-    return {name: (task["items"], task.get("prompts_sha256")) for name, task in (row.get("tasks") or {}).items()}
-
-
-FIGURES = {
-    "kl_nats": more_kl,
-    "perplexity_change_percent": more_perplexity,
-    "recovery": less_recovery,
-    "weight_bytes": more_bytes,
-    "decode_rate_ratio": less_speed,
-}
-assert FIGURES.keys() == WORSE_KINDS.keys()

@@ -1,10 +1,10 @@
 """The figures that limits are on, each with its interval and what it is over."""
 
 from dataclasses import replace
-from typing import Any
 
 from quantharm.common.answers import LONG_TOKENS
 from quantharm.common.constants import TEXT_CATEGORY
+from quantharm.common.records.tasks import AllTasks
 from quantharm.common.statistics import share_interval
 from quantharm.config.engines import NO_WEIGHTS
 from quantharm.gating.limits import Limit
@@ -32,7 +32,7 @@ def figure_of(limit: Limit, cell: Cell, results: Results) -> Figure:
     if cell.served and limit.key in (*EXACT, "decode_rate_ratio"):
         return Figure(None, missing=NO_WEIGHTS if limit.key in EXACT else "it runs on hardware that is not seen")
     if limit.key in EXACT:
-        return Figure(float(cell.row[limit.key]), exact=True)
+        return Figure(float(cell.figure(limit.key)), exact=True)
     if limit.key == "decode_rate_ratio":
         return decode_rate_ratio(cell)
     if cell.synthetic:
@@ -94,11 +94,11 @@ def flips(limit: Limit, cell: Cell, results: Results) -> Figure:
     tasks = cell.row.get("tasks_overall")
     if tasks is None:
         return Figure(None, missing=NO_TASKS)
-    many, items = tasks["flips"], tasks["items"]
-    return Figure(many / items, share_interval(many, items), items, "items")
+    turned, items = tasks["flips"] or 0, tasks["items"]
+    return Figure(turned / items, share_interval(turned, items), items, "items")
 
 
-def resolution(tasks: dict[str, Any]) -> str:
+def resolution(tasks: AllTasks) -> str:
     """The smallest change that so many items can show, in words."""
     least = tasks.get("smallest_detectable_difference")
     return "" if least is None else f"; so many items show a change of accuracy from {100 * least:.2g} points on"

@@ -1,24 +1,25 @@
 """Every limit of a budget on every cell of a model, as lines of budget.json."""
 
 from pathlib import Path
-from typing import Any
 
 from quantharm.common.constants import BASELINE
 from quantharm.common.left_out import LeftOut, sentence
-from quantharm.gating.earlier import figure_against, read_earlier, worse_limits
+from quantharm.config.entries import Budget
+from quantharm.gating.earlier import read_earlier
 from quantharm.gating.figures import figure_of
 from quantharm.gating.limits import has_limits, limits_of
 from quantharm.gating.verdicts import NOT_MEASURED, Line, is_accepted, line
+from quantharm.gating.worsening import figure_against, worse_limits
 from quantharm.reporting.results import Results
 
 UNFINISHED = "unfinished"  # in the place of a limit: a cell of which none could be judged
 
 
-def judged(results: Results, budget: dict[str, Any]) -> list[Line]:
+def judged(results: Results, budget: Budget) -> list[Line]:
     """A line for each limit on each cell that was compared; none without a budget."""
     if not has_limits(budget):
         return []
-    earlier = budget["against"] and read_earlier(Path(budget["against"]), results.model)
+    earlier = read_earlier(Path(budget["against"]), results.model) if budget["against"] else None
     lines = []
     for cell in results.cells:
         baseline = cell.method == BASELINE
@@ -31,7 +32,7 @@ def judged(results: Results, budget: dict[str, Any]) -> list[Line]:
     return lines
 
 
-def unfinished(left_out: list[LeftOut], budget: dict[str, Any]) -> list[Line]:
+def unfinished(left_out: list[LeftOut], budget: Budget) -> list[Line]:
     """A line for each cell, or whole model, that could not be compared."""
     return [
         Line(

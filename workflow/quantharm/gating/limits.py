@@ -4,10 +4,11 @@ A limit is under its key in the config's `budget:`. `budget.models.<model>` and 
 by key, in this order; null takes a limit away.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from quantharm.config.entries import Budget
 from quantharm.reporting.format import fixed, number, percent, share_to_a_tenth, size
 
 LIMIT_ON_EACH_CATEGORY = "category_kl_nats"
@@ -68,18 +69,19 @@ def kind_of(key: str) -> Kind:
     return WORSE_KINDS[key.removeprefix("worse.")] if key.startswith("worse.") else KINDS[key]
 
 
-def has_limits(budget: dict[str, Any]) -> bool:
+def has_limits(budget: Budget) -> bool:
     """Whether a budget limits anything; without, there is nothing to judge."""
     entries = [budget, *budget["models"].values(), *budget["methods"].values()]
     return budget["against"] is not None or any(entry.get(key) for entry in entries for key in KINDS)
 
 
-def limits_of(budget: dict[str, Any], model: str, method: str, categories: list[str], baseline: bool) -> list[Limit]:
+def limits_of(budget: Budget, model: str, method: str, categories: list[str], baseline: bool) -> list[Limit]:
     """The limits on a cell, in the order of KINDS; on the baseline, those on its checks and its integrity alone.
 
     A number for `category_kl_nats` is a limit on each of the model's `categories`.
     """
-    chosen = {key: budget.get(key) for key in KINDS}
+    general: Mapping[str, Any] = budget
+    chosen = {key: general.get(key) for key in KINDS}
     for entry in (budget["models"].get(model, {}), budget["methods"].get(method, {})):
         chosen |= {key: value for key, value in entry.items() if key in KINDS}
     limits = []

@@ -6,12 +6,13 @@ the limit is undecided. So a true value that is at the limit passes, or breaches
 
 import math
 from dataclasses import dataclass
-from typing import Any, TypedDict
+from typing import TypedDict
 
+from quantharm.config.entries import Budget
 from quantharm.gating.limits import Limit, kind_of
+from quantharm.reporting.format import Bounds
 
 PASS, BREACH, UNDECIDED, NOT_MEASURED = "pass", "breach", "undecided", "not measured"
-Bounds = list[float] | None
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ def enough(bound: float, value: float, ci95: list[float], counted: int | None, o
     return f"; about {math.ceil(needed / digits - 1e-6) * digits:,} {of} would tell if the figure stays"
 
 
-def line(model: str, method: str, limit: Limit, figure: Figure, budget: dict[str, Any]) -> Line:
+def line(model: str, method: str, limit: Limit, figure: Figure, budget: Budget) -> Line:
     at_most = kind_of(limit.key).at_most
     verdict, reason = judge(limit, figure, at_most)
     return Line(
@@ -103,6 +104,6 @@ def line(model: str, method: str, limit: Limit, figure: Figure, budget: dict[str
     )
 
 
-def is_accepted(verdict: str, budget: dict[str, Any]) -> bool:
+def is_accepted(verdict: str, budget: Budget) -> bool:
     allowed = {UNDECIDED: budget["undecided"], NOT_MEASURED: budget["not_measured"]}
     return verdict == PASS or allowed.get(verdict) == "pass"
