@@ -238,16 +238,16 @@ def test_the_report_recommends_by_the_budget(alpha):
     schema = yaml.safe_load(SCHEMA.read_text(encoding="utf-8"))["properties"]["budget"]
     budget = with_defaults({"kl_nats": 0.2, "methods": {"nf4": {"kl_nats": 0.01}}, "not_measured": "pass"}, schema)
     results = read_results(alpha, default_thresholds())
-    words = {"assessments": [assess(judgement, results) for judgement in judge_all(results).values()]}
+    assessments = [assess(judgement, results) for judgement in judge_all(results).values()]
     lines = judged(results, budget)
-    shown = by_the_budget(words, results, lines, budget)
+    shown = by_the_budget(assessments, results, lines, budget)
     assert not shown["budget"]["passed"]
     assert shown["budget"]["advice"].startswith("Ship awq: the smallest of the 2 methods")
     by_method = {a.judged.method: a for a in shown["assessments"]}
     assert by_method["nf4"].headline == "Do not use nf4"
     assert by_method["nf4"].cautions == ["the budget: mean KL: breach"]
-    assert by_method["awq"].headline == next(a.headline for a in words["assessments"] if a.judged.method == "awq")
+    assert by_method["awq"].headline == next(a.headline for a in assessments if a.judged.method == "awq")
     assert len(budget_table(lines).rows) == len(lines)
-    assert by_the_budget(words, results, [], budget) == words | {"budget": None}
+    assert by_the_budget(assessments, results, [], budget) == {"budget": None, "assessments": assessments}
     assert [a["ship"] for a in advice_on([results], budget)] == ["awq"]
     assert advice_on([results], with_defaults({}, schema)) == []

@@ -9,7 +9,7 @@ import argparse
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import yaml
 
@@ -17,10 +17,11 @@ from quantharm.common.errors import UserError
 from quantharm.common.files import read_json
 from quantharm.common.left_out import LeftOut, name, sentence
 from quantharm.common.stage import run_stage, stage_parser
+from quantharm.config.entries import Budget
 from quantharm.config.validation import with_defaults
 from quantharm.gating.advice import Advice, advise, reasons
 from quantharm.gating.forms import budget_table
-from quantharm.gating.judging import judged as lines_of
+from quantharm.gating.judging import judged
 from quantharm.gating.limits import has_limits
 from quantharm.gating.verdicts import Line
 from quantharm.reporting import model_page, names
@@ -52,42 +53,55 @@ def report_model(arguments: argparse.Namespace) -> None:
         report_nothing(arguments, summary["left_out"])
         return
     results = read_results(arguments.model, arguments.thresholds)
-    judged = lines_of(results, arguments.budget) if arguments.budget else []
-    tables, figures = [budget_table(judged), *model_page.tables(results)], model_page.figures(results)
-    shown = by_the_budget(model_page.words(results, arguments.prompts), results, judged, arguments.budget)
+    lines = judged(results, arguments.budget) if arguments.budget else []
+    tables, figures = [budget_table(lines), *model_page.tables(results)], model_page.figures(results)
+    assessments = [assess(judgement, results) for judgement in judge_all(results).values()]
+    shown = model_page.words(results, arguments.prompts)
+    shown |= by_the_budget(assessments, results, lines, arguments.budget)
     write(arguments, "model", f"Quantization of {results.model}", tables, figures, shown)
 
 
+class Advised(TypedDict):
+    """The budget's verdict and advice, as the page shows them."""
+
+    passed: bool
+    advice: str
+
+
+class ByTheBudget(TypedDict):
+    """What the page shows of a budget; no `budget` without one."""
+
+    budget: Advised | None
+    assessments: list[Assessment]
+
+
 def by_the_budget(
-    shown: dict[str, Any], results: Results, judged: list[Line], budget: dict[str, Any] | None
-) -> dict[str, Any]:
-    """The page's words with what the budget says; a method outside of it is not recommended, whatever else is said."""
-    if not judged or budget is None:
-        return shown | {"budget": None}
+    assessments: list[Assessment], results: Results, lines: list[Line], budget: Budget | None
+) -> ByTheBudget:
+    """What the budget says; a method outside of it is not recommended, whatever else is said."""
+    if not lines or budget is None:
+        return {"budget": None, "assessments": assessments}
     refused: dict[str, list[Line]] = {}
-    for entry in judged:
-        if not entry["accepted"]:
-            refused.setdefault(str(entry["method"]), []).append(entry)
+    for line in lines:
+        if not line["accepted"]:
+            refused.setdefault(str(line["method"]), []).append(line)
 
     def within(assessment: Assessment) -> Assessment:
-        lines = refused.get(assessment.judged.method)
-        if not lines:
+        method = assessment.judged.method
+        if method not in refused:
             return assessment
-        headline = f"Do not use {assessment.judged.method}"
-        return replace(assessment, headline=headline, conditions=[], cautions=[f"the budget: {reasons(lines)}"])
+        cautions = [f"the budget: {reasons(refused[method])}"]
+        return replace(assessment, headline=f"Do not use {method}", conditions=[], cautions=cautions)
 
-    advice = advise(results, judged, budget)
-    return shown | {
-        "budget": {"passed": not refused, "advice": advice["sentence"]},
-        "assessments": [within(assessment) for assessment in shown["assessments"]],
-    }
+    advice = advise(results, lines, budget)["sentence"]
+    return {"budget": {"passed": not refused, "advice": advice}, "assessments": [*map(within, assessments)]}
 
 
-def advice_on(models: list[Results], budget: dict[str, Any] | None) -> list[Advice]:
+def advice_on(models: list[Results], budget: Budget | None) -> list[Advice]:
     """The budget's advice on each model; nothing without a budget."""
     if budget is None or not has_limits(budget):
         return []
-    return [advise(results, lines_of(results, budget), budget) for results in models]
+    return [advise(results, judged(results, budget), budget) for results in models]
 
 
 def report_nothing(arguments: argparse.Namespace, left_out: list[LeftOut]) -> None:

@@ -1,16 +1,18 @@
 """What charts draw, without drawing it."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pandas
 
 from quantharm.reporting.charts.divergence import kl_distribution
 from quantharm.reporting.charts.quality import lower_left, size_key
+from quantharm.reporting.results import Cell
 
 
 def cell(method: str, loaded: int, on_disk: int, kl: float, unpacked: bool = False):
     row = {"weight_bytes": loaded, "checkpoint_bytes": on_disk, "kl_nats_mean": kl}
-    return SimpleNamespace(method=method, row=row, quantization={"held_dequantized": unpacked})
+    return Cell(method, row, {"held_dequantized": unpacked}, {}, {}, {}, {"failed": []}, None, Path())
 
 
 def test_a_format_that_is_unpacked_as_it_is_loaded_has_the_size_of_its_file():

@@ -1,9 +1,11 @@
 """Sizes and memory as the report labels them: in the dtype that was loaded, with loading told from generating."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+from quantharm.reporting.results import Cell
 from quantharm.reporting.tables.cost import memory_table, sizes_table, stored_types_table
 
 
@@ -27,8 +29,7 @@ def cell(method: str, dtype: str, bits: float | None, device: str = "cpu"):
         "memory": {"peak_bytes": 10**9, "host_peak_bytes": 2 * 10**9},
         "provenance": {"device_type": device},
     }
-    known = {"failed": [], "checks": {}, "served": False, "bounded": False}
-    return SimpleNamespace(method=method, quantization=record, row=row, generation=generation, **known)
+    return Cell(method, row, record, {}, {}, generation, {"failed": []}, None, Path())
 
 
 def results(dtype: str, device: str = "cpu"):

@@ -6,7 +6,7 @@ import pytest
 from scipy.optimize import minimize
 
 from quantharm.reporting.charts import crowd
-from quantharm.reporting.charts.base import marked
+from quantharm.reporting.charts.marks import marked
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -18,7 +18,8 @@ HEAD = "quantizer,change,expected,matrices,detected,recovered,ratio_lowest,ratio
 
 def rate(quantizer, change, detected, recovered=None, matrices=20, expected="x", ratio=0.9):
     recovered = detected if recovered is None else recovered
-    figures = {"ratio_lowest": ratio, "distinct_lowest": 0.95}
+    figures = dict.fromkeys(("ratio_lowest", "ratio_median", "ratio_highest"), ratio)
+    figures |= {"distinct_lowest": 0.95, "seen_as": ""}
     named = {"quantizer": quantizer, "change": change, "expected": "" if quantizer in (NOTHING, RANDOM) else expected}
     return named | {"matrices": matrices, "detected": detected, "recovered": recovered} | figures
 
@@ -132,11 +133,7 @@ def test_a_known_row_is_not_measured_again_and_a_missing_one_is(benchmark, tmp_p
 
     def make(quantizer, change, _):
         made.append((quantizer, change))
-        return {k: v for k, v in rate(quantizer, change, 3).items() if k not in ("quantizer", "change")} | {
-            "ratio_median": 0.9,
-            "ratio_highest": 0.9,
-            "seen_as": "",
-        }
+        return {k: v for k, v in rate(quantizer, change, 3).items() if k not in ("quantizer", "change")}
 
     monkeypatch.setattr(benchmark, "make_row", make)
     path, page = tmp_path / "rates.csv", tmp_path / "page.md"

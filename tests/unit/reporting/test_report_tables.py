@@ -5,7 +5,8 @@ from types import SimpleNamespace
 import pandas
 import pytest
 
-from quantharm.reporting.charts.base import label_heights, log_ticks
+from quantharm.reporting.charts.base import log_ticks
+from quantharm.reporting.charts.marks import label_heights
 from quantharm.reporting.format import count, interval, listing, number, percent, share, signed, size
 from quantharm.reporting.tables.record import environment_table
 from quantharm.reporting.tables.table import (

@@ -40,7 +40,7 @@ def results_of(names=("a",), **changed):
 
 
 def verdicts(results) -> dict[str, str]:
-    return {row["cell"].method: tasks_table(results).columns[-1].field(row).text for row in answered(results)}
+    return {row.cell.method: tasks_table(results).columns[-1].field(row).text for row in answered(results)}
 
 
 def test_no_difference_shown_never_stands_without_what_would_have_been():
@@ -59,9 +59,9 @@ def test_figures_that_mean_nothing_are_not_judged():
 
 
 def test_all_tasks_together_are_a_row_only_where_there_are_several():
-    assert {row["task"] for row in answered(results_of())} == {"a"}
+    assert {row.task for row in answered(results_of())} == {"a"}
     rows = answered(results_of(("a", "b")))
-    assert [row["task"] for row in rows[-4:]] == [OVERALL] * 4
+    assert [row.task for row in rows[-4:]] == [OVERALL] * 4
 
 
 def test_the_files_hold_bare_values_with_their_intervals():

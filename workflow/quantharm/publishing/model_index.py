@@ -76,7 +76,7 @@ def results_of(row: SummaryRow, text: TextRecord, protocol: str) -> list[EvalRes
 def card_of(row: SummaryRow, results: list[EvalResult], body: str) -> ModelCard:
     """The section with its metadata before it, read back and compared; raises UserError where they are not the same."""
     name = f"{row['model']} {row['method']}"
-    known: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
+    known: dict[str, str | list[EvalResult]] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
     if row["revision"] and HUB_ID.fullmatch(row["source"]):
         known |= {"base_model": row["source"], "base_model_relation": "quantized"}
     if results:

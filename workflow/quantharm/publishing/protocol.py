@@ -2,9 +2,9 @@
 
 import json
 from collections.abc import Mapping
-from typing import Any
 
 from quantharm.common.files import sha256_of_text
+from quantharm.common.records.generation import GenerationRecord
 from quantharm.common.records.perplexity import PerplexityRecord
 from quantharm.common.records.tasks import OneTask
 
@@ -21,17 +21,20 @@ BENCHMARK = ("prompt_tokens", "new_tokens")
 TASK = ("metric", "few_shot", "limit", "prompts_sha256")
 
 
+Protocol = dict[str, dict[str, object]]  # {stage: {setting: value}}
+
+
 def protocol_of(
-    perplexity: PerplexityRecord, generation: Mapping[str, Any], tasks: Mapping[str, OneTask] | None = None
-) -> dict[str, Any]:
+    perplexity: PerplexityRecord, generation: GenerationRecord, tasks: Mapping[str, OneTask] | None = None
+) -> Protocol:
     """The settings of a cell's records that decide what its figures are of; nothing of the model or the machine."""
     return {
         "perplexity": {"protocol": perplexity["protocol"], "dataset_sha256": perplexity["dataset_sha256"]},
         "generation": {key: generation.get(key) for key in GENERATION},
-        "benchmark": {key: generation["benchmark"][key] for key in BENCHMARK},
+        "benchmark": {key: generation["benchmark"].get(key) for key in BENCHMARK},
         "tasks": {name: {key: task.get(key) for key in TASK} for name, task in (tasks or {}).items()},
     }
 
 
-def protocol_sha256(protocol: dict[str, Any]) -> str:
+def protocol_sha256(protocol: Protocol) -> str:
     return sha256_of_text(json.dumps(protocol, sort_keys=True))

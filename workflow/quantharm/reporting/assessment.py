@@ -41,8 +41,8 @@ def in_short(judged: Judgement) -> str:
             "believed, and no verdict rests on them."
         )
     saves = "weights not seen" if cell.served else "saves no memory"
-    if not cell.served and row["saved_bytes"] > 0:
-        saves = f"saves {size(row['saved_bytes'])} ({fixed(row['compression'], 2)}× smaller)"
+    if not cell.served and cell.saved_bytes > 0:
+        saves = f"saves {size(cell.saved_bytes)} ({fixed(row['compression'], 2)}× smaller)"
     speed = {"none": "decoding speed without measurable change", "unknown": f"decoding speed {decode.words}"}.get(
         decode.level, f"decoding {fixed(abs(cell.decode_change[0]), 0)} % {decode.words}"
     )
@@ -68,7 +68,7 @@ def strengths_and_weaknesses(judged: Judgement, results: Results) -> tuple[list[
     loaded = size(row["weight_bytes"])
     if cell.served:
         pass
-    elif row["saved_bytes"] > 0:
+    elif cell.saved_bytes > 0:
         say(True, f"{fixed(row['compression'], 2)}× smaller in memory ({size(reference['weight_bytes'])} → {loaded})")
     else:
         say(False, f"not smaller in memory ({loaded})")
@@ -110,13 +110,13 @@ def recommendation(judged: Judgement, results: Results) -> tuple[str, list[str],
     cell, row, name, harm, decode = judged.cell, judged.cell.row, judged.method, judged.harm, judged.decode
     if cell.failed:
         return f"Do not use {name}", [], [f"it failed {listing(cell.failed)}: find the cause first"]
-    if not cell.served and row["saved_bytes"] <= 0 and decode.level != "rises":
+    if not cell.served and cell.saved_bytes <= 0 and decode.level != "rises":
         return f"No reason to use {name}", [], ["it is neither smaller nor measurably faster than the baseline"]
     conditions, cautions = [], []
     if cell.served:
         cautions.append("its size, memory and integrity cannot be seen from outside")
-    elif row["saved_bytes"] > 0:
-        whole = results.baseline.row["weight_bytes"]
+    elif cell.saved_bytes > 0:
+        whole = results.baseline.weight_bytes
         conditions.append(f"memory is short: it takes {size(row['weight_bytes'])} instead of {size(whole)}")
     if harm.level == "none":
         conditions.append("the answers must not change: no harm was measurable")

@@ -1,8 +1,8 @@
 """Verdicts of changes that no scale judges: times, rates, lengths."""
 
 from quantharm.common.records.parts import Repeated
-from quantharm.reporting.format import MISSING, interval, percent
-from quantharm.reporting.verdicts import Bounds, Verdict
+from quantharm.reporting.format import MISSING, Bounds, interval, percent
+from quantharm.reporting.verdicts import Verdict
 
 PAIRED = "the 95 % interval of the change, paired by prompt, excludes zero"
 

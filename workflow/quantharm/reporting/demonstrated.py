@@ -52,7 +52,7 @@ def baseline_conditions(results: Results, judged: dict[str, Judgement]) -> list[
     """When to leave the model as it is."""
     row = results.baseline.row
     conditions = [
-        f"{size(row['weight_bytes'])} of weights fit in memory",
+        f"{size(results.baseline.weight_bytes)} of weights fit in memory",
         f"the answers must not change at all (perplexity {fixed(row['perplexity'], 2)} is the reference)",
     ]
     if judged and all(j.harm.level not in ("none", "negligible") for j in judged.values()):

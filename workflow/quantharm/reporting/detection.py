@@ -6,8 +6,9 @@ That benchmark writes integrity-detection.csv, from which the report and the ben
 import csv
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
+import pandas
 from scipy import stats
 
 from quantharm.common.errors import UserError
@@ -22,28 +23,59 @@ REAL = "nothing, real: "  # how the names of real models begin that were never q
 FOUR_BIT = ", 4 bits in 32"  # how those of 4-bit integers, written out, end
 ONLY_AWQ = "scales folded back"
 UNCHANGED, AS_STORED = "none, ", "as stored, in 3 formats"  # how the changes that are none begin; their common column
-INTEGERS = ("matrices", "detected", "recovered")
-FIGURES = ("ratio_lowest", "ratio_median", "ratio_highest", "distinct_lowest")
-Rates = list[dict[str, Any]]
+
+
+class Rate(TypedDict):
+    """A row of the file: one change to the weights that one quantizer made."""
+
+    quantizer: str
+    change: str
+    expected: str  # what the scan should name
+    matrices: int
+    detected: int  # matrices with a trace
+    recovered: int  # of them, those whose method, group and axis were named
+    ratio_lowest: float
+    ratio_median: float
+    ratio_highest: float
+    distinct_lowest: float
+    seen_as: str
+
+
+Rates = list[Rate]
+ADDED_UP = dict.fromkeys(("matrices", "detected", "recovered"), "sum")
+LOWEST = dict.fromkeys(("ratio_lowest", "distinct_lowest"), "min")
 
 
 def read_rates(path: Path = RATES) -> Rates:
     """A row for each quantizer and change: how many matrices show a trace, and of how many it is the right one."""
     try:
         with open(path, encoding="utf-8", newline="") as stream:
-            return [
-                row | {k: int(row[k]) for k in INTEGERS} | {k: float(row[k]) for k in FIGURES}
-                for row in csv.DictReader(stream)
-            ]
+            return [rate_of(row) for row in csv.DictReader(stream)]
     except (OSError, KeyError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}); take it from the repository again") from None
 
 
-def is_clean(row: dict[str, Any]) -> bool:
+def rate_of(row: dict[str, str]) -> Rate:
+    return {
+        "quantizer": row["quantizer"],
+        "change": row["change"],
+        "expected": row["expected"],
+        "matrices": int(row["matrices"]),
+        "detected": int(row["detected"]),
+        "recovered": int(row["recovered"]),
+        "ratio_lowest": float(row["ratio_lowest"]),
+        "ratio_median": float(row["ratio_median"]),
+        "ratio_highest": float(row["ratio_highest"]),
+        "distinct_lowest": float(row["distinct_lowest"]),
+        "seen_as": row["seen_as"],
+    }
+
+
+def is_clean(row: Rate) -> bool:
     return row["quantizer"] in (NOTHING, RANDOM) or row["quantizer"].startswith(REAL)
 
 
-def is_real(row: dict[str, Any]) -> bool:
+def is_real(row: Rate) -> bool:
     """Whether a row is of a model beside the built-in one."""
     return row["quantizer"].startswith(REAL) or row["quantizer"].endswith(FOUR_BIT)
 
@@ -69,13 +101,10 @@ def changes(rates: Rates) -> list[str]:
 
 def joined(rates: Rates) -> Rates:
     """The rates with those of the storage formats added up, where nothing else was changed."""
-    added_up: dict[tuple[str, str], dict[str, Any]] = {}
-    for row in rates:
-        change = AS_STORED if row["change"].startswith(UNCHANGED) else row["change"]
-        known = added_up.setdefault((row["quantizer"], change), row | {"change": change} | dict.fromkeys(INTEGERS, 0))
-        known |= {key: known[key] + row[key] for key in INTEGERS}
-        known |= {key: min(known[key], row[key]) for key in ("ratio_lowest", "distinct_lowest")}
-    return list(added_up.values())
+    rows = pandas.DataFrame(rates)
+    rows["change"] = rows["change"].where(~rows["change"].str.startswith(UNCHANGED), AS_STORED)
+    figures = dict.fromkeys(rows.columns, "first") | ADDED_UP | LOWEST
+    return rows.groupby(["quantizer", "change"], sort=False).agg(figures).to_dict("records")
 
 
 def detection_table(rates: Rates) -> Table:
@@ -113,7 +142,7 @@ def short_table(rates: Rates) -> Table:
     return table_of("integrity-detection", columns, changes(rates))
 
 
-def field_of(row: dict[str, Any] | None) -> Field:
+def field_of(row: Rate | None) -> Field:
     if row is None:
         return Field("–")
     detected, of = row["detected"], row["matrices"]

@@ -12,9 +12,9 @@ from quantharm.common.constants import TEXT_CATEGORY
 from quantharm.common.files import read_parquet
 from quantharm.common.records.generation import BenchmarkRecord, GenerationRecord
 from quantharm.common.records.parts import Repeated
+from quantharm.reporting.format import Bounds
 
 LEVEL = 0.05  # a difference among several is claimed below this p-value, adjusted for their number
-Bounds = list[float] | None
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,9 @@ class Difference:
 def is_measurable(bounds: Bounds) -> bool:
     """Whether a 95 % interval lies on one side of zero."""
     return bounds is not None and not bounds[0] <= 0 <= bounds[1]
+
+
+Changes = dict[str, tuple[float, Bounds]]  # {figure: (change from the baseline, its 95 % interval)}
 
 
 def kl_differences(folders: dict[str, Path], ranges: dict[str, float], floor: float) -> dict[tuple, Difference]:
@@ -65,8 +68,8 @@ def kl_differences(folders: dict[str, Path], ranges: dict[str, float], floor: fl
     return pairs | {pair[::-1]: difference.turned for pair, difference in pairs.items()}
 
 
-def prompt_changes(mine: Path, baseline: Path, spread: float) -> dict[str, tuple[float, Bounds]]:
-    """{figure: (change, 95 % interval)} over the same prompts; spread: of seconds, as process_spread gives it."""
+def prompt_changes(mine: Path, baseline: Path, spread: float) -> Changes:
+    """Over the same prompts; spread: of seconds, as process_spread gives it."""
     columns = ["prompt_id", "category", "seconds", "new_tokens", "succeeded"]
     both = read_parquet(mine / "generation.parquet", columns).merge(
         read_parquet(baseline / "generation.parquet", columns), on="prompt_id", suffixes=("", "_baseline")
@@ -84,10 +87,8 @@ def prompt_changes(mine: Path, baseline: Path, spread: float) -> dict[str, tuple
     }
 
 
-def speed_changes(
-    mine: BenchmarkRecord, baseline: BenchmarkRecord, device: str, spreads: dict[str, float]
-) -> dict[str, tuple[float, Bounds]]:
-    """{figure: (change, 95 % interval)} of two records `benchmark`, whose repetitions are two sets, not pairs.
+def speed_changes(mine: BenchmarkRecord, baseline: BenchmarkRecord, device: str, spreads: dict[str, float]) -> Changes:
+    """Of two records `benchmark`, whose repetitions are two sets, not pairs.
 
     `reachable_decode_percent` compares the rates that a user can reach, each side as fast as it can be decoded.
     spreads: how much two processes of one model differ in speed, in percent (config: speed_process_spread_percent);

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-Bounds = list[float] | None
+Bounds = list[float] | None  # [low, high] of 95 %; None where there are too few values
 MISSING = "–"
 NARROW = "\u00a0"  # between a figure and its unit, so that they stay on one line
 

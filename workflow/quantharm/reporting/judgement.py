@@ -46,7 +46,7 @@ def perplexity_of(cell: Cell, results: Results) -> Verdict:
         results.thresholds["perplexity_change_percent"],
         verdicts.other_hardware_percent(results.other_hardware_kl, cell.perplexity["tokens_scored"]),
     )
-    return verdicts.not_judged(verdict) if cell.synthetic else verdict
+    return as_of(cell, verdict)
 
 
 def kl_of(cell: Cell, results: Results) -> Verdict:
@@ -59,15 +59,19 @@ def kl_of(cell: Cell, results: Results) -> Verdict:
         results.thresholds["kl_nats"],
         results.other_hardware_kl,
     )
-    verdict = verdicts.of_lower_bound(verdict) if cell.bounded else verdict
+    return as_of(cell, verdict, is_kl=True)
+
+
+def as_of(cell: Cell, verdict: Verdict, is_kl: bool = False) -> Verdict:
+    """A verdict on quality, by what its cell can show: a KL that is a lower bound, random weights."""
+    verdict = verdicts.of_lower_bound(verdict) if cell.bounded and is_kl else verdict
     return verdicts.not_judged(verdict) if cell.synthetic else verdict
 
 
 def prefill_of(cell: Cell, results: Results) -> Verdict:
     """Whether prefill takes measurably more or less time than the baseline's."""
     spread = spreads_of(results)[device_of(results)]
-    percent, bounds = cell.changes["prefill_percent"]
-    change = change_verdict(percent, bounds, "slower", "faster", rule=rule_of([spread]))
+    change = change_verdict(*cell.changes["prefill_percent"], "slower", "faster", rule=rule_of([spread]))
     return steady(change, lambda c: c.generation["benchmark"]["prefill_seconds"], cell, results)
 
 
@@ -76,8 +80,7 @@ def time_of(cell: Cell, results: Results) -> Verdict:
     sides = [c.generation for c in (cell, results.baseline)]
     spreads = [prompts_spread(side, device_of(results), spreads_of(results)) for side in sides]
     rule = f"paired by prompt: {rule_of(spreads)}"
-    percent, bounds = cell.changes["seconds_percent"]
-    change = change_verdict(percent, bounds, "slower", "faster", rule=rule)
+    change = change_verdict(*cell.changes["seconds_percent"], "slower", "faster", rule=rule)
     verdict = steady(change, lambda c: reachable_rate(c.generation["benchmark"]), cell, results)
     return with_kind(verdict, kinds(results, *(side["decoding"] for side in sides)))
 
@@ -86,8 +89,7 @@ def decode_of(cell: Cell, results: Results) -> Verdict:
     """Whether a user can have it decode measurably faster or slower: captured where it can be, eager named as such."""
     sides = [c.generation["benchmark"] for c in (cell, results.baseline)]
     spreads = [decode_spread(side, device_of(results), spreads_of(results)) for side in sides]
-    percent, bounds = cell.decode_change
-    change = change_verdict(percent, bounds, "faster", "slower", rule=rule_of(spreads))
+    change = change_verdict(*cell.decode_change, "faster", "slower", rule=rule_of(spreads))
     verdict = steady(change, lambda c: reachable_rate(c.generation["benchmark"]), cell, results)
     return with_kind(verdict, kind_of(cell, results))
 

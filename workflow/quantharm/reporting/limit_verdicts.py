@@ -3,12 +3,8 @@
 from collections.abc import Mapping
 
 from quantharm.common.records.divergence import CategoryDivergence
-from quantharm.reporting.format import MISSING, interval, listing, number
-from quantharm.reporting.verdicts import (
-    Bounds,
-    Verdict,
-    spans,
-)
+from quantharm.reporting.format import MISSING, Bounds, interval, listing, number
+from quantharm.reporting.verdicts import Verdict, spans
 
 
 def within(name: str, value: float | None, bounds: Bounds, low: float, high: float, show, rule: str) -> Verdict:

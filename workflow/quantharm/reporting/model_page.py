@@ -6,9 +6,8 @@ A table or a chart is a function of the results; templates/model.jinja says wher
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-from quantharm.reporting import assessment, demonstrated, detection, examples, ranking, risks
+from quantharm.reporting import demonstrated, detection, examples, ranking, risks
 from quantharm.reporting.charts import cost as cost_charts
 from quantharm.reporting.charts import depth as depth_charts
 from quantharm.reporting.charts import divergence as divergence_charts
@@ -93,14 +92,13 @@ def figures(results: Results) -> list[Figure]:
     return [make(results) for make in FIGURES]
 
 
-def words(results: Results, prompts: Path | None) -> dict[str, Any]:
-    """Values that model.jinja names beside tables and charts; prompts: the suite, to show prompts beside answers."""
+def words(results: Results, prompts: Path | None) -> dict[str, object]:
+    """Values that model.jinja names beside tables, charts and assessments; prompts: the suite, shown beside answers."""
     judged = judge_all(results)
     other_hardware, tokens = results.other_hardware_kl, results.baseline.perplexity["tokens_scored"]
     asked = examples.prompt_texts(prompts)
     return {
         "results": results,
-        "assessments": [assessment.assess(judgement, results) for judgement in judged.values()],
         "scales": scales(results.thresholds),
         "hardware": {"kl": other_hardware, "perplexity": other_hardware_percent(other_hardware, tokens)},
         "failed": "; ".join(f"{cell.method}: {', '.join(cell.failed)}" for cell in results.cells if cell.failed),

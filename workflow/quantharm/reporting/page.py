@@ -7,8 +7,9 @@ Every value that a template shows is escaped for the format, so that nothing tha
 import base64
 import hashlib
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import jinja2
 from markupsafe import Markup, escape
@@ -56,7 +57,7 @@ def environment(form: str) -> jinja2.Environment:
     return made
 
 
-def write_page(html: Path, markdown: Path, template: str, title: str, shown: dict[str, Any]) -> None:
+def write_page(html: Path, markdown: Path, template: str, title: str, shown: Mapping[str, object]) -> None:
     """Both forms of one page; title: in the browser's tab; shown: what the template names."""
     contents: list[tuple] = []  # (group, id, name) of each section, as the template comes to it
     pages = environment("html")
@@ -74,11 +75,19 @@ def script() -> dict[str, str]:
     return {"text": Markup(text), "sha256": base64.b64encode(digest).decode()}
 
 
-def drawn(figure: Figure, folder: Path | None = None) -> dict[str, Any]:
-    """A chart for the templates: {figure, svg, file}; written to the folder where one is named, else only shown."""
+class Drawn(TypedDict):
+    """A chart for the templates."""
+
+    figure: Figure
+    svg: Markup
+    file: str | None  # from the page's folder
+
+
+def drawn(figure: Figure, folder: Path | None = None) -> Drawn:
+    """Written to the folder where one is named, else only shown."""
     key = figure.key if folder else f"study-{figure.key}"
     svg = write_figure(folder, figure) if folder else to_svg(figure)
-    return {"figure": figure, "svg": inline_svg(key, svg), "file": folder and f"figures/{figure.key}.svg"}
+    return {"figure": figure, "svg": inline_svg(key, svg), "file": f"figures/{figure.key}.svg" if folder else None}
 
 
 def inline_svg(key: str, svg: str) -> Markup:

@@ -21,7 +21,7 @@ def is_closer(results: Results, first: str, second: str) -> bool:
 
 def beaten_by(results: Results, method: str) -> list[str]:
     """Methods at most as large as this one and measurably closer to the baseline; failed ones do not count."""
-    weights = {cell.method: cell.row["weight_bytes"] for cell in results.sized}
+    weights = {cell.method: cell.weight_bytes for cell in results.sized}
     if method not in weights:
         return []
     return [m for m, w in weights.items() if m != method and w <= weights[method] and is_closer(results, m, method)]
@@ -29,7 +29,7 @@ def beaten_by(results: Results, method: str) -> list[str]:
 
 def front_of(results: Results) -> list[str]:
     """Methods that passed their checks and are not beaten, by size."""
-    believed = sorted(results.sized, key=lambda cell: cell.row["weight_bytes"])
+    believed = sorted(results.sized, key=lambda cell: cell.weight_bytes)
     return [cell.method for cell in believed if not beaten_by(results, cell.method)]
 
 
@@ -55,7 +55,7 @@ def front_sentence(results: Results) -> str:
 def best_use(results: Results, judged: dict[str, Judgement]) -> dict[str, str]:
     """A phrase a method, by rank among the cells that passed their checks."""
     believed = [cell for cell in results.sized if cell is not results.baseline]
-    smallest = min(believed, key=lambda cell: cell.row["weight_bytes"], default=None)
+    smallest = min(believed, key=lambda cell: cell.weight_bytes, default=None)
     closest = min(believed, key=lambda cell: cell.row["kl_nats_mean"], default=None)
     fastest = max(believed, key=lambda cell: cell.decode_change[0], default=None)
     front = front_of(results)
@@ -63,7 +63,7 @@ def best_use(results: Results, judged: dict[str, Judgement]) -> dict[str, str]:
     for cell in results.methods:
         claims = {
             "closest to the baseline": cell is closest and not results.synthetic,
-            "smallest": cell is smallest and cell.row["saved_bytes"] > 0,
+            "smallest": cell is smallest and cell.saved_bytes > 0,
             "fastest": cell is fastest and judged[cell.method].decode.level == "rises",
         }
         other = "in between" if cell.method in front else "none: another is as small and closer"

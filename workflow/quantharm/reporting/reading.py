@@ -9,21 +9,22 @@ from quantharm.common.constants import BASELINE
 from quantharm.common.errors import UserError
 from quantharm.common.files import read_json, read_parquet
 from quantharm.common.provenance import computed_differently
+from quantharm.common.records.summary import SummaryRow
 from quantharm.reporting.differences import (
-    Bounds,
+    Changes,
     kl_differences,
     process_spread,
     prompt_changes,
     prompts_spread,
     speed_changes,
 )
-from quantharm.reporting.results import Cell, Results, Row
+from quantharm.reporting.results import Cell, Results
 from quantharm.reporting.thresholds import Thresholds
 
 STAGES = ("generation", "perplexity", "divergence")
 
 
-def read_cell(folder: Path, row: Row) -> Cell:
+def read_cell(folder: Path, row: SummaryRow) -> Cell:
     records = {stage: read_json(folder / f"{stage}.json") for stage in ("quantization", *STAGES, "checks")}
     integrity = folder / "integrity.json"
     measured = integrity.is_file() and row.get("integrity_verified", True) is not None  # else it is of an earlier run
@@ -58,7 +59,7 @@ def read_results(folder: Path, thresholds: Thresholds) -> Results:
     return results
 
 
-def changes_from_baseline(cell: Cell, baseline: Cell, spreads: dict[str, float]) -> dict[str, tuple[float, Bounds]]:
+def changes_from_baseline(cell: Cell, baseline: Cell, spreads: dict[str, float]) -> Changes:
     """{figure: (change, 95 % interval)} over prompts and of the benchmark."""
     device = cell.generation["provenance"]["device_type"]
     mine, reference = cell.generation["benchmark"], baseline.generation["benchmark"]

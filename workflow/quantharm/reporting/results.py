@@ -1,5 +1,6 @@
 """The results of one model as the report sees them: its cells, their records, and the differences from its baseline."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,15 +18,11 @@ from quantharm.common.records.integrity import IntegrityRecord
 from quantharm.common.records.perplexity import PerplexityRecord
 from quantharm.common.records.quantization import QuantizationRecord
 from quantharm.common.records.studies import CalibrationStudyRecord, NoiseRow
+from quantharm.common.records.summary import SummaryRow
 from quantharm.config.engines import is_served
-from quantharm.reporting.differences import (
-    Bounds,
-    Difference,
-    captured_rate,
-)
+from quantharm.reporting.differences import Changes, Difference, captured_rate
+from quantharm.reporting.format import Bounds
 from quantharm.reporting.thresholds import Thresholds
-
-Row = dict[str, Any]  # a SummaryRow, whose figures are asked for by key
 
 
 def other_hardware_kl(divergence: DivergenceRecord, thresholds: Thresholds) -> float:
@@ -44,7 +41,7 @@ class Cell:
     """One model × method: the row of summary.json, the stages' records, and differences from the baseline."""
 
     method: str
-    row: Row
+    row: SummaryRow
     quantization: QuantizationRecord
     perplexity: PerplexityRecord
     divergence: DivergenceRecord
@@ -52,7 +49,7 @@ class Cell:
     checks: ChecksRecord
     integrity: IntegrityRecord | None
     folder: Path
-    changes: dict[str, Any] = field(default_factory=dict)  # from the baseline: figure → (change, interval)
+    changes: Changes = field(default_factory=dict)
 
     @property
     def failed(self) -> list[str]:
@@ -67,6 +64,28 @@ class Cell:
     def served(self) -> bool:
         """Whether it is behind an address: no sizes, no memory, and times of other hardware."""
         return is_served(self.quantization.get("settings") or {})
+
+    @property
+    def weight_bytes(self) -> int:
+        """Loaded; of a cell that is not served."""
+        assert self.row["weight_bytes"] is not None
+        return self.row["weight_bytes"]
+
+    @property
+    def saved_bytes(self) -> int:
+        """The baseline's loaded weights less its own; of a cell that is not served."""
+        assert self.row["saved_bytes"] is not None
+        return self.row["saved_bytes"]
+
+    def figure(self, key: str) -> float:
+        """A figure of the summary."""
+        row: Mapping[str, Any] = self.row
+        return row[key]
+
+    def interval(self, key: str) -> Bounds:
+        """The 95 % interval of a figure of the summary."""
+        row: Mapping[str, Any] = self.row
+        return row[f"{key.removesuffix('_mean')}_ci95"]
 
     @property
     def bounded(self) -> bool:

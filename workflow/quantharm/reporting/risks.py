@@ -3,23 +3,23 @@
 from quantharm.common.records.divergence import CategoryDivergence
 from quantharm.common.records.integrity import IntegrityRecord
 from quantharm.reporting.format import interval, listing, mean_kl, number, percent
+from quantharm.reporting.judgement import as_of
 from quantharm.reporting.limit_verdicts import largest, risk_verdict, within
 from quantharm.reporting.results import Cell, Results, other_hardware_kl
 from quantharm.reporting.tables.columns import by_method, named, text
 from quantharm.reporting.tables.table import Field, Table, table_of, text_field, verdict_field
-from quantharm.reporting.thresholds import Thresholds
-from quantharm.reporting.verdicts import Verdict, not_judged, of_lower_bound
+from quantharm.reporting.thresholds import ApplicationThresholds, Thresholds
+from quantharm.reporting.verdicts import Verdict
 
 
 def risks(cell: Cell, thresholds: Thresholds) -> dict[str, Verdict]:
     """application → risk of using this method for it."""
-    verdicts = {
-        name: risk_verdict(cell.by_category, entry["categories"], entry["low"], entry["medium"], cell.failed)
-        for name, entry in thresholds["applications"].items()
-    }
-    if cell.bounded:
-        verdicts = {name: of_lower_bound(verdict) for name, verdict in verdicts.items()}
-    return {name: not_judged(verdict) for name, verdict in verdicts.items()} if cell.synthetic else verdicts
+
+    def risk(rests_on: ApplicationThresholds) -> Verdict:
+        names, low, medium = rests_on["categories"], rests_on["low"], rests_on["medium"]
+        return as_of(cell, risk_verdict(cell.by_category, names, low, medium, cell.failed), is_kl=True)
+
+    return {name: risk(rests_on) for name, rests_on in thresholds["applications"].items()}
 
 
 def risk_table(results: Results) -> Table:
@@ -61,27 +61,24 @@ def criteria(cell: Cell, thresholds: Thresholds) -> dict[str, Verdict]:
     limits = thresholds["defense"]
     change = limits["perplexity_change_percent"]
     row, stakes = cell.row, limits["high_stakes_categories"]
-    verdicts = {
-        "Perplexity near the baseline": within(
-            "",
-            row["perplexity_change_percent"],
-            row["perplexity_change_percent_ci95"],
-            -change,
-            change,
-            percent,
-            f"figure and interval within ±{change:g} % of the baseline",
-        ),
-        "KL bounded in every category": below(cell.by_category, list(cell.by_category), limits["kl_nats"]),
-        "Unauthorized quantization detected": detection_verdict(cell.integrity, floor),
+    perplexity = within(
+        "",
+        row["perplexity_change_percent"],
+        row["perplexity_change_percent_ci95"],
+        -change,
+        change,
+        percent,
+        f"figure and interval within ±{change:g} % of the baseline",
+    )
+    everywhere = below(cell.by_category, list(cell.by_category), limits["kl_nats"])
+    high_stakes = below(cell.by_category, stakes, limits["high_stakes_kl_nats"], stakes)
+    return {
+        "Perplexity near the baseline": as_of(cell, perplexity),
+        "KL bounded in every category": as_of(cell, everywhere, is_kl=True),
+        "Unauthorized quantization detected": as_of(cell, detection_verdict(cell.integrity, floor)),
         "Integrity verified": integrity_verdict(cell.integrity),
-        "High-stakes categories preserved": below(cell.by_category, stakes, limits["high_stakes_kl_nats"], stakes),
+        "High-stakes categories preserved": as_of(cell, high_stakes, is_kl=True),
     }
-    if cell.bounded:
-        of_kl = ("KL bounded in every category", "High-stakes categories preserved")
-        verdicts |= {name: of_lower_bound(verdicts[name]) for name in of_kl}
-    if cell.synthetic:
-        return {name: v if name == "Integrity verified" else not_judged(v) for name, v in verdicts.items()}
-    return verdicts
 
 
 def below(

@@ -5,12 +5,11 @@ A verdict carries the figure with its 95 % interval and the rule that was applie
 
 from dataclasses import dataclass
 
-from quantharm.reporting.format import interval, listing, number, percent
+from quantharm.reporting.format import Bounds, interval, listing, number, percent
 
 LEVELS = ("negligible", "low", "moderate", "high")
 HARM = {"none": "no measurable", "negligible": "negligible", "low": "low", "moderate": "moderate", "high": "severe"}
 Limits = dict[str, float]  # {negligible, low, moderate}: each level's upper limit; at or above the last it is high
-Bounds = list[float] | None
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,14 @@
 """Charts of seconds and bytes, as Altair specifications over the finished figures."""
 
-from collections.abc import Mapping
-from typing import Any
-
 import altair
 import pandas
 
-from quantharm.reporting.charts.base import GRID, INK, Figure, bars, entry, figure_of, marked, named, names_of
+from quantharm.reporting.charts.base import GRID, INK, Figure, figure_of
+from quantharm.reporting.charts.marks import bars, entry, marked, named, names_of
 from quantharm.reporting.format import count, fixed, number, seconds, size, size_unit
-from quantharm.reporting.results import Cell, Results
+from quantharm.reporting.results import Results
 from quantharm.reporting.tables.cost import formula_bytes
+from quantharm.reporting.tables.speed import Timed
 
 
 def time_by_category(results: Results) -> Figure:
@@ -45,9 +44,8 @@ def prompts_text(results: Results) -> str:
 def speed_chart(results: Results) -> Figure:
     """Prefill and decode of the benchmark with intervals of the median."""
 
-    def panel(figure: str, title: str, scale: float) -> altair.LayerChart:
-        benchmarks: list[tuple[Cell, Mapping[str, Any]]] = [(c, c.generation["benchmark"]) for c in results.cells]
-        timings = [(cell, benchmark[figure]) for cell, benchmark in benchmarks]
+    def panel(figure: Timed, title: str, scale: float) -> altair.LayerChart:
+        timings = [(cell, cell.generation["benchmark"][figure]) for cell in results.cells]
         rows = [
             entry(cell, scale * timing["median"], timing["ci95"] and [scale * bound for bound in timing["ci95"]])
             for cell, timing in timings
@@ -73,25 +71,26 @@ def speed_chart(results: Results) -> Figure:
 
 def batches_chart(results: Results) -> Figure:
     """Decoding rate over batch size, both by powers of two."""
-    rows: list[dict[str, Any]] = [
-        {"method": named(cell), "batch": batch["batch_size"], "rate": rate["median"]}
+    rates = [
+        (named(cell), batch["batch_size"], rate["median"])
         for cell in results.cells
         for batch in cell.generation["benchmark"]["batches"]
         if (rate := batch["decode_tokens_per_second"])
     ]
-    sizes = sorted({row["batch"] for row in rows})
+    sizes = sorted({size for _, size, _ in rates})
+    data = pandas.DataFrame(rates, columns=["method", "batch", "rate"])
     marks = marked(names_of(results), legend=altair.Undefined)
     power = altair.Scale(type="log", base=2, nice=False)
-    base = altair.Chart(pandas.DataFrame(rows)).encode(
+    base = altair.Chart(data).encode(
         x=altair.X("batch:Q", title="Batch size", scale=power, axis=altair.Axis(values=sizes)),
         y=altair.Y("rate:Q", title="Tokens a second, all sequences", scale=power, axis=altair.Axis(format="~s")),
     )
     lines = base.mark_line(strokeWidth=1.5, opacity=0.7).encode(color=marks["color"])
     points = base.mark_point(filled=True, size=90, opacity=0.95).encode(**marks)
     told = [
-        f"{name}: " + ", ".join(f"{fixed(row['rate'], 1)} at batch {row['batch']}" for row in of)
+        f"{name}: " + ", ".join(f"{fixed(rate, 1)} at batch {size}" for size, rate in own)
         for name in names_of(results)
-        if (of := [row for row in rows if row["method"] == name])
+        if (own := [(size, rate) for method, size, rate in rates if method == name])
     ]
     return figure_of(
         "rate-by-batch",
@@ -103,10 +102,10 @@ def batches_chart(results: Results) -> Figure:
 
 def sizes_chart(results: Results) -> Figure:
     """Loaded bytes as bars, the formula as a line across, the file on disk as a hollow point."""
-    scale, unit = size_unit(results.baseline.row["weight_bytes"])
+    scale, unit = size_unit(results.baseline.weight_bytes)
     sizes = {
         named(cell): {
-            "loaded": cell.row["weight_bytes"],
+            "loaded": cell.weight_bytes,
             "by the formula": formula_bytes(cell, results),
             "on disk": cell.row["checkpoint_bytes"],
         }
@@ -114,7 +113,7 @@ def sizes_chart(results: Results) -> Figure:
         if not cell.served
     }
     data = pandas.DataFrame(
-        [{"method": name} | {k: v / scale for k, v in kinds.items()} for name, kinds in sizes.items()]
+        [{"method": name} | {kind: v and v / scale for kind, v in kinds.items()} for name, kinds in sizes.items()]
     )
     base = altair.Chart(data).encode(y=altair.Y("method:N", sort=list(sizes), title=None))
     bar = base.mark_bar(height=18, color="#9db7cf").encode(x=altair.X("loaded:Q", title=f"Size, {unit}"))

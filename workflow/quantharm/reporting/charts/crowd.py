@@ -5,12 +5,12 @@ Both axes of quality are symmetric-logarithmic: linear up to a constant, logarit
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import altair
 import pandas
 
 from quantharm.reporting.charts.base import INK, MUTED, PAGE
+from quantharm.reporting.charts.marks import Entry, Marks, on_intervals, staircase
 
 MANY = 12  # methods
 WIDTH, HEIGHT = 800, 440  # pixels, of a panel
@@ -57,7 +57,7 @@ def labelled(data: pandas.DataFrame, domain: list[float], stretch: Callable, bac
     return data
 
 
-def panel(rows: list[dict[str, Any]], title: str, size_title: str, constant: float, marks: dict) -> altair.LayerChart:
+def panel(rows: list[Entry], title: str, size_title: str, constant: float, marks: Marks) -> altair.LayerChart:
     """rows: method, size, value, low, high and front of each; constant: up to which the axis is linear."""
 
     def stretch(value: float) -> float:
@@ -83,12 +83,10 @@ def panel(rows: list[dict[str, Any]], title: str, size_title: str, constant: flo
     base = altair.Chart(data).encode(x=x)
     words = altair.Chart(data).encode(x=altair.X("label_x:Q", title=size_title), y=y("label_y"), text="method:N")
     text = {"align": "left", "dx": 3, "baseline": "middle", "fontSize": 11}
-    steps = altair.Chart(data[data["front"]].sort_values("size")).encode(x=x, y=y("value"))
     return altair.layer(
-        steps.mark_line(interpolate="step-after", color=MUTED, strokeDash=[5, 4], strokeWidth=1.2),
+        staircase(data, x, y("value")),
         base.mark_rule(color=MUTED, strokeWidth=0.6, opacity=0.7).encode(y=y("value"), x2="label_x:Q", y2="label_y:Q"),
-        base.mark_rule(strokeWidth=1.4).encode(y=y("low"), y2="high:Q", color=marks["color"]),
-        base.mark_point(filled=True, size=80, opacity=1).encode(y=y("value"), **marks),
+        *on_intervals(base, "y", marks, 1.4, 80, title=title, scale=scale, axis=axis),
         words.mark_text(**text, color=PAGE, stroke=PAGE, strokeWidth=4),  # keeps lines off the words
         words.mark_text(**text, color=INK),
     ).properties(width=WIDTH, height=HEIGHT)

@@ -3,16 +3,8 @@
 import altair
 import pandas
 
-from quantharm.reporting.charts.base import (
-    Figure,
-    entry,
-    figure_of,
-    left_out,
-    log_ticks,
-    marked,
-    names_of,
-    nothing_to_show,
-)
+from quantharm.reporting.charts.base import Figure, figure_of, log_ticks, nothing_to_show
+from quantharm.reporting.charts.marks import entry, left_out, marked, names_of, on_intervals
 from quantharm.reporting.format import number
 from quantharm.reporting.results import Results
 from quantharm.reporting.tables.depth import depths_of, span
@@ -35,21 +27,16 @@ def kl_by_depth_chart(results: Results) -> Figure:
     marks = marked(names_of(results), legend=altair.Legend(values=list(dict.fromkeys(data["method"]))))
     scale = altair.Scale(type="log", domain=[low, high], nice=False)
     ticks = altair.Axis(values=log_ticks(low, high), format="~g")
-    title = "Mean KL, nats (logarithmic)"
     depths = [span(depth) for depth in depths_of(results.baseline)]
     x = altair.X("depth:N", sort=depths, title="Tokens of the answer before", axis=altair.Axis(labelAngle=0))
     base = altair.Chart(data).encode(x=x, xOffset=altair.XOffset("method:N"))
-    bottom = altair.Y("low:Q", title=title, scale=scale, axis=ticks)
-    rules = base.mark_rule(strokeWidth=1.6).encode(y=bottom, y2="high:Q", color=marks["color"])
-    points = base.mark_point(filled=True, size=80, opacity=1)
-    points = points.encode(y=altair.Y("value:Q", title=title, scale=scale, axis=ticks), **marks)
-    first, last = (
-        {r["method"]: r["value"] for r in rows if r["depth"] == d} for d in (rows[0]["depth"], rows[-1]["depth"])
-    )
+    layers = on_intervals(base, "y", marks, 1.6, 80, title="Mean KL, nats (logarithmic)", scale=scale, axis=ticks)
+    at_depth = data.set_index("method").groupby("depth", sort=False)["value"]
+    first, last = (dict(at_depth.get_group(data["depth"].iloc[i])) for i in (0, -1))
     told = [f"{m} {number(first[m])} nats at first, {number(last[m])} at last" for m in first if m in last]
     return figure_of(
         "kl-by-depth",
-        altair.layer(rules, points).properties(width=max(320, 78 * data["depth"].nunique()), height=240),
+        altair.layer(*layers).properties(width=max(320, 78 * data["depth"].nunique()), height=240),
         f"Mean KL by depth in the answer, a point a method. {'; '.join(told)}.",
         "Mean KL with 95 % intervals over prompts, by the number of the answer's tokens before the predicted one."
         + left_out(results),

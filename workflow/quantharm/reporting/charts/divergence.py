@@ -10,20 +10,8 @@ import pandas
 from quantharm.common.constants import TEXT_CATEGORY
 from quantharm.common.files import read_parquet
 from quantharm.common.records.perplexity import KlOfBin
-from quantharm.reporting.charts.base import (
-    COLOURS,
-    INK,
-    KL_FLOOR,
-    Figure,
-    entry,
-    figure_of,
-    left_out,
-    log_ticks,
-    marked,
-    named,
-    names_of,
-    nothing_to_show,
-)
+from quantharm.reporting.charts.base import COLOURS, INK, KL_FLOOR, Figure, figure_of, log_ticks, nothing_to_show
+from quantharm.reporting.charts.marks import entry, left_out, marked, named, names_of, on_intervals
 from quantharm.reporting.format import number
 from quantharm.reporting.results import Cell, Results
 
@@ -148,13 +136,10 @@ def text_divergence_chart(results: Results) -> Figure:
         ]
         y = altair.Y("value:Q", title="Mean KL, nats")
         base = altair.Chart(pandas.DataFrame(rows)).encode(x=altair.X("at:Q", title=title, scale=scale, **axis))
-        rules = base.mark_rule(strokeWidth=1.4, opacity=0.7).encode(
-            y=altair.Y("low:Q", title="Mean KL, nats"), y2="high:Q", color=marks["color"]
-        )
-        points = base.mark_point(filled=True, size=55, opacity=1).encode(y=y, **marks)
-        return altair.layer(
-            rules, base.mark_line(strokeWidth=1.2).encode(y=y, color=marks["color"]), points
-        ).properties(width=330, height=240)
+        rules, points = on_intervals(base, "y", marks, 1.4, 55, title="Mean KL, nats")
+        line = base.mark_line(strokeWidth=1.2).encode(y=y, color=marks["color"])
+        faint = rules.mark_rule(strokeWidth=1.4, opacity=0.7)
+        return altair.layer(faint, line, points).properties(width=330, height=240)
 
     ticks = altair.Axis(values=log_ticks(1, max(one["high"] for one in bins_of(compared[0], "kl_by_position"))))
     by_place = panel(

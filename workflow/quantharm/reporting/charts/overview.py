@@ -3,17 +3,8 @@
 import altair
 import pandas
 
-from quantharm.reporting.charts.base import (
-    KL_FLOOR,
-    MUTED,
-    Figure,
-    dots,
-    entry,
-    figure_of,
-    log_ticks,
-    marked,
-    nothing_to_show,
-)
+from quantharm.reporting.charts.base import KL_FLOOR, MUTED, Figure, figure_of, log_ticks, nothing_to_show
+from quantharm.reporting.charts.marks import dots, entry, entry_of, marked
 from quantharm.reporting.format import listing, mean_kl, percent
 from quantharm.reporting.names import OVERVIEW_FIGURES
 from quantharm.reporting.results import Results
@@ -31,12 +22,9 @@ def overview_figures(models: list[Results]) -> list[Figure]:
 
     def panels(figure: str, title: str) -> altair.FacetChart:
         """A row a method within a panel a model; axes are shared, so panels compare."""
-        rows = [
-            entry(c, c.row[figure], c.row[f"{figure.removesuffix('_mean')}_ci95"], model=c.row["model"]) for c in judged
-        ]
-        data = pandas.DataFrame(rows)
+        data = pandas.DataFrame([entry_of(cell, figure, model=cell.row["model"]) for cell in judged])
         zero = altair.Chart(data).mark_rule(color=MUTED).encode(x=altair.datum(0))
-        layers = dots(data, title, methods, marked(["baseline", *methods]))
+        layers = dots(data, methods, marked(["baseline", *methods]), title=title)
         header = altair.Header(title=None, labelOrient="top", labelAnchor="start", labelFontWeight="bold")
         row = altair.Row("model:N", sort=names, header=header)
         chart = altair.layer(zero, *layers).properties(width=620, height=28 * len(methods))

@@ -1,23 +1,21 @@
 """Charts of quality against size, and of perplexity."""
 
-from typing import Any
-
 import altair
 import pandas
 
 from quantharm.reporting.charts import crowd
-from quantharm.reporting.charts.base import (
-    INK,
-    MUTED,
-    Figure,
+from quantharm.reporting.charts.base import INK, MUTED, Figure, figure_of
+from quantharm.reporting.charts.marks import (
+    Entry,
     dots,
-    entry,
-    figure_of,
+    entry_of,
     label_heights,
     left_out,
     marked,
     named,
     names_of,
+    on_intervals,
+    staircase,
 )
 from quantharm.reporting.format import fixed, mean_kl, percent, size, size_unit
 from quantharm.reporting.results import Cell, Results
@@ -34,7 +32,7 @@ def size_key(cells: list[Cell]) -> str:
 def lower_left(cells: list[Cell]) -> list[str]:
     """Methods whose point no other point beats in size and KL: the staircase that the chart draws."""
     key = size_key(cells)
-    points = {c.method: (c.row[key], c.row["kl_nats_mean"]) for c in cells}
+    points = {c.method: (c.figure(key), c.figure("kl_nats_mean")) for c in cells}
 
     def beaten(point: tuple[float, float]) -> bool:
         return any(a <= point[0] and b <= point[1] and (a, b) != point for a, b in points.values())
@@ -47,22 +45,13 @@ def quality_against_size(results: Results) -> Figure:
     shown = results.sized or [results.baseline]
     key = size_key(shown)
     where = "loaded" if key == "weight_bytes" else "on disk"
-    scale, unit = size_unit(results.baseline.row[key])
+    scale, unit = size_unit(results.baseline.figure(key))
     front = lower_left(shown)
     marks = marked(names_of(results))
-    end = 1.2 * max(cell.row[key] for cell in shown) / scale
+    end = 1.2 * max(cell.figure(key) for cell in shown) / scale
 
-    def rows_of(figure: str) -> list[dict[str, Any]]:
-        return [
-            entry(
-                cell,
-                cell.row[figure],
-                cell.row[f"{figure.removesuffix('_mean')}_ci95"],
-                size=cell.row[key] / scale,
-                front=cell.method in front,
-            )
-            for cell in shown
-        ]
+    def rows_of(figure: str) -> list[Entry]:
+        return [entry_of(cell, figure, size=cell.figure(key) / scale, front=cell.method in front) for cell in shown]
 
     def crowded(figure: str, title: str) -> altair.LayerChart:
         return crowd.panel(rows_of(figure), title, f"Weights {where}, {unit}", STRETCHED_FROM[figure], marks)
@@ -72,22 +61,18 @@ def quality_against_size(results: Results) -> Figure:
         low, top = min(0.0, data["low"].min()), max(data["high"].max(), 1e-9)
         data["label"] = label_heights(list(data["size"]), list(data["value"]), end, top - low)
         x = altair.X("size:Q", title=f"Weights {where}, {unit}", scale=altair.Scale(domain=[0, end], nice=False))
-        y = altair.Y("value:Q", title=title, scale=altair.Scale(domain=[low - 0.04 * (top - low), top * 1.08]))
+        y = {"title": title, "scale": altair.Scale(domain=[low - 0.04 * (top - low), top * 1.08])}
         base = altair.Chart(data).encode(x=x)
-        steps = altair.Chart(data[data["front"]].sort_values("size")).encode(x=x, y=y)
-        layers = [
-            steps.mark_line(interpolate="step-after", color=MUTED, strokeDash=[5, 4], strokeWidth=1.2),
-            base.mark_rule(strokeWidth=1.6).encode(y=altair.Y("low:Q", title=title), y2="high:Q", color=marks["color"]),
-            base.mark_point(filled=True, size=130, opacity=1).encode(y=y, **marks),
-            base.mark_text(align="left", dx=10, dy=-9, color=INK).encode(
-                y=altair.Y("label:Q", title=title), text="method:N"
-            ),
-        ]
-        return altair.layer(*layers).properties(width=330, height=280)
+        names = base.mark_text(align="left", dx=10, dy=-9, color=INK)
+        return altair.layer(
+            staircase(data, x, altair.Y("value:Q", **y)),
+            *on_intervals(base, "y", marks, 1.6, 130, **y),
+            names.encode(y=altair.Y("label:Q", title=title), text="method:N"),
+        ).properties(width=330, height=280)
 
     panels = [("kl_nats_mean", "Mean KL, nats"), ("perplexity_change_percent", "Perplexity change, %")]
     told = [
-        f"{named(c)}: {size(c.row[key])}, KL {mean_kl(c.row)} nats, perplexity "
+        f"{named(c)}: {size(c.figure(key))}, KL {mean_kl(c.row)} nats, perplexity "
         f"{percent(c.row['perplexity_change_percent'])}"
         for c in shown
     ]
@@ -109,8 +94,8 @@ def perplexity_chart(results: Results) -> Figure:
     marks, order = marked(names_of(results)), [named(c) for c in cells]
 
     def layers(shown: list[Cell], figure: str, title: str, zero: bool) -> list[altair.Chart]:
-        rows = [entry(cell, cell.row[figure], cell.row[f"{figure}_ci95"]) for cell in shown]
-        return dots(pandas.DataFrame(rows), title, order, marks, scale=altair.Scale(zero=zero))
+        data = pandas.DataFrame([entry_of(cell, figure) for cell in shown])
+        return dots(data, order, marks, title=title, scale=altair.Scale(zero=zero))
 
     def panel(*layers: altair.Chart) -> altair.LayerChart:
         return altair.layer(*layers).properties(width=310, height=34 * len(order))

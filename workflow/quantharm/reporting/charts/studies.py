@@ -6,7 +6,8 @@ from typing import Any
 import altair
 import pandas
 
-from quantharm.reporting.charts.base import COLOURS, INK, KL_FLOOR, MUTED, Figure, log_ticks, marked
+from quantharm.reporting.charts.base import COLOURS, INK, KL_FLOOR, MUTED, Figure, log_ticks
+from quantharm.reporting.charts.marks import marked
 
 
 def noise_chart(rows: Sequence[Mapping[str, Any]]) -> Figure:

@@ -8,7 +8,8 @@ from typing import Any
 from quantharm.common.constants import BASELINE
 from quantharm.reporting.format import at_least, number, percent, times
 from quantharm.reporting.results import Cell
-from quantharm.reporting.tables.table import Column, Field, figure_field, name_field, text_field
+from quantharm.reporting.tables.table import Column, Field, figure_field, name_field, text_field, verdict_field
+from quantharm.reporting.verdicts import Verdict
 
 Value = str | Callable[[Any], Any]  # a key of the item (of its row in the summary), or how to get it of the item
 CHANGE, CHANGE_CI95 = "perplexity_change_percent", "perplexity_change_percent_ci95"  # keys of the summary
@@ -85,6 +86,14 @@ def but_baseline(column: Column, word: str = "–") -> Column:
         return text_field(word) if cell.method == BASELINE else column.field(cell)
 
     return replace(column, field=field_of)
+
+
+def verdict(
+    key: str, label: str, of: Callable[[Cell], Verdict], with_figure: bool = False, baseline: str | None = None
+) -> Column:
+    """A verdict on each method; baseline: the word in its row."""
+    column = Column(key, label, "left", lambda cell: verdict_field(of(cell), with_figure))
+    return column if baseline is None else but_baseline(column, baseline)
 
 
 def perplexity_change(

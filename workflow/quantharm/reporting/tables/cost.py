@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from quantharm.common.records.quantization import QuantizationRecord
+from quantharm.common.records.quantization import QuantizationRecord, StoredKind
 from quantharm.reporting.format import fixed, number, one_decimal, percent_to_a_tenth, share, signed, size, size_unit
 from quantharm.reporting.results import Cell, Results
 from quantharm.reporting.tables.columns import COMPRESSION, METHOD, by_method, figure, named
@@ -32,7 +32,7 @@ def formula_bytes(cell: Cell, results: Results) -> float | None:
 
 
 def sizes_table(results: Results) -> Table:
-    whole = results.baseline.row["weight_bytes"]
+    whole = results.baseline.weight_bytes
     scale, unit = size_unit(whole)
 
     def in_unit(value: float) -> str:
@@ -51,7 +51,7 @@ def sizes_table(results: Results) -> Table:
         return Field(f"{quantized} of {quantized + kept}", quantized)
 
     def share_saved(cell: Cell) -> str:
-        return "" if cell.served else f"({fixed(100 * cell.row['saved_bytes'] / whole, 1)}\u00a0%)"
+        return "" if cell.served else f"({fixed(100 * cell.saved_bytes / whole, 1)}\u00a0%)"
 
     columns = [
         METHOD,
@@ -64,7 +64,7 @@ def sizes_table(results: Results) -> Table:
         figure("bits_per_weight_formula", "By the formula", partial(number, digits=4)),
         Column("quantized_matrices", "Matrices quantized", field=matrices_field),
     ]
-    parameters = results.baseline.row["parameters"]
+    parameters = results.baseline.figure("parameters")
     note = (
         f"{unit} is 10{'⁹' if unit == 'GB' else '⁶'} bytes. Compression and savings compare loaded weights. Bits a "
         "weight count the quantized matrices with their scales; everything else stays at the baseline's dtype. In "
@@ -77,8 +77,8 @@ def sizes_table(results: Results) -> Table:
 def stored_types_table(results: Results) -> Table:
     """Of methods that store their matrices in several types: a row a method, a column a kind of layer."""
 
-    def types_of(cell: Cell) -> dict[str, dict[str, Any]]:
-        return {kind: dict(types) for kind, types in cell.quantization.get("by_layer_kind", {}).items()}
+    def types_of(cell: Cell) -> dict[str, dict[str, StoredKind]]:
+        return cell.quantization.get("by_layer_kind", {})
 
     def without_scales(name: str) -> str:
         """Bits a weight, rounded: a scale a row makes them differ with the matrix's shape."""
@@ -105,7 +105,7 @@ def stored_types_table(results: Results) -> Table:
 
 def memory_table(results: Results) -> Table:
     on_gpu = results.baseline.generation["provenance"]["device_type"] == "cuda"
-    reference = results.baseline.row["weight_bytes"]
+    reference = results.baseline.weight_bytes
 
     def memory(key: str, label: str) -> Column:
         return figure(key, label, size, lambda cell: (cell.generation["memory"] or {}).get(key))

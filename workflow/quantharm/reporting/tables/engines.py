@@ -1,12 +1,18 @@
 """Tables of what ran a checkpoint: the same weights by engine, side by side, and caches of keys and values."""
 
-from quantharm.config.engines import OPENAI, TRANSFORMERS, engine_of
-from quantharm.reporting.format import number, one_decimal, percent, share, share_to_a_tenth, size, times
-from quantharm.reporting.results import Cell, Results
-from quantharm.reporting.tables.columns import METHOD, Column, figure, is_bounded, named, text
-from quantharm.reporting.tables.table import Field, Table, figure_field, table_of, text_field
+from functools import partial
 
-PERPLEXITY = "perplexity_change_percent"
+from quantharm.config.engines import OPENAI, TRANSFORMERS, engine_of
+from quantharm.reporting.format import at_least, number, one_decimal, percent, share, share_to_a_tenth, size, times
+from quantharm.reporting.results import Cell, Results
+from quantharm.reporting.tables.columns import CHANGE, METHOD, figure, named, text
+from quantharm.reporting.tables.table import Column, Field, Table, figure_field, table_of, text_field
+
+BESIDE = [  # what is shown of each engine
+    (CHANGE, "Perplexity", percent),
+    ("kl_nats_mean", "KL, nats", number),
+    ("top1_agreement", "Top-1", share_to_a_tenth),
+]
 Weights = list[Cell]  # cells of the same weights, with exact caches, one an engine
 
 
@@ -45,32 +51,20 @@ def engines_table(results: Results) -> Table:
     groups = same_weights(results)
     engines = list(dict.fromkeys(engine(cell) for cells in groups for cell in cells))
 
-    def of_engine(name: str, key: str, show, bounds: str | None = None):
-        def field_of(cells: Weights) -> Field:
-            cell = next((c for c in cells if engine(c) == name), None)
-            if cell is None:
-                return text_field("–")
-            bounded = is_bounded(cell) and key == "kl_nats_mean"
-            return figure_field(
-                cell.row[key],
-                (lambda v: f"≥\u00a0{show(v)}") if bounded else show,
-                cell.row[bounds] if bounds else None,
-                aside=cell.method if len(cells) > 1 and key == "perplexity_change_percent" else "",
-            )
-
-        return field_of
+    def of_engine(name: str, key: str, show, cells: Weights) -> Field:
+        cell = next((c for c in cells if engine(c) == name), None)
+        if cell is None:
+            return text_field("–")
+        bounded = cell.bounded and key == "kl_nats_mean"
+        aside = cell.method if len(cells) > 1 and key == CHANGE else ""
+        return figure_field(cell.figure(key), (lambda v: at_least(show(v))) if bounded else show, aside=aside)
 
     columns = [named("weights", "Weights", lambda cells: cells[0].method)]
-    for name in engines:
-        columns += [
-            Column(
-                f"perplexity_change_percent/{name}", f"Perplexity, {name}", field=of_engine(name, PERPLEXITY, percent)
-            ),
-            Column(f"kl_nats_mean/{name}", f"KL, nats, {name}", field=of_engine(name, "kl_nats_mean", number)),
-            Column(
-                f"top1_agreement/{name}", f"Top-1, {name}", field=of_engine(name, "top1_agreement", share_to_a_tenth)
-            ),
-        ]
+    columns += [
+        Column(f"{key}/{name}", f"{label}, {name}", field=partial(of_engine, name, key, show))
+        for name in engines
+        for key, label, show in BESIDE
+    ]
     columns.append(Column("engine_check", "Engine against the same weights in float32, nats", field=engine_check))
     ran = dict.fromkeys(description(cell) for cells in groups for cell in cells if "engine" in ran_by(cell))
     note = f"Every engine is compared with the one baseline. {'; '.join(ran)}." if ran else ""

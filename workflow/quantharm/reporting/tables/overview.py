@@ -10,7 +10,7 @@ from quantharm.reporting.format import one_decimal, size, times, whole_percent
 from quantharm.reporting.judgement import judge_all
 from quantharm.reporting.results import Cell, Results, ran_on_one_device
 from quantharm.reporting.risks import criteria, risks
-from quantharm.reporting.tables.columns import METHOD, but_baseline, figure, mean_kl, named, perplexity_change, text
+from quantharm.reporting.tables.columns import METHOD, figure, mean_kl, named, perplexity_change, text, verdict
 from quantharm.reporting.tables.table import Column, Field, Table, table_of, text_field, verdict_field
 from quantharm.reporting.verdicts import Verdict
 
@@ -39,14 +39,11 @@ def overview_table(models: list[Results]) -> Table:
     def believable(cell: Cell) -> Field:
         return text_field("no", "fail") if cell.failed else text_field("yes", "pass")
 
-    def harm(cell: Cell) -> Field:
-        return verdict_field(judged[cell.row["model"]][cell.method].harm)
-
     columns = [
         Column("model", "Model", "left", model),
         METHOD,
         Column("believable", "Checks passed", "left", believable),
-        but_baseline(Column("harm", "Harm", "left", harm), "reference"),
+        verdict("harm", "Harm", lambda cell: judged[cell.row["model"]][cell.method].harm, baseline="reference"),
         perplexity_change(),
         mean_kl(),
         figure("weight_bytes", "Weights loaded", size),
@@ -82,7 +79,7 @@ def verdict_table(
     """A row for each thing that was judged of each model, a column a method; judged_by: what these things are."""
     rows = [(results, name, verdicts) for results, of in judged for name, verdicts in of.items()]
 
-    def verdict(row: tuple, method: str) -> Field:
+    def judged_field(row: tuple, method: str) -> Field:
         results, _, verdicts = row
         if method not in verdicts:
             return text_field("–")
@@ -94,5 +91,5 @@ def verdict_table(
     if judged_by:
         columns.append(text(judged_by, judged_by.capitalize(), lambda row: row[1]))
     for method in dict.fromkeys(cell.method for results in models for cell in results.methods):
-        columns.append(Column(f"verdict/{method}", method, "left", partial(verdict, method=method)))
+        columns.append(Column(f"verdict/{method}", method, "left", partial(judged_field, method=method)))
     return table_of(key, columns, rows)

@@ -8,12 +8,11 @@ from typing import Any
 import pandas
 
 from quantharm.common.files import replacing, write_parquet
-from quantharm.reporting.format import MISSING, interval, number
+from quantharm.reporting.format import MISSING, Bounds, interval, number
 from quantharm.reporting.names import OVERVIEW_TABLES, TABLES
 from quantharm.reporting.text import markdown
 from quantharm.reporting.verdicts import Verdict
 
-Bounds = list[float] | None
 TITLES = TABLES | OVERVIEW_TABLES
 
 

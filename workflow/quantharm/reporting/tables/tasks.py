@@ -1,43 +1,45 @@
 """The table of tasks: what each method answers right, beside the baseline, task by task and over all of them."""
 
-from typing import Any
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 from quantharm.common.constants import BASELINE
+from quantharm.common.records.tasks import TaskFigures
 from quantharm.reporting.format import fixed, number, share_to_a_tenth
 from quantharm.reporting.results import Cell, Results
-from quantharm.reporting.tables.columns import figure
-from quantharm.reporting.tables.table import Column, Field, Table, figure_field, name_field, table_of, text_field
+from quantharm.reporting.tables.columns import METHOD, figure, named
+from quantharm.reporting.tables.table import Column, Field, Table, figure_field, table_of, text_field
 
 LEVEL = 0.05
 OVERALL = "all tasks"
-Answered = dict[str, Any]  # figures of one task and one method (records.tasks.OneTask), with its `task` and its `cell`
+
+
+class Answered(NamedTuple):
+    """One task as one method answered it."""
+
+    task: str
+    cell: Cell
+    row: TaskFigures
 
 
 def answered(results: Results) -> list[Answered]:
-    """A row a task and method, the methods of a task together; over all tasks last, where there are several."""
+    """The methods of a task together; over all tasks last, where there are several."""
+
+    def figures(task: str, cell: Cell) -> TaskFigures | None:
+        return cell.row.get("tasks_overall") if task == OVERALL else (cell.row.get("tasks") or {}).get(task)
+
     names = list(results.baseline.row.get("tasks") or {})
-    rows = [
-        cell.row["tasks"][task] | {"task": task, "cell": cell}
-        for task in names
-        for cell in results.cells
-        if task in (cell.row.get("tasks") or {})
-    ]
-    if len(names) > 1:
-        rows += [
-            cell.row["tasks_overall"] | {"task": OVERALL, "cell": cell}
-            for cell in results.cells
-            if cell.row.get("tasks_overall")
-        ]
-    return rows
+    names += [OVERALL] if len(names) > 1 else []
+    return [Answered(task, cell, row) for task in names for cell in results.cells if (row := figures(task, cell))]
 
 
 def points(change: float) -> str:
     return f"{fixed(100 * change, 1)} points"
 
 
-def verdict_of(row: Answered) -> Field:
+def verdict_of(answers: Answered) -> Field:
     """Whether a difference was shown, and where none was, which one would have been."""
-    cell: Cell = row["cell"]
+    cell, row = answers.cell, answers.row
     if cell.method == BASELINE:
         return text_field("reference")
     if cell.synthetic:
@@ -45,7 +47,7 @@ def verdict_of(row: Answered) -> Field:
     if cell.failed:
         return text_field("not judged: failed checks", "failed")
     if row["mcnemar_p_holm"] < LEVEL:
-        worse = row["flips_right_to_wrong"] > row["flips_wrong_to_right"]
+        worse = (row["flips_right_to_wrong"] or 0) > (row["flips_wrong_to_right"] or 0)
         return text_field(
             "worse than the baseline" if worse else "better than the baseline", "fail" if worse else "pass"
         )
@@ -58,15 +60,13 @@ def verdict_of(row: Answered) -> Field:
 def compared(key: str, label: str, **more: Any) -> Column:
     """A figure that the baseline has none of."""
     column = figure(key, label, **more)
-    return Column(
-        key, label, field=lambda row: figure_field(None) if row["cell"].method == BASELINE else column.field(row)
-    )
+    return replace(column, field=lambda a: figure_field(None) if a.cell.method == BASELINE else column.field(a))
 
 
 def tasks_table(results: Results) -> Table:
     columns = [
-        Column("task", "Task", "left", lambda row: Field(row["task"], row["task"], header=True)),
-        Column("method", "Method", "left", lambda row: name_field(row["cell"].method, row["cell"].failed)),
+        named("task", "Task", lambda answers: answers.task),
+        Column("method", "Method", "left", lambda answers: METHOD.field(answers.cell)),
         figure("items", "Items", show="{:,}".format),
         figure("accuracy", "Right [95\u00a0%]", show=share_to_a_tenth, bounds="accuracy_ci95"),
         compared("recovery", "Recovery [95\u00a0%]", show=share_to_a_tenth, bounds="recovery_ci95"),

@@ -1,6 +1,5 @@
 """The price of a saved byte: ΔPPL for each GB (or MB) saved, and one method's price against another's."""
 
-from collections.abc import Callable
 from functools import partial
 from itertools import combinations
 from typing import NamedTuple
@@ -9,27 +8,24 @@ import numpy
 
 from quantharm.common.statistics import jackknife_interval
 from quantharm.reporting.differences import Difference, is_measurable
-from quantharm.reporting.format import fixed, number, percent, signed, size_unit
+from quantharm.reporting.format import Bounds, fixed, number, percent, signed, size_unit
 from quantharm.reporting.ranking import beaten_by, front_of
 from quantharm.reporting.results import Cell, Results, window_losses
-from quantharm.reporting.tables.columns import CHANGE, CHANGE_CI95, COMPRESSION, METHOD, figure, perplexity_change, text
+from quantharm.reporting.tables.columns import CHANGE, COMPRESSION, METHOD, figure, perplexity_change, text
 from quantharm.reporting.tables.table import Column, Field, Table, figure_field, name_field, table_of, text_field
 
 
 def trade_off_table(results: Results) -> Table:
-    scale, unit = size_unit(results.baseline.row["weight_bytes"])
+    scale, unit = size_unit(results.baseline.weight_bytes)
     front = front_of(results)
 
-    def for_each_unit(key: str) -> Callable:
-        """A figure, or both ends of an interval, for each unit saved; None where nothing was saved."""
+    def saved(cell: Cell) -> float:
+        return cell.saved_bytes / scale
 
-        def price(cell: Cell):
-            saved, value = cell.row["saved_bytes"] / scale, cell.row[key]
-            if isinstance(value, list):
-                return [value[0] / saved, value[1] / saved] if saved > 0 else None
-            return per_saved(value, saved)
-
-        return price
+    def price(cell: Cell) -> tuple[float | None, Bounds]:
+        """The change of perplexity for each unit saved, with its interval; None where nothing was saved."""
+        bounds = cell.interval(CHANGE) if cell.saved_bytes > 0 else None
+        return per_saved(cell.figure(CHANGE), saved(cell)), bounds and [bound / saved(cell) for bound in bounds]
 
     def front_field(cell: Cell) -> Field:
         if cell.failed:
@@ -39,11 +35,8 @@ def trade_off_table(results: Results) -> Table:
         return text_field(f"no: {', '.join(beaten_by(results, cell.method))} is at most as large and measurably closer")
 
     def aside(cell: Cell) -> str:
-        bounds = cell.row[CHANGE_CI95]
+        bounds = cell.interval(CHANGE)
         return "" if bounds is None or is_measurable(bounds) else "no measurable price"
-
-    def saved(cell: Cell) -> float:
-        return cell.row["saved_bytes"] / scale
 
     per = f"for each {unit} saved"
     columns = [
@@ -55,11 +48,14 @@ def trade_off_table(results: Results) -> Table:
             f"{CHANGE}_per_{unit.lower()}",
             f"Perplexity change {per} [95\u00a0%]",
             partial(percent, decimals=3),
-            for_each_unit(CHANGE),
-            for_each_unit(CHANGE_CI95),
-            aside,
+            price,
+            aside=aside,
         ),
-        figure(f"kl_nats_per_{unit.lower()}", f"KL, nats {per}", of=for_each_unit("kl_nats_mean")),
+        figure(
+            f"kl_nats_per_{unit.lower()}",
+            f"KL, nats {per}",
+            of=lambda cell: per_saved(cell.figure("kl_nats_mean"), saved(cell)),
+        ),
     ]
     note = ""
     if not results.synthetic:  # who is on the front is a judgement of quality
@@ -89,8 +85,8 @@ def price_ratio(first: Cell, second: Cell, baseline: Cell) -> tuple[float, list[
     left out, and save something: the ratio of two noises means nothing.
     """
     for cell in (first, second):
-        bounds = cell.row[CHANGE_CI95]
-        if cell.row["saved_bytes"] <= 0 or not is_measurable(bounds) or bounds[0] <= 0:
+        bounds = cell.interval(CHANGE)
+        if cell.saved_bytes <= 0 or bounds is None or bounds[0] <= 0:
             return None
     reference = window_losses(baseline)
     targets = reference["targets"].to_numpy(float)
@@ -99,7 +95,7 @@ def price_ratio(first: Cell, second: Cell, baseline: Cell) -> tuple[float, list[
 
     def log_ratio(one, other, count):
         prices = [numpy.expm1(total / count) for total in (one, other)]
-        return numpy.log(prices[0] / first.row["saved_bytes"]) - numpy.log(prices[1] / second.row["saved_bytes"])
+        return numpy.log(prices[0] / first.saved_bytes) - numpy.log(prices[1] / second.saved_bytes)
 
     estimate = log_ratio(losses[0].sum(), losses[1].sum(), over)
     with numpy.errstate(invalid="ignore", divide="ignore"):  # without one window a price may vanish
@@ -147,7 +143,7 @@ def pair_of(first: Cell, second: Cell, results: Results) -> Pair:
 
 def trade_off_pairs_table(results: Results) -> Table:
     """Each pair of methods on the same windows and the same prompts."""
-    _, unit = size_unit(results.baseline.row["weight_bytes"])
+    _, unit = size_unit(results.baseline.weight_bytes)
     pairs = [pair_of(*two, results) for two in combinations([c for c in results.sized if c is not results.baseline], 2)]
     columns = [
         Column("method", "Method", "left", lambda pair: name_field(pair.first.method)),

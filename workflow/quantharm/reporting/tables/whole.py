@@ -24,14 +24,14 @@ from quantharm.reporting.tables.columns import (
     CHANGE,
     COMPRESSION,
     METHOD,
-    but_baseline,
     figure,
     mean_kl,
     perplexity_change,
     text,
+    verdict,
 )
 from quantharm.reporting.tables.cost import percent_of
-from quantharm.reporting.tables.table import Column, Field, Table, table_of, text_field, transposed, verdict_field
+from quantharm.reporting.tables.table import Column, Field, Table, table_of, text_field, transposed
 
 
 def belief(cell: Cell) -> Field:
@@ -55,7 +55,7 @@ def executive_table(results: Results) -> Table:
     columns = [
         METHOD,
         Column("believable", "Checks passed", "left", belief),
-        but_baseline(Column("harm", "Harm", "left", lambda cell: verdict_field(judged[cell.method].harm)), "reference"),
+        verdict("harm", "Harm", lambda cell: judged[cell.method].harm, baseline="reference"),
         perplexity_change(baseline="0 %", tone=tone("perplexity")),
         mean_kl(tone("kl")),
         figure("weight_bytes", "Weights loaded", size),
@@ -75,7 +75,7 @@ def executive_table(results: Results) -> Table:
 def harm_table(results: Results) -> Table:
     """Harm indicators, a row a method."""
     judged = judge_all(results)
-    whole = results.baseline.row["weight_bytes"]
+    whole = results.baseline.weight_bytes
 
     def success(cell: Cell) -> str:
         points, bounds = cell.changes["succeeded_points"]
@@ -83,14 +83,14 @@ def harm_table(results: Results) -> Table:
 
     columns = [
         METHOD,
-        Column("verdict", "Verdict", "left", lambda cell: verdict_field(judged[cell.method].harm)),
+        verdict("verdict", "Verdict", lambda cell: judged[cell.method].harm),
         figure(CHANGE, "Perplexity change", percent, tone=lambda cell: judged[cell.method].perplexity.level),
         figure("kl_nats_mean", "Mean KL, nats", tone=lambda cell: judged[cell.method].kl.level),
         figure(
             "saved_percent",
             "Memory saved",
             lambda value: f"{fixed(value, 1)}\u00a0%",
-            lambda cell: None if cell.served else 100 * cell.row["saved_bytes"] / whole,
+            lambda cell: None if cell.served else 100 * cell.saved_bytes / whole,
         ),
         COMPRESSION,
         text("success", "Success", lambda cell: f"{cell.row['succeeded']} of {cell.row['prompts']}", success, "right"),
@@ -106,7 +106,6 @@ def harm_table(results: Results) -> Table:
 
 def overall_table(results: Results) -> Table:
     """A figure a row, a method a column; changes against the baseline in brackets."""
-    reference = results.baseline.row
     use = best_use(results, judge_all(results))
     captured = any(cell.row["captured_decode_tokens_per_second_median"] for cell in results.cells)
 
@@ -120,7 +119,7 @@ def overall_table(results: Results) -> Table:
         return words
 
     def ratio(key: str):
-        return bracketed(lambda cell: percent_of(cell.row[key], reference[key]))
+        return bracketed(lambda cell: percent_of(cell.figure(key), results.baseline.figure(key)))
 
     def measured(name: str):
         return lambda cell: cell.changes[name][0] if name in cell.changes else None
