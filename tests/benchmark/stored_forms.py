@@ -20,7 +20,7 @@ import torch
 from decode import TOKENIZER, random_model
 from throughput import bare_forward, seconds_of
 
-from quantharm.common.provenance import memory_bytes
+from quantharm.common.memory import memory_bytes
 from quantharm.config.architectures import read_architecture
 from quantharm.logits import form_of_store, head_to_keep, make_trace, write_store
 from quantharm.models.loading import choose_device, quiet

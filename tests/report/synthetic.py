@@ -13,8 +13,9 @@ import pandas
 
 from quantharm.common.accuracy import Pairs, accuracy_interval, compare
 from quantharm.common.files import write_json, write_parquet
+from quantharm.common.medians import describe
 from quantharm.common.paired import flat
-from quantharm.common.statistics import category_intervals, describe, stratified_mean
+from quantharm.common.statistics import category_intervals, stratified_mean
 from quantharm.reporting.summary_row import summarise_cell, task_figures
 from quantharm.scoring.depth import kl_by_depth
 from quantharm.scoring.text_divergence import TextDivergence

@@ -12,7 +12,8 @@ from typing import cast
 
 from quantharm import engines
 from quantharm.common.files import read_json, replacing_folder, write_json
-from quantharm.common.provenance import memory_bytes, provenance
+from quantharm.common.memory import memory_bytes
+from quantharm.common.provenance import provenance
 from quantharm.common.records.quantization import (
     CheckpointMeasured,
     CheckpointRecord,

@@ -23,7 +23,7 @@ from quantharm.common.accuracy import (
     recovery_interval,
     smallest_detectable_change,
 )
-from quantharm.common.statistics import paired_share_interval
+from quantharm.common.shares import paired_share_interval
 
 Z = norm.ppf(0.975)
 

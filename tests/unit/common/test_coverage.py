@@ -8,13 +8,12 @@ import numpy
 import pytest
 from scipy.stats import binomtest
 
+from quantharm.common.medians import median_interval, median_ratio_interval
+from quantharm.common.shares import paired_share_interval
 from quantharm.common.statistics import (
     borrowed_intervals,
     category_intervals,
     mean_interval,
-    median_interval,
-    median_ratio_interval,
-    paired_share_interval,
     positive_interval,
     ratio_interval,
     symmetric_interval,

@@ -11,7 +11,7 @@ from quantharm.common.answers import (
     endings,
     loop_start,
 )
-from quantharm.common.statistics import share_interval
+from quantharm.common.shares import share_interval
 
 
 def by_search(tokens: list[int]) -> int | None:

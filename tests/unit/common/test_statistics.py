@@ -8,16 +8,14 @@ import numpy
 import pytest
 import scipy.stats
 
+from quantharm.common.medians import describe, median_interval, median_ratio_interval
+from quantharm.common.shares import paired_share_interval
 from quantharm.common.statistics import (
     category_intervals,
-    describe,
     holm,
     mean_interval,
     mean_of_means,
-    median_interval,
-    median_ratio_interval,
     p_value,
-    paired_share_interval,
     stratified_mean,
     weighted_mean_interval,
 )

@@ -5,7 +5,7 @@ import math
 import numpy
 import pytest
 
-from quantharm.common.statistics import describe, widened
+from quantharm.common.medians import describe, widened
 from quantharm.report import default_thresholds
 from quantharm.reporting.differences import change_of_medians, process_spread, prompts_spread, speed_changes
 from quantharm.reporting.judgement import decode_of, prefill_of, time_of

@@ -5,7 +5,8 @@ from typing import TypedDict
 import numpy
 
 from quantharm.common.records.summary import AnswerEndings
-from quantharm.common.statistics import Bounds, paired_share_interval, share_interval
+from quantharm.common.shares import paired_share_interval, share_interval
+from quantharm.common.statistics import Bounds
 
 LONG_TOKENS = 1_000  # fewer new tokens end before most loops begin
 SHORTEST_LOOP = 24  # tokens

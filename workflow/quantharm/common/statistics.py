@@ -1,23 +1,18 @@
-"""Means, medians and ratios with 95 % intervals that cover the truth 95 times in 100, with few values as well.
+"""Means and ratios with 95 % intervals that cover the truth 95 times in 100, with few values as well.
 
 The plain percentile bootstrap does not: it covers 80 % with two prompts in each of twelve categories and half with two
-values in all. So intervals are built from Student's t and from order statistics; tests/unit/common/test_coverage.py
-shows by simulation what they cover. A function gives None in place of an interval where nothing short covers.
+values in all. So intervals are built from Student's t here, from order statistics in medians.py, from the binomial
+distribution in shares.py. tests/unit/common/test_coverage.py shows by simulation what they cover. A function gives None
+in place of an interval where nothing short covers.
 """
 
 from collections.abc import Callable
 
 import numpy
 from numpy.typing import ArrayLike
-from scipy.special import (  # not scipy.stats, which takes half a second to import
-    bdtr,
-    betaincinv,
-    ndtri,
-    stdtr,
-    stdtrit,
-)
+from scipy.special import stdtr, stdtrit  # not scipy.stats, which takes half a second to import
 
-from quantharm.common.records.parts import MeanWithInterval, Repeated
+from quantharm.common.records.parts import MeanWithInterval
 
 Bounds = list[float] | None
 CONFIDENCE = 0.95
@@ -198,69 +193,3 @@ def weighted_mean_interval(sums: ArrayLike, counts: ArrayLike, transform: Callab
     if len(sums) < 2:
         return None
     return listed(*map(transform, ratio_interval(sums, counts)))
-
-
-def median_interval(values: ArrayLike) -> Bounds:
-    """Interval of the median between two order statistics: at least 95 % whatever the distribution.
-
-    The r-th smallest and the r-th largest, r as great as the binomial distribution allows (David and Nagaraja 2003,
-    Order Statistics, 7.1). None for fewer than six values: the smallest and largest of five cover 93.75 %.
-    """
-    array = numpy.sort(numpy.asarray(values, dtype=numpy.float64))
-    n = len(array)
-    rank = max((r for r in range(1, n // 2 + 1) if 2 * bdtr(r - 1, n, 0.5) <= 1 - CONFIDENCE), default=0)
-    return listed(array[rank - 1], array[n - rank]) if rank else None
-
-
-def median_ratio_interval(mine: ArrayLike, reference: ArrayLike, spread: float = 0.0) -> Bounds:
-    """95 % interval of median(mine) / median(reference), two sets of positive values that are not paired.
-
-    On a logarithmic scale from the two medians' intervals (MOVER: Donner and Zou 2012, Statistical Methods in Medical
-    Research 21:347). spread: half-width in ln that both sides bring whatever was repeated; added in quadrature.
-    """
-    sides = [(numpy.log(numpy.median(v)), median_interval(v)) for v in (mine, reference)]
-    if any(bounds is None for _, bounds in sides):
-        return None
-    (a, (low_a, high_a)), (b, (low_b, high_b)) = [(m, numpy.log(bounds)) for m, bounds in sides]
-    down = numpy.sqrt((a - low_a) ** 2 + (high_b - b) ** 2 + spread**2)
-    up = numpy.sqrt((high_a - a) ** 2 + (b - low_b) ** 2 + spread**2)
-    return listed(numpy.exp(a - b - down), numpy.exp(a - b + up))
-
-
-def widened(estimate: float, bounds: Bounds, spread: float) -> Bounds:
-    """Bounds of a ratio with a further relative half-width in quadrature; None stays None."""
-    if bounds is None:
-        return None
-    low, high = (numpy.hypot(bound - estimate, estimate * spread) for bound in bounds)
-    return listed(estimate - low, estimate + high)
-
-
-def paired_share_interval(gained: int, lost: int, total: int) -> Bounds:
-    """Interval of (gained - lost) / total, the change of a share over the same prompts (Bonett and Price 2012).
-
-    Their adjusted Wald interval adds one prompt to each count, so that no change in few prompts is not certainty.
-    """
-    if total < 2:
-        return None
-    change = (gained - lost) / (total + 2)
-    half = ndtri(0.5 + CONFIDENCE / 2) * numpy.sqrt((gained + lost + 2) / (total + 2) - change**2)
-    half /= numpy.sqrt(total + 2)
-    return listed(max(-1.0, change - half), min(1.0, change + half))
-
-
-def share_interval(part: int, whole: int) -> Bounds:
-    """95 % interval of a share; covers with few values, and where none or all count (Clopper and Pearson 1934)."""
-    tail = (1 - CONFIDENCE) / 2
-    low = betaincinv(part, whole - part + 1, tail) if part else 0.0
-    return listed(low, betaincinv(part + 1, whole - part, 1 - tail) if part < whole else 1.0)
-
-
-def describe(values: ArrayLike) -> Repeated:
-    """{median, p90, ci95 (of the median), values} of repeated timings."""
-    array = numpy.asarray(values, dtype=numpy.float64)
-    return {
-        "median": float(numpy.median(array)),
-        "p90": float(numpy.quantile(array, 0.9)),
-        "ci95": median_interval(array),
-        "values": [float(v) for v in array],
-    }

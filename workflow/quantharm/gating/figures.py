@@ -5,7 +5,7 @@ from dataclasses import replace
 from quantharm.common.answers import LONG_TOKENS
 from quantharm.common.constants import TEXT_CATEGORY
 from quantharm.common.records.tasks import AllTasks
-from quantharm.common.statistics import share_interval
+from quantharm.common.shares import share_interval
 from quantharm.config.engines import NO_WEIGHTS
 from quantharm.gating.limits import Limit
 from quantharm.gating.verdicts import Figure

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy
 
-from quantharm.common import statistics
+from quantharm.common import medians, shares, statistics
 from quantharm.common.constants import TEXT_CATEGORY
 from quantharm.common.files import read_parquet
 from quantharm.common.records.generation import BenchmarkRecord, GenerationRecord
@@ -79,9 +79,9 @@ def prompt_changes(mine: Path, baseline: Path, spread: float) -> Changes:
     tokens = (both["new_tokens"] - both["new_tokens_baseline"]).to_numpy(float)
     now, before = both["succeeded"].astype(bool), both["succeeded_baseline"].astype(bool)
     gained, lost = int((now & ~before).sum()), int((before & ~now).sum())
-    share = statistics.paired_share_interval(gained, lost, len(both))
+    share = shares.paired_share_interval(gained, lost, len(both))
     return {
-        "seconds_percent": in_percent(ratio, statistics.widened(ratio, interval, spread)),
+        "seconds_percent": in_percent(ratio, medians.widened(ratio, interval, spread)),
         "new_tokens": (float(tokens.mean()), statistics.weighted_mean_interval(tokens, numpy.ones(len(both)))),
         "succeeded_points": (100.0 * (gained - lost) / len(both), share and [100 * bound for bound in share]),
     }
@@ -143,7 +143,7 @@ def process_spread(percent: float, other: float | None = None) -> float:
 def change_of_medians(mine: list[float], reference: list[float], spread: float) -> tuple[float, Bounds]:
     """(percent, interval) of the ratio of two medians of repetitions; spread: as process_spread gives it."""
     ratio = float(numpy.median(mine) / numpy.median(reference))
-    return in_percent(ratio, statistics.median_ratio_interval(mine, reference, spread))
+    return in_percent(ratio, medians.median_ratio_interval(mine, reference, spread))
 
 
 def in_percent(ratio: float, bounds: Bounds) -> tuple[float, Bounds]:

@@ -14,7 +14,7 @@ import torch
 from tqdm import tqdm
 
 from quantharm.common.errors import UserError
-from quantharm.common.provenance import forget_device_peaks, memory_bytes
+from quantharm.common.memory import forget_device_peaks, memory_bytes
 from quantharm.common.records.generation import AnswersCheck
 from quantharm.common.records.parts import Memory
 from quantharm.common.text import context_length
@@ -39,7 +39,7 @@ class Answers:
     decoding: str  # captured or eager
     reason: str | None  # why they are not captured
     check: AnswersCheck | None  # of captured ones: tokens, and how many of them one forward pass chooses as well
-    memory: Memory | None  # as provenance.memory_bytes says, while answering; None of a model behind an address
+    memory: Memory | None  # as memory_bytes says, while answering; None of a model behind an address
 
 
 def answer_suite(

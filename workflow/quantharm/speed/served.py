@@ -14,8 +14,8 @@ from tqdm import tqdm
 
 from quantharm.common.errors import UserError
 from quantharm.common.files import read_json, write_json
+from quantharm.common.medians import describe
 from quantharm.common.records.generation import BatchRecord, BenchmarkRecord, PrefillRecord
-from quantharm.common.statistics import describe
 from quantharm.common.text import context_length
 from quantharm.speed.batches import MOST_TOKENS, NOT_MEASURED, REPETITIONS
 from quantharm.speed.decoding import Continuation, Stopped, never, why_ended

@@ -1,6 +1,6 @@
 """The clock around prefill and decode: repetitions of a batch of prompts of one length, batch 1 included.
 
-Each gives medians with intervals and all values (statistics.describe). Rates count the tokens of all sequences.
+Each gives medians with intervals and all values (medians.describe). Rates count the tokens of all sequences.
 """
 
 import time
@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 import torch
 
+from quantharm.common.medians import describe
 from quantharm.common.records.generation import Captured, Eager, FastestCaptured, PrefillRecord
-from quantharm.common.statistics import describe
 from quantharm.speed.cuda_graph import captured_decoder
 from quantharm.speed.decoding import decode_one_token, prefill
 from quantharm.speed.device_meters import EnergyMeter, ProcessorWait, synchronise

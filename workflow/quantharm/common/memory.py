@@ -1,0 +1,35 @@
+"""Memory of a stage's process and of the device that it uses."""
+
+import resource
+
+from quantharm.common.records.parts import Memory
+
+
+def forget_device_peaks(device: str) -> None:
+    """Peaks of a GPU's memory count from here on; after loading, so that they are of what is measured."""
+    if device.startswith("cuda"):
+        import torch
+
+        torch.cuda.empty_cache()
+        for i in range(torch.cuda.device_count()):
+            torch.cuda.reset_peak_memory_stats(i)
+
+
+def memory_bytes(device: str) -> Memory:
+    """Memory of this process: now allocated, peak allocated and peak reserved on the device; peak resident on the host.
+
+    Peaks of a device count from the last `forget_device_peaks`. On a CPU the peak resident set of the process stands
+    for them, with loading.
+    """
+    host_peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    if not device.startswith("cuda"):
+        return {"peak_bytes": host_peak, "host_peak_bytes": host_peak}
+    import torch
+
+    gpus = range(torch.cuda.device_count())
+    return {
+        "allocated_bytes": sum(torch.cuda.memory_allocated(i) for i in gpus),
+        "reserved_bytes": sum(torch.cuda.max_memory_reserved(i) for i in gpus),
+        "peak_bytes": sum(torch.cuda.max_memory_allocated(i) for i in gpus),
+        "host_peak_bytes": host_peak,
+    }
