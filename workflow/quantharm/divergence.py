@@ -43,7 +43,7 @@ def main() -> None:
     figures = summarise(rows, read_json(arguments.perplexity) if arguments.perplexity else None)
     shown = cell.shows_top_tokens
     sequences = sequences_of(trace)
-    result: DivergenceRecord = {
+    divergence: DivergenceRecord = {
         **cell.names(),
         **figures,
         "kl_is_lower_bound": shown is not None,
@@ -63,11 +63,11 @@ def main() -> None:
         "timing": timing.record(),
         "provenance": cell.provenance(),
     }
-    write_json(arguments.output, result)
+    write_json(arguments.output, divergence)
     cell.finished()
     print(
-        f"{cell.title}: KL {'≥ ' if shown else ''}{result['kl_nats']['mean']:.3g} nats, "
-        f"top-1 agreement {result['top1_agreement']:.2%} over {result['positions']:,} positions"
+        f"{cell.title}: KL {'≥ ' if shown else ''}{divergence['kl_nats']['mean']:.3g} nats, "
+        f"top-1 agreement {divergence['top1_agreement']:.2%} over {divergence['positions']:,} positions"
     )
 
 

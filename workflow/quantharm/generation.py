@@ -49,23 +49,23 @@ def check_benchmark(model, prompt_tokens: int, new_tokens: int) -> None:
         )
 
 
-def row_of(tokenizer, prompt: Prompt, ids: list[int], result: Continuation, decoding: str) -> GenerationRow:
-    text = tokenizer.decode(result.token_ids, skip_special_tokens=True)
-    degenerate = is_degenerate(result.token_ids)
+def row_of(tokenizer, prompt: Prompt, ids: list[int], continuation: Continuation, decoding: str) -> GenerationRow:
+    text = tokenizer.decode(continuation.token_ids, skip_special_tokens=True)
+    degenerate = is_degenerate(continuation.token_ids)
     return {
         "prompt_id": prompt["id"],
         "category": prompt["category"],
         "prompt_token_ids": ids,
-        "token_ids": result.token_ids,
+        "token_ids": continuation.token_ids,
         "text": text,
         "decoding": decoding,
-        "new_tokens": len(result.token_ids),
-        "seconds": result.seconds,
-        "time_to_first_token_seconds": result.time_to_first_token_seconds,
-        "stop_reason": result.stop_reason,
-        "finite": result.finite,
+        "new_tokens": len(continuation.token_ids),
+        "seconds": continuation.seconds,
+        "time_to_first_token_seconds": continuation.time_to_first_token_seconds,
+        "stop_reason": continuation.stop_reason,
+        "finite": continuation.finite,
         "degenerate": degenerate,
-        "succeeded": bool(result.token_ids) and result.finite and not degenerate,
+        "succeeded": bool(continuation.token_ids) and continuation.finite and not degenerate,
         "correct": judge(text, prompt.get("answer")),
     }
 
@@ -135,8 +135,8 @@ def main() -> None:
     ]
     table = pandas.DataFrame(rows).astype({"correct": "boolean"})
     write_parquet(arguments.rows, table)
-    result = summarise(table)
-    assert all(math.isfinite(v) for v in result.values() if isinstance(v, int | float))
+    figures = summarise(table)
+    assert all(math.isfinite(v) for v in figures.values() if isinstance(v, int | float))
     record: GenerationRecord = {
         **cell.names(),
         "suite": str(arguments.prompts),
@@ -144,7 +144,7 @@ def main() -> None:
         "prompts_per_category": arguments.prompts_per_category,
         "max_new_tokens": arguments.max_new_tokens,
         **chat.asked(tokenizer, asking, encoded),
-        **result,
+        **figures,
         "decoding": answers.decoding,
         "decoding_reason": answers.reason,
         "decoding_check": answers.check,
@@ -159,7 +159,7 @@ def main() -> None:
     write_json(arguments.output, record)
     cell.finished()
     print(
-        f"{cell.title}: {result['succeeded']} of {result['prompts']} prompts succeeded, "
+        f"{cell.title}: {figures['succeeded']} of {figures['prompts']} prompts succeeded, "
         f"{speed['decode_tokens_per_second']['median']:.1f} tokens a second when decoding"
     )
 

@@ -123,8 +123,8 @@ def judge_cell(arguments) -> CellIntegrity:
     for checked in (files, signed):
         if checked and not checked["verified"]:
             findings.append(f"files: {checked['explanation']}")
-    said = [(signed or files)["explanation"], scan["explanation"]]
-    said += [dequantized["explanation"]] if dequantized else []
+    explanations = [(signed or files)["explanation"], scan["explanation"]]
+    explanations += [dequantized["explanation"]] if dequantized else []
     return {
         "model": cell["model"],
         "method": cell["method"],
@@ -135,7 +135,7 @@ def judge_cell(arguments) -> CellIntegrity:
         "scan": scan,
         "if_dequantized": dequantized,
         "verified": not findings,
-        "explanation": "; ".join(findings or said),
+        "explanation": "; ".join(findings or explanations),
     }
 
 

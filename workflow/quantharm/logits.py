@@ -183,7 +183,7 @@ def main() -> None:
     size = arguments.output.stat().st_size
     positions = int(sum(len(ids) - first for ids, first in zip(trace["token_ids"], trace["first_target"], strict=True)))
     width = form["hidden_states"]["width"] if head else vocabulary
-    result: LogitsRecord = {
+    store_record: LogitsRecord = {
         "model": record["model"],
         "stored": form["stored"],
         "reason": reason,
@@ -197,7 +197,7 @@ def main() -> None:
         "timing": timing.record(),
         "provenance": cell.provenance(),
     }
-    write_json(arguments.record, result)
+    write_json(arguments.record, store_record)
     print(
         f"{record['model']}: {positions:,} positions × {width:,} {form['stored'].replace('_', ' ')}, "
         f"{size / 1e6:.1f} MB, {size / positions / width:.4f} bytes an entry"

@@ -178,14 +178,14 @@ def corrected(family: Mapping[Hashable, Figures]) -> dict[Hashable, Figures]:
     Adds `mcnemar_p_holm`, and `smallest_detectable_difference_corrected`: at 5 % ÷ their number, where Holm begins.
     """
     adjusted = holm({key: figures["mcnemar_p"] for key, figures in family.items()})
-    result = {}
+    all_corrected = {}
     for key, figures in family.items():
         flips = figures["flips"]
         assert flips is not None  # a comparison has some
-        told = figures.copy()
-        told["mcnemar_p_holm"] = adjusted[key]
-        told["smallest_detectable_difference_corrected"] = smallest_detectable_change(
+        with_correction = figures.copy()
+        with_correction["mcnemar_p_holm"] = adjusted[key]
+        with_correction["smallest_detectable_difference_corrected"] = smallest_detectable_change(
             figures["items"], flips, LEVEL / len(family)
         )
-        result[key] = told
-    return result
+        all_corrected[key] = with_correction
+    return all_corrected

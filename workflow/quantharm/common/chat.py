@@ -75,7 +75,7 @@ def render(tokenizer, prompt: str, asking: Asking) -> str:
     """The template's text of a prompt; its content as a text, or in parts where the template wants that."""
     from jinja2 import TemplateError
 
-    told = dict.fromkeys(SWITCHES, asking.thinking)
+    switches = dict.fromkeys(SWITCHES, asking.thinking)
     reason = "its text does not hold the prompt"
     for in_parts in (False, True):
         messages = [
@@ -85,7 +85,7 @@ def render(tokenizer, prompt: str, asking: Asking) -> str:
         ]
         try:
             with today(asking.template_date):
-                text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **told)
+                text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **switches)
         except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
             reason = reason if in_parts else " ".join(str(error).split())[:200] or type(error).__name__
             continue

@@ -34,8 +34,8 @@ def counted(number: int, what: str, one: str, more: str) -> str:
 
 
 def in_words(faults: dict[str, list[str]]) -> str:
-    said = [f"{kind}: {', '.join(names[:10])}" for kind, names in faults.items() if names]
-    return "; ".join(said) or "the files differ from the manifest"
+    parts = [f"{kind}: {', '.join(names[:10])}" for kind, names in faults.items() if names]
+    return "; ".join(parts) or "the files differ from the manifest"
 
 
 def verify_recorded(folder: Path, files: list[WeightFile]) -> Files:

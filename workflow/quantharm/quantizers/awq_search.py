@@ -41,18 +41,18 @@ def packed_linear(linear: torch.nn.Linear, group_size: int, scales: torch.Tensor
     from awq.modules.linear import WQLinear_GEMM
 
     device = linear.weight.device
-    result = WQLinear_GEMM(4, group_size, linear.in_features, linear.out_features, linear.bias is not None, device)
-    result.scales = scales.clone().half()
+    layer = WQLinear_GEMM(4, group_size, linear.in_features, linear.out_features, linear.bias is not None, device)
+    layer.scales = scales.clone().half()
     if linear.bias is not None:
-        result.bias = linear.bias.clone().half()
+        layer.bias = linear.bias.clone().half()
 
     def by_input(groups: torch.Tensor) -> torch.Tensor:  # [groups, outputs] → [inputs, outputs]
         return groups.repeat_interleave(group_size, dim=0)
 
-    codes = torch.round((linear.weight.data.t() + by_input(zeros * scales)) / by_input(result.scales))
-    result.qweight = pack(codes)
-    result.qzeros = pack(zeros)
-    return result
+    codes = torch.round((linear.weight.data.t() + by_input(zeros * scales)) / by_input(layer.scales))
+    layer.qweight = pack(codes)
+    layer.qzeros = pack(zeros)
+    return layer
 
 
 def repaired_quantizer():

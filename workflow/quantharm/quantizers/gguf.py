@@ -89,7 +89,7 @@ def quantize(
     converter, quantizer = tools()
     refuse_unsafe(Path(source["path"]), source["allow_pickle"], trust_remote_code=False)
     check_whole(Path(source["path"]), trust_remote_code=False)
-    made: QuantizerOutput = {}
+    record: QuantizerOutput = {}
     with tempfile.TemporaryDirectory(dir=output.parent) as temporary, source_as_expected(source) as folder:
         whole, importance = Path(temporary) / "whole.gguf", []
         outtype = {"bfloat16": "bf16", "float16": "f16", "float32": "f32"}[dtype]
@@ -103,18 +103,18 @@ def quantize(
             write_importance(matrix, path)
             importance = ["--imatrix", str(path)]
             reached = positions // settings["calibration_tokens"]
-            made["calibration"] = calibration_record(packed, settings, calibration, reached, positions)
+            record["calibration"] = calibration_record(packed, settings, calibration, reached, positions)
         kept = ["--output-tensor-type", settings["head_type"].lower()]
         kept += ["--token-embedding-type", settings["embedding_type"].lower()]
         kept += MAINLINE.get(settings["type"], [])
         files = [str(whole), str(output / FILE), settings["type"], "2"]
-        said = run_tool([str(quantizer), *importance, *kept, *files], "llama-quantize")
-        if foreign := in_types_of_the_fork(said):  # llama.cpp takes Q5_1 there
+        log = run_tool([str(quantizer), *importance, *kept, *files], "llama-quantize")
+        if foreign := in_types_of_the_fork(log):  # llama.cpp takes Q5_1 there
             kept += ["--custom-q", ",".join(f"{re.escape(name)}=q5_1" for name in foreign)]
             run_tool([str(quantizer), *importance, *kept, *files], "llama-quantize")
     check_types(output / FILE)
     shutil.copyfile(Path(source["path"]) / "config.json", output / "config.json")
-    return made
+    return record
 
 
 def load(folder: Path, settings: Settings, source: SourceRecord, dtype: str, device: str, gpus: int) -> Any:

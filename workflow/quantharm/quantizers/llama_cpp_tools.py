@@ -73,23 +73,26 @@ def source_as_expected(source: SourceRecord) -> Iterator[Path]:
         yield Path(temporary)
 
 
-def run_tool(words: list[str], what: str) -> str:
-    """Runs a tool, its words to the log, and returns them; raises UserError with the last of them where it fails."""
-    ran = subprocess.run(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+def run_tool(command: list[str], what: str) -> str:
+    """Runs a command, prints its output and returns it; raises UserError with the last line of it where it fails.
+
+    what: the subject of that error, as in `the conversion to GGUF failed`.
+    """
+    ran = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
     print(ran.stdout, flush=True)
     if ran.returncode:
-        said = [line for line in ran.stdout.splitlines() if line.strip()]
-        raise UserError(f"{what} failed ({said[-1].strip() if said else f'exit code {ran.returncode}'}); see the log")
+        lines = [line for line in ran.stdout.splitlines() if line.strip()]
+        raise UserError(f"{what} failed ({lines[-1].strip() if lines else f'exit code {ran.returncode}'}); see the log")
     return ran.stdout
 
 
-def in_types_of_the_fork(said: str) -> list[str]:
-    """Tensors that llama-quantize said it gives Q6_0, its fork's choice for rows that Q5_K does not fit."""
+def in_types_of_the_fork(log: str) -> list[str]:
+    """Tensors that the fork's llama-quantize gives Q6_0, its choice where Q5_K does not fit; log: its output."""
     names: list[str] = []
     tensor = ""
-    for line in said.splitlines():
-        named = TENSOR.match(line)
-        tensor = named[1] if named else tensor
+    for line in log.splitlines():
+        begins = TENSOR.match(line)
+        tensor = begins[1] if begins else tensor
         if "converting to q6_0" in line:
             names.append(tensor)
     return names

@@ -75,22 +75,22 @@ def scan_folder(folder: Path) -> FolderScan:
         storage = read_storage(folder)
         samples = read_matrices(folder, storage.floats)
     matrices = scan_matrices(samples)
-    result = scan_model(matrices)
-    if storage.packed and result["verdict"] != "dequantized":
+    scan = scan_model(matrices)
+    if storage.packed and scan["verdict"] != "dequantized":
         how = storage.claim or "integers or 8-bit floats with scales"
         most = len(storage.packed) >= len(storage.floats)
         of = len(storage.packed) + len(storage.floats)
-        result["verdict"] = "packed" if most else "partly packed"
-        result["method"] = how
-        result["explanation"] = f"{len(storage.packed)} of {of} matrices are openly stored as quantized ({how})" + (
-            f"; of those in plain floats: {result['explanation']}" if matrices else ""
+        scan["verdict"] = "packed" if most else "partly packed"
+        scan["method"] = how
+        scan["explanation"] = f"{len(storage.packed)} of {of} matrices are openly stored as quantized ({how})" + (
+            f"; of those in plain floats: {scan['explanation']}" if matrices else ""
         )
     if storage.findings:
-        result["explanation"] += f"; {'; '.join(storage.findings)}"
+        scan["explanation"] += f"; {'; '.join(storage.findings)}"
     if storage.foreign:
-        result["explanation"] += f"; left out, as the architecture lacks them: {listed(storage.foreign)}"
+        scan["explanation"] += f"; left out, as the architecture lacks them: {listed(storage.foreign)}"
     return {
-        **result,
+        **scan,
         "matrices_packed": len(storage.packed),
         "foreign_matrices": len(storage.foreign),
         "findings": storage.findings,
@@ -112,7 +112,7 @@ def scan_dequantized(record: QuantizationRecord, device: str) -> DequantizedScan
         sample_matrix(m.name, dequantize().to(stored), m.rows, m.columns, stored)
         for m, dequantize in spread(known, min(DEQUANTIZED_MATRICES, len(known)))
     )
-    result = scan_model(scanned)
-    noticed = result["verdict"] == "dequantized"
-    words = f"dequantized and handed on, it would {'' if noticed else 'not '}be noticed: {result['explanation']}"
-    return {**result, "explanation": words, "matrices_of_checkpoint": len(matrices), "matrices": scanned}
+    scan = scan_model(scanned)
+    noticed = scan["verdict"] == "dequantized"
+    words = f"dequantized and handed on, it would {'' if noticed else 'not '}be noticed: {scan['explanation']}"
+    return {**scan, "explanation": words, "matrices_of_checkpoint": len(matrices), "matrices": scanned}
