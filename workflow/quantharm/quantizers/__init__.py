@@ -40,7 +40,10 @@ class Quantizer(Protocol):
         output: Path,
         calibration: Path | None,
     ) -> QuantizerOutput:
-        """Writes the checkpoint folder `output`; returns keys for quantization.json. calibration: a text file."""
+        """Writes the checkpoint folder `output`; returns keys for quantization.json.
+
+        calibration: a text file; None for a method that does not calibrate.
+        """
         ...
 
     def load(self, folder: Path, settings: Settings, source: SourceRecord, dtype: str, device: str, gpus: int) -> Any:
@@ -48,7 +51,7 @@ class Quantizer(Protocol):
         ...
 
     def inspect(self, name: str, module: Any, checkpoint: Path) -> "QuantizedMatrix | None":
-        """What one of its own linear layers is and stands for; None for any other module."""
+        """The record of one of its own linear layers, None for any other module; name: the one in the file."""
         ...
 
 
@@ -61,7 +64,7 @@ class RoundsToGrid(Protocol):
 
 @runtime_checkable
 class RefusesConfigs(Protocol):
-    """A quantizer that some models' config.json rules out, before any job."""
+    """A quantizer that cannot take some models, as their config.json shows before any job."""
 
     def conflict(self, settings: Settings, checkpoint_config: "CheckpointConfig") -> str | None:
         """Why a model cannot be quantized this way; None where it may."""
@@ -70,7 +73,7 @@ class RefusesConfigs(Protocol):
 
 @runtime_checkable
 class RefusesModels(Protocol):
-    """A quantizer that some models' modules rule out, before their weights are loaded."""
+    """A quantizer that cannot take some models, as their modules show before weights are loaded."""
 
     def unsupported(self, model: Any, settings: Settings) -> str | None:
         """Why a model, on the meta device, cannot be quantized this way; None where it may."""
@@ -79,29 +82,30 @@ class RefusesModels(Protocol):
 
 @runtime_checkable
 class Calibrates(Protocol):
-    """A quantizer that looks at text. Its record's `calibration` says what reached it."""
+    """A quantizer that reads a calibration text; `calibration` in its record counts the samples that reached it."""
 
     def calibration_samples(
         self, tokenizer: Any, text: str, settings: Settings, model_type: str | None = None
     ) -> list[list[int]]:
-        """The token ids of its samples, drawn again from the text: what the check `calibration` looks at."""
+        """The token ids of its samples, drawn again from the text for the check `calibration`."""
         ...
 
 
 @runtime_checkable
 class NeedsPackages(Protocol):
-    """A quantizer whose packages are not in the evaluation environment, but in a folder that its cells alone see."""
+    """A quantizer whose packages lie in a folder that only its cells see, not in the evaluation environment."""
 
-    PACKAGES: str  # a file in envs/, without .txt: pins of every package, since none is brought by another
+    PACKAGES: str  # a file in envs/, without .txt, that pins every package that it needs
 
 
 @runtime_checkable
 class ComputesInFloat32(Protocol):
-    """A quantizer whose layers need more than float32 copies of 16-bit tensors to multiply in float32 on a CPU."""
+    """A quantizer whose layers need help of its own to multiply in float32 on a CPU."""
 
-    def compute_in_float32(self, model: Any) -> None: ...
+    def compute_in_float32(self, model: Any) -> None:
+        """Has a loaded model multiply in float32; casting its 16-bit tensors would not do."""
 
 
 def quantizer_named(name: str) -> Quantizer:
-    """The quantizer's module; ModuleNotFoundError where there is none of that name."""
+    """The module of a quantizer; raises ModuleNotFoundError where there is none of that name."""
     return cast(Quantizer, importlib.import_module(f"quantharm.quantizers.{name}"))

@@ -1,15 +1,13 @@
 """Does each part of a quantized matrix still stand for the original's weights?
 
-A kernel computes faithfully with a scale that is wrong in the file, so the check `kernel` cannot see it. But the model
-that was quantized is at hand: the dequantized matrix is compared with its weights, 32 columns of a row at a time. What
-rounding costs is alike in all of these parts; where one scale, zero point or run of codes is wrong, the error is many
-times that.
+A kernel computes faithfully with a scale that is wrong in the file, so the check `kernel` cannot see it. Here the
+dequantized matrix is compared with the weights of the model that was quantized, 32 columns of a row at a time. The
+rounding error is alike in all of these parts; a wrong scale, zero point or run of codes makes it many times larger.
 
-Rounding costs the same share of a group's weights where groups have scales of their own, the same share of a row's
-largest weight where rows have, of the matrix's where it has one. A part is only called wrong by the mildest of these
-three measures. Methods that rescale channels before they round (AWQ, SmoothQuant) change the norms as well; then the
-factor of each row and column is taken out first. Matrices that are nothing like the original's (rotated ones, or
-another model's) cannot be compared.
+The error is divided by the part's own norm, by the row's largest weight and by the matrix's largest weight, since
+formats share a scale over a group, a row or a matrix; the smallest of the three ratios counts. Methods that rescale
+channels before they round (AWQ, SmoothQuant) change the norms as well: then the factor of each row and column is
+divided out first. Matrices that are nothing like the original's (rotated ones, or another model's) are not compared.
 """
 
 import math
@@ -24,19 +22,19 @@ from quantharm.quantizers.formats.files import Headers, headers_of_files, read_p
 
 PART = 32  # columns
 FACTOR_LIMIT = 16.0  # times the matrix's median error; sound parts reach 6.4 (tests/benchmark/wrong_scales.csv)
-LEAST_ERROR = 0.3  # of a part's weights; below, nothing is wrong with it
-GAIN_LIMIT = 1.5  # of a whole matrix, or its inverse
+LEAST_ERROR = 0.3  # of the norm of a part's weights; a part below it is not called wrong
+GAIN_LIMIT = 1.5  # norm of a matrix over the original's, at most; at least 1 over this
 LEAST_COSINE = 0.5  # between a matrix and the original's
 SHOWN_FAULTS = 3
-FACTOR_WEIGHTS = 256  # of a column or row, that its factor is taken from
+FACTOR_WEIGHTS = 256  # of a column or row, from which its factor is estimated
 RESCALED = 0.01  # relative change of a norm's weight
 
 
 class Worst(NamedTuple):
-    """The part of a matrix that is farthest from the original's weights, beside what rounding explains."""
+    """The part of a matrix whose error exceeds the matrix's usual rounding error by the largest factor."""
 
-    factor: float  # of its error over the matrix's median error, by the mildest measure
-    gain: float  # by which its weights are multiplied
+    factor: float  # its error over the matrix's median error, by the mildest measure
+    gain: float  # norm of the part over the original's
     row: int
     column: int  # the first of the part, in the order of the groups
     matrix_gain: float  # norm of the matrix over the original's
@@ -44,7 +42,10 @@ class Worst(NamedTuple):
 
 
 def stored_by_inputs(headers: dict[str, Headers], matrices: list) -> bool:
-    """Whether the original stores matrices as [inputs, outputs], as GPT-2's Conv1D does; square ones do not tell."""
+    """Whether the original stores matrices as [inputs, outputs], as GPT-2's Conv1D does.
+
+    Seen on the matrices that are not square.
+    """
     stored = (
         (headers.get(matrix.name, {}).get("weight"), matrix) for matrix in matrices if matrix.rows != matrix.columns
     )
@@ -56,7 +57,7 @@ def original_weight(
 ) -> torch.Tensor | None:
     """The original's matrix [rows, columns] float32 of the module `name`; None where the files hold none of it.
 
-    by_inputs: what stored_by_inputs says, for square matrices.
+    by_inputs: whether a square matrix is stored as [inputs, outputs] (stored_by_inputs).
     """
     stored = headers.get(name, {}).get("weight")
     if stored is None and (expert := ONE_EXPERT.match(f"{name}.")):
@@ -69,7 +70,7 @@ def original_weight(
 
 
 def original_expert(headers, name: str, experts: str, index: int, rows: int, columns: int) -> torch.Tensor | None:
-    """One expert's matrix where the original stores it under another name, or in one tensor with the others'."""
+    """One expert's matrix where the original stores it under another name, or in one tensor with other experts."""
     kind = name.rpartition(".")[2]
     stored = headers.get(published_name(name), {}).get("weight")
     if stored is not None and stored.shape == (rows, columns):
@@ -86,7 +87,7 @@ def original_expert(headers, name: str, experts: str, index: int, rows: int, col
 
 
 def is_rescaled(model, headers: dict[str, Headers]) -> bool:
-    """Whether a norm's weights differ from the original's: channels were then rescaled before rounding."""
+    """Whether a norm's weights differ from the original's, as they do where channels were rescaled before rounding."""
     for name, parameter in model.named_parameters():
         stored = headers.get(name.rpartition(".")[0], {}).get("weight")
         if not name.endswith("norm.weight") or parameter.dim() != 1 or stored is None:
@@ -98,9 +99,9 @@ def is_rescaled(model, headers: dict[str, Headers]) -> bool:
 
 
 def without_factors(dequantized: torch.Tensor, original: torch.Tensor) -> torch.Tensor:
-    """The original with each column, then each row, multiplied by the factor that it has in the dequantized matrix.
+    """The original with each column, then each row, multiplied by its factor in the dequantized matrix.
 
-    The median over its stronger weights, so that some that are wrong do not move it.
+    The factor is the median ratio over the stronger weights, so a few wrong weights do not move it.
     """
     for dimension in (0, 1):
         length = original.shape[dimension]
@@ -113,13 +114,13 @@ def without_factors(dequantized: torch.Tensor, original: torch.Tensor) -> torch.
 
 
 def norms_of_parts(matrix: torch.Tensor) -> torch.Tensor:
-    """[rows, columns] → [rows, ⌈columns / PART⌉]."""
+    """Norm of each run of PART columns of a row: [rows, columns] → [rows, ⌈columns / PART⌉]."""
     padded = torch.nn.functional.pad(matrix, (0, -matrix.shape[1] % PART))
     return padded.unflatten(1, (-1, PART)).norm(dim=2)
 
 
 def worst_part(dequantized: torch.Tensor, original: torch.Tensor) -> Worst:
-    """dequantized, original: [rows, columns] float32, columns of a group side by side."""
+    """The worst part of a matrix; dequantized, original: [rows, columns] float32, a group's columns side by side."""
     error, held, own = (norms_of_parts(m) for m in (dequantized - original, dequantized, original))
     error = error.nan_to_num(math.inf)
     peaks = original.abs()
@@ -144,7 +145,7 @@ def worst_part(dequantized: torch.Tensor, original: torch.Tensor) -> Worst:
 
 
 def compare(model, matrices: list, source: Path) -> dict[str, Worst]:
-    """{matrix: its worst part}, of those whose original is found in the folder `source`."""
+    """{matrix: its worst part}, for the matrices whose original lies in the folder `source`."""
     from quantharm.quantizers.quantized_layers import stored_name
 
     headers = headers_of_files(weight_files(source))
@@ -166,7 +167,10 @@ def compare(model, matrices: list, source: Path) -> dict[str, Worst]:
 
 
 def judge(model, matrices: list, source: Path) -> tuple[bool | None, float | None, str]:
-    """(whether every part stands for the original's weights, the worst factor, why); None where it cannot be told."""
+    """(whether every part stands for the original's weights, the worst factor, the explanation).
+
+    The first two are None where nothing can be compared.
+    """
     if not matrices:
         return None, None, "nothing is quantized in this cell"
     worst_parts = compare(model, matrices, source)

@@ -1,7 +1,7 @@
 """AutoRound (Cheng et al. 2024) by auto-round: rounding up or down, and clipping, learned by signed gradient descent.
 
-Whether each weight is rounded up is tuned layer by layer so that the layer's output on the calibration text changes
-least. `iterations: 0` rounds to nearest. What is written is GPTQ's layout (whole bits) or compressed-tensors (floats).
+Each weight is rounded up or down such that its layer's output on the calibration text changes least, layer by layer.
+`iterations: 0` rounds to nearest. Integers are written in GPTQ's layout, floats as compressed-tensors.
 """
 
 import contextlib
@@ -66,6 +66,7 @@ SETTINGS: SettingsSchema = {
 
 
 def grid(settings: Settings) -> str | None:
+    """The grid of round-to-nearest, None where this project has none for the scheme."""
     return f"int4-{settings['group_size']}" if settings["scheme"] == "W4A16" else None
 
 
@@ -74,7 +75,7 @@ def conflict(settings: Settings, checkpoint_config: "CheckpointConfig") -> str |
 
 
 def unsupported(model, settings: Settings) -> str | None:
-    """model: on the meta device."""
+    """Asked of a model on the meta device."""
     from quantharm.quantizers.quantizable import linears_to_quantize, too_few_linears
 
     size = {"NVFP4": 16, "MXFP4": 32, "FP8_BLOCK": 128}.get(settings["scheme"], settings["group_size"])
@@ -134,7 +135,7 @@ def quantize(
 
 @contextlib.contextmanager
 def inputs_kept() -> Iterator[list[int]]:
-    """[samples, tokens] of the activations that auto-round keeps of the first layer, once it has collected them."""
+    """Gives a list that holds [samples, tokens] of the first layer's activations once auto-round has collected them."""
     from auto_round.calibration.llm import LLMCalibrator
 
     collecting = LLMCalibrator.calib
@@ -154,7 +155,7 @@ def inputs_kept() -> Iterator[list[int]]:
 
 
 def flatten(folder: Path) -> None:
-    """Moves what auto-round writes up: it makes a folder of its own, and copies files into it that are no model's."""
+    """Moves the checkpoint up from the folder that auto-round makes inside `folder`; drops its other files."""
     for below in [path for path in folder.iterdir() if path.is_dir()]:
         for path in below.iterdir():
             if path.suffix in (".json", ".safetensors"):

@@ -60,7 +60,7 @@ def grid(settings: Settings) -> str:
 
 
 def stated_widths(checkpoint_config: "CheckpointConfig") -> dict[str, int]:
-    """The inputs of linear layers that a config.json states; `unsupported` asks the layers themselves."""
+    """The inputs of linear layers as config.json states them; `unsupported` asks the layers themselves."""
     stated = checkpoint_config.get("text_config", checkpoint_config)
     widths = {key: stated[key] for key in LINEARS_OF_A_LAYER if isinstance(stated.get(key), int)}
     heads, head = stated.get("num_attention_heads"), stated.get("head_dim")
@@ -80,9 +80,9 @@ def conflict(settings: Settings, checkpoint_config: "CheckpointConfig") -> str |
 
 
 def unsupported(model, settings: Settings) -> str | None:
-    """Why autoawq, as it is installed, cannot quantize a model; asked of its own list and functions.
+    """Why the installed autoawq cannot quantize a model; asked of its own list and functions.
 
-    model: on the meta device. transformers may build an architecture otherwise than when autoawq learned it.
+    model: on the meta device. transformers may build an architecture differently today than when autoawq learned it.
     """
     from awq import __version__ as version
     from awq.models.auto import AWQ_CAUSAL_LM_MODEL_MAP
@@ -170,12 +170,12 @@ def quantize(
         max_calib_seq_len=settings["calibration_tokens"],
         quantizer_cls=repaired_quantizer(),
     )
-    # What reached the quantizer, read off the activations it holds, not off what it was given.
+    # The samples that reached the quantizer are counted on the activations that it holds, not on its input.
     seen = tuple(model.quantizer.inps.shape)  # [samples, tokens, width]
     if len(seen) != 3 or seen[2] != width:
         raise UserError(f"autoawq holds activations of shape {seen}, not [samples, tokens, {width}]; pin autoawq 0.2.9")
     complete_for_loading(model)
-    for name, parameter in model.model.named_parameters():  # what is not packed is saved in the dtype it came in
+    for name, parameter in model.model.named_parameters():  # unpacked parameters are saved in their original dtype
         parameter.data = parameter.data.to(held.get(name, torch_dtype(dtype)))
     model.model.config.use_cache = True
     model.save_quantized(str(output), shard_size=LARGEST_FILE)

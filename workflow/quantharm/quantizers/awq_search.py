@@ -1,19 +1,19 @@
-"""autoawq's quantizer with parts replaced: how it keeps a layer's weights while it searches, clips, and packs.
+"""autoawq's quantizer with four parts replaced: keeping a layer's weights, clipping, position embeddings, packing.
 
-The figures of the search are autoawq's own. What is replaced gives the same numbers, bit for bit, of more models:
+The search is autoawq's own. The replaced parts give the same numbers, bit for bit, and work for more models:
 
 Keeping. The search keeps `{name: tensor.cpu()}` of a layer, scales the weights in place and loads what it kept, twenty
 times a group of layers. On a CPU `.cpu()` is the tensor itself, so each trial would scale the weights for good (a 10M
 model went from perplexity 52 to 597); on a GPU every trial copies the layer over the bus. Copies that stay on the
 device mend both.
 
-Clipping. The search walks through 64 rows at a time and takes no other number of rows; zero rows fill up the last walk.
+Clipping. The search takes 64 rows at a time and only multiples of that; zero rows fill up the last 64.
 
-Positions. autoawq asks a model for rotary embeddings where none reached a layer; OPT, BLOOM and GPT-J have none.
+Positions. autoawq asks the model for rotary embeddings where a layer was given none; OPT, BLOOM and GPT-J have none.
 
 Packing. autoawq launches some kernels for every input channel and every eight output channels; one expression does.
 
-What autoawq leaves out of a model that transformers is to load is added at the end (complete_for_loading).
+complete_for_loading adds to a quantized model what autoawq leaves out and transformers needs to load it.
 """
 
 import inspect
@@ -34,7 +34,7 @@ def pack(codes: torch.Tensor) -> torch.Tensor:
 
 
 def packed_linear(linear: torch.nn.Linear, group_size: int, scales: torch.Tensor, zeros: torch.Tensor):
-    """autoawq's GEMM layer of a linear whose weights are multiples of their scales already.
+    """autoawq's GEMM layer for a linear layer whose weights are already multiples of their scales.
 
     scales, zeros: [inputs / group_size, outputs] float16.
     """
@@ -56,7 +56,7 @@ def packed_linear(linear: torch.nn.Linear, group_size: int, scales: torch.Tensor
 
 
 def repaired_quantizer():
-    """The class to give autoawq as `quantizer_cls`; made here because importing autoawq is slow."""
+    """autoawq's `quantizer_cls`, with the parts replaced; a function, because importing autoawq is slow."""
     from awq.quantize.quantizer import AwqQuantizer
     from awq.utils.module import set_op_by_name
     from awq.utils.utils import get_best_device
@@ -64,7 +64,7 @@ def repaired_quantizer():
     class RepairedAwqQuantizer(AwqQuantizer):
         def _compute_best_scale(self, x, w_mean, x_mean, module2inspect, *arguments, **keywords):
             state_dict = module2inspect.state_dict
-            # What is kept of a tensor is what its `.cpu()` returns.
+            # autoawq keeps the tensors that `.cpu()` returns; here those are copies.
             module2inspect.state_dict = lambda: {n: SimpleNamespace(cpu=t.clone) for n, t in state_dict().items()}
             try:
                 return super()._compute_best_scale(x, w_mean, x_mean, module2inspect, *arguments, **keywords)
@@ -78,7 +78,7 @@ def repaired_quantizer():
         def init_quant(self, *arguments, **keywords):
             layers, settings, states = super().init_quant(*arguments, **keywords)
             if "position_embeddings" not in inspect.signature(layers[0].forward).parameters:
-                settings["position_embeddings"] = ()  # given, and of no use to the layer
+                settings["position_embeddings"] = ()  # autoawq then asks for none
             return layers, settings, states
 
         def _apply_quant(self, module, named_linears):
@@ -93,11 +93,11 @@ def repaired_quantizer():
 
 
 def complete_for_loading(model) -> None:
-    """Have a model that autoawq has quantized say what transformers expects of it when it is loaded.
+    """Adds what transformers needs to load a model that autoawq has quantized.
 
-    transformers takes every linear layer but the head for quantized, unless it is named; autoawq quantizes only those
-    of the decoder's layers (OPT has others). And it expects scales of the activations of some architectures, where
-    autoawq may not have scaled them (in Falcon); left out, they would be random numbers.
+    transformers takes every linear layer but the head for quantized unless config.json names it, and autoawq quantizes
+    only the layers of the decoder (OPT has others). For some architectures transformers expects scales of the
+    activations, which autoawq may not have written (Falcon); missing, they would be random numbers.
     """
     from awq.modules.act import ScaledActivation
     from transformers.integrations.awq import AWQ_SCALES_MAPPINGS

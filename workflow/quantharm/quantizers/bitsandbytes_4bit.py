@@ -73,9 +73,9 @@ def load(folder: Path, settings: Settings, source: SourceRecord, dtype: str, dev
 
 
 def compute_4bit_in(model, dtype: str) -> None:
-    """Have the 4-bit layers compute in a dtype: the products, the dequantized weights, and no kernel of another dtype.
+    """Has the 4-bit layers multiply in `dtype`, from weights dequantized to it.
 
-    On a processor with bfloat16 instructions bitsandbytes computes in it whatever it is given (0.3 % off float32).
+    On a processor with bfloat16 instructions bitsandbytes otherwise computes in bfloat16, 0.3 % off float32.
     """
     from quantharm.models.loading import torch_dtype
 
@@ -93,7 +93,7 @@ def compute_in_float32(model) -> None:
 
 
 def inspect(name: str, module, checkpoint: Path) -> "QuantizedMatrix | None":
-    """A Linear4bit: half a byte a weight, its blocks' scales and the fixed tables."""
+    """A Linear4bit: half a byte a weight, the blocks' scales and the fixed tables."""
     if type(module).__name__ != "Linear4bit":
         return None
     from quantharm.quantizers.quantized_layers import QuantizedMatrix, stored_tensors, tensor_bytes

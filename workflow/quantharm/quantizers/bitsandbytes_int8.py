@@ -59,7 +59,7 @@ def load(folder: Path, settings: Settings, source: SourceRecord, dtype: str, dev
 
 
 def compute_in_float32(model) -> None:
-    """The activations are rounded to 8 bits as ever; outlier columns and the outputs are float32."""
+    """Outlier columns and outputs are float32; activations are rounded to 8 bits as before."""
     from quantharm.models.compute import to_float32
 
     to_float32(model)

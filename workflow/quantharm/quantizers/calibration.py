@@ -1,8 +1,8 @@
-"""What the calibration samples of a quantizer are: lengths, repetition, and how they compare with other text.
+"""Statistics of calibration samples: lengths, repetition, the model's loss on them, coverage of the prompts.
 
-A quantizer that is calibrated on the wrong text still gives a checkpoint that loads and answers. What can be seen
-without a second opinion: samples that repeat each other, samples that the model finds far more or far less surprising
-than natural text (random tokens; one token over and over), and prompts whose tokens the samples do not hold.
+A quantizer that is calibrated on the wrong text still gives a checkpoint that loads and answers. These figures show
+samples that repeat each other, samples on which the model's loss is far from that on natural text (random tokens; one
+token over and over), and prompts whose tokens the samples do not hold.
 """
 
 import math
@@ -18,11 +18,11 @@ from quantharm.common.records.quantization import SampleStatistics
 NLL_FACTOR = 2.0  # mean loss of the samples, as a multiple or a fraction of the evaluation text's
 DUPLICATE_LIMIT = 0.1  # share of samples that repeat another one
 VARIETY_LIMIT = 0.05  # share of a sample's tokens that are distinct; in 512: prose 0.5 to 0.65, code 0.17 to 0.46
-NLL_SAMPLES = 4  # are scored
+NLL_SAMPLES = 4  # samples that are scored
 
 
 def sample_statistics(samples: list[list[int]]) -> SampleStatistics:
-    """Lengths, repetition and variety of token samples; entropy in bits a token, of the samples' own frequencies."""
+    """Lengths, repetition and variety of the samples, and the entropy of their token frequencies, bits a token."""
     counts = Counter(token for sample in samples for token in sample)
     total = sum(counts.values())
     return {
@@ -36,13 +36,13 @@ def sample_statistics(samples: list[list[int]]) -> SampleStatistics:
 
 
 def coverage(samples: list[list[int]], ids: list[int]) -> float | None:
-    """Share of the tokens `ids`, each as often as it stands there, that occur in the samples; None of none."""
+    """Share of the tokens `ids`, repetitions counted, that occur in the samples; None where there are none."""
     known = {token for sample in samples for token in sample}
     return sum(token in known for token in ids) / len(ids) if ids else None
 
 
 def prompt_coverage(samples: list[list[int]], tokenizer, prompts: list[Prompt], asking: Asking) -> PromptCoverage:
-    """Coverage of each category's prompts, and of the chat template's own tokens (None where it has none)."""
+    """Coverage of each category's prompts, and of the chat template's own tokens (None without a template)."""
     by_category: dict[str, list[int]] = {}
     for prompt in prompts:
         ids = tokenizer(prompt["prompt"], add_special_tokens=False)["input_ids"]
@@ -56,7 +56,7 @@ def prompt_coverage(samples: list[list[int]], tokenizer, prompts: list[Prompt], 
 
 
 def mean_loss(model, head, samples: list[list[int]]) -> float:
-    """Mean NLL in nats of the first samples' tokens under a model; head: as scoring.output_head returns it."""
+    """Mean NLL in nats of the first NLL_SAMPLES samples' tokens; head: as scoring.output_head returns it."""
     import torch
 
     from quantharm.scoring.forward import last_hidden_states, negative_log_likelihoods
@@ -70,10 +70,10 @@ def mean_loss(model, head, samples: list[list[int]]) -> float:
 
 
 def faults(evidence: Mapping[str, Any]) -> list[str]:
-    """What is wrong with a calibration, in words.
+    """The faults of a calibration, a sentence each.
 
-    evidence: the keys of quantization.json's `calibration` and, where they were measured, overlaps, nll_mean_nats and
-    text_nll_mean_nats.
+    evidence: `calibration` of quantization.json; where the cell is finished also overlaps, nll_mean_nats and
+    text_nll_mean_nats (CalibrationEvidence).
     """
     wrong = []
     for unit in ("samples", "tokens"):

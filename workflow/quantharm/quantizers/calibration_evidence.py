@@ -1,4 +1,4 @@
-"""What the check `calibration` looks at: the samples that reached a quantizer, judged by the finished cell."""
+"""The evidence for the check `calibration`: the samples that reached a quantizer, scored by the finished cell."""
 
 from pathlib import Path
 from typing import Any, TypedDict
@@ -33,7 +33,7 @@ def calibration_evidence(
     evaluation: str,
     prompts: list[Prompt],
 ) -> CalibrationEvidence | None:
-    """quantization.json's `calibration` with what only the finished cell can say; None for a method without one.
+    """`calibration` of quantization.json with overlaps, losses and coverage; None for a method that does not calibrate.
 
     head: as scoring.output_head returns it. evaluation: the text that the cell was scored on. Raises UserError where
     the calibration file is no longer the one that the record describes.

@@ -1,6 +1,6 @@
-"""The samples of text that a quantizer calibrates on: which settings choose them, and how they are packed.
+"""Calibration samples: the settings that choose them, and how a text is packed into them.
 
-All of one length: autoawq drops samples longer than its limit without a word, and gptqmodel up to 7.3 calibrated on the
+All have one length: autoawq silently drops samples longer than its limit, and gptqmodel up to 7.3 calibrated on the
 last batch alone where lengths differ.
 """
 
@@ -50,9 +50,9 @@ CALIBRATION_SETTINGS: SettingsSchema = {
 
 
 def pack_calibration(tokenizer, text: str, samples: int, tokens: int, bos: int | None = None) -> list[list[int]]:
-    """The text's tokens in consecutive samples of exactly `tokens`, as many as there are up to `samples`.
+    """Up to `samples` consecutive samples of exactly `tokens` token ids each.
 
-    bos: put in front of each, as one of its tokens.
+    bos: a token id put in front of each sample, counted in `tokens`.
     """
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     front = [] if bos is None else [bos]
@@ -61,7 +61,7 @@ def pack_calibration(tokenizer, text: str, samples: int, tokens: int, bos: int |
 
 
 def calibration_samples(tokenizer, text: str, settings: Settings, model_type: str | None = None) -> list[list[int]]:
-    """The samples that a method's settings ask for; the same ones whenever they are asked for."""
+    """The samples that a method's settings ask for; the same settings and text give the same samples."""
     from quantharm.common.text import bos_in_front
 
     bos = bos_in_front(settings.get("calibration_bos", "auto"), tokenizer, model_type)
@@ -79,7 +79,7 @@ def calibration_samples(tokenizer, text: str, settings: Settings, model_type: st
 
 
 def samples_for(source: Located, settings: Settings, calibration: Path) -> list[list[int]]:
-    """The samples of a quantizer's run; raises UserError for a text shorter than one of them."""
+    """The samples for a run of a quantizer; raises UserError for a text shorter than one of them."""
     from quantharm.common.errors import UserError
     from quantharm.common.text import read_text
     from quantharm.models.loading import load_tokenizer, read_checkpoint_config
@@ -94,7 +94,7 @@ def samples_for(source: Located, settings: Settings, calibration: Path) -> list[
 def calibration_record(
     packed: list[list[int]], settings: Settings, calibration: Path, samples_reached: int, tokens_reached: int
 ) -> CalibrationReached:
-    """quantization.json's `calibration`: what was asked for, what was given, and what reached the quantizer."""
+    """`calibration` of quantization.json: samples and tokens asked for, packed, and seen by the quantizer."""
     from quantharm.common.text import sha256_of_windows
     from quantharm.quantizers.calibration import sample_statistics
 

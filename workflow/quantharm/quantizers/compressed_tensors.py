@@ -11,7 +11,7 @@ The schemes are the library's own, by their names in its list of presets:
     MXFP8                 float8_e4m3 in groups of 32, a power of two a group; activations too
 
 Scales come from each group's largest weight: rounding to nearest. Experts are taken apart into linear layers first.
-W4A16_ASYM is left out: what version 0.20 saves of its zero points transformers 5.23 cannot load.
+W4A16_ASYM is left out: transformers 5.23 cannot load its zero points as version 0.20 saves them.
 """
 
 from pathlib import Path
@@ -40,20 +40,20 @@ SETTINGS: SettingsSchema = {
 
 
 def divisor(settings: Settings) -> int:
-    """What the inputs of every quantized layer have to be a multiple of."""
+    """The number that must divide the inputs of every quantized layer."""
     scheme = settings["scheme"]
     return settings["group_size"] if scheme in INTEGER_GROUPS else DIVISORS.get(scheme, 1)
 
 
 def grid(settings: Settings) -> str | None:
-    """Of the schemes that round to even steps; None for those of floats."""
+    """The grid of a scheme that rounds to even steps; None for the schemes of floats."""
     if settings["scheme"] == "W4A16":
         return f"int4-{settings['group_size']}"
     return "int8" if settings["scheme"] == "W8A8" else None
 
 
 def unsupported(model, settings: Settings) -> str | None:
-    """model: on the meta device."""
+    """Asked of a model on the meta device."""
     from quantharm.quantizers.experts import take_apart
     from quantharm.quantizers.quantizable import linears_to_quantize, too_few_linears
 
@@ -89,7 +89,7 @@ def quantize(
         set_scales(module)
     compressor = ModelCompressor.from_pretrained_model(model)
     compressor.compress_model(model)
-    model.config.save_pretrained(output)  # the model would join the experts' names again
+    model.config.save_pretrained(output)  # model.save_pretrained would join the experts again
     tensors = {name: alone(tensor) for name, tensor in model.state_dict().items()}
     save_torch_state_dict(tensors, output, max_shard_size=LARGEST_FILE)
     compressor.update_config(str(output))
@@ -97,12 +97,12 @@ def quantize(
 
 
 def alone(tensor):
-    """A tensor that is a part of a larger one, as what was cut off a block is, copied; safetensors refuses parts."""
+    """The tensor, copied where it is a view of a larger one (a padded block, cut), which safetensors refuses."""
     return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
 
 
 def set_scales(module) -> None:
-    """Gives a layer the scales, and zero points, of its weights' smallest and largest values in each group or block."""
+    """Sets a layer's scales and zero points from the smallest and largest weight of each group or block."""
     from compressed_tensors.quantization.utils import calculate_qparams, generate_gparam
 
     arguments = module.quantization_scheme.weights

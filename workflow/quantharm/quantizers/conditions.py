@@ -1,4 +1,4 @@
-"""What a quantizer cannot take, asked before it starts: of config.json, then of the model's modules without weights."""
+"""Whether a quantizer can take a model, asked before it starts: of config.json, then of the model without weights."""
 
 from pathlib import Path
 
@@ -9,12 +9,12 @@ from quantharm.common.records.source import SourceRecord
 from quantharm.models.language_models import empty_model
 from quantharm.quantizers import RefusesConfigs, RefusesModels, quantizer_named
 
-# The quantizers that make a checkpoint of their own, and need no more packages than the evaluation environment has.
+# Quantizers that make a checkpoint and need no packages beside the evaluation environment's.
 ON_THE_FLY = ("bitsandbytes_int8", "bitsandbytes_4bit", "awq", "gptq", "compressed_tensors")
 
 
 def reason_against(quantizer: str, settings: Settings, source: SourceRecord) -> str | None:
-    """Why a quantizer cannot take a model, None where it may try; source: its source record."""
+    """Why a quantizer cannot take a model; None where it may try."""
     module = quantizer_named(quantizer)
     if isinstance(module, RefusesConfigs):
         reason = module.conflict(settings, read_checkpoint_config(Path(source["path"])))
@@ -26,7 +26,7 @@ def reason_against(quantizer: str, settings: Settings, source: SourceRecord) -> 
 
 
 def refuse_conflict(method: str, quantizer: str, settings: Settings, source: SourceRecord) -> None:
-    """Raises UserError where a method cannot be applied to a model, naming the quantizers that can."""
+    """Raises UserError where a method cannot be applied to a model; names the quantizers that can."""
     reason = reason_against(quantizer, settings, source)
     if reason is None:
         return
@@ -39,7 +39,7 @@ def refuse_conflict(method: str, quantizer: str, settings: Settings, source: Sou
 
 
 def possible_settings(quantizer: str) -> list[Settings]:
-    """A quantizer's defaults, with each of its group sizes where it has some."""
+    """A quantizer's default settings, once for each of its group sizes."""
     declared = quantizer_named(quantizer).SETTINGS
     defaults = {key: value["default"] for key, value in declared.items() if "default" in value}
     sizes = declared.get("group_size", {}).get("enum")

@@ -21,17 +21,18 @@ EXPERT_KEYS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_
 ONE_EXPERT = re.compile(r"(.*\.experts)\.(\d+)\.")
 PUBLISHED = {"gate_proj": "w1", "up_proj": "w3", "down_proj": "w2"}  # Mixtral's names of an expert's matrices
 PUBLISHED_PLACE = ".block_sparse_moe."  # in place of .mlp.
-FEW_TOKENS_SHARE = 0.005  # of all that were given: below, gptqmodel rounds an expert to nearest
+FEW_TOKENS_SHARE = 0.005  # of all tokens; an expert that fewer reach is rounded to nearest by gptqmodel
 
 
 def experts_of(checkpoint_config: "CheckpointConfig") -> int:
-    """Experts of a layer, as config.json says; 1 for a dense model."""
+    """Experts in a layer by config.json; 1 for a dense model."""
     parts = [checkpoint_config, checkpoint_config.get("text_config")]
     stated = [part.get(key) for part in parts if isinstance(part, dict) for key in EXPERT_KEYS]
     return max([1, *(number for number in stated if isinstance(number, int))])
 
 
 def conflict_of_experts(checkpoint_config: "CheckpointConfig", library: str) -> str | None:
+    """Why a library that leaves experts in 16 bits cannot take a model; None for a dense model."""
     experts = experts_of(checkpoint_config)
     if experts == 1:
         return None
@@ -42,7 +43,7 @@ def conflict_of_experts(checkpoint_config: "CheckpointConfig", library: str) -> 
 
 
 def take_apart(model) -> None:
-    """Makes linear layers of a mixture's experts, in place, on whatever device; nothing happens to a dense model."""
+    """Turns a mixture's experts into linear layers, in place, on any device; leaves a dense model as it is."""
     if experts_of(model.config.to_dict()) > 1:
         import defuser
 
@@ -50,7 +51,7 @@ def take_apart(model) -> None:
 
 
 def published_name(name: str) -> str:
-    """The name that Mixtral's own checkpoints, and what others made of them, have for an expert's module."""
+    """The name of an expert's module in Mixtral's own checkpoints, and in those made from them."""
     if not ONE_EXPERT.match(f"{name}."):
         return name
     place, _, kind = name.replace(".mlp.", PUBLISHED_PLACE).rpartition(".")
@@ -71,6 +72,7 @@ def stores_apart(folder: Path) -> bool:
 
 
 def stores_published_names(folder: Path) -> bool:
+    """Whether a checkpoint names experts as Mixtral's own checkpoints do."""
     from quantharm.common.checkpoint_files import weight_files
     from quantharm.quantizers.formats.files import headers_of_files
 
@@ -78,7 +80,7 @@ def stores_published_names(folder: Path) -> bool:
 
 
 def published_names() -> "list[WeightRenaming]":
-    """transformers' rules from published names to those of a model that was taken apart."""
+    """transformers' renaming rules from published names to the modules of a model that was taken apart."""
     from transformers.core_model_loading import WeightRenaming
 
     pairs = [(PUBLISHED_PLACE, ".mlp."), *((f".{own}.", f".{kind}.") for kind, own in PUBLISHED.items())]
@@ -87,9 +89,9 @@ def published_names() -> "list[WeightRenaming]":
 
 @contextlib.contextmanager
 def loaded_apart(folder: Path) -> Iterator[None]:
-    """While this lasts, transformers takes a mixture apart before it reads what such a checkpoint holds.
+    """While this lasts, transformers takes a mixture apart before it reads a checkpoint that stores experts one by one.
 
-    Its own rules would join the experts' tensors to one; they are left out.
+    transformers' own rules, which would join the experts to one tensor, are left out.
     """
     if not stores_apart(folder):
         yield
@@ -118,7 +120,7 @@ def loaded_apart(folder: Path) -> Iterator[None]:
 
 
 def tokens_by_expert(tokens: dict[str, int]) -> dict[str, list[int]]:
-    """{the experts of a layer: tokens that reached each}; tokens: {module: those that it was calibrated on}."""
+    """{the experts of a layer: tokens that reached each}; tokens: {module: tokens it was calibrated on}."""
     reached: dict[str, dict[int, int]] = {}
     for name, number in tokens.items():
         match = ONE_EXPERT.match(name)
@@ -129,7 +131,7 @@ def tokens_by_expert(tokens: dict[str, int]) -> dict[str, list[int]]:
 
 
 def starved_experts(reached: dict[str, list[int]], given: int) -> list[str]:
-    """The experts that few or none of the `given` tokens reached, by name, with how many."""
+    """Names of the experts that fewer than FEW_TOKENS_SHARE of the `given` tokens reached, with their counts."""
     return [
         f"{layer}.{i} ({number} tokens)"
         for layer, experts in reached.items()

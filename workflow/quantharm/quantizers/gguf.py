@@ -1,9 +1,8 @@
 """GGUF by llama.cpp's own tools: the checkpoint is converted to 16 bits, then `llama-quantize` rounds it.
 
-Both come from the package ik-llama-cpp-python, a fork whose K-quants and IQ4 are those of llama.cpp. A type that ends
-in _M gives some kinds of matrices more bits than others; a matrix whose rows are no multiple of 256 gets the nearest
-type with blocks of 32. Head and embeddings stay in 16 bits as in the other methods, unless they are given a type; what
-people ship has Q6_K for the head.
+A type that ends in _M gives some kinds of matrices more bits than others; a matrix whose rows are no multiple of 256
+gets the nearest type with blocks of 32. Head and embeddings stay in 16 bits, as in the other methods, unless a type is
+set for them; published files usually have a head in Q6_K.
 
 With `importance`, an importance matrix is made from the calibration text (importance_matrix.py).
 """
@@ -70,7 +69,7 @@ def conflict(settings: Settings, checkpoint_config: "CheckpointConfig") -> str |
 
 
 def unsupported(model, settings: Settings) -> str | None:
-    """model: on the meta device."""
+    """Asked of a model on the meta device."""
     from transformers.modeling_gguf_pytorch_utils import GGUF_SUPPORTED_ARCHITECTURES
 
     kind = model.config.model_type

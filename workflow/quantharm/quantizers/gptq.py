@@ -1,8 +1,8 @@
-"""GPTQ (Frantar et al. 2023) by gptqmodel: column by column, what rounding one changes is made up for in the next ones.
+"""GPTQ (Frantar et al. 2023) by gptqmodel: columns are rounded one by one, later ones make up for the error so far.
 
-What reached the quantizer is read off the log that it keeps of each matrix. Experts are taken apart and quantized, each
-on the tokens that reached it; the record's `expert_tokens` says how many, `starved_experts` those that few or none did,
-which gptqmodel rounds to nearest.
+The calibration tokens are counted in gptqmodel's log of each matrix. Experts are taken apart and quantized, each on the
+tokens that reached it: `expert_tokens` in the record has their number, `starved_experts` the experts that too few
+reached, which gptqmodel rounds to nearest.
 """
 
 import os
@@ -73,7 +73,7 @@ SETTINGS: SettingsSchema = {
 
 
 class LogEntry(TypedDict):
-    """What gptqmodel logs of a matrix that it quantized, as far as it is read here."""
+    """gptqmodel's log of a matrix that it quantized, as far as it is read here."""
 
     layer: int
     module: str  # within the layer
@@ -81,7 +81,7 @@ class LogEntry(TypedDict):
 
 
 def grid(settings: Settings) -> str | None:
-    """Of round-to-nearest; GPTQ itself moves a weight further, to make up for others."""
+    """The grid of round-to-nearest; GPTQ itself moves some weights further."""
     size = settings["group_size"]
     return f"int4-{size}" if settings["bits"] == 4 and size > 0 else None
 
@@ -93,7 +93,7 @@ def conflict(settings: Settings, checkpoint_config: "CheckpointConfig") -> str |
 
 
 def unsupported(model, settings: Settings) -> str | None:
-    """model: on the meta device."""
+    """Asked of a model on the meta device."""
     enough_workers()
     from gptqmodel.models.auto import MODEL_MAP
 
@@ -113,7 +113,7 @@ def unsupported(model, settings: Settings) -> str | None:
 
 
 def enough_workers() -> None:
-    """gptqmodel starts half as many threads as there are cores, and stops where that is fewer than two."""
+    """gptqmodel starts a thread for every two cores, and stops with an error where that is fewer than two threads."""
     if (os.cpu_count() or 1) < 3:
         os.environ.setdefault("GPTQMODEL_CPU_WORKERS", "2")
 
@@ -165,7 +165,7 @@ def quantize(
 
 
 def tokens_reached(log: dict[str, list[LogEntry]]) -> dict[str, int]:
-    """{matrix, from its layer's number on: the tokens that it was calibrated on}; log: by the step that made it."""
+    """{matrix, its name from the layer's number on: tokens it was calibrated on}; log: by step of the run."""
     entries = [entry for of_process in log.values() for entry in of_process]
     return {f"{entry['layer']}.{entry['module']}": int(float(entry["samples"] or 0)) for entry in entries}
 

@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 def importance_matrix(
     source: SourceRecord, packed: list[list[int]], dtype: str, device: str, gpus: int
 ) -> "tuple[dict[str, Tensor], int]":
-    """({GGUF's name of a matrix: mean square of each input channel, float64 [columns]}, positions that were seen)."""
+    """({GGUF's name of a matrix: mean square of each input channel, float64 [columns]}, positions seen).
+
+    packed: token samples. One forward pass a sample, on the unquantized model.
+    """
     import torch
 
     from quantharm.models.loading import load_checkpoint
@@ -66,7 +69,7 @@ def tensor_names(model) -> dict[str, str]:
 
 
 def write_importance(matrix: "dict[str, Tensor]", path: Path) -> None:
-    """llama.cpp's first format of importance matrices: little-endian; a count of 1, for the values are means already.
+    """Writes llama.cpp's first format of importance matrices, little-endian; its count is 1, as the values are means.
 
     Source: `load_imatrix` in llama.cpp's quantize.cpp.
     """

@@ -40,7 +40,7 @@ module.main()
 
 
 def tools() -> tuple[Path, Path]:
-    """(the converter, llama-quantize) of the package; raises UserError where it is missing."""
+    """(converter script, llama-quantize) of the package; raises UserError where it is missing."""
     import importlib.util
 
     specification = importlib.util.find_spec("ik_llama_cpp")
@@ -59,7 +59,7 @@ def tools() -> tuple[Path, Path]:
 
 @contextlib.contextmanager
 def source_as_expected(source: SourceRecord) -> Iterator[Path]:
-    """The source's folder with a config.json as the converter reads it, which wants `rope_theta` at its top."""
+    """A copy of the source's folder, by links, whose config.json has `rope_theta` where the converter reads it."""
     folder = Path(source["path"]).resolve()
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     rope = config.get("rope_parameters") or {}

@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 
 def quantizable_matrices(folder: Path, source: SourceRecord) -> tuple[dict[str, str], dict[str, bool]]:
-    """Which stored tensors make up the weights that a quantizer could take (quantizable.quantizable).
+    """({stored name: parameter}, {parameter: whether it is stored as [inputs, outputs]}) of the quantizable weights.
 
-    ({stored name: parameter}, {parameter: whether it is stored [inputs, outputs]}), from the files' headers and the
-    architecture alone, by the rules by which transformers renames and joins tensors as it loads them.
+    Found from the files' headers and the architecture alone, by the rules by which transformers renames and joins
+    tensors as it loads them. The weights are those of quantizable.quantizable.
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -59,14 +59,14 @@ def quantizable_matrices(folder: Path, source: SourceRecord) -> tuple[dict[str, 
 
 
 def in_rows(weight: "Tensor", by_input: bool) -> "Tensor":
-    """A stored tensor as the matrix that is rounded, [outputs, inputs]; of a stack of experts, all their rows."""
+    """A stored tensor as the matrix that is rounded, [outputs, inputs]; a stack of experts as all of their rows."""
     return weight.t() if by_input else weight.flatten(0, -2)
 
 
 def noise_for(
     weight: "Tensor", name: str, settings: NoiseSettings, grid: str | None, by_input: bool = False
 ) -> "Tensor":
-    """Noise of a stored tensor, in its shape, float32."""
+    """Noise for a stored tensor, float32 in its shape; seeded by the seed and the tensor's name."""
     import torch
 
     from quantharm.quantizers.rounding import half_steps
@@ -81,10 +81,11 @@ def noise_for(
 
 
 def write_noisy(source: SourceRecord, settings: NoiseSettings, grid: str | None, output: Path) -> NoiseAdded:
-    """A copy of the source's folder in `output` with noise on its matrices; returns what was done.
+    """Writes a copy of the source's folder to `output`, with noise on its quantizable matrices.
 
     The noise is added in float32 and the sum rounded to the checkpoint's own type; `codes_changed` is the share of
-    weights that round to another code of `grid` than before. Holds one file of weights in memory at a time.
+    weights that round to another code of `grid` than before. Holds one file of weights in memory at a time. Raises
+    UserError for a source without safetensors, or one that stores its matrices in a way that is not known here.
     """
     from safetensors.torch import load_file, save_file
 
@@ -104,7 +105,7 @@ def write_noisy(source: SourceRecord, settings: NoiseSettings, grid: str | None,
     changed = weights = 0
     noise_squares = weight_squares = 0.0
     for path in folder.iterdir():
-        if path.is_file() and path.suffix not in (".safetensors", *PICKLE_SUFFIXES):  # nothing that is not loaded
+        if path.is_file() and path.suffix not in (".safetensors", *PICKLE_SUFFIXES):  # only files that are loaded
             shutil.copyfile(path, output / path.name)
     for path in files:
         tensors = load_file(path)

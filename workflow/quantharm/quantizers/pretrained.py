@@ -56,7 +56,7 @@ def load(folder: Path, settings: Settings, source: SourceRecord, dtype: str, dev
 
 
 def compute_in(model, dtype: str) -> None:
-    """Have all that is not quantized compute in the dtype of all cells of a model, and the kernels of 4-bit layers too.
+    """Converts everything that is not quantized to `dtype`, and has 4-bit layers multiply in it.
 
     transformers leaves a bitsandbytes checkpoint in the dtype that it was saved in, whatever is asked for.
     """
@@ -68,7 +68,7 @@ def compute_in(model, dtype: str) -> None:
     saved, wanted = model.dtype, torch_dtype(dtype)
     for module in model.modules():
         for tensor in [*module.parameters(recurse=False), *module.buffers(recurse=False)]:
-            # Of its own class is what a quantizer holds; of another dtype what the architecture wants in that one.
+            # A quantizer's tensors have a class of their own; another dtype is the architecture's wish.
             if type(tensor) in (torch.nn.Parameter, torch.Tensor) and tensor.dtype == saved != wanted:
                 tensor.data = tensor.data.to(wanted)
     compute_4bit_in(model, dtype)

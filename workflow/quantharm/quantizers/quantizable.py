@@ -5,15 +5,15 @@ from collections.abc import Collection
 import torch
 from torch.nn.modules.conv import _ConvNd
 
-QUANTIZED_SHARE_LIMIT = 0.9  # of the weights that could be
+QUANTIZED_SHARE_LIMIT = 0.9  # of the quantizable weights, at least
 
 
 def quantizable(model) -> dict[str, torch.nn.Parameter]:
-    """{name: parameter} of the weights that a quantizer could take: all of two or more dimensions but some.
+    """{name: parameter} of the weights that a quantizer could take: those of two or more dimensions, with exceptions.
 
-    The embeddings' are none, nor the output head's, nor those of depthwise convolutions, which are a vector a channel
-    and no matrix. So experts count, which transformers keeps as one parameter [experts, rows, columns], and so do
-    routers and the decays of state spaces (small ones, which no quantizer here takes).
+    The exceptions are embeddings, the output head, and depthwise convolutions, which hold a vector a channel and no
+    matrix. Experts count, which transformers keeps as one parameter [experts, rows, columns]; so do routers and the
+    decays of state spaces, which are small and which no quantizer here takes.
     """
     modules, head = dict(model.named_modules()), model.get_output_embeddings()
     weights = {}
@@ -27,7 +27,7 @@ def quantizable(model) -> dict[str, torch.nn.Parameter]:
 
 
 def kept_weights(model, quantized: Collection[str] = ()) -> dict[str, int]:
-    """{name: numbers} of the quantizable weights outside the modules `quantized`; `x.weight` is called x."""
+    """{name: number of weights} of the quantizable weights outside the modules `quantized`; `x.weight` is called x."""
     return {
         name.removesuffix(".weight"): parameter.numel()
         for name, parameter in quantizable(model).items()
@@ -36,12 +36,12 @@ def kept_weights(model, quantized: Collection[str] = ()) -> dict[str, int]:
 
 
 def plain_linears(model, quantized: Collection[str] = ()) -> list[str]:
-    """Names of the linear layers left in 16 bits or more; `quantized`: those that were unpacked as they were loaded."""
+    """Names of the linear layers held in 16 bits or more, without those `quantized` that were unpacked on loading."""
     return [name for name, module in model.named_modules() if type(module) is torch.nn.Linear and name not in quantized]
 
 
 def linears_to_quantize(model) -> dict[str, torch.nn.Linear]:
-    """{name: layer} of the linear layers but the output head."""
+    """{name: layer} of the linear layers without the output head."""
     head = model.get_output_embeddings()
     return {n: m for n, m in model.named_modules() if type(m) is torch.nn.Linear and m is not head}
 
@@ -53,14 +53,14 @@ def head_name(model) -> str | None:
 
 
 def too_few_linears(model, library: str) -> str | None:
-    """Why a library that rounds linear layers would leave too much of a model alone, None where it takes enough."""
+    """Why a library that rounds linear layers leaves too much of a model in 16 bits; None where it takes enough."""
     return too_little(model, linears_to_quantize(model), library)
 
 
 def too_little_for_bitsandbytes(model) -> str | None:
-    """Why bitsandbytes would leave too much of a model alone, None where it takes enough; of the modules alone.
+    """Why bitsandbytes leaves too much of a model in 16 bits; None where it takes enough. Asked of the modules alone.
 
-    transformers has it replace torch.nn.Linear itself and Conv1D: neither classes made of them (Falcon's), nor experts.
+    transformers has it replace torch.nn.Linear itself and Conv1D, but no subclasses (Falcon's) and no experts.
     """
     from transformers.pytorch_utils import Conv1D
     from transformers.quantizers.base import get_keys_to_not_convert
@@ -76,7 +76,7 @@ def too_little_for_bitsandbytes(model) -> str | None:
 
 
 def too_little(model, taken: Collection[str], library: str) -> str | None:
-    """Why too much of a model is left where a library quantizes the modules `taken`, None where that is enough."""
+    """Why quantizing the modules `taken` leaves too much of a model in 16 bits; None where it is enough."""
     left, weights = kept_weights(model, taken), sum(kept_weights(model).values())
     share = 1 - sum(left.values()) / weights if weights else 0.0
     if share >= QUANTIZED_SHARE_LIMIT:

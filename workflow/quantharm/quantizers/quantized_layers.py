@@ -1,4 +1,4 @@
-"""Quantized matrices as they lie in a loaded model: what they are, what they should weigh, and what they stand for."""
+"""Quantized matrices of a loaded model: their sizes, the sizes by formula, and the weights that they stand for."""
 
 import dataclasses
 from collections.abc import Callable
@@ -21,15 +21,15 @@ class QuantizedMatrix:
     rows: int  # output features
     columns: int  # input features
     stored_bytes: int  # weights, scales, zero points and tables as loaded
-    formula_bytes: float  # what the format should take
-    # [rows, columns] float32, from the file, by arithmetic of our own; None where nobody here knows how
+    formula_bytes: float  # by the format's formula
+    # the weights in the file, [rows, columns] float32, by arithmetic of our own; None for a layout not known here
     dequantize: Callable[[], torch.Tensor] | None
     codes: Callable[[], torch.Tensor] | None = None  # [rows, columns] integers that the file holds
-    column_order: Callable[[], torch.Tensor] | None = None  # in which columns that share a scale are neighbours
-    # [n, columns] inputs → what is multiplied, of a format that rounds the inputs as well (LLM.int8, W8A8, FP8)
+    column_order: Callable[[], torch.Tensor] | None = None  # that puts columns with one scale side by side
+    # [n, columns] inputs → rounded inputs, in a format that rounds both factors (LLM.int8, W8A8, FP8)
     round_inputs: Callable[[torch.Tensor], torch.Tensor] | None = None
-    stored_as: str = ""  # the type that the file calls it by, where it has several (GGUF)
-    held_dequantized: bool = False  # unpacked to a plain linear layer as it was loaded
+    stored_as: str = ""  # the file's own name of the type, where it has several (GGUF)
+    held_dequantized: bool = False  # unpacked to a plain linear layer on loading
 
 
 def tensor_bytes(*tensors: torch.Tensor | None) -> int:
@@ -39,7 +39,8 @@ def tensor_bytes(*tensors: torch.Tensor | None) -> int:
 def stored_tensors(checkpoint: Path, module: str) -> dict[str, torch.Tensor]:
     """{rest of the name: tensor} of one module's tensors in a safetensors checkpoint.
 
-    What a matrix stands for is read from disk, because kernels repack what they load, some at the first forward pass.
+    Weights are read from disk, because kernels repack what they load, some of them at the first forward pass. Raises
+    UserError where the files hold no tensor of the module.
     """
     tensors = module_tensors(checkpoint, module)
     if not tensors:
@@ -48,7 +49,7 @@ def stored_tensors(checkpoint: Path, module: str) -> dict[str, torch.Tensor]:
 
 
 def parts_of(tensor: torch.Tensor) -> list[torch.Tensor]:
-    """The plain tensors that one of a class of its own consists of (torchao's codes and scales); else itself."""
+    """The plain tensors inside a tensor subclass (torchao's codes and scales); a plain tensor itself."""
     if not hasattr(tensor, "__tensor_flatten__"):
         return [tensor]
     return [part for name in tensor.__tensor_flatten__()[0] for part in parts_of(getattr(tensor, name))]
@@ -77,14 +78,14 @@ def quantized_matrices(model, checkpoint: Path, quantizer: str) -> list[Quantize
     inspect = quantizer_named(quantizer).inspect
     matrices = []
     for name, module in model.named_modules():
-        if next(module.children(), None) is None:  # what it stands for is read by the name in the file
+        if next(module.children(), None) is None:  # its weights are read by the name in the file
             matrix = inspect(stored_name(model, name), module, checkpoint)
             matrices += [] if matrix is None else [dataclasses.replace(matrix, name=name)]
     return matrices
 
 
 def stored_name(model, module: str) -> str:
-    """The name under which a module's tensors lie in a checkpoint; transformers renames those of some architectures."""
+    """The name of a module's tensors in its checkpoint; transformers renames those of some architectures."""
     from transformers.core_model_loading import WeightRenaming, rename_source_key
 
     conversions = getattr(model, "_weight_conversions", None) or []
@@ -94,9 +95,9 @@ def stored_name(model, module: str) -> str:
 
 
 def by_layer_kind(matrices: list[QuantizedMatrix]) -> dict[str, dict[str, StoredKind]]:
-    """{kind of layer: {as what it is stored: {matrices, weights, bits_per_weight}}}; a kind is the name's last part.
+    """{kind of layer: {type: {matrices, weights, bits_per_weight}}}; a kind is the last part of a layer's name.
 
-    The file's own word for the type (GGUF), else the codes' bits a weight, rounded.
+    The type is the file's own name of it (GGUF), else the codes' bits a weight, rounded.
     """
     table: dict[str, dict[str, StoredKind]] = {}
     for matrix in matrices:
@@ -114,7 +115,7 @@ def by_layer_kind(matrices: list[QuantizedMatrix]) -> dict[str, dict[str, Stored
 
 
 def bits_per_weight(matrices: list[QuantizedMatrix]) -> tuple[float | None, float | None]:
-    """(measured, formula) bits a weight over all quantized matrices, scales and tables included."""
+    """(measured, by formula) bits a weight over all quantized matrices, scales and tables included; None of none."""
     weights = sum(m.rows * m.columns for m in matrices)
     if not weights:
         return None, None

@@ -4,10 +4,9 @@
     nf4, fp4  QLoRA: blocks of 64 weights of the flattened matrix, 16 (15) levels times max |w|
     int4-G    4-bit integers in groups of G input channels of a row, between the group's least and largest weight
 
-bitsandbytes multiplies int8 in 16 bits on a CPU, which puts 4 % of the built-in model's weights, those near the middle
-of two levels, on the other one; nf4 agrees but for blocks whose largest weight is below 1e-12.
-int4 is AWQ's grid before its scales move salient channels,
-which depend on calibration text: an approximation there.
+On a CPU bitsandbytes scales int8 in 16 bits, which puts 4 % of the built-in model's weights, those near the middle of
+two levels, on the other level; nf4 agrees but for blocks whose largest weight is below 1e-12. For AWQ, int4 is an
+approximation: its scales move salient channels first, and depend on the calibration text.
 """
 
 import torch
@@ -18,25 +17,26 @@ INT4_LEVELS = 15
 
 
 def levels_of(grid: str) -> torch.Tensor:
-    """The levels of a 4-bit float grid, ascending and without repetition, between -1 and 1; the library's own table."""
+    """The levels of a 4-bit float grid, ascending, each once, between -1 and 1; from the library's own table."""
     import bitsandbytes.functional
 
     return bitsandbytes.functional.get_4bit_type(grid, device="cpu").unique()  # unique sorts; fp4 has 0 twice
 
 
 def blocks_of(weight: torch.Tensor, grid: str) -> torch.Tensor:
-    """The weights that share a scale as rows: [rows, columns] → [blocks, size] float32, zeros where the last ends."""
+    """The weights that share a scale as rows: [rows, columns] → [blocks, size] float32, the last filled with zeros."""
     size = {"int8": weight.shape[1], "nf4": BLOCK, "fp4": BLOCK}.get(grid) or int(grid.removeprefix("int4-"))
     flat = weight.float().flatten()
     return torch.nn.functional.pad(flat, (0, -flat.numel() % size)).reshape(-1, size)
 
 
 def from_blocks(blocks: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+    """The inverse of blocks_of."""
     return blocks.flatten()[: shape.numel()].reshape(shape)
 
 
 def codes(weight: torch.Tensor, grid: str) -> torch.Tensor:
-    """The code of each weight by rounding to the nearest level: [rows, columns] → [rows, columns] int16."""
+    """The code of each weight, rounded to the nearest level: [rows, columns] → [rows, columns] int16."""
     blocks = blocks_of(weight, grid)
     if grid.startswith("int4"):
         low, high = blocks.amin(1, keepdim=True), blocks.amax(1, keepdim=True)

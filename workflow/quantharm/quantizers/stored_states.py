@@ -1,7 +1,8 @@
-"""Whether a bitsandbytes checkpoint stores of each matrix what its format needs, in the sizes that it needs.
+"""Whether a bitsandbytes checkpoint holds every tensor that a matrix needs, in its size.
 
-transformers asks neither: without `nested_absmax` the 8-bit codes of the scales are taken for scales, and a tensor that
-is cut is read beyond its end. Judged by the files' headers; the 4-bit shape and block size lie in the loaded state.
+transformers does not ask: without `nested_absmax` it takes the 8-bit codes of the scales for scales, and it reads a
+truncated tensor beyond its end. Judged by the files' headers; shape and block size of 4-bit matrices are in the state
+that was loaded.
 """
 
 from collections import defaultdict
@@ -19,7 +20,7 @@ Stored = dict[str, tuple[list[int], str]]  # of one module: {rest of the tensor'
 
 
 def stored_headers(folder: Path, modules: set[str]) -> dict[str, Stored]:
-    """What the files hold of each of the modules."""
+    """The headers of each module's tensors in the files."""
     from quantharm.models.completeness import open_weights
 
     headers: dict[str, Stored] = defaultdict(dict)
@@ -35,7 +36,7 @@ def stored_headers(folder: Path, modules: set[str]) -> dict[str, Stored]:
 
 
 def count(stored: Stored, name: str) -> int | None:
-    """Numbers in a tensor; None where it is missing."""
+    """Number of elements of a tensor; None where it is missing."""
     if name not in stored:
         return None
     product = 1
@@ -45,7 +46,7 @@ def count(stored: Stored, name: str) -> int | None:
 
 
 def faults_of_4bit(module, stored: Stored) -> list[str]:
-    """What a Linear4bit's tensors lack, or have in another size."""
+    """Names of a Linear4bit's tensors that are missing or of another size."""
     rows, columns, state = module.out_features, module.in_features, module.weight.quant_state
     blocks = -(-rows * columns // state.blocksize)
     wanted = {"weight.absmax": blocks, "weight.quant_map": LEVELS}
@@ -59,6 +60,7 @@ def faults_of_4bit(module, stored: Stored) -> list[str]:
 
 
 def faults_of_int8(module, stored: Stored) -> list[str]:
+    """Names of a Linear8bitLt's tensors that are missing or of another size."""
     rows, columns = module.out_features, module.in_features
     wanted = {"weight": [rows, columns], "SCB": [rows]}
     return [name for name, shape in wanted.items() if name not in stored or stored[name][0] != shape]
@@ -70,8 +72,8 @@ FAULTS = {"Linear4bit": faults_of_4bit, "Linear8bitLt": faults_of_int8}
 def refuse_damaged(model, folder: Path) -> None:
     """Raises UserError naming tensors of quantized matrices that are missing or of another size.
 
-    model: as it was loaded, before a forward pass (which repacks the weights on a CPU). Modules whose names differ
-    from those in the files are left out.
+    model: as loaded, before a forward pass (which repacks the weights on a CPU). Modules whose names differ from those
+    in the files are not looked at.
     """
     modules = {name: module for name, module in model.named_modules() if type(module).__name__ in FAULTS}
     stored = stored_headers(folder, set(modules)) if modules else {}

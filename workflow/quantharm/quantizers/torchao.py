@@ -48,7 +48,7 @@ def conflict(settings: Settings, checkpoint_config: "CheckpointConfig") -> str |
 
 
 def unsupported(model, settings: Settings) -> str | None:
-    """model: on the meta device."""
+    """Asked of a model on the meta device."""
     import torch
 
     from quantharm.quantizers.quantizable import linears_to_quantize, too_few_linears
@@ -63,7 +63,7 @@ def unsupported(model, settings: Settings) -> str | None:
 
 
 def library_config(settings: Settings):
-    """torchao's configuration object of a method's settings."""
+    """torchao's configuration object for a method's settings."""
     from torchao import quantization as ao
 
     if settings["kind"] == "int4_weight_only":

@@ -26,10 +26,10 @@ def load(folder: Path, settings: Settings, source: SourceRecord, dtype: str, dev
 
 
 def inspect(name: str, module, checkpoint: Path) -> "QuantizedMatrix | None":
-    """Nothing should be found in a baseline; the check `method_is_real` wants to know if something is.
+    """A layer that holds rounded weights, of which a baseline should have none: the check `method_is_real` asks.
 
-    By how the weights are held, not by the classes of other quantizers: a baseline depends on no other method's module.
-    What a matrix found here stands for is another module's business; its formula is that of a baseline, 16 bits.
+    Recognised by how the weights are held, not by the classes of other quantizers, so that a baseline depends on no
+    other method's module. It is not dequantized here, and its formula is that of a baseline, 16 bits.
     """
     if not holds_rounded_weights(module):
         return None
@@ -54,10 +54,10 @@ def own_tensors(module) -> list:
 
 
 def holds_rounded_weights(module) -> bool:
-    """Whether a parameter takes less than 16 bits, or a linear layer has no plain tensor with a float for each weight.
+    """Whether a parameter takes less than 16 bits, or a linear layer lacks a plain tensor with a float for each weight.
 
-    Integer buffers of other modules are positions and masks. A parameter of a class of its own (torchao's, for one) may
-    claim a dtype that it does not store.
+    Integer buffers of other modules are positions and masks. A tensor subclass (torchao's, for one) may claim a dtype
+    that it does not store.
     """
     if any(not p.is_floating_point() or p.element_size() < 2 for p in module.parameters(recurse=False)):
         return True
