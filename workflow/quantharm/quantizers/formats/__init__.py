@@ -29,16 +29,16 @@ class Family(Protocol):
         """Values of `quant_method` in config.json that it reads."""
 
     def inspect(self, name: str, module: Any, checkpoint: Path) -> "QuantizedMatrix | None":
-        """A linear layer that the file stores in this format; None for any other module.
+        """The record of a linear layer that the file stores in this format; None for any other module.
 
-        With its bytes, the bytes by the format's formula, the matrix by arithmetic of our own, and how the inputs are
-        rounded. name: the one in the file.
+        It has the layer's bytes, the bytes by the format's formula, the weights by arithmetic of our own, and how
+        inputs are rounded. name: the one in the file.
         """
 
 
 @runtime_checkable
 class RefusesCheckpoints(Protocol):
-    """A family of which some checkpoints cannot be loaded everywhere."""
+    """A family of which some checkpoints cannot be loaded, or not on every device."""
 
     def unreadable(self, stated: StatedQuantization, device: str) -> str | None:
         """Why such a checkpoint cannot be loaded here, None where it can; device: cpu, cuda or auto."""
@@ -46,12 +46,12 @@ class RefusesCheckpoints(Protocol):
 
 @runtime_checkable
 class ArrangesLoading(Protocol):
-    """A family that transformers does not load as is wanted by itself."""
+    """A family for which from_pretrained needs further arguments, or a changed library."""
 
     def loading(
         self, checkpoint: Path, stated: StatedQuantization, backend: str | None, dtype: str, device: str
     ) -> AbstractContextManager[LoadingArguments]:
-        """Gives further arguments for from_pretrained, and arranges what it needs while it runs."""
+        """Gives further arguments for from_pretrained, and keeps the libraries changed while it runs."""
 
 
 @runtime_checkable
@@ -63,15 +63,15 @@ class ChoosesKernel(Protocol):
 
 @runtime_checkable
 class FinishesModels(Protocol):
-    """A family that leaves something to do on a model that was just loaded."""
+    """A family whose models need a further step after from_pretrained."""
 
     def finish(self, model: Any, dtype: Any) -> None:
-        """dtype: of torch, what the model is to compute in."""
+        """Completes a model that was just loaded; dtype: of torch, what the model is to compute in."""
 
 
 @runtime_checkable
 class StatesExclusions(Protocol):
-    """A family whose checkpoints say in their own way which modules were left alone."""
+    """A family whose checkpoints name the modules left in 16 bits in a way of their own."""
 
     def excluded(self, stated: StatedQuantization, names: Collection[str]) -> set[str]:
-        """Those of the named modules that were left alone."""
+        """Those of the named modules that the checkpoint leaves in 16 bits."""

@@ -1,7 +1,7 @@
-"""How kernels round a layer's inputs before they multiply: the other half of W8A8, FP8 and NVFP4.
+"""The rounding of a layer's inputs before they are multiplied, as kernels do in W8A8, FP8 and NVFP4.
 
-Each takes inputs and returns what is multiplied. It computes in their dtype, as libraries do that round the inputs of
-plain linear layers: a scale that is itself rounded to bfloat16 puts every thirtieth 8-bit float on its neighbour.
+Each function returns the rounded inputs, computed in the inputs' dtype as libraries do: a scale that is itself rounded
+to bfloat16 puts every thirtieth 8-bit float on its neighbour.
 """
 
 import torch
@@ -21,7 +21,7 @@ def llm_int8(inputs: torch.Tensor, threshold: float) -> torch.Tensor:
 
 
 def integers(groups: torch.Tensor, bits: int, symmetric: bool) -> torch.Tensor:
-    """To 2^bits integers a group, about 0 or from its least to its largest number; groups: [..., size]."""
+    """Rounds to 2^bits integers a group, around 0 or from its smallest to its largest number; groups: [..., size]."""
     low = groups.amin(-1, keepdim=True).clamp_max(0.0)
     high = groups.amax(-1, keepdim=True).clamp_min(0.0)
     least, steps = -(2 ** (bits - 1)), 2**bits - 1
@@ -32,24 +32,25 @@ def integers(groups: torch.Tensor, bits: int, symmetric: bool) -> torch.Tensor:
 
 
 def fp8(inputs: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """To float8_e4m3fn in units of `scale` (broadcast), saturating."""
+    """Rounds to float8_e4m3fn in units of `scale` (broadcast), saturating."""
     return (inputs / scale).clamp(-FP8_LARGEST, FP8_LARGEST).to(torch.float8_e4m3fn).to(inputs.dtype) * scale
 
 
 def largest(groups: torch.Tensor) -> torch.Tensor:
+    """The largest magnitude of each group, [..., size] → [..., 1]; never 0."""
     return groups.abs().amax(-1, keepdim=True).clamp_min(1e-12)
 
 
 def fp8_dynamic(groups: torch.Tensor) -> torch.Tensor:
-    """To float8_e4m3fn, the largest number of each group at its largest level; groups: [..., size]."""
+    """Rounds to float8_e4m3fn, each group's largest number at its largest level; groups: [..., size]."""
     return fp8(groups, largest(groups) / FP8_LARGEST)
 
 
 def nearest_fp4(values: torch.Tensor) -> torch.Tensor:
-    """The nearest E2M1 number, that of the even code where two are as near, saturating."""
+    """Rounds to the nearest E2M1 number, to the even code where two are as near, saturating."""
     levels = torch.tensor(FP4_LEVELS, dtype=values.dtype)
     magnitude = values.abs().clamp_max(FP4_LARGEST)
-    upper = torch.bucketize(magnitude, levels)  # the first level that is not below
+    upper = torch.bucketize(magnitude, levels)  # index of the first level that is not below
     lower = (upper - 1).clamp_min(0)
     up, down = levels[upper] - magnitude, magnitude - levels[lower]
     chosen = torch.where((up < down) | ((up == down) & (upper % 2 == 0)), upper, lower)
@@ -57,7 +58,7 @@ def nearest_fp4(values: torch.Tensor) -> torch.Tensor:
 
 
 def nvfp4(groups: torch.Tensor, global_scale: float) -> torch.Tensor:
-    """To E2M1 with a float8 scale a group of 16, itself in units of 1 / global_scale; groups: [..., 16]."""
+    """Rounds to E2M1 with a float8 scale a group, itself in units of 1 / global_scale; groups: [..., 16]."""
     scale = (
         ((largest(groups) / FP4_LARGEST).float() * global_scale).clamp_max(FP8_LARGEST).to(torch.float8_e4m3fn).float()
     )
@@ -66,10 +67,10 @@ def nvfp4(groups: torch.Tensor, global_scale: float) -> torch.Tensor:
 
 
 def power_of_two_scale(groups: torch.Tensor, bits: int) -> torch.Tensor:
-    """OCP MX: the largest number's power of two, less that of the format's largest level.
+    """The scale of OCP MX: the largest number's power of two, less that of the format's largest level.
 
-    A number within the last quarter below a power of two counts as that one, as compressed-tensors has it; groups:
-    [..., size].
+    A number within the last quarter below a power of two counts as that power, as in compressed-tensors. groups: [...,
+    size].
     """
     largest_exponent = {4: 2, 8: 8}[bits]
     mantissa, exponent = torch.frexp(largest(groups).float())  # mantissa in [½, 1)
@@ -78,6 +79,6 @@ def power_of_two_scale(groups: torch.Tensor, bits: int) -> torch.Tensor:
 
 
 def mx(groups: torch.Tensor, bits: int) -> torch.Tensor:
-    """To MXFP4 or MXFP8; groups: [..., 32]."""
+    """Rounds to MXFP4 or MXFP8; groups: [..., 32]."""
     scale = power_of_two_scale(groups, bits)
     return nearest_fp4(groups / scale) * scale if bits == 4 else fp8(groups, scale)

@@ -29,6 +29,7 @@ DEFAULT_BACKEND = {"cuda": "gemm_triton", "cpu": "torch_fused_awq"}
 
 
 def layout_of(stated: StatedQuantization) -> str:
+    """`gemm`, `gemv`, or the name of another layout."""
     return str(stated.get("version") or stated.get("format") or "gemm").lower()
 
 
@@ -52,7 +53,7 @@ def loading(
 
 
 def backend_config(stated: StatedQuantization, backend: str | None, device: str) -> "AwqConfig":
-    """transformers' AwqConfig as a checkpoint states it, with the kernel named."""
+    """transformers' AwqConfig for a checkpoint, with the kernel named: the automatic choice may compile one."""
     from transformers import AwqConfig
 
     return AwqConfig(
@@ -66,10 +67,10 @@ def backend_config(stated: StatedQuantization, backend: str | None, device: str)
 
 @contextlib.contextmanager
 def computing_in(dtype: str) -> Iterator[None]:
-    """Have the linear layers compute in the dtype of all cells of a model.
+    """While this lasts, AWQ's linear layers are loaded to compute in `dtype`, that of all cells of a model.
 
-    On a GPU transformers loads AWQ as float16 whatever was asked for. And it does not tell the kernels: Marlin would be
-    compiled, for minutes, first for float16 as it is loaded and then for the dtype that it is given.
+    On a GPU transformers loads AWQ as float16 whatever is asked for. Nor does it tell the kernels the dtype: Marlin
+    would be compiled twice, for minutes, first for float16 and then for the dtype of its first input.
     """
     from transformers.quantizers.quantizer_awq import AwqQuantizer
 
@@ -92,6 +93,7 @@ def computing_in(dtype: str) -> Iterator[None]:
 
 
 def is_awq_linear(module) -> bool:
+    """Whether a module is an AWQ linear layer of gptqmodel."""
     return any(base.__name__ == "AWQuantLinear" for base in type(module).__mro__)
 
 
@@ -116,7 +118,10 @@ def inspect(name: str, module, checkpoint: Path) -> "QuantizedMatrix | None":
 
 
 def is_gemv(tensors: "Mapping[str, Tensor]") -> bool:
-    """By shape: in GEMM there are as many scales a group as output channels, of which an int32 holds eight."""
+    """Whether tensors lie in the GEMV layout, by their shapes.
+
+    In GEMM a group has as many scales as there are output channels, of which an int32 of codes holds eight.
+    """
     return tensors["scales"].shape[1] != 8 * tensors["qweight"].shape[1]
 
 
@@ -128,7 +133,7 @@ def unpack(packed: "Tensor", channels: tuple[int, ...]) -> "Tensor":
 
 
 def codes(tensors: "Mapping[str, Tensor]", group: int) -> "Tensor":
-    """code - zero of each weight, as stored; [rows, columns] int32."""
+    """Code - zero of each weight, as stored; [rows, columns] int32."""
     if is_gemv(tensors):
         packed = unpack(tensors["qweight"], IN_ORDER)
         zeros = unpack(tensors["qzeros"], IN_ORDER)[:, : packed.shape[1] // group]
@@ -148,7 +153,7 @@ def dequantize(checkpoint: Path, name: str, group: int) -> "Tensor":
 
 
 def compute_in_float32(model) -> None:
-    """gptqmodel's kernels on a CPU would round float32 activations to 16 bits; the layers get a pass of their own."""
+    """Gives AWQ layers a forward pass of their own, as gptqmodel's CPU kernels round float32 activations to 16 bits."""
     from quantharm.models.compute import to_float32
 
     for module in model.modules():
@@ -158,7 +163,7 @@ def compute_in_float32(model) -> None:
 
 
 def multiply_in_float32(module) -> None:
-    """Gives an AWQ linear a forward pass y = x · ((codes - zeros) × scales) + bias in float32.
+    """Gives an AWQ linear the forward pass y = x · ((codes - zeros) × scales) + bias in float32.
 
     Codes less zeros are unpacked once, to a byte each ([groups, group, outputs]), by gptqmodel's own function.
     """

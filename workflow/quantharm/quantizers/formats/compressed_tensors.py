@@ -55,6 +55,7 @@ def unreadable(stated: StatedQuantization, device: str) -> str | None:
 
 
 def groups_of(stated: StatedQuantization) -> list[Scheme]:
+    """The schemes that a config states."""
     return list((stated.get("config_groups") or {}).values())
 
 
@@ -62,9 +63,9 @@ def groups_of(stated: StatedQuantization) -> list[Scheme]:
 def loading(
     checkpoint: Path, stated: StatedQuantization, backend: str | None, dtype: str, device: str
 ) -> Iterator[LoadingArguments]:
-    """Weights alone are unpacked as they are read; FP8 by row keeps its kernel on a GPU; `finish` unpacks the rest.
+    """Has weight-only formats unpacked on reading, and FP8 by row keep its kernel on a GPU; `finish` unpacks the rest.
 
-    transformers unpacks as it reads by one scheme for all layers, so a mixture is not left to that.
+    transformers unpacks on reading by one scheme for all layers, so a mixture of schemes is left to `finish`.
     """
     from transformers import AutoConfig, CompressedTensorsConfig
 
@@ -85,9 +86,9 @@ def loading(
 
 
 def plain_though_targeted(checkpoint: Path, stated: StatedQuantization) -> list[str]:
-    """Modules whose weight is plain floats in the file although the config does not leave them alone.
+    """Modules whose weight is plain floats in the file although the config does not exclude them.
 
-    AutoRound names no head among those. transformers would make scales for it, of whatever lies in memory: NaN.
+    AutoRound does not exclude the head. transformers would give it scales from uninitialised memory: NaN.
     """
     from quantharm.quantizers.formats.files import FLOATS, headers_of_files
 
@@ -103,6 +104,7 @@ def plain_though_targeted(checkpoint: Path, stated: StatedQuantization) -> list[
 
 
 def is_fp8_by_row(scheme: Scheme) -> bool:
+    """Whether weights are 8-bit floats with a scale a row (or matrix), and inputs with a scale a token."""
     weights, inputs = scheme.get("weights"), scheme.get("input_activations")
     if not weights or not inputs:
         return False
@@ -111,9 +113,9 @@ def is_fp8_by_row(scheme: Scheme) -> bool:
 
 
 def finish(model, dtype) -> None:
-    """Unpack what transformers would at the first call of the whole model, which is never called here.
+    """Unpacks what transformers would unpack at the first call of the whole model, which stages never make.
 
-    In `dtype`: NVFP4 and MX are unpacked to bfloat16 in any model, which a float32 one cannot multiply.
+    To `dtype`: NVFP4 and MX are unpacked to bfloat16 in any model, and a float32 one cannot multiply that.
     """
     import torch
 
@@ -125,14 +127,14 @@ def finish(model, dtype) -> None:
 
 
 def matches(pattern: str, name: str, kind: str) -> bool:
-    """Whether a target or an ignored pattern means a module: by name, by `re:` from its beginning, or by class."""
+    """Whether a pattern names a module: by its name, by `re:` matched from its beginning, or by its class."""
     if pattern.startswith("re:"):
         return re.match(pattern.removeprefix("re:"), name) is not None
     return pattern in (name, kind)
 
 
 def scheme_of(stated: StatedQuantization, name: str, kind: str = "Linear") -> Scheme | None:
-    """The group of settings that a module is quantized by; None where it is left alone."""
+    """The scheme by which a module is quantized; None where it is left in 16 bits."""
     if any(matches(pattern, name, kind) for pattern in stated.get("ignore") or []):
         return None
     named = [g for g in groups_of(stated) if any(matches(t, name, "") for t in g.get("targets") or [])]

@@ -16,7 +16,7 @@ INT64_PAIR = 16  # bytes of weight_shape
 
 
 class Rounding(TypedDict):
-    """How weights or inputs are rounded: the library's QuantizationArgs, as far as they are read here."""
+    """The library's QuantizationArgs, for weights or for inputs, as far as they are read here."""
 
     num_bits: int
     type: str  # int or float
@@ -29,7 +29,7 @@ class Rounding(TypedDict):
 
 
 def scale_count(weights: Rounding, rows: int, columns: int) -> int:
-    """Scales of a matrix, by the strategy that the config states."""
+    """Number of scales of a matrix, by the strategy that the config states."""
     strategy, group = weights["strategy"], weights.get("group_size") or columns
     if strategy == "block":
         tall, wide = weights["block_structure"]
@@ -38,7 +38,10 @@ def scale_count(weights: Rounding, rows: int, columns: int) -> int:
 
 
 def formula_bytes(weights: Rounding, rows: int, columns: int, headers: "Headers") -> float:
-    """Codes, scales, zero points, the global scale and the shape; how wide a scale is the model's dtype decides."""
+    """Bytes by the formula: codes, scales, zero points, the global scale and the shape.
+
+    The file decides how wide a scale is, since that follows the dtype of the quantized model.
+    """
     bits, scales = weights["num_bits"], scale_count(weights, rows, columns)
     if "weight_packed" in headers and headers["weight_packed"].dtype == "I32":
         total: float = rows * 4 * -(-columns * bits // 32) + INT64_PAIR
@@ -83,9 +86,9 @@ def dequantize(tensors: "Mapping[str, Tensor]", weights: Rounding, rows: int, co
 def rounding_of(
     inputs: Rounding | None, checkpoint: Path, name: str, by_kernel: bool
 ) -> "Callable[[Tensor], Tensor] | None":
-    """What is done to the inputs before they are multiplied; None where the config leaves them alone.
+    """The rounding of the inputs before they are multiplied; None where the config leaves them alone.
 
-    The kernel for FP8 on a GPU rounds each row by its own largest number, whatever the config says.
+    by_kernel: by the FP8 kernel for GPUs, which rounds each row by its own largest number whatever the config says.
     """
     import torch
 

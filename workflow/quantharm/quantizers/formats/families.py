@@ -1,7 +1,7 @@
-"""Which family a checkpoint is of, and what of it is known before and after it is loaded.
+"""The family of a checkpoint, by which it is refused, loaded, inspected and computed.
 
-`quant_method` in config.json names the family, or the file itself does (GGUF). Formats that nobody here reads are
-refused by name when the checkpoint is fetched, and so is one whose package is missing or that needs a GPU.
+`quant_method` in config.json names the family, or the file itself does (GGUF). A format that is not read here is
+refused by name when the checkpoint is fetched; so is one whose package is missing, or that needs a GPU.
 """
 
 import contextlib
@@ -39,7 +39,7 @@ SKIPPED_KEYS = ("llm_int8_skip_modules", "modules_to_not_convert")
 
 
 def stated_quantization(checkpoint: Path) -> StatedQuantization:
-    """What config.json says about how the weights are stored; empty where it says nothing."""
+    """The quantization that config.json states; empty where it states none."""
     if packed := gguf_file(checkpoint):
         return {"quant_method": "gguf", "file": str(packed)}
     config = read_checkpoint_config(checkpoint)
@@ -52,7 +52,7 @@ def stated_quantization(checkpoint: Path) -> StatedQuantization:
 
 
 def method_of(stated: StatedQuantization) -> str | None:
-    """`quant_method`, which checkpoints of old bitsandbytes lack."""
+    """`quant_method` in lower case, `bitsandbytes` for its old checkpoints without one; None where none is stated."""
     if stated.get("load_in_8bit") or stated.get("load_in_4bit"):
         return "bitsandbytes"
     method = stated.get("quant_method")
@@ -60,7 +60,7 @@ def method_of(stated: StatedQuantization) -> str | None:
 
 
 def family_of(stated: StatedQuantization) -> Family | None:
-    """The family that reads such a checkpoint; None for one that states no quantization, or one unknown here."""
+    """The family that reads such a checkpoint; None without a stated quantization, or for an unknown one."""
     method = method_of(stated)
     return next((family for family in FAMILIES if method in family.METHODS), None)
 
@@ -87,9 +87,9 @@ def refuse_unreadable(checkpoint: Path, device: str = "auto") -> None:
 
 @contextlib.contextmanager
 def loading(checkpoint: Path, backend: str | None, dtype: str, device: str) -> Iterator[LoadingArguments]:
-    """Further arguments that from_pretrained takes for a checkpoint; what the family needs is arranged while it runs.
+    """Gives further arguments of from_pretrained for a checkpoint, and keeps libraries changed while it runs.
 
-    Ask refuse_unreadable first. Raises UserError for a `backend` that chooses nothing.
+    Call refuse_unreadable first. Raises UserError where `backend` is given for a family whose kernel cannot be chosen.
     """
     stated = stated_quantization(checkpoint)
     family = family_of(stated)
@@ -110,7 +110,7 @@ def finish(model, checkpoint: Path, dtype) -> None:
 
 
 def inspect(name: str, module, checkpoint: Path) -> "QuantizedMatrix | None":
-    """The linear layer as the checkpoint's own family sees it: several libraries' classes share one name."""
+    """The linear layer as the checkpoint's own family sees it: classes of several libraries share one name."""
     family = family_of(stated_quantization(checkpoint))
     return family.inspect(name, module, checkpoint) if family else None
 
@@ -124,7 +124,7 @@ def compute_in_float32(model) -> None:
 
 
 def excluded_by_config(checkpoint: Path, names: Collection[str]) -> set[str]:
-    """Those of the named modules that a checkpoint's own quantization config leaves alone."""
+    """Those of the named modules that a checkpoint's own quantization config leaves in 16 bits."""
     stated = stated_quantization(checkpoint)
     family = family_of(stated)
     return family.excluded(stated, names) if isinstance(family, StatesExclusions) else skipped_by_name(stated, names)

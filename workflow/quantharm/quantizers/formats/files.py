@@ -1,4 +1,4 @@
-"""What the files of a checkpoint hold of one module, from their headers and from their data."""
+"""Tensors of one module in the files of a checkpoint: their headers, and their data."""
 
 import functools
 from pathlib import Path
@@ -41,18 +41,18 @@ Headers = dict[str, Header]  # {rest of the tensor's name after the module's: he
 
 
 def module_headers(checkpoint: Path, module: str) -> Headers:
-    """The tensors of one module (and of those below it); none of a module that the files do not know."""
+    """Headers of the tensors of one module and of those below it; empty where the files do not know it."""
     return headers_of_files(weight_files(checkpoint)).get(module, {})
 
 
 def headers_of_files(files: list[Path]) -> dict[str, Headers]:
-    """{module: its headers} of safetensors files, read once for as long as they do not change."""
+    """{module: its headers} of safetensors files; read again only when a file changes."""
     return headers_by_module(tuple((path, path.stat().st_mtime_ns, path.stat().st_size) for path in files))
 
 
 @functools.lru_cache(maxsize=4)
 def headers_by_module(files: tuple[tuple[Path, int, int], ...]) -> dict[str, Headers]:
-    """{module: its headers} of all files; files: (path, time of change, bytes): a changed one is read again."""
+    """{module: its headers}; files: (path, time of change, bytes), by which a changed file is read again."""
     from quantharm.models.completeness import open_weights
 
     by_module: dict[str, Headers] = {}
@@ -75,7 +75,7 @@ def read_tensor(header: Header) -> torch.Tensor:
 
 
 def read_part(header: Header, index: int) -> torch.Tensor:
-    """The tensor's part `index` along its first dimension, without reading the others."""
+    """Part `index` of a tensor along its first dimension, without reading the others."""
     from quantharm.models.completeness import open_weights
 
     with open_weights(header.file) as file:
@@ -83,13 +83,13 @@ def read_part(header: Header, index: int) -> torch.Tensor:
 
 
 def module_tensors(checkpoint: Path, module: str) -> dict[str, torch.Tensor]:
-    """{rest of the name: tensor} of one module, from disk: kernels repack what they load."""
+    """{rest of the name: tensor} of one module, read from disk: kernels repack what they load."""
     return {rest: read_tensor(header) for rest, header in module_headers(checkpoint, module).items()}
 
 
 @functools.lru_cache(maxsize=4)
 def file_metadata(path: Path, modified_ns: int) -> dict[str, str]:
-    """The strings that a file's header holds beside its tensors."""
+    """The strings in a file's header beside its tensors; modified_ns: by which a changed file is read again."""
     from quantharm.models.completeness import open_weights
 
     with open_weights(path) as file:
@@ -97,11 +97,11 @@ def file_metadata(path: Path, modified_ns: int) -> dict[str, str]:
 
 
 def stored_bytes(headers: Headers, *left_out: str) -> int:
-    """Bytes of a module's tensors in the files; the bias is no part of the matrix."""
+    """Bytes of a module's tensors in the files, without those left out; the bias is no part of the matrix."""
     return sum(header.bytes for rest, header in headers.items() if rest not in ("bias", *left_out))
 
 
 def is_held_dequantized(module: Any) -> bool:
-    """Whether a matrix that the file stores packed lies in a plain linear layer, unpacked when it was loaded."""
+    """Whether a module is a plain linear layer of 16 bits or more, though the file stores its matrix packed."""
     weight = getattr(module, "weight", None)
     return type(module) is torch.nn.Linear and weight is not None and weight.dtype.itemsize >= 2

@@ -4,8 +4,8 @@
     weight_scale_inv  [⌈rows / tall⌉, ⌈columns / wide⌉], 128 × 128 weights a block; the weight times it is the matrix
 
 MXFP8 (`mxfp8`) is the same with blocks of 1 × 32 and powers of two for scales. transformers multiplies them packed, and
-rounds the inputs as well, with kernels that it gets from a hub; here they are unpacked when they are loaded, on a CPU
-and on a GPU, so inputs are not rounded: what is measured is what rounding the weights costs.
+rounds the inputs as well, with kernels that it downloads from a hub. Here they are unpacked on loading, on a CPU and on
+a GPU, and inputs are not rounded: the figures are the cost of rounding the weights.
 """
 
 import contextlib
@@ -66,7 +66,7 @@ def inspect(name: str, module, checkpoint: Path) -> "QuantizedMatrix | None":
 
 
 def dequantize(tensors: "Mapping[str, Tensor]", tall: int, wide: int) -> "Tensor":
-    """The matrix in the file: number × scale of its block; [rows, columns] float32. Blocks at the ends may be cut."""
+    """The matrix in the file: number × scale of its block; [rows, columns] float32. The last blocks may be cut."""
     import torch
 
     from quantharm.quantizers.formats.packing import exponent_scale

@@ -26,12 +26,12 @@ def half(blocks: torch.Tensor, start: int) -> torch.Tensor:
 
 
 def bits_of(packed: torch.Tensor, shifts: tuple[int, ...], mask: int) -> torch.Tensor:
-    """[..., bytes] → [..., shifts, bytes]: the same bits of all bytes together, as ggml lays codes."""
+    """[..., bytes] → [..., shifts, bytes]: the same bits of all bytes side by side, in ggml's order of codes."""
     return (packed.unsqueeze(-2).int() >> torch.tensor(shifts).unsqueeze(-1)) & mask
 
 
 def nibbles(packed: torch.Tensor) -> torch.Tensor:
-    """[blocks, 16] → [blocks, 32]: the low halves first."""
+    """[blocks, 16] → [blocks, 32]: all low halves, then all high halves."""
     return bits_of(packed, (0, 4), 15).flatten(-2)
 
 
@@ -61,7 +61,7 @@ def q8_0(b: torch.Tensor) -> torch.Tensor:
 
 
 def grouped(scale: torch.Tensor, codes: torch.Tensor, minimum: torch.Tensor | None = None) -> torch.Tensor:
-    """scale, minimum: [blocks, groups]; codes: [blocks, 256]."""
+    """scale × code - minimum; scale, minimum: [blocks, groups]; codes: [blocks, 256]."""
     parts = codes.unflatten(-1, (scale.shape[1], -1)) * scale.unsqueeze(-1)
     return (parts if minimum is None else parts - minimum.unsqueeze(-1)).flatten(-2)
 

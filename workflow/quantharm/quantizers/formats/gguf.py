@@ -1,8 +1,8 @@
 """GGUF, the format of llama.cpp: one file with a model's shape, its tokenizer and its tensors in blocks (ggml.py).
 
-A file whose name ends in _M mixes types: each matrix has its own. transformers unpacks all of them to 16 bits when they
-are loaded (its packed kernels are published for GPUs and come from a hub). Names are llama.cpp's, and Llama's query and
-key rows lie in another order. Embeddings and the output head are quantized as the file says, which is no fault of it.
+A type that ends in _M mixes types: each matrix has its own. transformers unpacks all of them to 16 bits on loading (its
+packed kernels are for GPUs and are downloaded from a hub). Names are llama.cpp's, and Llama's query and key rows lie in
+another order. Embeddings and the output head may be quantized, too; the checks do not count that against a file.
 """
 
 import contextlib
@@ -38,6 +38,7 @@ def read_file(path: Path, modified_ns: int) -> "GGUFReader":
 
 
 def opened(checkpoint: Path) -> "GGUFReader":
+    """The reader of the checkpoint's GGUF file."""
     path = gguf_file(checkpoint)
     assert path is not None, checkpoint
     return read_file(path, path.stat().st_mtime_ns)
@@ -49,13 +50,13 @@ def tensors_of(checkpoint: Path) -> "dict[str, ReaderTensor]":
 
 
 def value(checkpoint: Path, key: str) -> Any:
-    """A value of the file's metadata; None where it has none of that key."""
+    """A value of the file's metadata; None where it has no such key."""
     field = opened(checkpoint).get_field(key)
     return None if field is None else field.contents()
 
 
 def unreadable(stated: StatedQuantization, device: str) -> str | None:
-    """By the file itself: an architecture or types of tensors that nobody reads here."""
+    """The file's architecture or types of tensors, where they are not read here; None where all are."""
     from transformers.modeling_gguf_pytorch_utils import GGUF_SUPPORTED_ARCHITECTURES
 
     from quantharm.quantizers.formats.ggml import TYPES
@@ -80,14 +81,14 @@ def loading(
 
 @functools.lru_cache(maxsize=4)
 def name_table(architecture: str, layers: int) -> "TensorNameMap":
-    """The package's table of names; by `get_name`, from transformers' to llama.cpp's."""
+    """The package's table of names; its get_name gives llama.cpp's name for transformers'."""
     from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
 
     return get_tensor_name_map(next(key for key, name in MODEL_ARCH_NAMES.items() if name == architecture), layers)
 
 
 def stored_tensor(checkpoint: Path, name: str) -> "ReaderTensor | None":
-    """The tensor of the module `name`, None where the file holds none of that name."""
+    """The tensor of the module `name`; None where the file holds none of that name."""
     architecture = value(checkpoint, "general.architecture")
     table = name_table(architecture, int(value(checkpoint, f"{architecture}.block_count")))
     own = table.get_name(name)
@@ -95,7 +96,7 @@ def stored_tensor(checkpoint: Path, name: str) -> "ReaderTensor | None":
 
 
 def inspect(name: str, module, checkpoint: Path) -> "QuantizedMatrix | None":
-    """A linear layer whose weight the file holds in blocks."""
+    """A linear layer whose weight the file stores in blocks."""
     from quantharm.quantizers.formats.files import is_held_dequantized
     from quantharm.quantizers.formats.ggml import TYPES
     from quantharm.quantizers.quantized_layers import QuantizedMatrix
@@ -141,7 +142,7 @@ def dequantize(checkpoint: Path, name: str) -> "Tensor":
 
 
 def excluded(stated: StatedQuantization, names: Collection[str]) -> set[str]:
-    """Modules whose weight the file holds as plain floats."""
+    """Modules whose weight the file stores as plain floats."""
     checkpoint = Path(stated["file"])
     tensors = {name: stored_tensor(checkpoint, name) for name in names}
     return {name for name, tensor in tensors.items() if tensor is not None and tensor.tensor_type.name in FLOATS}

@@ -1,8 +1,8 @@
 """GPTQ (Frantar et al. 2022), by gptqmodel, AutoGPTQ and AutoRound: integers in groups of input channels, in any order.
 
-Formula: bits a weight, 16 + bits a group, 32 an input channel for g_idx. Bits and groups are read off each matrix, so
-mixtures are loaded as well. transformers leaves it to the package optimum, which knows no mixtures, to put gptqmodel's
-linear layers in place; here they are put wherever the file has a qweight.
+Formula: bits a weight, 16 + bits a group, 32 an input channel for g_idx. Bits and group size are read from the shapes
+of each matrix, so mixtures load as well. transformers has the package optimum put gptqmodel's linear layers in place,
+and optimum knows no mixtures; `reader` puts one wherever the file has a qweight. Layout: gptq_matrices.py.
 """
 
 import contextlib
@@ -40,7 +40,7 @@ def unreadable(stated: StatedQuantization, device: str) -> str | None:
 def loading(
     checkpoint: Path, stated: StatedQuantization, backend: str | None, dtype: str, device: str
 ) -> Iterator[LoadingArguments]:
-    """Has transformers load such a checkpoint by `reader` for as long as this lasts."""
+    """While this lasts, transformers loads such a checkpoint by `reader`."""
     from transformers.quantizers import auto
 
     own = dict.fromkeys(METHODS, reader(stated, backend or DEFAULT_BACKEND[device]))
@@ -53,7 +53,7 @@ def loading(
 
 
 def reader(stated: StatedQuantization, backend: str):
-    """A quantizer of transformers that puts gptqmodel's linear layers where the file holds a qweight."""
+    """A quantizer class for transformers that puts gptqmodel's linear layers where the file has a qweight."""
     import torch
     from torch import nn
     from transformers.quantizers.base import HfQuantizer
@@ -70,7 +70,7 @@ def reader(stated: StatedQuantization, backend: str):
 
             by_module = headers_of_files([Path(path) for path in checkpoint_files])
             self.has_order = any("g_idx" in headers for headers in by_module.values())
-            if not self.has_order:  # AutoRound leaves it out: groups of neighbours
+            if not self.has_order:  # AutoRound writes none: groups are neighbours
                 ignored = getattr(model, "_keys_to_ignore_on_load_missing", None) or set()
                 model._keys_to_ignore_on_load_missing = {*ignored, r"\.g_idx$"}
             for name, module in list(model.named_modules()):
@@ -94,7 +94,7 @@ def reader(stated: StatedQuantization, backend: str):
                         **settings,
                         in_features=module.in_features,
                         out_features=module.out_features,
-                        bias="bias" in headers,  # AutoGPTQ stored one of zeros where the model has none
+                        bias="bias" in headers,  # AutoGPTQ stores a bias of zeros where the model has none
                         register_buffers=True,
                     ).requires_grad_(False),
                 )
@@ -107,7 +107,7 @@ def reader(stated: StatedQuantization, backend: str):
                 if not self.has_order:
                     columns = torch.arange(layer.in_features, dtype=torch.int32, device=layer.qweight.device)
                     layer.g_idx = columns // (layer.in_features // len(layer.scales))
-                layer.optimized = True  # or a layer would be compiled, for half a minute a shape
+                layer.optimized = True  # else it is compiled, for half a minute a shape
                 if format_of(stated) == FIRST and getattr(layer, "REQUIRES_FORMAT_V2", False):
                     convert_gptq_v1_to_v2_format_module(layer, bits=layer.bits, pack_dtype=layer.pack_dtype)
             hf_gptqmodel_post_init(model, use_act_order=bool(stated.get("desc_act", False)))
@@ -123,6 +123,7 @@ def reader(stated: StatedQuantization, backend: str):
 
 
 def is_gptq_linear(module) -> bool:
+    """Whether a module is a GPTQ linear layer of gptqmodel."""
     names = {base.__name__ for base in type(module).__mro__}
     return "BaseQuantLinear" in names and "AWQuantLinear" not in names
 
@@ -155,7 +156,7 @@ def inspect(name: str, module, checkpoint: Path) -> "QuantizedMatrix | None":
 
 
 def compute_in_float32(model) -> None:
-    """gptqmodel's kernels multiply in 16 bits; on a CPU the layers get a pass of their own."""
+    """Gives GPTQ layers a forward pass of their own on a CPU: gptqmodel's kernels multiply in 16 bits."""
     from quantharm.models.compute import to_float32
 
     for module in model.modules():
@@ -165,11 +166,13 @@ def compute_in_float32(model) -> None:
 
 
 def multiply_in_float32(module) -> None:
-    """Gives a GPTQ linear a forward pass in float32, of the codes and scales that it holds."""
+    """Gives a GPTQ linear a forward pass in float32, from the codes and scales that it holds."""
     import torch
 
     held = {"qweight": module.qweight, "qzeros": module.qzeros, "scales": module.scales, "g_idx": module.g_idx}
-    whole = codes(held, module.bits, first=False).to(torch.int16)  # [outputs, inputs]; zeros are as they are by now
+    whole = codes(held, module.bits, first=False).to(
+        torch.int16
+    )  # [outputs, inputs]; zeros were converted on loading
     order = module.g_idx.long()
     bias = None if module.bias is None else module.bias.float()
 
@@ -181,7 +184,7 @@ def multiply_in_float32(module) -> None:
 
 
 def excluded(stated: StatedQuantization, names: Collection[str]) -> set[str]:
-    """Modules that a `dynamic` rule leaves alone, or that are not among those to quantize in a block."""
+    """Modules excluded by a `dynamic` rule or `extra_config`, or absent from `modules_in_block_to_quantize`."""
     import re
 
     left = [rule[2:] for rule in stated.get("dynamic") or {} if rule.startswith("-:")]

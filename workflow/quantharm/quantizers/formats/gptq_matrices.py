@@ -23,7 +23,7 @@ PACKINGS = {"auto_round:auto_gptq": FIRST, "auto_round": SECOND, "auto_round:gpt
 
 
 def format_of(stated: StatedQuantization) -> str | None:
-    """`gptq` or `gptq_v2`, None for another layout."""
+    """`gptq` or `gptq_v2`; None for another layout."""
     if "packing_format" in stated:
         return PACKINGS.get(stated["packing_format"])
     name = str(stated.get("checkpoint_format") or stated.get("format") or FIRST).lower()
@@ -31,12 +31,12 @@ def format_of(stated: StatedQuantization) -> str | None:
 
 
 def shape_of(headers: "Headers", columns: int) -> tuple[int, int]:
-    """(bits, group size) of a matrix with so many inputs, from the shapes of its tensors."""
+    """(bits, group size) of a matrix with `columns` inputs, from the shapes of its tensors."""
     return 32 * headers["qweight"].shape[0] // columns, columns // headers["scales"].shape[0]
 
 
 def codes(tensors: "Mapping[str, Tensor]", bits: int, first: bool) -> "Tensor":
-    """code - zero of each weight, as stored; [rows, columns] int64. first: the zero points are stored less 1."""
+    """Code - zero of each weight, as stored; [rows, columns] int64. first: zero points are stored less 1."""
     import torch
 
     from quantharm.quantizers.formats.packing import unpack_words

@@ -4,9 +4,10 @@
                          a byte, the low half first
     gate_up_proj_scales  [experts, 2 · outputs, inputs / 32] uint8 (E8M0); down_proj_… likewise
 
-Formula: 4 bits a weight, 8 a block of 32. Kernels for it come from a hub and are for GPUs, so transformers unpacks the
-experts to 16 bits as they are loaded; here they are then taken apart into linear layers, so that each can be judged.
-The package that does so calls the first half of the rows gate and the second up; the layer takes them by turns again.
+Formula: 4 bits a weight, 8 a block of 32. Its kernels are for GPUs and are downloaded from a hub, so transformers
+unpacks the experts to 16 bits on loading; they are then taken apart into linear layers, so that each can be checked.
+The package that does so calls the first half of the rows gate and the second half up; to compute, it interleaves them
+again.
 """
 
 import contextlib

@@ -1,4 +1,4 @@
-"""Small numbers out of packed words, and the levels of small floating-point numbers."""
+"""Unpacking of small integers and floating-point numbers from the words that hold several."""
 
 import torch
 
@@ -6,7 +6,7 @@ FP4_LEVELS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)  # magnitudes of E2M1; the
 
 
 def unpack_words(packed: torch.Tensor, bits: int, count: int) -> torch.Tensor:
-    """[n, words] int32 → [n, count] numbers of `bits` bits, from the low bits up, over the ends of words."""
+    """[n, words] int32 → [n, count] integers of `bits` bits, from the low bits up; some straddle two words."""
     places = torch.arange(count) * bits
     word, shift = places // 32, places % 32
     words = torch.nn.functional.pad(packed.to(torch.int64) & 0xFFFFFFFF, (0, 1))
@@ -14,19 +14,19 @@ def unpack_words(packed: torch.Tensor, bits: int, count: int) -> torch.Tensor:
 
 
 def unpack_fp4(packed: torch.Tensor) -> torch.Tensor:
-    """[..., bytes] uint8 → [..., 2 · bytes] float32 E2M1 numbers; the low half of a byte comes first."""
+    """[..., bytes] uint8 → [..., 2 · bytes] float32, E2M1 numbers; the low half of a byte comes first."""
     signed = torch.tensor([*FP4_LEVELS, *(-level for level in FP4_LEVELS)])
     packed = packed.view(torch.uint8)
     return signed[torch.stack([packed & 15, packed >> 4], dim=-1).flatten(-2).long()]
 
 
 def exponent_scale(codes: torch.Tensor) -> torch.Tensor:
-    """E8M0: a byte is a power of two, 127 is 1."""
+    """E8M0 to float32: a byte is the exponent of a power of two, 127 is 1."""
     return (codes.view(torch.uint8).float() - 127).exp2()
 
 
 def expand(scales: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
-    """One scale a matrix, row, group or block → [rows, columns]: each stands for an equal part; the last may be cut."""
+    """Scales of a matrix, row, group or block → [rows, columns]: each covers an equal part; the last may be cut."""
     scales = scales.reshape(scales.shape[0], -1) if scales.ndim else scales.reshape(1, 1)
     tall, wide = -(-rows // scales.shape[0]), -(-columns // scales.shape[1])
     return scales.repeat_interleave(tall, 0)[:rows].repeat_interleave(wide, 1)[:, :columns]

@@ -1,9 +1,9 @@
-"""torchao: integers and 8-bit floats in tensors of classes of their own, one scale a row or a group.
+"""torchao: integers and 8-bit floats in tensor subclasses, one scale a row or a group.
 
-A file holds `_weight_qdata`, `_weight_scale` and, for integers, `_weight_zero_point` (8 bits) of each; its header
-holds the class and the block that shares a scale. Int8Tensor and Float8Tensor round the inputs as well where they were
-made so (`act_quant_kwargs`), each row by its own largest number. IntxUnpackedToInt8Tensor keeps integers of fewer bits
-in a byte each. The int4 layouts for GPUs are loaded, and not unpacked here: their kernel check is skipped.
+A file holds `_weight_qdata`, `_weight_scale` and, for integers, `_weight_zero_point` (8 bits) of each matrix; its
+header names the class and the block that shares a scale. With `act_quant_kwargs`, Int8Tensor and Float8Tensor round the
+inputs as well, each row by its own largest number. IntxUnpackedToInt8Tensor keeps integers of fewer bits in a byte
+each. The int4 layouts for GPUs are loaded but not unpacked here: their kernel check is skipped.
 """
 
 import json
@@ -25,14 +25,14 @@ PARTS = ("_weight_qdata", "_weight_scale", "_weight_zero_point")
 
 
 class InputRounding(TypedDict):
-    """How a matrix's inputs are rounded, as torchao writes an object of its own to a file's header."""
+    """The rounding of a matrix's inputs, as torchao writes an object of its own to a file's header."""
 
     _type: str  # class
     _data: dict[str, Any]  # its fields, of each class others
 
 
 class TensorSettings(TypedDict):
-    """The fields of a tensor of torchao's that are read here."""
+    """Fields of a torchao tensor that are read here."""
 
     block_size: NotRequired[list[int]]  # rows and columns that share a scale
     act_quant_kwargs: NotRequired[InputRounding | None]
@@ -97,7 +97,7 @@ def dequantize(tensors: "Mapping[str, Tensor]", rows: int, columns: int) -> "Ten
 
 
 def rounding_of(settings: TensorSettings) -> "Callable[[Tensor], Tensor] | None":
-    """What is done to the inputs before they are multiplied; None where they are left alone."""
+    """The rounding of the inputs before they are multiplied; None where they are left alone."""
     from quantharm.quantizers.formats import activations
 
     inputs = settings.get("act_quant_kwargs")
@@ -118,14 +118,14 @@ def own_layers(model) -> "list[nn.Linear]":
 
 
 def finish(model, dtype) -> None:
-    """torchao's tensors keep the dtype that they were made for, and multiply nothing of another."""
+    """Gives layers that keep another dtype than the model's a forward pass that converts."""
     for layer in own_layers(model):
         if layer.weight.dtype != dtype:
             multiply_through(layer)
 
 
 def compute_in_float32(model) -> None:
-    """The layers multiply in the dtype that they were made for; the rest of the model is held in float32."""
+    """Holds the model in float32 except the packed weights, which multiply in the dtype that they were made for."""
     import torch
 
     layers = own_layers(model)
@@ -142,6 +142,6 @@ def compute_in_float32(model) -> None:
 
 
 def multiply_through(layer) -> None:
-    """Gives a layer a forward pass that hands its inputs over in the dtype of its weight, and their own dtype back."""
+    """Gives a layer a forward pass that casts its inputs to the weight's dtype and its outputs back."""
     own, dtype = layer.forward, layer.weight.dtype
     layer.forward = lambda inputs: own(inputs.to(dtype)).to(inputs.dtype)
