@@ -12,7 +12,7 @@ HUB_BLOB = re.compile(r"[0-9a-f]{64}")  # the hub's cache names large files by t
 
 
 def named_faults(path: Path, expected: dict[str, str]) -> dict[str, list[str]]:
-    """{missing, wrong, extra} of a folder's (or one file's) sha256 against {name: sha256}."""
+    """{missing, wrong, extra}: names of files, comparing a folder (or one file) with {name: sha256}."""
     files = [p for p in path.rglob("*") if p.is_file()] if path.is_dir() else [path]
     present = {p.relative_to(path).as_posix(): p for p in files}
     if not path.is_dir():  # signed under the name `.`
@@ -34,14 +34,15 @@ def counted(number: int, what: str, one: str, more: str) -> str:
 
 
 def in_words(faults: dict[str, list[str]]) -> str:
+    """The faults of named_faults as a sentence."""
     parts = [f"{kind}: {', '.join(names[:10])}" for kind, names in faults.items() if names]
     return "; ".join(parts) or "the files differ from the manifest"
 
 
 def verify_recorded(folder: Path, files: list[WeightFile]) -> Files:
-    """The weight files against a record's hashes, and against those that the hub published, where its cache says them.
+    """Compares weight files with a record's hashes, and with those published by the hub where its cache has them.
 
-    The same keys as of `verify`. A record made from the folder itself shows only that nothing changed since.
+    Returns the keys of manifest.verify. A record made from the folder itself shows only that nothing changed since.
     """
     expected = {file["name"]: file["sha256"] for file in files}
     weights = {p.name for p in weight_files(folder)}  # those that would be loaded

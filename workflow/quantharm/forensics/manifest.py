@@ -25,27 +25,27 @@ from quantharm.common.sanitize import print_line
 from quantharm.common.stage import run_stage, stage_parser
 from quantharm.forensics.file_hashes import counted, in_words, named_faults
 
-FOUND_SOMETHING = 3  # exit code: judged, and not what it should be
-MISMATCH = "Signature mismatch"  # how the library's error begins when the signature is right and the files are not
+FOUND_SOMETHING = 3  # exit code: the files, or models, are not what they should be
+MISMATCH = "Signature mismatch"  # begins the library's error when the signature holds and the files differ
 Names = Collection[str]  # of files, relative to their folder
 
 
 class SignedFile(TypedDict):
-    """A file as a signature states it."""
+    """A file in a signature's statement."""
 
     name: str  # relative to the folder
     digest: str
 
 
 class Serialization(TypedDict):
-    """How the files were hashed."""
+    """The way in which the files were hashed."""
 
     method: str  # files: each on its own
     hash_type: NotRequired[str]
 
 
 class Statement(TypedDict):
-    """What a signature is over."""
+    """The content that a signature signs."""
 
     serialization: Serialization
     resources: list[SignedFile]
@@ -62,7 +62,10 @@ def signing_library():
 
 
 def make_keys(private: Path, public: Path, password: str | None = None) -> None:
-    """A new P-256 key pair as PEM; the private key is readable by its owner only. Raises UserError if one exists."""
+    """Writes a new P-256 key pair as PEM, the private key readable by its owner only.
+
+    Raises UserError if one of the files exists.
+    """
     signing_library()
     from cryptography.hazmat.primitives import serialization
     from cryptography.hazmat.primitives.asymmetric import ec
@@ -81,9 +84,10 @@ def make_keys(private: Path, public: Path, password: str | None = None) -> None:
 
 
 def sign(path: Path, private_key: Path, signature: Path, password: str | None = None, only: Names | None = None) -> int:
-    """Sign every file of a folder, one file, or those named in `only`; returns how many.
+    """Signs every file of a folder, one file, or those named in `only`; returns their number.
 
-    Git's own files and the signature itself are left out.
+    Git's own files and the signature itself are left out. Raises UserError for a missing file or a key that cannot
+    sign.
     """
     library = signing_library()
     require(path, "to sign")
@@ -107,24 +111,25 @@ def sign(path: Path, private_key: Path, signature: Path, password: str | None = 
 
 
 def inside(path: Path, *files: Path) -> list[Path]:
-    """Those files that lie in the folder, relative to it."""
+    """The files that lie in the folder, relative to it."""
     folder = path.resolve()
     return [f.resolve().relative_to(folder) for f in files if f.resolve().is_relative_to(folder)]
 
 
 def others(folder: Path, only: Names) -> list[Path]:
-    """Files of the folder beside those named, relative to it."""
+    """The folder's files beside those named, relative to it."""
     files = [p.relative_to(folder) for p in folder.rglob("*") if p.is_file()]
     return [p for p in files if p.as_posix() not in only]
 
 
 def require(path: Path, what: str) -> None:
+    """Raises UserError where a path does not exist; what: its part in the command."""
     if not path.exists():
         raise UserError(f"{path} does not exist ({what}); correct the path")
 
 
 def signed_files(signature: Path) -> dict[str, str]:
-    """{name: digest} as a signature states them, not yet verified."""
+    """{name: digest} in a signature's statement, not yet verified."""
     return {file["name"]: file["digest"] for file in statement_of(signature)["resources"]}
 
 
@@ -140,10 +145,11 @@ def statement_of(signature: Path) -> Statement:
 
 
 def verify(path: Path, public_key: Path, signature: Path, only: Names | None = None) -> Files:
-    """{verified, explanation, files, missing, wrong, extra}: file names relative to the folder, by fault.
+    """Compares a folder, or a file, with its signature: {verified, explanation, files, missing, wrong, extra, …}.
 
-    only: the files that matter, each of which must be a signed one; all others may come, go and change.
-    Raises UserError where nothing can be judged: a file of ours is missing or is no signature or key.
+    File names are relative to the folder. only: the files that matter, each of which must be a signed one; all others
+    may come, go and change. Raises UserError where nothing can be judged: an argument is missing, or no signature or
+    key.
     """
     library = signing_library()
     for file, what in ((path, "to verify"), (public_key, "the public key"), (signature, "the signature")):
@@ -154,7 +160,7 @@ def verify(path: Path, public_key: Path, signature: Path, only: Names | None = N
     except (ValueError, TypeError) as error:
         raise UserError(f"{public_key} is no elliptic-curve public key in PEM ({first_line(error)})") from None
     if (serialization["method"], serialization.get("hash_type")) == ("files", "sha256"):
-        # Left to itself the library forgets that links were allowed, of which the hub's cache is made.
+        # The library forgets that links were allowed when it signed; the hub's cache consists of links.
         verifier.set_hashing_config(library.hashing.Config().set_allow_symlinks(True))
     verifier.set_ignore_unsigned_files(only is not None)
     wanted = stated if only is None else {name: stated[name] for name in only if name in stated}
@@ -168,7 +174,7 @@ def verify(path: Path, public_key: Path, signature: Path, only: Names | None = N
     except InvalidSignature:
         reason = "the signature is not of this key, or the manifest in it was altered"
     except ValueError as error:
-        # The library looks at files only once the signature holds: after these two errors what it states is true.
+        # The library looks at files only once the signature holds, so after these two errors its statement is true.
         if str(error).startswith((MISMATCH, f"Cannot use '{path}")):
             named = named_faults(path, wanted)
             faults = named if only is None else named | {"extra": unsigned}

@@ -27,11 +27,11 @@ from quantharm.forensics.manifest import FOUND_SOMETHING
 
 PERMUTATIONS = 999
 SEED = 0
-END = -1  # after the end of an answer; two answers agree on having ended
+END = -1  # fills an answer up to the length compared; two answers that have ended agree
 
 
 class ComparedAnswers(TypedDict):
-    """The test on two models' answers."""
+    """The two-sample test on two models' answers."""
 
     mmd_squared: float
     mmd_squared_p95_if_equal: float  # quantile over the permutations
@@ -50,7 +50,10 @@ Answers = dict[str, list[list[int]]]  # {prompt_id: answers as sequences of toke
 
 
 def read_answers(first: Path, second: Path) -> tuple[Answers, Answers]:
-    """Both files' answers in the finest unit that both have; raises UserError naming the line that is wrong."""
+    """Both files' answers, as tokens where every line of both has them, else as characters.
+
+    Raises UserError naming the line that is wrong.
+    """
     files = {path: read_lines(path) for path in (first, second)}
     tokens = all("token_ids" in record for records in files.values() for _, record in records)
 
@@ -71,7 +74,7 @@ def read_answers(first: Path, second: Path) -> tuple[Answers, Answers]:
 
 
 def read_lines(path: Path) -> list[tuple[int, JsonObject]]:
-    """(line number, record) of each line that is not blank."""
+    """(line number, object) of each line that is not blank; raises UserError for a line that is no JSON object."""
     try:
         lines = Path(path).read_text(encoding="utf-8").split("\n")  # an answer may hold other line separators
     except (OSError, UnicodeDecodeError) as error:
@@ -93,7 +96,7 @@ def read_lines(path: Path) -> list[tuple[int, JsonObject]]:
 
 
 def hamming_kernel(answers: list[list[int]], length: int) -> numpy.ndarray:
-    """[n, n] share of the first `length` places at which two answers agree, having ended included."""
+    """[n, n] share of the first `length` places at which two answers agree; both having ended counts as agreement."""
     padded: numpy.ndarray = numpy.full((len(answers), length), END, dtype=numpy.int64)
     for row, answer in zip(padded, answers, strict=True):
         part = answer[:length]
@@ -104,7 +107,7 @@ def hamming_kernel(answers: list[list[int]], length: int) -> numpy.ndarray:
 def squared_mmd(kernel: numpy.ndarray, first: numpy.ndarray) -> numpy.ndarray:
     """Unbiased MMD² of a prompt: mean agreement within the first model, plus within the second, minus twice between.
 
-    kernel: [n, n]; first: [permutations, n], 1 for the answers that count as the first model's.
+    kernel: [n, n]. first: [permutations, n], 1 for the answers that are taken for the first model's.
     """
     off = kernel - numpy.diag(numpy.diag(kernel))
     second: numpy.ndarray = 1 - first
@@ -116,7 +119,7 @@ def squared_mmd(kernel: numpy.ndarray, first: numpy.ndarray) -> numpy.ndarray:
 
 
 def compare_outputs(a: Answers, b: Answers, permutations: int = PERMUTATIONS, seed: int = SEED) -> ComparedAnswers:
-    """The test over all prompts that both answered: the mean of their MMD²; p counts the observed labels as one more.
+    """Mean MMD² over the prompts that both answered, and its p-value, the observed labels counted as one permutation.
 
     Raises UserError unless both have at least two answers to a common prompt.
     """

@@ -8,7 +8,7 @@ OUTCOMES = {True: "ok", False: "DIFFERS", None: "cannot be told"}
 
 
 def print_table(record: FolderIntegrity) -> None:
-    """Prints the questions, the findings, and the matrices that most look quantized."""
+    """Prints the answers on files, weights and behaviour, then the matrices that most look quantized."""
     files, scan, behaviour = record["manifest"], record["scan"], record["behaviour"]
     print_part("files", files and files["verified"], files, "no signature given")
     print_line(f"{'weights':10} {scan['verdict']:14} {scan['explanation']}")

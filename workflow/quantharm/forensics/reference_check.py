@@ -20,19 +20,20 @@ from quantharm.forensics import manifest
 
 STORE, TRACE, FLOOR = "logits.parquet", "trace.parquet", "divergence.json"
 HEAD = "output_head.safetensors"  # as scoring.output_heads, which needs torch
-KL_LIMIT = 1e-5  # nats; as the check self_divergence: what two runs of one model may differ by
+KL_LIMIT = 1e-5  # nats between two runs of one model, as in the check self_divergence
 NOISE_FACTOR = 10.0  # times the baseline's own divergence
 SAME, CANNOT_BE_TOLD, DIFFERENT = "same", "cannot be told", "different"
-# Of a store that does not say what hardware changes: ten times the most seen (tests/benchmark/hardware_floor.py).
+# For a store without a hardware floor: ten times the most seen (tests/benchmark/hardware_floor.py).
 UNMEASURED_LIMITS = {"bfloat16": 1e-2, "float16": 1e-4, "float32": KL_LIMIT}
 
 
 def verify_store(
     folder: Path, public_key: Path, signature: Path, names: Sequence[str] = (STORE, HEAD, TRACE, FLOOR)
 ) -> Files:
-    """The record of a store whose files are the signed ones; raises UserError for any other.
+    """The verification of a store whose files are the signed ones; raises UserError for any other store.
 
-    A store of log-probabilities may be handed on without an output head; one that needs it is refused when it is read.
+    A store of log-probabilities may lack the output head; a store of hidden states without it is refused when it is
+    read.
     """
     handed_on = [name for name in names if name != HEAD or (folder / HEAD).exists()]
     verification = manifest.verify(folder, public_key, signature, only=handed_on)
@@ -42,11 +43,10 @@ def verify_store(
 
 
 def limits_of(store: StoreMetadata | StoreShown, floor: float | None, same_machine: bool) -> tuple[float, float]:
-    """(KL up to which a model is the one that filled the store, KL above which no hardware makes it that), in nats.
+    """(KL up to which a model is the one that filled the store, KL above which it is another on any hardware), in nats.
 
-    store: its metadata (dtype, hardware_floor). Rounding of two machines adds up to twice that of one, and to four
-    times at the very most (the root of a KL is a distance). Below half of what weights of 8 bits cost, no quantization
-    explains the divergence either.
+    Rounding on two machines adds up to twice the KL of one, and to four times at the very most, since the root of a KL
+    is a distance. The first limit is also below half the KL of rounding weights to 8 bits, the mildest quantization.
     """
     own = max(KL_LIMIT, NOISE_FACTOR * (floor or 0.0))
     measured = store.get("hardware_floor")
@@ -64,12 +64,12 @@ def judge(
     same_machine: bool = True,
     remark: str = "",
 ) -> Behaviour:
-    """From a divergence record's figures: whether the model is the one that filled the store.
+    """Whether a model is the one that filled the store, by a divergence record's figures.
 
-    `verdict` is `different` where the interval's lower end (the mean, where there is none) is above what any hardware
-    changes, `same` where the mean is no more than hardware changes and less than the mildest quantization would, and
-    `cannot be told` between; `same_as_original` is False, True or None. floor: of the baseline against its own store;
-    store: the store's metadata; same_machine: whether device and versions are those that it was filled with.
+    `verdict` is `different` where the lower end of KL's interval (without one, the mean) is above the effect of any
+    hardware; `same` where the mean is within the effect of hardware and below that of the mildest quantization; else
+    `cannot be told`. `same_as_original` is then False, True or None. floor: mean KL of the baseline against its own
+    store, nats. store: the store's metadata. same_machine: whether device and versions are those that filled it.
     """
     kl = divergence["kl_nats"]
     low, high = limits_of(store, floor, same_machine)
@@ -100,7 +100,7 @@ def judge(
 
 
 def open_checkpoint(checkpoint: Path, dtype: str, device: str, gpus: int):
-    """The model of a checkpoint that somebody handed over, in plain floats or in any format that is read here."""
+    """The model of a folder that somebody handed over, in plain floats or in any format that is read here."""
     from quantharm.models.loading import load_checkpoint
     from quantharm.quantizers import quantizer_named
 
@@ -108,14 +108,14 @@ def open_checkpoint(checkpoint: Path, dtype: str, device: str, gpus: int):
     if not gguf_file(checkpoint) and "quantization_config" not in read_checkpoint_config(checkpoint):
         return load_checkpoint(checkpoint, untrusted, dtype, device, gpus)
     settings = {"resolved": untrusted, "backend": None}
-    source = cast(SourceRecord, untrusted)  # of which no more is asked
+    source = cast(SourceRecord, untrusted)  # only these keys are read
     return quantizer_named("pretrained").load(checkpoint, settings, source, dtype, device, gpus)
 
 
 def score_folder(checkpoint: Path, store: Path, device: str, gpus: int) -> Behaviour:
-    """Behaviour of a checkpoint against a store: one forward pass a prompt; raises UserError for another tokenizer.
+    """Behaviour of a checkpoint against a store, by one forward pass a prompt; raises UserError for another tokenizer.
 
-    The tokenizer inside a GGUF file is not compared: it is written otherwise.
+    A GGUF file's own tokenizer is not compared, since it is written in another form.
     """
     from quantharm.common.provenance import device_name, filled_here
     from quantharm.common.text import sha256_of_windows
@@ -133,7 +133,7 @@ def score_folder(checkpoint: Path, store: Path, device: str, gpus: int) -> Behav
     here = device_name(device)
     remark = "" if metadata["device"] == here else f" (it was filled on {metadata['device']}, this ran on {here})"
     model = open_checkpoint(checkpoint, metadata["dtype"], device, gpus)
-    filled_in = metadata.get("compute_dtype", metadata["dtype"])  # compute like that, be it slow here
+    filled_in = metadata.get("compute_dtype", metadata["dtype"])  # that dtype, even where it is slow
     set_compute_dtype(model, "pretrained", metadata["dtype"], device, filled_in)
     rows = score_store(model, store / STORE, trace)
     check_values(rows, str(checkpoint))

@@ -28,7 +28,7 @@ from quantharm.models.loading import (
 
 
 def sample(model, ids: list[int], count: int, new_tokens: int, temperature: float, eos_token_ids: set[int], generator):
-    """So many sampled continuations of a prompt, end token left out; generator: torch's, on the CPU."""
+    """`count` sampled continuations of a prompt, without the end token; generator: torch's, on the CPU."""
     import torch
 
     from quantharm.speed.decoding import decode_one_token, prefill

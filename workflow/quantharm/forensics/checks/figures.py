@@ -10,12 +10,12 @@ from quantharm.forensics.checks.outcome import outcome
 SELF_DIVERGENCE_LIMIT = 1e-5  # nats
 CONSISTENCY_LIMIT = 3.0  # KL over half the mean square of ln p - ln q on the text's tokens, at most
 CONSISTENCY_LEAST = 30.0  # and at least 1 over this
-CONSISTENCY_FROM = 1e-3  # nats; below, rounding has its share
-CONSISTENCY_STANDARD_ERRORS = 3.0  # few windows tell the mean square only roughly
+CONSISTENCY_FROM = 1e-3  # nats; below, rounding contributes
+CONSISTENCY_STANDARD_ERRORS = 3.0  # the mean square of few windows is rough
 
 
 def check_self_divergence(baseline_divergence: DivergenceRecord) -> CheckRecord:
-    """The baseline against its own store: what repeating a forward pass costs."""
+    """The baseline against its own store: the KL of repeating a forward pass."""
     value = baseline_divergence["kl_nats"]["mean"]
     return outcome(
         "self_divergence",
@@ -27,7 +27,7 @@ def check_self_divergence(baseline_divergence: DivergenceRecord) -> CheckRecord:
 
 
 def check_finite(generation: GenerationRecord) -> CheckRecord:
-    """Perplexity and divergence refuse what is not finite, so their files' existence says that theirs were."""
+    """Prompts with a logit that is not finite; perplexity and divergence stop at one, so their files show none."""
     value = generation["not_finite"]
     return outcome(
         "finite",
@@ -66,6 +66,6 @@ def check_consistency(divergence: DivergenceRecord) -> CheckRecord:
     if max(kl, half) <= CONSISTENCY_FROM:
         return outcome("consistency", None, None, CONSISTENCY_LIMIT, f"{explanation}, but both are too small to tell")
     value = kl / half if half > 0 else math.inf
-    lower_bound = divergence.get("kl_is_lower_bound", False)  # then it may be too small, and never too large
+    lower_bound = divergence.get("kl_is_lower_bound", False)  # it may then be too small, never too large
     agree = (lower_bound or (half - error) / CONSISTENCY_LEAST <= kl) and kl <= CONSISTENCY_LIMIT * (half + error)
     return outcome("consistency", agree, value, CONSISTENCY_LIMIT, explanation)

@@ -22,7 +22,7 @@ KERNEL_TOKENS = 64
 
 
 def check_kernel(model: Any, matrices: list[QuantizedMatrix], tokens: list[int]) -> CheckRecord:
-    """Some quantized layers, spread over depth and shape, on the activations that real text gives them."""
+    """Quantized layers of each kind, spread over the depth, on the activations of real text."""
     if not matrices:
         return outcome("kernel", None, None, KERNEL_LIMIT, "nothing is quantized in this cell")
     if any(matrix.dequantize is None for matrix in matrices):
@@ -45,14 +45,14 @@ def check_kernel(model: Any, matrices: list[QuantizedMatrix], tokens: list[int])
 
 
 def reached_by_text(model: Any, matrices: list[QuantizedMatrix], tokens: list[int]) -> list[QuantizedMatrix]:
-    """The matrices that tokens pass through: an expert, or the image encoder of a model, may see none of them."""
+    """The matrices that tokens pass through; an expert, or a model's image encoder, may get none."""
     reached: set[str] = set()
     watch_inputs(model, matrices, tokens, lambda name, _: reached.add(name))
     return [matrix for matrix in matrices if matrix.name in reached]
 
 
 def choose_matrices(matrices: list[QuantizedMatrix]) -> list[QuantizedMatrix]:
-    """At most KERNEL_MATRICES: of each kind (last part of the name) one, walking through the layers."""
+    """At most KERNEL_MATRICES: one of each kind (last part of the name), from the first layer to the last."""
     kinds: dict[str, list[QuantizedMatrix]] = {}
     for matrix in matrices:
         kinds.setdefault(matrix.name.rsplit(".", 1)[-1], []).append(matrix)
@@ -74,7 +74,7 @@ def inputs_of(model: Any, matrices: list[QuantizedMatrix], tokens: list[int]) ->
 def watch_inputs(
     model: Any, matrices: list[QuantizedMatrix], tokens: list[int], watch: Callable[[str, torch.Tensor], None]
 ) -> None:
-    """One forward pass over the tokens that calls watch(matrix, its layer's input) at each layer that it reaches."""
+    """One forward pass over the tokens that calls watch(matrix, its layer's input) at each layer it reaches."""
 
     def hook_for(name: str) -> Callable[[torch.nn.Module, tuple[torch.Tensor, ...]], None]:
         def hook(
@@ -93,7 +93,7 @@ def watch_inputs(
 def kernel_difference(matrix: QuantizedMatrix, module: torch.nn.Module, inputs: torch.Tensor) -> float:
     """Relative difference of a layer's output from (dequantized weight × the same input); inputs: [n, columns].
 
-    The larger one of all rows at once and of one row alone: decoding uses other kernels than prefill.
+    The larger one of all rows at once and of one row alone, as decoding uses other kernels than prefill.
     """
     assert matrix.dequantize is not None
     weight = matrix.dequantize().to(inputs.device)
@@ -104,7 +104,7 @@ def kernel_difference(matrix: QuantizedMatrix, module: torch.nn.Module, inputs: 
 def difference_from(
     weight: torch.Tensor, matrix: QuantizedMatrix, module: torch.nn.Module, inputs: torch.Tensor
 ) -> float:
-    """As kernel_difference, of all rows at once; weight: [rows, columns] float32."""
+    """kernel_difference of one call; weight: [rows, columns] float32."""
     measured = module(inputs.unsqueeze(0))[0]  # [batch, tokens, columns], as the model calls it
     if module.bias is not None:
         measured = measured - module.bias.to(measured)

@@ -29,10 +29,10 @@ def mean_kl(first: torch.Tensor, second: torch.Tensor) -> float:
 def check_reload(
     first: torch.Tensor, second: torch.Tensor, device: str, repeated: torch.Tensor | None = None
 ) -> CheckRecord:
-    """first, second: [T, vocabulary] logits of the same tokens from two loads of the same files.
+    """Two loads of the same files give the same logits; first, second: [T, vocabulary] of the same tokens.
 
-    repeated: those of another pass of the first load. Up to RELOAD_CEILING, no more is asked of two loads than of two
-    passes (AWQ's Triton kernel adds with atomics and varies by 2e-4 nats on the built-in model).
+    repeated: logits of another pass of the first load. Two loads may differ by RELOAD_NOISE_FACTOR times as much as two
+    passes of one, up to RELOAD_CEILING (AWQ's Triton kernel adds with atomics: 2e-4 nats on the built-in model).
     """
     value, noise = mean_kl(first, second), 0.0 if repeated is None else mean_kl(first, repeated)
     limit = max(RELOAD_LIMIT[device], min(RELOAD_NOISE_FACTOR * noise, RELOAD_CEILING))
@@ -49,8 +49,8 @@ def check_reload(
 def check_engine(record: QuantizationRecord, model: Any, device: str, tokenizer: Any, text: str) -> CheckRecord:
     """The engine's distributions against those of the same weights in transformers, multiplied in float32.
 
-    model: the cell's in transformers; it computes in float32 from here on. The engine's cache is exact here: the cell's
-    own figures measure the cost of a quantized one.
+    model: the cell's in transformers, which computes in float32 from here on. The engine's cache is exact here; the
+    cell's own figures have the cost of a quantized one.
     """
     name = engines.other_engine(record["settings"])
     if name is None:

@@ -26,7 +26,7 @@ class ScoredRecords(TextAndPromptsRecords):
 
 
 def check_same_text(cell: ScoredRecords, baseline: ScoredRecords) -> CheckRecord:
-    """Token ids, data, protocol, suite, trace, device, how it computed and library versions equal the baseline's."""
+    """Token ids, data, protocol, suite, trace, device, way of computing and library versions equal the baseline's."""
     differing = []
     for text_key in SAME_TEXT_KEYS:
         if cell["perplexity"][text_key] != baseline["perplexity"][text_key]:
@@ -52,7 +52,7 @@ def check_same_text(cell: ScoredRecords, baseline: ScoredRecords) -> CheckRecord
 
 
 def check_calibration(evidence: CalibrationEvidence | None) -> CheckRecord:
-    """evidence: what calibration_evidence gives; None of a method that does not calibrate."""
+    """The samples that reached the quantizer; evidence: of calibration_evidence, None without a calibration."""
     if evidence is None:
         return outcome("calibration", None, None, 0, "this method uses no calibration text")
     faults = calibration.faults(evidence)

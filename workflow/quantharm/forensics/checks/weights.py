@@ -15,10 +15,10 @@ BITS_LIMIT = 0.03
 
 
 def check_method_is_real(record: QuantizationRecord, matrices: list[QuantizedMatrix], model: Any) -> CheckRecord:
-    """The loaded matrices are the quantizer's own classes, most of the weights, and the head is not among them.
+    """The loaded matrices are the quantizer's own classes and most of the weights, and the head is not among them.
 
-    The share is of the weights that could have been quantized (quantizable.kept_weights). A third party's
-    checkpoint is not blamed for matrices that its config excludes, which are left out, nor for a quantized head.
+    The share is of the weights that could have been quantized (quantizable.kept_weights). For a third party's
+    checkpoint, matrices that its config excludes are left out, and a quantized head is no fault.
     """
     names = {matrix.name for matrix in matrices}
     quantized = sum(m.rows * m.columns for m in matrices)
@@ -51,7 +51,7 @@ def check_method_is_real(record: QuantizationRecord, matrices: list[QuantizedMat
 
 
 def check_bits_per_weight(record: QuantizationRecord) -> CheckRecord:
-    """The loaded matrices, scales and tables included, weigh what the format's formula says."""
+    """The loaded matrices, scales and tables included, take the bits a weight of the format's formula."""
     measured, formula = record["bits_per_weight"], record["bits_per_weight_formula"]
     if measured is None or formula is None:
         return outcome("bits_per_weight", None, None, BITS_LIMIT, "nothing is quantized in this cell")
@@ -66,6 +66,6 @@ def check_bits_per_weight(record: QuantizationRecord) -> CheckRecord:
 
 
 def check_stored_weights(model: Any, matrices: list[QuantizedMatrix], source: Path) -> CheckRecord:
-    """Every part of every matrix in the file against the weights of the model in the folder `source`."""
+    """Every part of every matrix in the file against the weights of the original in the folder `source`."""
     passed, value, explanation = against_original.judge(model, matrices, source)
     return outcome("stored_weights", passed, value, against_original.FACTOR_LIMIT, explanation)

@@ -2,16 +2,16 @@
 
 from scipy.special import bdtrc
 
-# Of matrices never quantized, the share that is called dequantized: more than was ever seen (integrity_detection.md).
+# Share of never-quantized matrices that are called dequantized; above every share seen (integrity_detection.md).
 FALSE_ALARM_A_MATRIX = 0.01
 FALSE_ALARM_A_CHECKPOINT = 0.001  # accepted
 
 
 def chance_of(traced: int, scanned: int) -> float:
-    """P(so many traces or more) in a checkpoint never quantized: binomial, FALSE_ALARM_A_MATRIX a matrix."""
+    """P(at least `traced` traces in a checkpoint never quantized): binomial, FALSE_ALARM_A_MATRIX a matrix."""
     return float(bdtrc(traced - 1, scanned, FALSE_ALARM_A_MATRIX))
 
 
 def is_dequantized(traced: int, scanned: int) -> bool:
-    """Whether so many traces are too many for a checkpoint that was never quantized."""
+    """Whether a checkpoint has more traces than one that was never quantized would have."""
     return traced > 0 and chance_of(traced, scanned) <= FALSE_ALARM_A_CHECKPOINT

@@ -16,15 +16,15 @@ from quantharm.forensics.detection.storage import Storage, read_storage
 from quantharm.forensics.detection.weights import FLOATS, Matrix, linear_shape, read_matrices, sample_matrix, spread
 from quantharm.models.loading import torch_dtype
 
-SCAN_THREADS = 4  # more only wait for one another: a matrix is some thousand short calls, each of which takes the GIL
+SCAN_THREADS = 4  # more would wait for the GIL: a matrix takes some thousand short calls
 FLOATS_OF_GGUF = {name: FLOATS[name] for name in ("F32", "F16", "BF16")}
-DEQUANTIZED_MATRICES = 16  # of a quantized cell, spread over it, are dequantized and scanned
+DEQUANTIZED_MATRICES = 16  # of a quantized cell, spread over its depth, that are dequantized and scanned
 
 
 def scan_matrices(matrices: Iterable[Matrix]) -> list[MatrixScan]:
-    """The scan of each, in order. A thread scans matrices of its own: the operations are too small to be divided.
+    """The scan of each matrix, in order; a thread scans whole matrices, since the operations are too small to divide.
 
-    At most two matrices a thread are held at a time, so that memory does not grow with the checkpoint.
+    At most two matrices a thread are held at a time, so memory does not grow with the checkpoint.
     """
     cores = torch.get_num_threads()
     threads = min(cores, SCAN_THREADS)
@@ -43,7 +43,7 @@ def scan_matrices(matrices: Iterable[Matrix]) -> list[MatrixScan]:
 
 
 def read_gguf(path: Path) -> tuple[Storage, Iterator[Matrix]]:
-    """How the matrices of a GGUF file are stored, and a sample of each that it holds as plain floats."""
+    """The storage of a GGUF file's matrices, and a sample of each that it stores as plain floats."""
     from quantharm.quantizers.formats import gguf
 
     tensors = [t for t in gguf.tensors_of(path).values() if linear_shape([int(n) for n in reversed(t.shape)])]
@@ -61,10 +61,11 @@ def read_gguf(path: Path) -> tuple[Storage, Iterator[Matrix]]:
 
 
 def scan_folder(folder: Path) -> FolderScan:
-    """The scan of a checkpoint: every matrix stored as plain floats, whatever the others are stored as.
+    """The scan of a checkpoint: of every matrix stored as plain floats, however the others are stored.
 
-    The verdict is `packed` where most matrices are openly stored as quantized, `partly packed` where some are, unless
-    those in plain floats show that they were quantized. `findings` hold what config.json says otherwise.
+    The verdict is `packed` where most matrices are openly stored as quantized and `partly packed` where some are,
+    unless the plain floats show traces of quantization. `findings` has contradictions between config.json and the
+    storage.
     """
     if not weight_files(folder):
         explanation = f"{folder} has no safetensors to scan"
@@ -99,7 +100,7 @@ def scan_folder(folder: Path) -> FolderScan:
 
 
 def scan_dequantized(record: QuantizationRecord, device: str) -> DequantizedScan:
-    """The scan of what a quantized cell stands for, stored in its model's dtype: would it pass as the original?"""
+    """The scan of a quantized cell's weights, dequantized to its model's dtype: would they pass as the original?"""
     from quantharm.models.loading import load_as_stored
     from quantharm.quantizers import quantized_layers
 

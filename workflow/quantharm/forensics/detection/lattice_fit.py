@@ -43,7 +43,7 @@ ELEMENTS_AT_ONCE = 2**18  # weights × scales
 
 
 class Fit(NamedTuple):
-    """Errors of each group, with its best scale [groups] or with several [scales, groups]."""
+    """Errors of fitting a grid to each group, at its best scale: [groups]; at several scales: [scales, groups]."""
 
     error: torch.Tensor  # mean squared distance from the nearest level, in steps, of the weights that are not at zero
     squared: torch.Tensor  # Σ (w - deq(Q(w)))² of all weights
@@ -53,7 +53,7 @@ class Fit(NamedTuple):
 
 @dataclass(frozen=True)
 class Format:
-    """A way to store weights: integers of so many bits, a codebook of 16 levels, or 8-bit floats."""
+    """A format that weights may have been stored in: integers, a codebook of 16 levels, or 8-bit floats."""
 
     name: str  # integer, NF4, FP4 (bitsandbytes'), E2M1 (NVFP4's and MXFP4's) or E4M3 (FP8)
     bits: int
@@ -95,7 +95,7 @@ def column(values: tuple[float, ...]) -> torch.Tensor:
 
 
 def fit_integers(groups: torch.Tensor, bits: int) -> Fit:
-    """groups: [groups, n] float32."""
+    """The best grid of integers for each group; groups: [groups, n] float32."""
     candidates = (values.split(scales_at_once(groups)) for values in integer_candidates(groups, bits))
     fits = []
     for step, offset in zip(*candidates, strict=True):
@@ -107,7 +107,7 @@ def fit_integers(groups: torch.Tensor, bits: int) -> Fit:
 
 
 def fit_codebook(groups: torch.Tensor, name: str) -> Fit:
-    """The levels' scale is the group's largest magnitude, whose level is 1 or -1; groups: [groups, n] float32."""
+    """The best fit of a codebook scaled by the group's largest magnitude; groups: [groups, n] float32."""
     levels = torch.tensor(CODEBOOKS[name])
     between = (levels[1:] + levels[:-1]) / 2
     mean_step = 2 / (len(levels) - 1)
@@ -123,15 +123,15 @@ def fit_codebook(groups: torch.Tensor, name: str) -> Fit:
 
 
 def scales_at_once(groups: torch.Tensor) -> int:
-    """So many that their operations are worth a call each, and few enough for a core's cache."""
+    """Scales to try in one call: enough to be worth it, few enough for a core's cache."""
     return max(1, ELEMENTS_AT_ONCE // groups.numel())
 
 
 def fit_of(squares: torch.Tensor, away: torch.Tensor, step: torch.Tensor) -> Fit:
-    """squares: [scales, groups, n] squared distances in steps, away: which are not at zero, step: [scales, groups].
+    """squares: [scales, groups, n] squared distances in steps; away: weights not at level 0; step: [scales, groups].
 
-    Weights at level 0 say nothing: whatever is small beside its group's extremes is there, as a pruned or dead
-    neuron's weights are, in a matrix that nobody quantized.
+    Weights at level 0 are not counted: every weight that is small beside its group's extremes lies there, as in a
+    pruned or dead neuron of a matrix that nobody quantized.
     """
     away = away.to(squares.dtype)
     count = away.sum(-1)
@@ -141,17 +141,17 @@ def fit_of(squares: torch.Tensor, away: torch.Tensor, step: torch.Tensor) -> Fit
 
 
 def best_of(fits: list[Fit]) -> Fit:
-    """Each group's fit with the scale of least error, the first of equal ones."""
+    """Each group's fit at the scale of least error, the first of equal ones."""
     whole = Fit(*map(torch.cat, zip(*fits, strict=True)))
     chosen = whole.error.argmin(0, keepdim=True)
     return Fit(*(values.gather(0, chosen)[0] for values in whole))
 
 
 def fit_floats(groups: torch.Tensor) -> Fit:
-    """E4M3: eight levels an octave, times a scale; groups: [groups, n] float32.
+    """The best fit of E4M3, eight levels an octave, at some scale; groups: [groups, n] float32.
 
     The group's largest magnitude is a level, so one of eight scales is right up to a power of two. The levels below the
-    smallest octave, 2^-14 of the largest, are not told apart.
+    smallest octave, 2^-14 of the largest, are treated as one.
     """
     absmax = groups.abs().amax(1, keepdim=True).clamp_min(EPSILON)
     fits = []
@@ -165,7 +165,7 @@ def fit_floats(groups: torch.Tensor) -> Fit:
 
 
 def steps_of_floats(groups: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """The distance of E4M3's levels where each weight lies; scale: [..., groups, 1]."""
+    """Distance of E4M3's levels around each weight; scale: [..., groups, 1]."""
     _, exponent = torch.frexp(groups / scale)
     return scale * (exponent - 4).float().exp2()  # an eighth of the octave's start
 
@@ -177,13 +177,13 @@ def fit(groups: torch.Tensor, kind: Format) -> Fit:
 
 
 def steps_of(groups: torch.Tensor, kind: Format, fitted: Fit) -> torch.Tensor:
-    """The distance of neighbouring levels: [groups, 1], of floats [groups, n]."""
+    """Distance of neighbouring levels: [groups, 1]; of floats [groups, n]."""
     step = fitted.step.unsqueeze(1)
     return steps_of_floats(groups, step) if kind.name == "E4M3" else step
 
 
 def without_grid(groups: torch.Tensor, step: torch.Tensor, dtype: torch.dtype, random: torch.Generator) -> torch.Tensor:
-    """The groups moved by uniform noise of one step and rounded to dtype: the same spread, and no grid of that step.
+    """The groups moved by uniform noise of one step and rounded to dtype: the same spread without a grid of that step.
 
     step: [groups, 1] or [groups, n].
     """

@@ -15,7 +15,7 @@ from quantharm.forensics.detection.trials import AXES, SEED, Trial, all_trials, 
 from quantharm.forensics.detection.unordered import find_unordered
 from quantharm.forensics.detection.weights import Matrix
 
-DISTINCT_LIMIT = 0.7  # of what weights of the same spread and dtype have
+DISTINCT_LIMIT = 0.7  # of the distinct values in weights of the same spread and dtype
 DISTINCT_JITTER = 0.02  # relative: some steps of bfloat16
 SHOWN_TRACES = 3
 FITS_WELL = 0.4  # ratio; groups in any order fit groups of neighbours by half (0.65 and more)
@@ -32,7 +32,7 @@ def distinct_share(lines: torch.Tensor) -> float:
 
 
 def distinct_values(matrix: Matrix) -> DistinctShares:
-    """Shares of distinct values in blocks of 128 and in rows, beside those after a small relative move."""
+    """Shares of distinct values in blocks of 128 and in rows, and the same after a small relative move."""
     random = torch.Generator().manual_seed(SEED)
     rows = torch.cat(matrix.row_slabs)
     moved = 1 + DISTINCT_JITTER * (2 * torch.rand(rows.shape, generator=random) - 1)
@@ -51,7 +51,7 @@ def distinct_values(matrix: Matrix) -> DistinctShares:
 
 
 def scan_matrix(matrix: Matrix) -> MatrixScan:
-    """The verdict on one matrix, and the figures that it rests on: of the best format, or of the best that failed."""
+    """The verdict on one matrix, and the figures of the best format, or of the best that failed."""
     trials = all_trials(matrix)
     best = best_trial(trials)
     shown = best or min(trials, key=lambda t: t.ratio, default=None)
@@ -99,7 +99,7 @@ def scan_matrix(matrix: Matrix) -> MatrixScan:
 
 
 def p_value(best: Trial | None, trials: int) -> float | None:
-    """Of the best format's t, times the number of formats tried (Bonferroni); None where no grid was found."""
+    """p-value of the best format's t times the number of formats tried (Bonferroni); None where no grid was found."""
     if best is None:
         return None
     tail = math.erfc(-best.t / math.sqrt(2)) / 2  # of the normal distribution, which t is over so many groups
@@ -107,10 +107,10 @@ def p_value(best: Trial | None, trials: int) -> float | None:
 
 
 def scan_model(matrices: list[MatrixScan]) -> ScanVerdict:
-    """The model's verdict: what most weights with a trace were stored as. matrices: of scan_matrix.
+    """The verdict on a model: the format of most weights that show a trace; matrices: of scan_matrix.
 
-    `dequantized` where more matrices show a trace than a checkpoint never quantized would have, `few traces` where
-    some do, but no more than that.
+    `dequantized` where more matrices show a trace than in a checkpoint that was never quantized, `few traces` where
+    some do but no more than that.
     """
     if not matrices:
         return {"verdict": "not scanned", "explanation": "no linear matrix in floating point was found"}

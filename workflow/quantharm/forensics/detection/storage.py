@@ -44,7 +44,7 @@ class Stored:
 
 @dataclass(frozen=True)
 class Storage:
-    """The matrices of a checkpoint by how they are stored, what it claims, and what does not fit the claim."""
+    """The matrices of a checkpoint by their storage, its claim, and contradictions between the two."""
 
     floats: list[str]  # matrices of floating point, 3-D stacks of experts counted once
     packed: list[str]
@@ -73,7 +73,7 @@ def stored_tensors(folder: Path) -> list[Stored]:
 
 
 def is_float_matrix(tensor: Stored) -> bool:
-    """[rows, columns], or [experts, rows, columns]: what read_matrices samples."""
+    """[rows, columns] or [experts, rows, columns] of floats, which read_matrices can sample."""
     return tensor.dtype in FLOATS and bool(
         linear_shape(list(tensor.shape[1:] if len(tensor.shape) == 3 else tensor.shape))
     )
@@ -97,7 +97,7 @@ def packed_matrices(tensors: Iterable[Stored]) -> list[Stored]:
 
 
 def model_class(settings: CheckpointConfig) -> "type[PreTrainedModel]":
-    """transformers' own class of the name in config.json, else its causal language model of that type."""
+    """transformers' class of the name in config.json, else its causal language model of that type."""
     import transformers
 
     for name in settings.get("architectures") or []:
@@ -110,9 +110,9 @@ def model_class(settings: CheckpointConfig) -> "type[PreTrainedModel]":
 
 @functools.lru_cache(maxsize=4)
 def expected_matrices(config: str) -> tuple[dict[str, tuple[int, ...]], str] | None:
-    """({name: shape} of the architecture's matrices, its base model's prefix), None where config.json builds none.
+    """({name: shape} of the architecture's matrices, its base model's prefix); None where config.json builds no model.
 
-    config: its text. Nothing of the checkpoint's own code runs and no weight is read.
+    config: its text. None of the checkpoint's own code runs, and no weight is read.
     """
     import torch
     import transformers
@@ -133,7 +133,7 @@ def expected_matrices(config: str) -> tuple[dict[str, tuple[int, ...]], str] | N
 
 
 def foreign_names(tensors: list[Stored], config: CheckpointConfig) -> set[str]:
-    """Names of matrices that the architecture does not have; none where most of its own are stored under others."""
+    """Names of matrices that the architecture lacks; none where most of its own are stored under other names."""
     known = expected_matrices(json.dumps(config, sort_keys=True))
     if known is None:
         return set()

@@ -28,7 +28,7 @@ RATIO_LIMIT = 0.8
 T_LIMIT = -10.0
 SCREENED_WEIGHTS = 8_192  # tried first
 SCREEN_LIMIT = 0.9
-WEAKEST_GROUP = 0.25  # of the root mean square; weaker ones, as of dead neurons, hold the noise of what came after
+WEAKEST_GROUP = 0.25  # of the root mean square; weaker groups, of dead neurons, hold noise of later training
 LEAST_GROUPS = 8  # with enough weights away from zero
 FITS_AS_WELL = 0.93  # share of the best fit's 1 - ratio²
 AXES = {1: "input", 0: "output"}
@@ -37,7 +37,7 @@ SEED = 0
 
 @dataclass(frozen=True)
 class Trial:
-    """One format, group size and axis tried on one matrix."""
+    """One format, group size and axis, tried on one matrix."""
 
     format: Format
     group_size: int | None  # None: a whole row or column
@@ -53,10 +53,10 @@ class Trial:
 
 
 def groups_of(matrix: Matrix, kind: Format, size: int | None, axis: int) -> torch.Tensor | None:
-    """[groups, size] of the sample; None where the matrix is too short for such groups.
+    """The sample in groups, [groups, size]; None where the matrix is too short for such groups.
 
-    bitsandbytes cuts blocks from the flattened matrix, so a block may go on in the next row; other groups end with
-    their row.
+    bitsandbytes cuts blocks from the flattened matrix, so a block may go on in the next row; other groups end with the
+    row.
     """
     flattened = kind.name in ("NF4", "FP4")
     if size is None:
@@ -72,7 +72,7 @@ def groups_of(matrix: Matrix, kind: Format, size: int | None, axis: int) -> torc
 
 
 def try_format(matrix: Matrix, kind: Format, size: int | None, axis: int, random: torch.Generator) -> Trial | None:
-    """None where too few groups can be judged. A few groups first: most formats fit so badly that these are enough."""
+    """The trial of a format, None where too few groups can be judged; a few groups first, as most formats fit badly."""
     groups = groups_of(matrix, kind, size, axis)
     if groups is None:
         return None
@@ -130,7 +130,7 @@ def all_trials(matrix: Matrix) -> list[Trial]:
 
 
 def best_trial(trials: list[Trial]) -> Trial | None:
-    """The simplest format among those that fit about as well as the best: fewest bits, then largest group."""
+    """The simplest format among those that fit about as well as the best: fewest bits, then the largest group."""
     traces = [t for t in trials if t.is_trace]
     if not traces:
         return None

@@ -25,7 +25,7 @@ GROUP_SIZES = (16, 32, 64, 128, 256, 512, 1024)
 
 @dataclass(frozen=True)
 class UnorderedGroups:
-    """Columns bound in pairs."""
+    """Groups of columns in any order, seen in pairs of columns that share scales."""
 
     bits: int
     group_size: int  # the nearest usual one, from the share of pairs that are bound
@@ -42,7 +42,7 @@ def fractions_to(largest: int) -> torch.Tensor:
 def matching_rows(columns: torch.Tensor, largest: int, tolerance: float) -> tuple[torch.Tensor, torch.Tensor]:
     """(rows in which a pair's ratio is such a fraction, rows in which it could be) of all pairs; columns: [n, rows].
 
-    A pair of one constant ratio, as a copied or a rescaled column, counts for nothing.
+    A pair with one constant ratio, as of a copied or rescaled column, is not counted.
     """
     first, second = torch.triu_indices(len(columns), len(columns), 1)
     a, b = columns[first].abs(), columns[second].abs()
@@ -61,7 +61,7 @@ def matching_rows(columns: torch.Tensor, largest: int, tolerance: float) -> tupl
 
 
 def bound_pairs(matrix: Matrix, largest: int) -> tuple[int, int, float] | None:
-    """(bound pairs, all that can be judged, mean share of matching rows of the others); None where none can be."""
+    """(bound pairs, pairs that can be judged, mean share of matching rows in the unbound); None where none can."""
     tolerance = max(torch.finfo(matrix.dtype).eps, 2.0**-11)  # each weight was rounded by half of it
     counted = [matching_rows(slab[:COLUMNS], largest, tolerance) for slab in matrix.column_slabs]
     matching, rows = (torch.cat(parts) for parts in zip(*counted, strict=True))
@@ -79,7 +79,7 @@ def bound_by(matrix: Matrix, largest: int) -> int:
 
 
 def find_unordered(matrix: Matrix) -> UnorderedGroups | None:
-    """None where fewer than LEAST_PAIRS pairs are bound, or chance would bind them as well."""
+    """Groups of columns in any order; None where fewer than LEAST_PAIRS pairs are bound, or chance would bind them."""
     widest = bound_pairs(matrix, max(LARGEST_CODE.values()))
     if widest is None or widest[0] < LEAST_PAIRS or widest[2] > CHANCE_SHARE:
         return None

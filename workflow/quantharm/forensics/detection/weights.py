@@ -21,7 +21,7 @@ PACKED = ("U8", "I8", "I32", "U32", "I16", "F8_E4M3", "F8_E5M2", "F4")  # how qu
 
 @dataclass(frozen=True)
 class Matrix:
-    """One matrix's sample. Lines lie along the axis: rows for 1, columns for 0; all float32, as stored."""
+    """A sample of one matrix. Lines lie along the axis: rows for 1, columns for 0. All float32."""
 
     name: str
     rows: int
@@ -35,7 +35,7 @@ class Matrix:
 
 
 def narrowest(samples: list[torch.Tensor], stored: torch.dtype) -> torch.dtype:
-    """The format of fewest significant bits that holds every weight."""
+    """The dtype of fewest significant bits that holds every weight."""
     for dtype in (torch.bfloat16, torch.float16):
         if dtype == stored or all(torch.equal(s.to(dtype).to(s.dtype), s) for s in samples):
             return dtype
@@ -50,7 +50,7 @@ def starts(length: int, size: int, alignment: int) -> list[int]:
 
 
 def sample_matrix(name: str, matrix, rows: int, columns: int, stored: torch.dtype) -> Matrix:
-    """matrix: a slice of a safetensors file, or a tensor; [rows, columns]."""
+    """The sample of a matrix [rows, columns]: a slice of a safetensors file, or a tensor; stored: its dtype."""
     tall = min(rows, max(1, WEIGHTS_A_SAMPLE // SLABS // columns))
     aligned = 1 if columns % ALIGNMENT == 0 else ALIGNMENT
     row_starts = starts(rows, tall, aligned)
@@ -80,17 +80,17 @@ def sample_matrix(name: str, matrix, rows: int, columns: int, stored: torch.dtyp
 
 
 def spread(values: Sequence[T], count: int) -> list[T]:
-    """So many of the values, evenly chosen, repeated where there are fewer."""
+    """`count` of the values, evenly spaced, repeated where there are fewer."""
     return [values[i * len(values) // count] for i in range(count)]
 
 
 def linear_shape(shape: list[int]) -> tuple[int, int] | None:
-    """(rows, columns) of a tensor that can be a linear layer's weight, None for any other."""
+    """(rows, columns) of a tensor that can be a linear layer's weight; None for any other."""
     return (shape[0], shape[1]) if len(shape) == 2 and min(shape) >= SMALLEST else None
 
 
 def read_matrices(folder: Path, names: Collection[str]) -> Iterator[Matrix]:
-    """A sample of each of these matrices in the folder's safetensors files, one at a time, experts of a stack apart."""
+    """Samples of the named matrices in the folder's safetensors files, one at a time; each expert of a stack apart."""
     for path in weight_files(folder):
         with open_weights(path) as file:
             for name in sorted(set(file.keys()) & set(names)):

@@ -170,9 +170,7 @@ def multiply_in_float32(module) -> None:
     import torch
 
     held = {"qweight": module.qweight, "qzeros": module.qzeros, "scales": module.scales, "g_idx": module.g_idx}
-    whole = codes(held, module.bits, first=False).to(
-        torch.int16
-    )  # [outputs, inputs]; zeros were converted on loading
+    whole = codes(held, module.bits, first=False).to(torch.int16)  # [outputs, inputs]; zeros were converted on loading
     order = module.g_idx.long()
     bias = None if module.bias is None else module.bias.float()
 
