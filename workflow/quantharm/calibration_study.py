@@ -48,7 +48,7 @@ def evidence_of(folder: Path, model: Path, text: str, prompts: list[Prompt]) -> 
 
 
 def study_rows(model: Path, cells: list[CalibrationCell], text: str, prompts: list[Prompt]) -> list[CalibrationRow]:
-    """A row a cell: what it was calibrated on, its price, and what the checks say of its samples."""
+    """A row a cell: its calibration samples, its cost, and the faults that the check `calibration` finds."""
     rows: list[CalibrationRow] = []
     for cell in cells:
         folder = model / cell["cell"]
@@ -88,7 +88,7 @@ def spread_of(rows: list[CalibrationRow]) -> Spread:
 
 
 def comparisons(model: Path, method: str, spread: Spread, others: list[str]) -> list[Comparison]:
-    """The method of the default run against each other one: the difference of mean KL beside the spread."""
+    """The default run's method against each other method: the difference of mean KL beside the spread."""
     own = read_json(model / method / "divergence.json")["kl_nats"]["mean"]
     compared: list[Comparison] = []
     for other in others:

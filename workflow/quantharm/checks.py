@@ -45,7 +45,7 @@ def checks_of_weights(
     device: str,
     timing: Timing,
 ) -> tuple[list[CheckRecord], CalibrationEvidence | None, str]:
-    """(checks, calibration evidence, dtype that it computes in) of a cell whose checkpoint is here; loaded twice."""
+    """(checks, calibration evidence, dtype of computing) of a cell whose checkpoint is here; loads it twice."""
     evaluation = read_text(arguments.text)
     verify_weights(Path(record["checkpoint"]), record["weight_files"], in_full=True)
 
@@ -87,7 +87,7 @@ def checks_of_weights(
 
 
 def checks_of_endpoint(cell: ScoredRecords, baseline: ScoredRecords) -> list[CheckRecord]:
-    """Those of a cell whose weights are behind an address: its figures are checked; the rest says why it is skipped."""
+    """The checks of a cell whose weights are behind an address: its figures are checked, the rest is skipped."""
     unseen = ("reload", "method_is_real", "bits_per_weight", "kernel", "engine")
     return [
         check_self_divergence(baseline["divergence"]),

@@ -29,7 +29,7 @@ HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 def resolve(
     source: str, revision: str | None, allow_pickle: bool, trust_remote_code: bool, quantized: bool = False
 ) -> tuple[Path, str | None]:
-    """(folder, commit) of a folder or hub id; commit is None for a folder. A quantized one may be a file in GGUF."""
+    """(folder, commit) of a folder or hub id; commit is None for a folder. quantized: it may be a GGUF file."""
     folder = Path(source)
     if quantized and folder.suffix.lower() == GGUF:
         return resolve_gguf(source, revision)

@@ -50,6 +50,7 @@ def check_benchmark(model, prompt_tokens: int, new_tokens: int) -> None:
 
 
 def row_of(tokenizer, prompt: Prompt, ids: list[int], continuation: Continuation, decoding: str) -> GenerationRow:
+    """The row of generation.parquet for one prompt; ids: the prompt's token ids."""
     text = tokenizer.decode(continuation.token_ids, skip_special_tokens=True)
     degenerate = is_degenerate(continuation.token_ids)
     return {
@@ -71,7 +72,7 @@ def row_of(tokenizer, prompt: Prompt, ids: list[int], continuation: Continuation
 
 
 def summarise(rows: pandas.DataFrame) -> Answers:
-    """Figures over some prompts; times are sums over the prompts, so that long answers count as they cost."""
+    """Figures over some prompts; rates divide sums over the prompts, so that long answers weigh more."""
     judged = rows["correct"].dropna()
     return {
         "prompts": len(rows),
@@ -112,7 +113,7 @@ def main() -> None:
     tokenizer, model = cell.tokenizer, cell.model
     asking = chat.Asking.of(arguments)
     encoded = [chat.encode_prompt(tokenizer, prompt["prompt"], asking) for prompt in prompts]
-    for prompt, ids in zip(prompts, encoded, strict=True):  # all of them before the first answer
+    for prompt, ids in zip(prompts, encoded, strict=True):  # every prompt is checked before the first answer
         check_prompt_tokens(model, prompt, ids)
     check_benchmark(model, arguments.benchmark_prompt_tokens, arguments.benchmark_new_tokens)
     eos_token_ids = end_tokens(model, tokenizer)

@@ -46,7 +46,7 @@ NOT_JUDGED = 1  # exit code
 
 
 def judge_folder(arguments) -> FolderIntegrity:
-    """The record of a checkpoint that somebody handed over."""
+    """The findings on a checkpoint that somebody handed over."""
     folder = arguments.folder
     if not gguf_file(folder):
         read_checkpoint_config(folder)
@@ -83,6 +83,7 @@ def findings_of(record: FolderIntegrity) -> list[str]:
 
 
 def findings_in(files: Files | None, scan: FolderScan, behaviour: Behaviour | None) -> list[str]:
+    """Findings in files, weights and behaviour, a sentence each."""
     findings = []
     if files and not files["verified"]:
         findings.append(f"files: {files['explanation']}")
@@ -93,13 +94,13 @@ def findings_in(files: Files | None, scan: FolderScan, behaviour: Behaviour | No
 
 
 def weight_findings(scan: FolderScan) -> list[str]:
-    """Traces of quantization, or a config.json that says otherwise than the weights are stored."""
+    """Traces of quantization, or contradictions between config.json and the storage of the weights."""
     against = scan["verdict"] == "dequantized" or scan["findings"]
     return [f"weights: {scan['explanation']}"] if against else []
 
 
 def judge_cell(arguments) -> CellIntegrity:
-    """integrity.json of a cell: the model's own findings (in the baseline's record), and the cell's."""
+    """The findings on a cell; the baseline's record holds those on the model."""
     cell = read_quantization(arguments.cell / "quantization.json")
     folder = Path(cell["checkpoint"])
     files, signed, dequantized = file_hashes.verify_recorded(folder, cell["weight_files"]), None, None

@@ -38,7 +38,7 @@ from quantharm.scoring.output_heads import HEAD_FILE, OutputHead, narrowed, plai
 from quantharm.scoring.store_metadata import store_metadata_of, text_id
 from quantharm.scoring.stored_logits import HIDDEN_STATES, LOG_PROBABILITIES, StoreWriter
 
-WINDOWS_OF_LOG_PROBABILITIES = 2  # where the protocol names none: each takes 2 bytes × tokens × vocabulary
+WINDOWS_OF_LOG_PROBABILITIES = 2  # unless the protocol sets a number: each takes 2 bytes × tokens × vocabulary
 
 
 def make_trace(generation: pandas.DataFrame, windows: list[list[int]]) -> pandas.DataFrame:
@@ -69,9 +69,9 @@ def target_logits(model, head, token_ids: list[int], first_target: int) -> Itera
 
 
 def head_to_keep(model, asked: str, dtype: str) -> tuple[OutputHead | None, str | None]:
-    """(the output head that goes with hidden states, None) or (None, why log-probabilities are stored instead).
+    """(the output head to store with hidden states, None), or (None, the reason to store log-probabilities instead).
 
-    dtype: of the model's weights on disk, in which the head is kept where it is held wider.
+    dtype: of the model's weights on disk; the head is stored in it where the model holds a wider one.
     """
     if asked == LOG_PROBABILITIES:
         return None, "the protocol asks for log-probabilities"
@@ -85,7 +85,7 @@ def head_to_keep(model, asked: str, dtype: str) -> tuple[OutputHead | None, str 
 
 
 def form_of_store(model, head: OutputHead | None, reason: str | None) -> FormOfStore:
-    """Metadata that say what a row holds."""
+    """The metadata that describe a row of the store."""
     if head is None:
         return {"stored": "log_probabilities", "reason": reason}
     states = last_hidden_states(model, [0])
@@ -105,11 +105,10 @@ def stored_values(model, row, of_states: bool) -> Iterator[tuple[range, torch.Te
 
 
 def write_store(model, trace: pandas.DataFrame, path: Path, metadata: StoreMetadata) -> None:
-    """The store of a trace; while one prompt's positions are written, the model goes on with the next.
+    """Writes the store of a trace; while one prompt's positions are written, the model scores the next.
 
-    It holds hidden states where the metadata have `hidden_states`, else log-probabilities.
-
-    Raises UserError for what is not finite.
+    It holds hidden states where the metadata have `hidden_states`, else log-probabilities. Raises UserError where one
+    is not finite.
     """
     of_states = HIDDEN_STATES in metadata
 

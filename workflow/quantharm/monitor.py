@@ -38,8 +38,8 @@ SCORED = (
     reference_check.STORE,
     reference_check.HEAD,
     reference_check.TRACE,
-)  # of the store's files; the noise floor is of no use here
-SAME = ("approved_sha256", "trace_sha256", "per_category")  # of all runs of one history
+)  # files of the store; its noise floor is not needed here
+SAME = ("approved_sha256", "trace_sha256", "per_category")  # keys that are equal in all runs of one history
 COLUMNS = ["run", "time", "checkpoint", "weights_sha256", *SAME, "prompts", "kl_nats", "other_hardware_kl_nats"]
 
 
@@ -60,7 +60,7 @@ def draw(categories: list[numpy.ndarray], per_category: int, generator: numpy.ra
 
 
 def draws(means: pandas.Series, per_category: int, runs: int, generator: numpy.random.Generator) -> numpy.ndarray:
-    """The figure of so many runs on a checkpoint with these prompt means: [runs], in nats."""
+    """The mean KL in nats of `runs` draws on a checkpoint with these prompt means: [runs]."""
     by_id, categories = means.droplevel("category").to_dict(), ids_by_category(means)
     chosen = (draw(categories, per_category, generator) for _ in range(runs))
     return numpy.array([numpy.mean([by_id[name] for name in names]) for names in chosen])
@@ -80,7 +80,7 @@ def learn_limits(approved: Path, settings: "Monitor") -> control_chart.Limits:
 
 
 def score(model, store: Path, trace: pandas.DataFrame, prompts: list[str]) -> float:
-    """Mean over some prompts of the mean KL from the stored baseline, in nats."""
+    """Mean over the prompts of the mean KL from the stored baseline, in nats."""
     from quantharm.scoring import kl_divergence
 
     sequences = kl_divergence.sequences_of(trace[trace["prompt_id"].isin(prompts)])
@@ -97,7 +97,7 @@ def score(model, store: Path, trace: pandas.DataFrame, prompts: list[str]) -> fl
 
 
 def deployed_record(approved: QuantizationRecord, checkpoint: Path | None) -> QuantizationRecord:
-    """A record to load the deployed checkpoint by: the approved cell's own, or that of a folder, as it says it is."""
+    """The record by which the deployed checkpoint is loaded: the approved cell's own, or one made for a folder."""
     if checkpoint is None:
         return approved
     from quantharm.models.source import describe
@@ -120,7 +120,7 @@ def identity(record: QuantizationRecord) -> str:
 def read_history(path: Path, same: dict[str, str | int]) -> pandas.DataFrame:
     """The runs so far; raises UserError for a history of another approved checkpoint, store or `per_category`.
 
-    Means over another number of prompts, or over other prompts, vary otherwise: one chart cannot hold both.
+    Means over other prompts, or over another number of them, vary by another amount: one chart cannot hold both.
     """
     if not path.is_file():
         return pandas.DataFrame(columns=COLUMNS)
@@ -137,7 +137,7 @@ def read_history(path: Path, same: dict[str, str | int]) -> pandas.DataFrame:
 def charted(history: pandas.DataFrame, limits: control_chart.Limits) -> pandas.DataFrame:
     """The history with ewma, low, high and alarm of each run.
 
-    The limits are wider by what the hardware of any run so far may have changed, which the running mean remembers.
+    The limits are wider by the largest effect of other hardware in any run so far, since the running mean remembers it.
     """
     chart = control_chart.chart(history["kl_nats"].to_numpy(float), limits)
     allowed = numpy.maximum.accumulate(history["other_hardware_kl_nats"].to_numpy(float))
@@ -147,7 +147,7 @@ def charted(history: pandas.DataFrame, limits: control_chart.Limits) -> pandas.D
 
 
 def other_hardware_kl(store: StoreMetadata, device: str) -> float:
-    """Nats by which another device or other libraries than the store's may move a KL from it; 0.0 on the same."""
+    """The most, in nats, by which other hardware or libraries than the store's move a KL from it; 0.0 on the same."""
     same_machine = filled_here(store, device)
     return 0.0 if same_machine else reference_check.limits_of(store, None, same_machine)[1]
 
@@ -187,7 +187,7 @@ def main() -> None:
     record = deployed_record(approved, arguments.checkpoint)
     run = len(history) + 1
     means = prompt_means(read_parquet(arguments.approved / "divergence.parquet", ["prompt_id", "category", "kl_nats"]))
-    # Seeded by the number of the run: other draws than those the limits were learned from.
+    # Seeded by the number of the run, so that its draw is none of those that the limits were learned from.
     prompts = draw(ids_by_category(means), arguments.settings["per_category"], numpy.random.default_rng([1, run]))
     kl = score(load_cell(record, device, metadata.get("compute_dtype")), store, trace, prompts)
     row = {

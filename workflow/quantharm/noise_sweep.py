@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def codes_of(record: QuantizationRecord) -> "dict[str, Tensor]":
-    """{matrix: [rows, columns] codes} as a checkpoint holds them."""
+    """{matrix: its codes [rows, columns]} in a checkpoint."""
     from quantharm.quantizers import quantized_layers
 
     folder = Path(record["checkpoint"])

@@ -45,7 +45,7 @@ POINTER = "pointer.json"
 
 
 def make_checkpoint(arguments, source: SourceRecord, settings: Settings, device: str) -> QuantizerOutput:
-    """Run the quantizer; the checkpoint folder appears whole or not at all. Returns the quantizer's own record keys.
+    """Runs the quantizer; the checkpoint folder appears whole or not at all. Returns the quantizer's own record keys.
 
     Noise is added first, to a copy of the source that the quantizer is given, or that is itself the checkpoint.
     """
@@ -69,13 +69,13 @@ def make_checkpoint(arguments, source: SourceRecord, settings: Settings, device:
 
 
 def inspect_checkpoint(record: CheckpointRecord, device: str) -> CheckpointMeasured:
-    """Load the checkpoint from disk and measure it: bytes, bits a weight, quantized and kept modules."""
+    """Loads the checkpoint from disk and measures it: bytes, bits a weight, quantized and kept modules."""
     folder = Path(record["checkpoint"])
     begin = time.perf_counter()
     model = load_as_stored(record, device)
     load_seconds = time.perf_counter() - begin
     matrices = quantized_layers.quantized_matrices(model, folder, record["quantizer"])
-    loaded_bytes = quantized_layers.model_bytes(model)  # now: a CPU repacks 4-bit weights at the first forward pass
+    loaded_bytes = quantized_layers.model_bytes(model)  # before a forward pass, at which a CPU repacks 4-bit weights
     try_model(model, matrices)
     measured, formula = quantized_layers.bits_per_weight(matrices)
     quantized = {m.name for m in matrices}
@@ -118,7 +118,7 @@ NOTHING_SEEN: CheckpointMeasured = {  # of weights that are behind an address
 
 
 def asked_endpoint(stored: CheckpointRecord, device: str) -> CheckpointMeasured:
-    """What is seen of a model behind an address, which is asked now, so that a wrong one ends here."""
+    """The record of a model behind an address, which is asked now so that a wrong address fails here."""
     description = engines.open_cell(stored, device).description()
     print(f"{stored['model']} × {stored['method']}: {', '.join(f'{key} {v}' for key, v in description.items())}")
     return NOTHING_SEEN

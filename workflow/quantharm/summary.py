@@ -25,7 +25,7 @@ NULLABLE = {"i": "Int64", "b": "boolean"}  # pandas' types that hold missing val
 
 
 def table_of(rows: list[SummaryRow], left_out: list[LeftOut]) -> pandas.DataFrame:
-    """A row a cell; cells that are left out as well, by name, with the reason in the column `left_out`."""
+    """A row a cell, with those that are left out by name and the reason in the column `left_out`."""
     absent = [entry for entry in left_out if not entry["compared"]]
     names = pandas.DataFrame(
         {
@@ -47,7 +47,7 @@ def table_of(rows: list[SummaryRow], left_out: list[LeftOut]) -> pandas.DataFram
 
 
 def megabytes(sizes: pandas.Series) -> pandas.Series:
-    """As text; nothing where there is none."""
+    """Sizes in MB as text; empty where there is none."""
     return sizes.map(lambda size: "" if pandas.isna(size) else f"{size / 1e6:.1f}")
 
 

@@ -31,7 +31,7 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
 
 def model_configuration(shape: "CheckpointConfig", tokenizer: Path):
-    """transformers' configuration of a shape, with the special tokens of the tokenizer that goes with it."""
+    """transformers' configuration of a shape, with the special tokens of the tokenizer."""
     from transformers import AutoConfig
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
@@ -51,7 +51,7 @@ def model_configuration(shape: "CheckpointConfig", tokenizer: Path):
 
 
 def empty_model(configuration, dtype: str):
-    """A causal language model of that configuration that takes no memory: shapes without numbers."""
+    """A causal language model of that configuration on the meta device, which takes no memory."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -63,7 +63,7 @@ def empty_model(configuration, dtype: str):
 
 
 def random_tensors(model, device: str, seed: int) -> "Iterator[tuple[str, Tensor]]":
-    """(name, tensor on the device) of each of the model's weights, one layer at a time, as transformers starts them.
+    """(name, tensor on the device) of each of the model's weights, layer by layer, initialised as transformers does.
 
     A tied matrix comes once. Same seed, kind of device and shape: same numbers.
     """
@@ -84,7 +84,7 @@ def random_tensors(model, device: str, seed: int) -> "Iterator[tuple[str, Tensor
 
 
 def shards_of(tensors: "Iterator[tuple[str, Tensor]]") -> "Iterator[dict[str, Tensor]]":
-    """{name: tensor in the host's memory}, as many in order as have no more than SHARD_BYTES."""
+    """{name: tensor in host memory}, in order, as many at a time as fit SHARD_BYTES."""
     shard: dict[str, Tensor] = {}
     filled = 0
     for name, tensor in tensors:
@@ -103,7 +103,7 @@ def write_shard(shard: "dict[str, Tensor]", path: Path) -> None:
 
 
 def write_checkpoint(model, tensors: "Iterator[tuple[str, Tensor]]", folder: Path) -> int:
-    """The tensors in shards of SHARD_BYTES with their index, and the configuration; returns the bytes of weights.
+    """Writes the tensors in shards of SHARD_BYTES, their index and the configuration; returns the bytes of weights.
 
     A thread writes a shard while the next one is made.
     """

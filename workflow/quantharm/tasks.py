@@ -46,7 +46,7 @@ def answer_tasks(
     asking: Asking,
     answer_tokens: int | None,
 ) -> tuple[pandas.DataFrame, dict[str, TaskBasis]]:
-    """(a row an item, {task: what its figures rest on})."""
+    """(a row an item, {task: the settings and prompts behind its figures})."""
     from lm_eval.evaluator import evaluate
 
     from quantharm.harness import task_list
@@ -100,7 +100,7 @@ def own_figures(tables: list[pandas.Series]) -> OwnAnswers:
 
 
 def pair_up(rows: pandas.DataFrame, reference: pandas.DataFrame, names: tuple[str, str]) -> dict[str, Pairs]:
-    """{task: right and wrong in both}; raises UserError where the two were not asked the same."""
+    """{task: right and wrong in both}; raises UserError where the two were asked different items."""
     if not rows[IDENTITY].equals(reference[IDENTITY]):
         raise UserError(f"{names[0]} and {names[1]} were asked different items; delete both tasks.json and run again")
     parts = rows.groupby("task", sort=False)["correct"]
@@ -108,7 +108,7 @@ def pair_up(rows: pandas.DataFrame, reference: pandas.DataFrame, names: tuple[st
 
 
 def figures(rows: pandas.DataFrame, tables: dict[str, Pairs] | None) -> ComparedTasks:
-    """{tasks: {name: figures}, overall: figures}; tables: pair_up(), None for the baseline itself."""
+    """Figures of each task and of all; tables: of pair_up, None for the baseline itself."""
     right = dict(list(rows.groupby("task", sort=False)["correct"]))
     return {
         "tasks": {

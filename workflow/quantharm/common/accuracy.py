@@ -18,13 +18,13 @@ from quantharm.common.statistics import CONFIDENCE, Bounds, holm, listed
 LEVEL = 1 - CONFIDENCE
 POWER = 0.8
 Z = ndtri(1 - LEVEL / 2)  # 1.96
-ADDED_FLIPS = 1  # item added to the flips of either way, so that no flip in few items is not certainty
+ADDED_FLIPS = 1  # item added to the flips each way, so that no flip in few items does not count as certainty
 BISECTIONS = 30
-FAR = 7  # standard deviations from the expected number of flips, beyond which none are counted
+FAR = 7  # standard deviations from the expected number of flips; more distant numbers are left out
 
 
 class Pairs(NamedTuple):
-    """Items by who answered right."""
+    """Numbers of items, by whether the baseline and the method answered right."""
 
     both: int
     lost: int  # right in the baseline, wrong in the method
@@ -45,16 +45,16 @@ class Pairs(NamedTuple):
 
 
 def pairs_of(mine: ArrayLike, reference: ArrayLike) -> Pairs:
-    """The table of two sequences of right (true) and wrong answers to the same items."""
+    """Pairs of two sequences of right (true) and wrong answers to the same items."""
     now, before = numpy.asarray(mine, dtype=bool), numpy.asarray(reference, dtype=bool)
     return Pairs(*(int(part.sum()) for part in (now & before, ~now & before, now & ~before, ~now & ~before)))
 
 
 def accuracy_interval(right: Sequence[int], items: Sequence[int]) -> list[float]:
-    """95 % interval of the mean of the tasks' shares of right answers; one number a task.
+    """95 % interval of the mean, over tasks, of the share of right answers; right, items: one number a task.
 
-    Wilson's (1927) for one task; several are put together by their distances from the estimate (MOVER: Zou and Donner
-    2008, Statistics in Medicine 27:1693).
+    Wilson's (1927) for one task; several are combined by their distances from the estimate (MOVER: Zou and Donner 2008,
+    Statistics in Medicine 27:1693).
     """
     shares = numpy.divide(right, items)
     z2 = Z**2 / numpy.asarray(items)
@@ -69,7 +69,8 @@ def accuracy_interval(right: Sequence[int], items: Sequence[int]) -> list[float]
 def change_interval(tables: Sequence[Pairs]) -> list[float]:
     """95 % interval of the mean change of accuracy over tasks.
 
-    Of each task the adjusted Wald interval's variance (Bonett and Price 2012), which adds an item to each way to flip.
+    The variance in each task is that of the adjusted Wald interval (Bonett and Price 2012), which adds an item to the
+    flips each way.
     """
     n = numpy.array([t.items + 2 for t in tables])
     gained, lost = numpy.array([t.gained + 1 for t in tables]) / n, numpy.array([t.lost + 1 for t in tables]) / n
@@ -79,16 +80,16 @@ def change_interval(tables: Sequence[Pairs]) -> list[float]:
 
 
 def recovery(tables: Sequence[Pairs]) -> float | None:
-    """The mean of the method's accuracies ÷ the mean of the baseline's; None where the baseline has nothing right."""
+    """Mean accuracy of the method ÷ that of the baseline; None where the baseline has nothing right."""
     over = sum(t.baseline_accuracy for t in tables)
     return sum(t.accuracy for t in tables) / over if over else None
 
 
 def recovery_interval(tables: Sequence[Pairs]) -> Bounds:
-    """95 % interval of recovery(): Fieller's (1954), of paired answers, with ADDED_FLIPS in each task.
+    """95 % interval of recovery(): Fieller's (1954) for paired answers, with ADDED_FLIPS in each task.
 
     All ratios r for which the mean of (mine - r × reference) over the items is within 1.96 standard errors of zero.
-    None where the baseline's accuracy cannot be told from zero, and the ratio may be anything.
+    None where the baseline's accuracy cannot be distinguished from zero, since the ratio may then be anything.
     """
     counts = numpy.add(tables, [0, ADDED_FLIPS, ADDED_FLIPS, 0])  # [tasks, 4]
     n = counts.sum(1)
@@ -104,12 +105,12 @@ def recovery_interval(tables: Sequence[Pairs]) -> Bounds:
 
 
 def mcnemar_p(lost: int, gained: int) -> float:
-    """Exact two-sided p-value that answers flip either way alike (McNemar 1947); 1 without flips."""
+    """Exact two-sided p-value of equal chances to flip either way (McNemar 1947); 1 without flips."""
     return min(1.0, 2 * float(bdtr(min(lost, gained), lost + gained, 0.5)))
 
 
 def fewest_either_way(flips: numpy.ndarray, level: float) -> numpy.ndarray:
-    """The largest number of flips of the rarer way that mcnemar_p() still calls a change; -1 where there is none."""
+    """The largest number of flips in the rarer direction at which mcnemar_p() is at most `level`; -1 where none is."""
     near = numpy.nan_to_num(numpy.floor(bdtrik(level / 2, flips, 0.5)), nan=0).astype(int)
     candidates = near[:, None] + [-1, 0, 1]  # the inverse of a step function is off by one at its steps
     shown = (candidates >= 0) & (bdtr(numpy.maximum(candidates, 0), flips[:, None], 0.5) <= level / 2)
@@ -119,7 +120,7 @@ def fewest_either_way(flips: numpy.ndarray, level: float) -> numpy.ndarray:
 def power_of_mcnemar(items: int, flips: float, change: float, level: float = LEVEL) -> float:
     """Probability that mcnemar_p() is at most `level`.
 
-    flips, change: shares of the items that flip, and by which accuracy changes (at most flips).
+    flips: share of the items that flip. change: change of accuracy, a share of the items, at most `flips`.
     """
     spread = FAR * numpy.sqrt(items * flips * (1 - flips)) + FAR
     numbers = numpy.arange(max(1, int(items * flips - spread)), min(items, int(items * flips + spread)) + 1)  # of flips
@@ -133,10 +134,10 @@ def power_of_mcnemar(items: int, flips: float, change: float, level: float = LEV
 
 
 def smallest_detectable_change(items: int, flips: int, level: float = LEVEL) -> float | None:
-    """The change of accuracy, a share of the items, that so many items with so many flips show with 80 % probability.
+    """The change of accuracy, a share of the items, that these items and flips show with 80 % probability.
 
-    A greater change than there were flips is one where all flips go one way. None where even a change of everything
-    would not be shown.
+    Beyond the share of flips, a change means that all flips go one way. None where even a change of every item would
+    not be shown.
     """
     share = flips / items
     if power_of_mcnemar(items, 1.0, 1.0, level) < POWER:
@@ -152,7 +153,7 @@ def smallest_detectable_change(items: int, flips: int, level: float = LEVEL) -> 
 def compare(tables: Sequence[Pairs]) -> TaskComparison:
     """Figures of a method against its baseline over the same items of one task, or of several with equal weight.
 
-    The test and the smallest detectable change of several tasks are of all their items together.
+    For several tasks, the test and the smallest detectable change are of all their items together.
     """
     whole = Pairs(*(sum(column) for column in zip(*tables, strict=True)))
     return {
@@ -173,9 +174,10 @@ Figures = TypeVar("Figures", OneTask, AllTasks)
 
 
 def corrected(family: Mapping[Hashable, Figures]) -> dict[Hashable, Figures]:
-    """Comparisons that are read together, with what their number makes of them.
+    """Comparisons of one family, corrected for their number.
 
-    Adds `mcnemar_p_holm`, and `smallest_detectable_difference_corrected`: at 5 % ÷ their number, where Holm begins.
+    Adds `mcnemar_p_holm`, and `smallest_detectable_difference_corrected` at the level at which Holm's procedure begins,
+    5 % ÷ their number.
     """
     adjusted = holm({key: figures["mcnemar_p"] for key, figures in family.items()})
     all_corrected = {}

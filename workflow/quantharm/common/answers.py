@@ -16,7 +16,7 @@ CUT_OFF = ("length", "context")  # stop reasons of an answer that did not end by
 
 
 class GivenAnswer(TypedDict):
-    """An answer, as far as its ending is concerned."""
+    """The parts of an answer that its ending depends on."""
 
     token_ids: list[int]
     stop_reason: str
@@ -25,9 +25,9 @@ class GivenAnswer(TypedDict):
 def loop_start(token_ids: list[int]) -> int | None:
     """Index of the first token of the loop that an answer ends in; None where it ends in none.
 
-    A loop is an end of the answer in which one cycle of any length stands at least FEWEST_CYCLES times, one after the
-    other and the last one perhaps in part, and which is at least SHORTEST_LOOP tokens long. A greedy answer whose cycle
-    is exact does not leave it. What changes from cycle to cycle, as a number that counts up, is no loop here.
+    A loop is an end of the answer of at least SHORTEST_LOOP tokens in which one cycle of any length stands at least
+    FEWEST_CYCLES times in a row, the last perhaps in part. A greedy answer never leaves an exact cycle. Text that
+    changes from cycle to cycle, as a number that counts up, is no loop.
     """
     tokens = numpy.asarray(token_ids)
     n, first = len(tokens), None
@@ -46,14 +46,14 @@ def ended_early(tokens: int, stop_reason: str, baseline_tokens: int) -> bool:
 
 
 def added(mine: list[bool], reference: list[bool]) -> tuple[float, Bounds]:
-    """(how much greater the share is than the baseline's over the same prompts, its 95 % interval)."""
+    """(increase of a share over the baseline's on the same prompts, its 95 % interval)."""
     gained = sum(a and not b for a, b in zip(mine, reference, strict=True))
     lost = sum(b and not a for a, b in zip(mine, reference, strict=True))
     return (gained - lost) / len(mine), paired_share_interval(gained, lost, len(mine))
 
 
 def endings(mine: list[GivenAnswer], reference: list[GivenAnswer]) -> AnswerEndings:
-    """mine, reference: the answers to the same prompts in the same order."""
+    """Numbers and shares of answers by how they end; mine, reference: answers to the same prompts in one order."""
     loops = [[loop_start(list(answer["token_ids"])) for answer in side] for side in (mine, reference)]
     looping, looping_before = ([start is not None for start in side] for side in loops)
     cut, cut_before = ([answer["stop_reason"] in CUT_OFF for answer in side] for side in (mine, reference))

@@ -1,8 +1,7 @@
 """From a prompt to token ids: the chat template, and the values that it is given.
 
-A template is a program of the checkpoint's author. It may want its content in parts, know a switch for thinking, print
-the date, or raise. The protocol fixes and records the values that it is given, so that
-the same prompts give the same ids tomorrow.
+A template is a program by the checkpoint's author. It may want its content in parts, have a switch for thinking, print
+the date, or raise. The protocol fixes and records its inputs, so that the same prompts give the same ids tomorrow.
 """
 
 import contextlib
@@ -17,21 +16,21 @@ from quantharm.common.errors import UserError
 from quantharm.common.records.generation import Asked
 from quantharm.common.text import sha256_of_windows
 
-SWITCHES = ("enable_thinking", "thinking")  # what templates call it: Qwen3, SmolLM3 and GLM; Granite and DeepSeek
+SWITCHES = ("enable_thinking", "thinking")  # the switch's name in Qwen3, SmolLM3 and GLM; in Granite and DeepSeek
 
 
 @dataclass(frozen=True)
 class Asking:
-    """The part of a protocol that decides the token ids of a prompt."""
+    """The settings of a protocol that decide the token ids of a prompt."""
 
     chat_template: str = "auto"  # auto: where there is one; never; required
     thinking: bool = False
-    template_date: str = "2025-01-01"  # what a template is told as today
+    template_date: str = "2025-01-01"  # today's date, as a template is told
     system_prompt: str | None = None
 
     @classmethod
     def of(cls, record: Mapping[str, Any] | Namespace) -> "Asking":
-        """From a stage's flags, or from what generation.json keeps; what is missing there has its default."""
+        """From a stage's flags, or from generation.json; a missing setting has its default."""
         values = vars(record) if isinstance(record, Namespace) else record
         return cls(**{key: values[key] for key in asdict(cls()) if key in values})
 
@@ -44,10 +43,10 @@ def add_flags(parser: ArgumentParser) -> None:
 
 
 def encode_prompt(tokenizer, prompt: str, asking: Asking = Asking()) -> list[int]:
-    """Token ids of a prompt as the model expects to be asked.
+    """Token ids of a prompt, in the form in which the model expects to be asked.
 
-    A template writes its own special tokens, so none are added to its text (no second BOS). Raises UserError for a
-    template that is required and missing, or that cannot say this prompt.
+    A template writes its own special tokens, so none are added to its text (no second BOS). Raises UserError where a
+    required template is missing, or the template fails on this prompt.
     """
     has_template = bool(getattr(tokenizer, "chat_template", None))
     if asking.chat_template == "required" and not has_template:
@@ -59,7 +58,7 @@ def encode_prompt(tokenizer, prompt: str, asking: Asking = Asking()) -> list[int
 
 @contextlib.contextmanager
 def today(date: str) -> Iterator[None]:
-    """Sets the date that transformers gives to templates (strftime_now); it takes no function from a caller."""
+    """Sets the date that transformers gives to templates (strftime_now), for which it has no argument."""
     from transformers.utils import chat_template_utils
 
     clock = chat_template_utils.datetime
@@ -72,7 +71,7 @@ def today(date: str) -> Iterator[None]:
 
 
 def render(tokenizer, prompt: str, asking: Asking) -> str:
-    """The template's text of a prompt; its content as a text, or in parts where the template wants that."""
+    """The template's text for a prompt; the content is given as a text, or in parts where the template wants those."""
     from jinja2 import TemplateError
 
     switches = dict.fromkeys(SWITCHES, asking.thinking)
@@ -89,7 +88,7 @@ def render(tokenizer, prompt: str, asking: Asking) -> str:
         except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
             reason = reason if in_parts else " ".join(str(error).split())[:200] or type(error).__name__
             continue
-        if prompt.strip() in text:  # a template that goes through parts finds none in a text, and says nothing
+        if prompt.strip() in text:  # a template that wants parts may drop a text without an error
             return text
     raise UserError(
         f"the tokenizer's chat template cannot put a prompt ({reason}); set `chat_template: never` in the protocol, "
@@ -98,7 +97,7 @@ def render(tokenizer, prompt: str, asking: Asking) -> str:
 
 
 def knows_thinking(tokenizer, asking: Asking = Asking()) -> bool:
-    """Whether the chat template has a switch for thinking: its text changes with it."""
+    """Whether the chat template has a switch for thinking, which changes its text."""
     if not getattr(tokenizer, "chat_template", None) or asking.chat_template == "never":
         return False
     on, off = (render(tokenizer, "x", replace(asking, thinking=value)) for value in (True, False))
@@ -106,7 +105,7 @@ def knows_thinking(tokenizer, asking: Asking = Asking()) -> bool:
 
 
 def asked(tokenizer, asking: Asking, encoded: list[list[int]]) -> Asked:
-    """Keys of generation.json: what was asked in which way; encoded: the token ids of all prompts."""
+    """Keys of generation.json for the form of the prompts; encoded: the token ids of all prompts."""
     return {
         "chat_template": asking.chat_template,
         "thinking": asking.thinking,

@@ -17,8 +17,8 @@ PICKLED_WEIGHTS = "pytorch_model.bin"
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 ADAPTER = "adapter_config.json"
 GGUF = ".gguf"
-POINTER = b"version https://git-lfs"  # how Git LFS begins the note that it leaves in place of a file
-POINTER_BYTES = 1024  # and longer than that none is
+POINTER = b"version https://git-lfs"  # begins the pointer that Git LFS leaves in place of a file
+POINTER_BYTES = 1024  # no pointer is longer
 # config.json as it was read. Each architecture has keys of its own, so a value's type is known where it is used.
 CheckpointConfig = dict[str, Any]
 
@@ -35,7 +35,7 @@ def read_checkpoint_config(folder: Path) -> CheckpointConfig:
 
 
 def gguf_file(checkpoint: Path) -> Path | None:
-    """The file of a checkpoint in GGUF: the checkpoint itself, or the only one of a folder without safetensors."""
+    """The GGUF file of a checkpoint: the checkpoint itself, or the only one in a folder without safetensors."""
     checkpoint = Path(checkpoint)
     if checkpoint.suffix.lower() == GGUF and checkpoint.is_file():
         return checkpoint
@@ -53,15 +53,15 @@ def gguf_on_hub(source: str) -> tuple[str, str] | None:
 
 
 def folder_of(checkpoint: Path) -> Path:
-    """The folder that the names of a checkpoint's weight files are in; a checkpoint may be a file itself (GGUF)."""
+    """The folder of a checkpoint's weight files; a GGUF checkpoint may be a file itself."""
     return checkpoint.parent if Path(checkpoint).is_file() else Path(checkpoint)
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files that transformers would load from a folder, sorted; none where it would find none.
+    """The safetensors files that transformers would load from a folder, sorted; the file itself for GGUF.
 
-    The file itself where a checkpoint is in GGUF. A shard that the index names is among them whether it exists or not.
-    Raises UserError for a damaged index.
+    Empty where it would find none. Shards named by the index are included whether they exist or not. Raises UserError
+    for a damaged index.
     """
     packed = gguf_file(folder)
     return [packed] if packed else files_by_index(Path(folder), stated_weights(Path(folder)) or WEIGHTS)
@@ -80,7 +80,7 @@ def weight_names(folder: Path, allow_pickle: bool) -> list[str]:
 
 
 def stated_weights(folder: Path) -> str | None:
-    """The file of weights that config.json names, if it does; a damaged config.json is another function's matter."""
+    """The weight file that config.json names, if it names one; a damaged config.json is refused elsewhere."""
     try:
         settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -90,7 +90,7 @@ def stated_weights(folder: Path) -> str | None:
 
 
 def files_by_index(folder: Path, name: str) -> list[Path]:
-    """The file of that name, or those that its index names."""
+    """The file of that name, or the files that its index names."""
     index = folder / (name if name.endswith(".index.json") else f"{name}.index.json")
     if (folder / name).is_file() and index.name != name:
         return [inside(folder, name)]
@@ -104,6 +104,7 @@ def files_by_index(folder: Path, name: str) -> list[Path]:
 
 
 def inside(folder: Path, name: str) -> Path:
+    """A file by its name in the folder; raises UserError for a name that leads out of it."""
     if Path(name).is_absolute() or ".." in Path(name).parts:
         raise UserError(f"{folder} names a file of weights outside itself ({name[:200]}); do not load it")
     return folder / name
@@ -112,7 +113,7 @@ def inside(folder: Path, name: str) -> Path:
 def refuse_other_kinds(folder: Path) -> None:
     """Raises UserError for a folder that is no whole model: an adapter, GGUF, Git LFS pointers, missing shards.
 
-    What its tensors are is not looked at (models.completeness), nor whether it is safe to load (models.loading).
+    models.completeness compares its tensors with the architecture; models.loading judges whether it is safe to load.
     """
     folder = Path(folder)
     files = sorted(p for p in folder.iterdir() if p.is_file())
@@ -156,7 +157,7 @@ def refuse_gguf(gguf_files: list[str], where: Path | str, names: set[str]) -> No
 
 
 def refuse_gguf_name(source: str) -> None:
-    """The same for a source that is no folder here: a file, or a hub id."""
+    """Raises UserError for a source in GGUF that is no folder here: a file, or a hub id."""
     if Path(source).suffix.lower() == ".gguf":
         refuse_gguf([Path(source).name], source, set())
     if source.count("/") == 1 and "gguf" in source.lower():
@@ -164,6 +165,7 @@ def refuse_gguf_name(source: str) -> None:
 
 
 def is_pointer(path: Path) -> bool:
+    """Whether a file is a Git LFS pointer."""
     if path.stat().st_size > POINTER_BYTES:
         return False
     with open(path, "rb") as stream:

@@ -25,7 +25,7 @@ def learn(values, weight: float, width: float) -> Limits:
     """Limits from values of an undisturbed process; raises ValueError where they do not vary."""
     values = numpy.asarray(values, dtype=numpy.float64)
     spread = float(values.std(ddof=1)) if len(values) > 1 else 0.0
-    if not spread > 1e-9 * abs(values.mean()):  # rounding is no variation
+    if not spread > 1e-9 * abs(values.mean()):  # less is rounding
         raise ValueError("the values do not vary, so no limits can be learned from them")
     return Limits(float(values.mean()), spread, weight, width)
 
@@ -49,6 +49,6 @@ def chart(values, limits: Limits) -> dict[str, numpy.ndarray]:
 
 
 def run_lengths(values, limits: Limits) -> numpy.ndarray:
-    """Runs until the first alarm, of each row of [processes, T]; T + 1 where there is none."""
+    """Runs until the first alarm, in each row of [processes, T]; T + 1 where there is none."""
     alarm = chart(values, limits)["alarm"]
     return numpy.where(alarm.any(-1), alarm.argmax(-1) + 1, alarm.shape[-1] + 1)

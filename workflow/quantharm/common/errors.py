@@ -4,9 +4,9 @@ from quantharm.common.sanitize import visible
 
 
 class UserError(Exception):
-    """A mistake or a fault that the user can mend; its message is the one sentence they will read.
+    """A mistake or fault that the user can mend; its message is the sentence that they read.
 
-    It often quotes a file, so what would command a terminal or begin a new line is shown by its code.
+    Messages often quote a file, so control characters and line breaks are replaced by their codes.
     """
 
     def __str__(self) -> str:

@@ -15,16 +15,16 @@ from typing import Any
 
 from quantharm.common.errors import UserError
 
-JsonObject = dict[str, Any]  # as it was read from anybody's file: nothing of it has been checked yet
+JsonObject = dict[str, Any]  # read from anybody's file; its keys and values are not checked yet
 DIGEST = "record_sha256"  # the key in each JSON record
-# What a file with a flipped bit makes pyarrow raise: its exceptions are among these, and it finds no words for some.
+# Raised by pyarrow on a file with flipped bits, some without a message.
 DAMAGE_OF_PARQUET = (OSError, ValueError, TypeError, LookupError, AttributeError, NotImplementedError, MemoryError)
 HASHED_AT_ONCE = 4  # files
-LARGEST_INPUT_BYTES = 64 * 2**20  # of a text or a prompt suite, which are read as a whole; WikiText-2's test has 1.3 MB
+LARGEST_INPUT_BYTES = 64 * 2**20  # of a text or prompt suite, read as a whole; WikiText-2's test has 1.3 MB
 
 
 def remove_left_overs(path: Path) -> None:
-    """Removes what a killed job had begun; no two jobs write one file at a time."""
+    """Removes unfinished files of a killed job; no two jobs write one file at a time."""
     for left_over in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
         if left_over.is_dir():
             shutil.rmtree(left_over, ignore_errors=True)
@@ -71,13 +71,13 @@ def write_text(path: Path, text: str) -> None:
 
 
 def digest_of(record: Mapping[str, object]) -> str:
-    """sha256 of a record without its own digest; the same for what was written and what is read."""
+    """sha256 of a record without its own digest; equal for a record as written and as read."""
     rest = {key: value for key, value in record.items() if key != DIGEST}
     return sha256_of_text(json.dumps(rest, sort_keys=True))
 
 
 def write_json(path: Path, record: Mapping[str, object]) -> None:
-    """Indented JSON with a digest of its own; raises ValueError for NaN and infinity, which JSON cannot hold."""
+    """Writes indented JSON with its digest; raises ValueError for NaN and infinity, which JSON cannot hold."""
     sealed = json.loads(json.dumps(record, allow_nan=False))
     sealed[DIGEST] = digest_of(sealed)
     write_text(path, json.dumps(sealed, indent=2, ensure_ascii=False) + "\n")
@@ -86,8 +86,8 @@ def write_json(path: Path, record: Mapping[str, object]) -> None:
 def read_json(path: Path) -> Any:
     """The record in `path`; raises UserError when it is missing, empty or damaged.
 
-    A digit that flipped leaves good JSON with another figure, so the digest is compared. A record without one (of
-    another program's making) is taken as it is.
+    A flipped digit leaves valid JSON with another figure, so the digest is compared. A record without one, written by
+    another program, is accepted.
     """
     try:
         record = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -106,7 +106,7 @@ def column_digest(name: str, column) -> str:
 
 
 def table_digests(table) -> dict[str, str]:
-    """The digest of each column of a pyarrow table, and of the types that pandas gives them."""
+    """Digests of a pyarrow table's columns, and of the types that pandas gives them."""
     pandas_types = (table.schema.metadata or {}).get(b"pandas", b"")
     return {name: column_digest(name, table[name]) for name in table.column_names} | {
         "": hashlib.sha256(pandas_types).hexdigest()
@@ -114,7 +114,7 @@ def table_digests(table) -> dict[str, str]:
 
 
 def write_parquet(path: Path, frame) -> None:
-    """A pandas.DataFrame as Parquet, with a digest of each column, so that damage is noticed wherever it is.
+    """Writes a pandas.DataFrame as Parquet, with a digest of each column, so that any damage is noticed.
 
     Parquet's own checksums cover its pages, not the footer, which names and types the columns.
     """
@@ -152,7 +152,7 @@ def sha256_of_file(path: Path) -> str:
 
 
 def sha256_of_files(paths: list[Path]) -> dict[Path, str]:
-    """sha256_of_file of each, some at a time: a core hashes a gigabyte a second or two, a fast disk reads several."""
+    """sha256_of_file of each, several at a time: a core hashes 1 to 2 GB a second, and a fast disk reads several."""
     with concurrent.futures.ThreadPoolExecutor(min(HASHED_AT_ONCE, os.cpu_count() or 1)) as pool:
         return dict(zip(paths, pool.map(sha256_of_file, paths), strict=True))
 
@@ -162,5 +162,5 @@ def sha256_of_text(text: str) -> str:
 
 
 def finite_or_none(value: float) -> float | None:
-    """JSON has no infinity: a figure that does not exist is null."""
+    """The value, or None where it is NaN or infinite, which JSON cannot hold."""
     return value if math.isfinite(value) else None

@@ -11,10 +11,10 @@ from typing import Any, TypedDict
 
 
 class Answer(TypedDict):
-    """The content of a right response, as far as a program can tell."""
+    """The right answer, in a form that a program can compare."""
 
     kind: str  # a key of JUDGES
-    value: Any  # a text or a number; of `contains`, several texts may do
+    value: Any  # a text or a number; of `contains`, also a list of alternatives
 
 
 # Letters that are written in words with spaces around them and stand beside digits in names (O2, x4).
@@ -39,7 +39,7 @@ HARD_SPACES = "\u00a0\u2007\u2009\u202f"  # some of them group digits: 1 234
 
 
 def plain(text: str) -> str:
-    """The same characters in their usual forms: full-width as ASCII, digits of any script as 0 to 9, composed."""
+    """The text with characters in their usual forms: full-width as ASCII, digits of any script as 0 to 9, composed."""
     text = unicodedata.normalize("NFC", text).translate(FORMS)
     return "".join(str(unicodedata.decimal(c)) if c.isdecimal() and not c.isascii() else c for c in text)
 
@@ -60,7 +60,7 @@ SCALES = {"百": 1e2, "백": 1e2, "千": 1e3, "천": 1e3, "万": 1e4, "萬": 1e4
 
 
 def readings(digits: str) -> set[float]:
-    """The numbers that digits and separators may stand for: two where conventions differ (1.200; 12 345)."""
+    """The numbers that digits and separators may stand for; two where conventions differ (1.200; 12 345)."""
     if re.fullmatch(r"\d+(\.\d+)?", digits):
         thousands = re.fullmatch(r"[1-9]\d{0,2}\.\d{3}", digits)
         return {float(digits)} | ({float(digits.replace(".", ""))} if thousands else set())
@@ -79,7 +79,10 @@ def readings(digits: str) -> set[float]:
 
 
 def last_number(response: str) -> set[float]:
-    """Readings of the last number; empty without one. Of 1億2000万, the sum; O2 and 10^3 hold no number but the 10."""
+    """Readings of the last number; empty without one.
+
+    Of 1億2000万 it is the sum; in O2 and 10^3 only the 10 is a number.
+    """
     numbers: set[float] = set()
     end, scale_before = -1, 0.0
     for number in NUMBER.finditer(plain(response)):
@@ -95,7 +98,7 @@ def last_number(response: str) -> set[float]:
 
 
 def is_number(response: str, value: float) -> bool:
-    """The last number in the response."""
+    """Whether the last number in the response is `value`."""
     expected = float(value)
     return any(abs(reading - expected) <= 1e-9 * max(1, abs(expected)) for reading in last_number(response))
 
@@ -128,9 +131,9 @@ OPTION = re.compile(r"(?m)^\s*\(?[A-E][.):]")
 
 
 def is_choice(response: str, value: str) -> bool:
-    """The letter that the response names: after `answer` or `option is`, or else at its start or alone at its end.
+    """Whether the response names the letter: after `answer` or `option is`, else at its start or alone at its end.
 
-    A letter elsewhere is not taken for one: it may be the article A or an echoed list of options.
+    A letter elsewhere does not count: it may be the article A or an echoed list of options.
     """
     response = plain(response)
     named = next((match for pattern in CHOICES if (match := pattern.search(response))), None)
@@ -140,7 +143,7 @@ def is_choice(response: str, value: str) -> bool:
 
 
 def script(character: str) -> str | None:
-    """What its neighbours must share with a character to stand in one word with it; None where no word goes on."""
+    """The script that a character's neighbours must share to stand in one word with it; None where no word goes on."""
     if character == "_" or character.isdecimal() or re.match(f"[{CASED}]", character):
         return "cased"
     if not (character.isalnum() or unicodedata.category(character).startswith("M")):
@@ -150,7 +153,7 @@ def script(character: str) -> str | None:
 
 
 def is_word(text: str, start: int, end: int) -> bool:
-    """Whether text[start:end] is a whole word or several; `south` is not one in `south-west`, 4 not in 14 or 4.5."""
+    """Whether text[start:end] is one or several whole words; `south` in `south-west` is none, nor 4 in 14 or 4.5."""
     before, after = text[:start], text[end:]
     first, last = script(text[start]), script(text[end - 1])
     prefixes = PREFIXES.get(first or "", "")
@@ -170,7 +173,7 @@ def is_word(text: str, start: int, end: int) -> bool:
 
 
 def contains(response: str, value: str | list[str]) -> bool:
-    """Any of the alternatives as whole words, case ignored."""
+    """Whether any of the alternatives occurs as whole words, ignoring case."""
     text, *alternatives = (
         re.sub(f"[{HARD_SPACES}]", " ", plain(t)) for t in [response, *([value] if isinstance(value, str) else value)]
     )

@@ -6,7 +6,7 @@ from typing import TypedDict
 from quantharm.common.constants import BASELINE
 
 LONGEST_REASON = 600  # characters
-INTEGRITY = "integrity"  # the one stage that a cell can be compared without
+INTEGRITY = "integrity"  # a cell can be compared without this stage alone
 
 
 class LeftOut(TypedDict):
@@ -14,16 +14,16 @@ class LeftOut(TypedDict):
 
     model: str
     method: str | None  # None: the whole model
-    stage: str  # that failed, or that the run did not come to
+    stage: str  # that failed, or was not reached
     reason: str  # the last line of its log
     log: str | None  # the file; None where no job failed
     compared: bool  # whether the cell's row is there all the same, without its integrity
 
 
 def reason_in(log: Path, began: float) -> str:
-    """Why a stage failed: the last line of its log, which is one sentence for what a user can mend.
+    """The reason why a stage failed: the last line of its log, a sentence where the user can mend the fault.
 
-    began: the time of the run in seconds; a log that is older was not written by it.
+    began: time of the run, seconds since the epoch; an older log is of another run.
     """
     if not log.is_file() or log.stat().st_mtime < began:
         return "its job ended before the stage began"
@@ -34,17 +34,17 @@ def reason_in(log: Path, began: float) -> str:
 
 
 def without_weights(model: str, method: str, reason: str) -> LeftOut:
-    """Of a cell whose weights are behind an address: it is compared without what needs them."""
+    """The entry of a cell whose weights are behind an address; it is compared without the stages that need them."""
     return LeftOut(model=model, method=method, stage=INTEGRITY, reason=reason, log=None, compared=True)
 
 
 def without(method: str, reason: str) -> str:
-    """Why a cell was not finished whose comparison with another could not be made."""
+    """The reason why a cell whose comparison with another failed was not finished."""
     return f"it has no {method} to be compared with: {reason}"
 
 
 def without_baseline(left_out: list[LeftOut], model: str, methods: list[str]) -> list[LeftOut]:
-    """Adds the finished cells of a model whose baseline is left out: there is nothing to compare them with."""
+    """Adds the finished cells of a model whose baseline is left out, as they have nothing to be compared with."""
     absent = {entry["method"]: entry for entry in left_out if entry["model"] == model and not entry["compared"]}
     if BASELINE not in absent:
         return left_out

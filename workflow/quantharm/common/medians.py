@@ -23,8 +23,8 @@ def median_interval(values: ArrayLike) -> Bounds:
 def median_ratio_interval(mine: ArrayLike, reference: ArrayLike, spread: float = 0.0) -> Bounds:
     """95 % interval of median(mine) / median(reference), two sets of positive values that are not paired.
 
-    On a logarithmic scale from the two medians' intervals (MOVER: Donner and Zou 2012, Statistical Methods in Medical
-    Research 21:347). spread: half-width in ln that both sides bring whatever was repeated; added in quadrature.
+    Built on a logarithmic scale from the two medians' intervals (MOVER: Donner and Zou 2012, Statistical Methods in
+    Medical Research 21:347). spread: half-width in ln by which both sides vary between processes; added in quadrature.
     """
     sides = [(numpy.log(numpy.median(v)), median_interval(v)) for v in (mine, reference)]
     if any(bounds is None for _, bounds in sides):

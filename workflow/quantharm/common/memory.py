@@ -6,7 +6,7 @@ from quantharm.common.records.parts import Memory
 
 
 def forget_device_peaks(device: str) -> None:
-    """Peaks of a GPU's memory count from here on; after loading, so that they are of what is measured."""
+    """Resets a GPU's peaks of memory; called after loading, so that they are of the measurement."""
     if device.startswith("cuda"):
         import torch
 
@@ -16,10 +16,10 @@ def forget_device_peaks(device: str) -> None:
 
 
 def memory_bytes(device: str) -> Memory:
-    """Memory of this process: now allocated, peak allocated and peak reserved on the device; peak resident on the host.
+    """Memory of this process: allocated, peak allocated and peak reserved on the device, peak resident on the host.
 
-    Peaks of a device count from the last `forget_device_peaks`. On a CPU the peak resident set of the process stands
-    for them, with loading.
+    Peaks of a device count from the last forget_device_peaks. On a CPU the process's peak resident set, loading
+    included, stands for them.
     """
     host_peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     if not device.startswith("cuda"):

@@ -18,7 +18,7 @@ def sequences(text: str, length: int) -> set[tuple[str, ...]]:
 
 
 def shared_sequences(text: str, others: Iterable[str], length: int = 13) -> list[str]:
-    """Sequences of `length` words of `text` that occur in any of the others; case and punctuation are ignored."""
+    """Runs of `length` words of `text` that occur in any of the others; case and punctuation are ignored."""
     own = sequences(text, length)
     shared: set[tuple[str, ...]] = set()
     for other in others:

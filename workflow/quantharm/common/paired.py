@@ -16,11 +16,14 @@ from quantharm.common.records.summary import PairedAnswers, PairedPerplexity
 from quantharm.common.statistics import weighted_mean_interval
 
 Scalar = float | int | str | bool | None
-UNTABLED = ("subtasks", "prompts_sha256", "decoding")  # of a task's figures, in summary.json alone
+UNTABLED = ("subtasks", "prompts_sha256", "decoding")  # keys of a task that are in summary.json alone
 
 
 def paired_perplexity(cell: Path, baseline: Path) -> PairedPerplexity:
-    """ΔPPL in percent with its 95 % interval: the log of the ratio is a mean over the same windows of both."""
+    """Change of perplexity in percent, with its 95 % interval: the log ratio is a mean over windows of both cells.
+
+    Raises UserError where the cells scored different windows.
+    """
     mine, reference = read_parquet(cell / "perplexity.parquet"), read_parquet(baseline / "perplexity.parquet")
     if mine["targets"].tolist() != reference["targets"].tolist():
         raise UserError(f"{cell} and {baseline} scored different windows; delete both perplexity.json and run again")
@@ -37,7 +40,7 @@ def paired_perplexity(cell: Path, baseline: Path) -> PairedPerplexity:
 
 
 def paired_figures(cell: Path, baseline: Path, prefix: str) -> dict[str, float | Interval | None]:
-    """Perplexity's change (paired over windows) and mean KL of a cell, its keys with a prefix."""
+    """Change of perplexity (paired over windows), mean KL and top-1 agreement of a cell; `prefix`_ before each key."""
     kl: DivergenceRecord = read_json(cell / "divergence.json")
     text = paired_perplexity(cell, baseline)
     return {
@@ -58,7 +61,7 @@ def first_difference(mine: list[int], reference: list[int]) -> int | None:
 
 
 def paired_answers(cell: Path, baseline: Path) -> PairedAnswers:
-    """Answers that flipped against the baseline, where responses first differ, and how they end."""
+    """Flips against the baseline, the first tokens that differ, and how answers end."""
     columns = ["prompt_id", "token_ids", "correct", "stop_reason"]
     mine = read_parquet(cell / "generation.parquet", columns).set_index("prompt_id")
     reference = read_parquet(baseline / "generation.parquet", columns).set_index("prompt_id")
@@ -85,7 +88,7 @@ def paired_answers(cell: Path, baseline: Path) -> PairedAnswers:
 
 
 def flat(row: Mapping[str, Any]) -> dict[str, Scalar]:
-    """A row of records for Parquet and CSV: intervals as _low and _high, categories as one column each."""
+    """A row of records for Parquet and CSV: intervals as _low and _high, a column for each category, task and batch."""
     columns: dict[str, Scalar] = {}
     for key, value in row.items():
         if key.endswith("_ci95"):

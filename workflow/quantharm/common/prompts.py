@@ -49,6 +49,7 @@ def read_prompts(path: Path, per_category: int | None = None) -> list[Prompt]:
 
 
 def check_prompt(line: str, where: str) -> Prompt:
+    """The prompt on a line of a suite; raises UserError that begins with `where`."""
     try:
         prompt = json.loads(line)
     except (ValueError, RecursionError) as error:

@@ -18,7 +18,7 @@ from quantharm.common.records.parts import HowComputed, HowComputedOrNull, Prove
 if TYPE_CHECKING:
     from quantharm.common.records.logits import StoreMetadata
 
-# How a cell computed, beside its device's name; cells are compared only when all of them are equal.
+# The way in which a cell computed, beside its device's name; cells are compared only when all of it is equal.
 COMPUTE_KEYS = ("compute_dtype", "instruction_set", "onednn_instruction_set", "compute_capability", "tf32")
 PACKAGES = ["torch", "transformers", "tokenizers", "bitsandbytes", "autoawq", "gptqmodel", "numpy", "scipy", "pyarrow"]
 
@@ -76,10 +76,10 @@ def driver_version() -> str | None:
 
 @functools.cache
 def onednn_instruction_set() -> str | None:
-    """`Intel AVX2`, …: what oneDNN, which multiplies 16-bit matrices, uses here; None where PyTorch has no oneDNN.
+    """oneDNN's instruction set for products of 16-bit matrices, as `Intel AVX2`; None where PyTorch has no oneDNN.
 
-    A limit set for it (ONEDNN_MAX_CPU_ISA) counts. It tells only in the notes that it prints of a product: they are
-    caught on their way to standard output.
+    A limit set for it (ONEDNN_MAX_CPU_ISA) counts. oneDNN states it only in its verbose output of a product, which is
+    caught on its way to standard output.
     """
     import torch
 
@@ -107,7 +107,7 @@ def onednn_instruction_set() -> str | None:
 def how_computed(device: str, compute_dtype: str | None) -> HowComputed:
     """Settings that decide how products are rounded, beside the device's name: two processors of one name may differ.
 
-    compute_dtype: what matrices are multiplied in. The other keys are the device's.
+    compute_dtype: the dtype in which matrices are multiplied.
     """
     import torch
 
@@ -141,30 +141,30 @@ def computed_differently(
 ) -> dict[str, tuple[object, object]]:
     """{key: (mine, reference's)} of device, dtype and COMPUTE_KEYS that differ in two provenances, or summary rows.
 
-    An engine of its own computes in ways of its own, which is what its cell measures: only the device is asked for.
+    Another engine computes in ways of its own, which its cell measures, so only device and dtype are compared.
     """
     keys = ("device", "dtype") if mine.get("engine") else ("device", "dtype", *COMPUTE_KEYS)
     return {key: (mine.get(key), reference.get(key)) for key in keys if mine.get(key) != reference.get(key)}
 
 
 def filled_here(store: "StoreMetadata", device: str) -> bool:
-    """Whether this process rounds as the one that filled a store: its device, libraries and instruction sets.
+    """Whether this process rounds like the one that filled a store: same device, libraries and instruction sets.
 
-    store: the metadata of logits.parquet; an older one without instruction sets counts as filled elsewhere.
+    store: the metadata of logits.parquet; an older store without instruction sets counts as filled elsewhere.
     """
     here = how_computed(device, store.get("compute_dtype")) | {"device": device_name(device), "versions": versions()}
     return all(store.get(key) == value for key, value in here.items())
 
 
 def threads_of_process() -> int:
-    """Threads that this process was given for its products."""
+    """Threads that this process may use for its products."""
     return int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
 
 
 def provenance(device: str, dtype: str | None = None, compute_dtype: str | None = None) -> Provenance:
     """Versions, device, commit and command behind a record; `device` is `cpu` or `cuda`.
 
-    dtype: what the weights are held in on disk; compute_dtype: what matrices were multiplied in.
+    dtype: of the weights on disk. compute_dtype: in which matrices were multiplied.
     """
     record: Provenance = {
         "device": device_name(device),

@@ -8,7 +8,7 @@ INVISIBLE = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
 
 
 def visible(text: Any) -> str:
-    """Every character that is not drawn as itself as ⟨U+202E⟩; new lines and tabs stay."""
+    """The text with every character that is not drawn as itself as ⟨U+202E⟩; new lines and tabs stay."""
     return "".join(
         f"⟨U+{ord(c):04X}⟩" if unicodedata.category(c) in INVISIBLE and c not in "\n\t" else c
         for c in str(text).replace("\r\n", "\n")
@@ -16,5 +16,5 @@ def visible(text: Any) -> str:
 
 
 def print_line(text: Any) -> None:
-    """One line, whatever strangers wrote into it."""
+    """Prints one line, with everything in it made visible."""
     print(visible(text).replace("\n", "⏎"))

@@ -9,7 +9,8 @@ from quantharm.common.statistics import CONFIDENCE, Bounds, listed
 def paired_share_interval(gained: int, lost: int, total: int) -> Bounds:
     """Interval of (gained - lost) / total, the change of a share over the same prompts (Bonett and Price 2012).
 
-    Their adjusted Wald interval adds one prompt to each count, so that no change in few prompts is not certainty.
+    Their adjusted Wald interval adds one prompt to each count, so that no change in few prompts does not count as
+    certainty.
     """
     if total < 2:
         return None
@@ -20,7 +21,7 @@ def paired_share_interval(gained: int, lost: int, total: int) -> Bounds:
 
 
 def share_interval(part: int, whole: int) -> Bounds:
-    """95 % interval of a share; covers with few values, and where none or all count (Clopper and Pearson 1934)."""
+    """95 % interval of a share (Clopper and Pearson 1934); covers with few values, and where none or all count."""
     tail = (1 - CONFIDENCE) / 2
     low = betaincinv(part, whole - part + 1, tail) if part else 0.0
     return listed(low, betaincinv(part + 1, whole - part, 1 - tail) if part < whole else 1.0)

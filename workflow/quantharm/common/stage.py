@@ -21,7 +21,7 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def stage_parser(description: str) -> argparse.ArgumentParser:
-    """`--help` shows the module's docstring as it is written, and each flag's default."""
+    """A parser whose `--help` shows the module's docstring as written, and each flag's default."""
 
     class Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
         pass
@@ -42,13 +42,13 @@ def add_device(parser: argparse.ArgumentParser) -> None:
 
 
 def offline_environment() -> None:
-    """No stage but fetch may use the network, whatever the caller's environment says."""
+    """Keeps libraries off the network: only fetch stages may use it, whatever the caller's environment says."""
     os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 
 def begin_model_stage() -> "Timing":
-    """Without network from here on; what every model stage imports counts as its start."""
+    """Goes offline and imports what every model stage needs, which counts as the stage's start."""
     offline_environment()
     timing = Timing()
     timing.imports()
@@ -56,9 +56,9 @@ def begin_model_stage() -> "Timing":
 
 
 def run_stage(main: Callable[[], None]) -> None:
-    """Run a stage's main(); faults that a user can mend end in one sentence and exit code 1, others in a traceback."""
+    """Runs a stage's main(); faults that the user can mend end in a sentence and exit code 1, others in a traceback."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    logging.getLogger("torchao").setLevel(logging.ERROR)  # it tells of each library of its own that is for a GPU
+    logging.getLogger("torchao").setLevel(logging.ERROR)  # it warns of each of its libraries that needs a GPU
     try:
         main()
     except UserError as error:
@@ -74,10 +74,10 @@ def run_stage(main: Callable[[], None]) -> None:
 
 
 def leave() -> NoReturn:
-    """End with exit code 0, without taking every module apart first.
+    """Ends with exit code 0 without destroying every module first.
 
-    With torch and transformers that takes 1.2 of a stage's 5 seconds: 30 of the default run's 250 on two cores.
-    What is to happen at the end happens (threads are waited for, functions of atexit called, output is flushed).
+    With torch and transformers that takes 1.2 of a stage's 5 seconds: 30 of the default run's 250 on two cores. Threads
+    are waited for, atexit functions called and output flushed.
     """
     shutdown: Callable[[], None] = vars(threading)["_shutdown"]  # waits for threads; no public name does
     shutdown()
@@ -90,8 +90,8 @@ def leave() -> NoReturn:
 def sentence_for(error: Exception) -> str | None:
     """The sentence for a fault of the machine; None for any other.
 
-    By words where a library has an exception of its own: safetensors says `No space left on device (os error 28)`,
-    torch `can't allocate memory`.
+    Some libraries have exceptions of their own and are recognised by their words: safetensors says `No space left on
+    device (os error 28)`, torch `can't allocate memory`.
     """
     text = str(error)
     if getattr(error, "errno", None) in DISK_FULL or any(f"(os error {number})" in text for number in DISK_FULL):
@@ -100,13 +100,13 @@ def sentence_for(error: Exception) -> str | None:
         return f"the disk (or your quota) is full{where}; free some space and run the same command again"
     if isinstance(error, MemoryError) or "can't allocate memory" in text:
         return "out of memory; give the job more (`billion_parameters:` in the config) or choose a smaller model"
-    if type(error).__name__ == "OutOfMemoryError":  # torch's, by name so that torch need not be imported here
+    if type(error).__name__ == "OutOfMemoryError":  # torch's; by name, as torch may not be imported
         return f"the GPU's memory is too small ({text.split('. ')[0]}); use a larger GPU or `gpus:`"
     return None
 
 
 def seconds_since_process_start() -> float:
-    """Interpreter start included, where Linux tells; otherwise since this module was imported."""
+    """Since the interpreter started, where Linux tells; else since this module was imported."""
     try:
         ticks = int(Path("/proc/self/stat").read_text().rsplit(")", 1)[1].split()[19])
         return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
@@ -129,11 +129,11 @@ class Timing:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - begin
 
     def imports(self) -> None:
-        """Import what every model stage needs, so that it counts as start and not as load."""
+        """Imports what every model stage needs, so that it counts as start and not as load."""
         import torch
         import transformers
 
-        # transformers imports lazily: touch what loading will use.
+        # transformers imports lazily: these are used when a model is loaded.
         _ = torch.nn, transformers.AutoModelForCausalLM.from_pretrained, transformers.AutoTokenizer
         self.started()
 

@@ -28,16 +28,17 @@ def two_sided(degrees: ArrayLike) -> numpy.ndarray:
 
 
 def listed(low, high) -> list[float]:
+    """[low, high] as Python floats."""
     return [float(low), float(high)]
 
 
 def mean_of_means(*samples, axis=-1):
-    """Mean over categories of the category's mean over prompts."""
+    """Mean over categories of each category's mean over prompts."""
     return numpy.mean([numpy.mean(sample, axis=axis) for sample in samples], axis=0)
 
 
 def standard_error(strata: list[numpy.ndarray]) -> tuple[numpy.ndarray, numpy.ndarray]:
-    """(standard error, degrees of freedom) of mean_of_means, each stratum with a variance of its own.
+    """(standard error, degrees of freedom) of mean_of_means, each stratum with its own variance.
 
     strata: [..., n] each. Degrees of freedom after Satterthwaite (1946) and Welch (1947).
     """
@@ -56,10 +57,10 @@ def symmetric_interval(strata: list[numpy.ndarray]) -> tuple[numpy.ndarray, nump
 
 
 def log_spreads(strata: list[numpy.ndarray]) -> tuple[list[numpy.ndarray], numpy.ndarray, int]:
-    """(variance of the logarithms in each stratum, pooled over the strata, degrees of freedom of the pooled one).
+    """(variance of the logarithms in each stratum, the variance pooled over the strata, its degrees of freedom).
 
-    strata: [..., n] each, none negative. Values below LEAST_SHARE of their stratum's mean count as that, so that one
-    prompt on which nothing moved does not make a spread endless.
+    strata: [..., n] each, none negative. Values below LEAST_SHARE of their stratum's mean count as that much, so that
+    one prompt on which nothing moved does not make the variance unbounded.
     """
     floors = [numpy.maximum(LEAST_SHARE * s.mean(-1, keepdims=True), TINY) for s in strata]
     own = [numpy.log(numpy.maximum(s, f)).var(-1, ddof=1) for s, f in zip(strata, floors, strict=True)]
@@ -69,7 +70,7 @@ def log_spreads(strata: list[numpy.ndarray]) -> tuple[list[numpy.ndarray], numpy
 
 
 def log_symmetric(mean, variance, degrees: int) -> tuple[numpy.ndarray, numpy.ndarray]:
-    """Interval about a skewed estimate whose logarithm has this variance.
+    """Interval around a skewed estimate whose logarithm has this variance.
 
     Its centre is half a variance above ln(mean), since the logarithm of an unbiased estimate is too low by that.
     """
@@ -95,10 +96,10 @@ def positive_interval(strata: list[numpy.ndarray]) -> tuple[numpy.ndarray, numpy
 
 
 def borrowed_intervals(strata: list[numpy.ndarray]) -> list[tuple[numpy.ndarray, numpy.ndarray]]:
-    """Interval of each stratum's mean by the greater of its own spread and that of all strata together.
+    """Interval of each stratum's mean, by the larger of its own variance and that pooled over all strata.
 
-    For strata of two or three skewed values, whose own spread says next to nothing. 95 % of the intervals of one run
-    cover, less in the strata of the greatest spread. strata: [..., n] each, none negative.
+    For strata of two or three skewed values, whose own variance says next to nothing. 95 % of the intervals of a run
+    cover, fewer in the strata of the greatest variance. strata: [..., n] each, none negative.
     """
     own, pooled, degrees = log_spreads(strata)
     intervals = []
@@ -111,8 +112,8 @@ def borrowed_intervals(strata: list[numpy.ndarray]) -> list[tuple[numpy.ndarray,
 def mean_interval(strata: list[ArrayLike]) -> Bounds:
     """95 % interval of mean_of_means; strata: one sequence of values for each category.
 
-    Values of one sign are taken as skewed. None with fewer than two values in a category, or fewer than
-    FEWEST_DEGREES beyond one in each: one category by itself needs four.
+    Values of one sign are treated as skewed. None with fewer than two values in a category, or fewer than
+    FEWEST_DEGREES values beyond one in each: one category by itself needs four.
     """
     arrays = [numpy.asarray(s, dtype=numpy.float64) for s in strata]
     if min(map(len, arrays)) < 2 or sum(len(a) - 1 for a in arrays) < FEWEST_DEGREES:
@@ -130,7 +131,7 @@ def stratified_mean(strata: list[ArrayLike]) -> MeanWithInterval:
 
 
 def category_intervals(strata: list[ArrayLike]) -> list[Bounds]:
-    """95 % interval of each category's own mean; a category of two or three prompts borrows the others' spread.
+    """95 % interval of each category's own mean; a category of two or three prompts borrows the others' variance.
 
     None for such a category where the others have too few prompts as well, or values are negative.
     """
@@ -145,7 +146,7 @@ def category_intervals(strata: list[ArrayLike]) -> list[Bounds]:
 
 
 def p_value(strata: list[ArrayLike], margin: float = 0.0) -> float:
-    """Two-sided p-value of a mean of means that differs from zero by no more than `margin` (Welch's t).
+    """Two-sided p-value of a mean of means, against differing from zero by at most `margin` (Welch's t).
 
     1 where a category has fewer than two values, since nothing can then be shown.
     """
@@ -160,7 +161,7 @@ def p_value(strata: list[ArrayLike], margin: float = 0.0) -> float:
 
 
 def holm(p_values: dict) -> dict:
-    """The same keys with p-values adjusted for their number (Holm 1979): all that stay below 0.05 may be claimed."""
+    """The p-values adjusted for their number, by the same keys (Holm 1979); those below 0.05 may be claimed."""
     adjusted, least = {}, 0.0
     for rank, key in enumerate(sorted(p_values, key=p_values.__getitem__)):
         least = max(least, min(1.0, (len(p_values) - rank) * p_values[key]))

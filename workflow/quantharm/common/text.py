@@ -37,22 +37,22 @@ def read_text(path: Path) -> str:
 
 
 def language_config(model_config):
-    """The language model's part of a configuration: of a model that also takes pictures, its text_config."""
+    """The language model's configuration; the text_config of a model that also takes images."""
     return model_config.get_text_config() if hasattr(model_config, "get_text_config") else model_config
 
 
 def context_length(model_config) -> int | None:
-    """The longest sequence the model was made for, where its config says; a recurrent one may have none."""
+    """The longest sequence that the model was made for; None where its configuration states none (recurrent ones)."""
     config = language_config(model_config)
     return next((length for key in CONTEXT_KEYS if (length := getattr(config, key, None))), None)
 
 
 def bos_in_front(setting: str, tokenizer, model_type: str | None) -> int | None:
-    """The BOS id to put before every window, or None for windows as they are cut.
+    """The BOS id to put before every window; None for windows as they are cut. setting: `true`, `false` or `auto`.
 
-    setting: `true`, `false` or `auto`. That a tokenizer adds BOS says nothing: Llama's does, and its published figures
-    have one BOS in front of the whole text. So `auto` goes by what was measured of a family: Gemma alone (perplexity 67
-    as cut, 25 with BOS). Raises UserError for `true` without a BOS token.
+    A tokenizer that adds BOS is no reason: Llama's does, and its published figures have one BOS in front of the whole
+    text. So `auto` follows measurements of families: only Gemma needs it (perplexity 67 as cut, 25 with BOS). Raises
+    UserError for `true` without a BOS token.
     """
     bos = tokenizer.bos_token_id
     if setting == "true" and bos is None:
@@ -78,10 +78,10 @@ def token_windows(tokenizer, text: str, length: int, bos: int | None = None) -> 
 
 
 def scored_bytes(tokenizer, text: str, windows: list[list[int]], bos: int | None = None) -> float:
-    """UTF-8 bytes of the text that the predicted tokens of its first windows stand for.
+    """UTF-8 bytes of the text behind the predicted tokens of its first windows.
 
-    Read off the tokens' places in the text: to decode a window would lose characters and spaces that its edges cut. A
-    character made of several tokens is shared out equally among them, so that the figure may be a fraction.
+    Taken from the tokens' positions in the text: decoding a window would lose characters and spaces cut by its edges. A
+    character made of several tokens is shared equally among them, so the figure may be a fraction.
     """
     length = len(windows[0])
     if not tokenizer.is_fast:  # knows no places; half a character decodes to replacement characters
@@ -116,7 +116,7 @@ def byte_ends(text: str, places: list[tuple[int, int]]) -> list[float]:
 
 
 def protocol_name(length: int, limit: int | None, bos: int | None = None) -> str:
-    """`concat-2048`; `-bos` where each window has one, `-first-4` where only so many are scored: none is compared."""
+    """`concat-2048`; with `-bos` for a BOS in each window, `-first-4` for the first four windows alone."""
     return f"concat-{length}" + ("" if bos is None else "-bos") + (f"-first-{limit}" if limit else "")
 
 

@@ -24,7 +24,7 @@ FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def hand_over() -> None:
-    """In a stage's first moment: lets a fork run it and ends as the fork ends; returns where no server answers yet."""
+    """Called first in a stage: a fork runs it, and this process ends as the fork ends. Returns without a server."""
     folder, _, run = os.environ[VARIABLE].rpartition(":")
     words = sys.orig_argv[sys.orig_argv.index("-m") + 1 :]
     if not Path(folder).is_dir() or not is_ancestor(int(run)):
@@ -43,7 +43,7 @@ def hand_over() -> None:
 
 
 def is_ancestor(process: int) -> bool:
-    """Whether this process descends from another one; not so for a job that a cluster started elsewhere."""
+    """Whether a process is an ancestor of this one; it is none of a job that a cluster started elsewhere."""
     child = os.getpid()
     while child > 1:
         if child == process:
