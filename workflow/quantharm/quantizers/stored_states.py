@@ -5,65 +5,36 @@ truncated tensor beyond its end. Judged by the files' headers; shape and block s
 that was loaded.
 """
 
-from collections import defaultdict
 from pathlib import Path
 
 from quantharm.common.checkpoint_files import listed, weight_files
 from quantharm.common.errors import UserError
+from quantharm.quantizers.formats.files import Headers, headers_of_files
 
 NESTED_BLOCK = 256  # scales a second-level scale
 LEVELS = 16  # of a 4-bit table
 NESTED_LEVELS = 256
-BYTES = {"U8": 1, "I8": 1, "BF16": 2, "F16": 2, "F32": 4}
-
-Stored = dict[str, tuple[list[int], str]]  # of one module: {rest of the tensor's name: (shape, type)}
 
 
-def stored_headers(folder: Path, modules: set[str]) -> dict[str, Stored]:
-    """The headers of each module's tensors in the files."""
-    from quantharm.models.completeness import open_weights
-
-    headers: dict[str, Stored] = defaultdict(dict)
-    for path in weight_files(folder):
-        with open_weights(path) as file:
-            for key in file.keys():  # noqa: SIM118 (not a dict)
-                parts = key.split(".")
-                for i in range(1, len(parts)):
-                    if ".".join(parts[:i]) in modules:
-                        part = file.get_slice(key)
-                        headers[".".join(parts[:i])][".".join(parts[i:])] = (part.get_shape(), part.get_dtype())
-    return headers
-
-
-def count(stored: Stored, name: str) -> int | None:
-    """Number of elements of a tensor; None where it is missing."""
-    if name not in stored:
-        return None
-    product = 1
-    for length in stored[name][0]:
-        product *= length
-    return product
-
-
-def faults_of_4bit(module, stored: Stored) -> list[str]:
+def faults_of_4bit(module, headers: Headers) -> list[str]:
     """Names of a Linear4bit's tensors that are missing or of another size."""
     rows, columns, state = module.out_features, module.in_features, module.weight.quant_state
     blocks = -(-rows * columns // state.blocksize)
     wanted = {"weight.absmax": blocks, "weight.quant_map": LEVELS}
-    if stored.get("weight.absmax", ([], ""))[1] == "U8":  # the scales are codes themselves
+    if "weight.absmax" in headers and headers["weight.absmax"].dtype == "U8":  # the scales are codes themselves
         wanted |= {"weight.nested_absmax": -(-blocks // NESTED_BLOCK), "weight.nested_quant_map": NESTED_LEVELS}
-    faults = [name for name, number in wanted.items() if count(stored, name) != number]
-    packed = (count(stored, "weight") or 0) * BYTES.get(stored.get("weight", ([], ""))[1], 0)
-    if packed != -(-rows * columns // 2) or tuple(state.shape) != (rows, columns):
+    faults = [name for name, number in wanted.items() if name not in headers or headers[name].elements != number]
+    packed_bytes = headers["weight"].bytes if "weight" in headers else 0
+    if packed_bytes != -(-rows * columns // 2) or tuple(state.shape) != (rows, columns):
         faults.append("weight")
     return faults
 
 
-def faults_of_int8(module, stored: Stored) -> list[str]:
+def faults_of_int8(module, headers: Headers) -> list[str]:
     """Names of a Linear8bitLt's tensors that are missing or of another size."""
     rows, columns = module.out_features, module.in_features
-    wanted = {"weight": [rows, columns], "SCB": [rows]}
-    return [name for name, shape in wanted.items() if name not in stored or stored[name][0] != shape]
+    wanted = {"weight": (rows, columns), "SCB": (rows,)}
+    return [name for name, shape in wanted.items() if name not in headers or headers[name].shape != shape]
 
 
 FAULTS = {"Linear4bit": faults_of_4bit, "Linear8bitLt": faults_of_int8}
@@ -76,7 +47,7 @@ def refuse_damaged(model, folder: Path) -> None:
     in the files are not looked at.
     """
     modules = {name: module for name, module in model.named_modules() if type(module).__name__ in FAULTS}
-    stored = stored_headers(folder, set(modules)) if modules else {}
+    stored = headers_of_files(weight_files(folder)) if modules else {}
     faults = [
         f"{name}.{tensor}"
         for name, module in modules.items()
