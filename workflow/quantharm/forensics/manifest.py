@@ -10,13 +10,10 @@ account, and any other verifier of that format reads them. Who holds the public 
 checkpoint. Exit code of verify: 0 every file is the signed one, 3 it is not, 1 it could not be judged.
 """
 
-import base64
-import json
 import os
 import sys
 from collections.abc import Collection
 from pathlib import Path
-from typing import NotRequired, TypedDict
 
 from quantharm.common.errors import UserError, first_line
 from quantharm.common.files import replacing, write_text
@@ -24,31 +21,11 @@ from quantharm.common.records.integrity import Files
 from quantharm.common.sanitize import print_line
 from quantharm.common.stage import run_stage, stage_parser
 from quantharm.forensics.file_hashes import counted, in_words, named_faults
+from quantharm.forensics.signed_statement import signed_files, statement_of
 
 FOUND_SOMETHING = 3  # exit code: the files, or models, are not what they should be
 MISMATCH = "Signature mismatch"  # begins the library's error when the signature holds and the files differ
 Names = Collection[str]  # of files, relative to their folder
-
-
-class SignedFile(TypedDict):
-    """A file in a signature's statement."""
-
-    name: str  # relative to the folder
-    digest: str
-
-
-class Serialization(TypedDict):
-    """The way in which the files were hashed."""
-
-    method: str  # files: each on its own
-    hash_type: NotRequired[str]
-
-
-class Statement(TypedDict):
-    """The content that a signature signs."""
-
-    serialization: Serialization
-    resources: list[SignedFile]
 
 
 def signing_library():
@@ -126,22 +103,6 @@ def require(path: Path, what: str) -> None:
     """Raises UserError where a path does not exist; what: its part in the command."""
     if not path.exists():
         raise UserError(f"{path} does not exist ({what}); correct the path")
-
-
-def signed_files(signature: Path) -> dict[str, str]:
-    """{name: digest} in a signature's statement, not yet verified."""
-    return {file["name"]: file["digest"] for file in statement_of(signature)["resources"]}
-
-
-def statement_of(signature: Path) -> Statement:
-    """The statement of a signature, not yet verified; raises UserError for a file that is no signature."""
-    try:
-        bundle = json.loads(signature.read_text(encoding="utf-8"))
-        statement = json.loads(base64.b64decode(bundle["dsseEnvelope"]["payload"]))["predicate"]
-        _ = [(file["name"], file["digest"]) for file in statement["resources"]], statement["serialization"]["method"]
-        return statement
-    except (ValueError, KeyError, TypeError, OSError) as error:
-        raise UserError(f"{signature} is not a model signature ({first_line(error)}); fetch it again") from None
 
 
 def verify(path: Path, public_key: Path, signature: Path, only: Names | None = None) -> Files:
