@@ -16,6 +16,7 @@ from quantharm.common import control_chart
 from quantharm.common.errors import UserError
 from quantharm.common.provenance import device_name, how_computed, versions
 from quantharm.forensics import manifest
+from quantharm.forensics.run_history import charted
 from quantharm.logits import form_of_store, head_to_keep, make_trace, write_store
 from quantharm.models.loading import load_cell
 from quantharm.scoring.kl_divergence import score_store
@@ -253,7 +254,7 @@ def test_other_hardware_widens_the_limits_for_as_long_as_the_mean_remembers_it()
     limits = control_chart.Limits(1.0, 0.1, 0.5, 3.0)
     history = pandas.DataFrame({"kl_nats": [1.0, 1.6, 1.3], "other_hardware_kl_nats": [0.0, 0.2, 0.0]})
     plain = control_chart.chart(history["kl_nats"], limits)
-    chart = monitor.charted(history, limits)
+    chart = charted(history, limits)
     assert (chart["high"] - plain["high"]).tolist() == pytest.approx([0.0, 0.2, 0.2])
     assert (plain["low"] - chart["low"]).tolist() == pytest.approx([0.0, 0.2, 0.2])
     assert plain["alarm"].tolist() == [False, True, True]
