@@ -71,7 +71,10 @@ def resolve_gguf(source: str, revision: str | None) -> tuple[Path, str | None]:
     except (errors.LocalEntryNotFoundError, OSError, ValueError) as error:
         if sentence_for(error):  # the disk is full
             raise
-        raise UserError(f"{source} is not in the hub cache and the hub cannot be reached ({unreachable})") from None
+        raise UserError(
+            f"{source} is not in the hub cache and the hub cannot be reached ({unreachable}); connect once, copy "
+            "the cache from a machine that has it, or name a file"
+        ) from None
     if not (folder / on_hub[1]).is_file():
         raise UserError(
             f"{on_hub[0]} holds no file {on_hub[1]} at revision {revision}; correct `source:` in the config"

@@ -59,7 +59,9 @@ def empty_model(configuration, dtype: str):
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(configuration, dtype=torch_dtype(dtype))
     except ValueError as error:
-        raise UserError(f"no language model can be made of this configuration: {first_line(error)}") from None
+        raise UserError(
+            f"no language model can be made of this configuration ({first_line(error)}); name another one"
+        ) from None
 
 
 def random_tensors(model, device: str, seed: int) -> "Iterator[tuple[str, Tensor]]":

@@ -26,7 +26,7 @@ def read_text(path: Path) -> str:
     if not path.is_file():  # nor a device, which could go on for ever
         raise UserError(f"the text {path} is not a file; correct `texts:` in the config")
     if path.stat().st_size > LARGEST_INPUT_BYTES:
-        raise UserError(f"the text {path} is larger than {LARGEST_INPUT_BYTES >> 20} MB; take a part of it")
+        raise UserError(f"the text {path} is larger than {LARGEST_INPUT_BYTES >> 20} MB; shorten it")
     try:
         text = path.read_text(encoding="utf-8-sig")  # a byte order mark is no text
     except UnicodeDecodeError:

@@ -119,7 +119,9 @@ def verify(path: Path, public_key: Path, signature: Path, only: Names | None = N
     try:
         verifier = library.verifying.Config().use_elliptic_key_verifier(public_key=public_key)
     except (ValueError, TypeError) as error:
-        raise UserError(f"{public_key} is no elliptic-curve public key in PEM ({first_line(error)})") from None
+        raise UserError(
+            f"{public_key} is no elliptic-curve public key in PEM ({first_line(error)}); name the signer's public key"
+        ) from None
     if (serialization["method"], serialization.get("hash_type")) == ("files", "sha256"):
         # The library forgets that links were allowed when it signed; the hub's cache consists of links.
         verifier.set_hashing_config(library.hashing.Config().set_allow_symlinks(True))

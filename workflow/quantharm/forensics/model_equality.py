@@ -155,7 +155,10 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="record, JSON")
     arguments = parser.parse_args()
     if not 1 / (arguments.permutations + 1) <= arguments.level < 1:
-        raise UserError(f"--level {arguments.level} cannot be reached with {arguments.permutations} permutations")
+        raise UserError(
+            f"--level {arguments.level} cannot be reached with {arguments.permutations} permutations; raise "
+            "--permutations, or choose a higher level below 1"
+        )
     compared = compare_outputs(*read_answers(arguments.first, arguments.second), arguments.permutations)
     differs = compared["p_value"] <= arguments.level
     record: EqualityRecord = {**compared, "level": arguments.level, "differs": differs}

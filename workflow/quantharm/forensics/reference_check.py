@@ -38,7 +38,9 @@ def verify_store(
     handed_on = [name for name in names if name != HEAD or (folder / HEAD).exists()]
     verification = manifest.verify(folder, public_key, signature, only=handed_on)
     if not verification["verified"]:
-        raise UserError(f"the log-prob store in {folder} is not the signed one: {verification['explanation']}")
+        raise UserError(
+            f"the log-prob store in {folder} is not the signed one: {verification['explanation']}; fetch it again"
+        )
     return verification
 
 

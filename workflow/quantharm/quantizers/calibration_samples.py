@@ -87,7 +87,10 @@ def samples_for(source: Located, settings: Settings, calibration: Path) -> list[
     model_type = read_checkpoint_config(Path(source["path"])).get("model_type")
     packed = calibration_samples(load_tokenizer(source), read_text(calibration), settings, model_type)
     if not packed:
-        raise UserError(f"{calibration} is shorter than one sample of {settings['calibration_tokens']} tokens")
+        raise UserError(
+            f"{calibration} is shorter than one sample of {settings['calibration_tokens']} tokens; name a longer "
+            "text, or lower `calibration_tokens:`"
+        )
     return packed
 
 

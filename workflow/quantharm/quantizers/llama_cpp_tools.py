@@ -105,4 +105,6 @@ def check_types(path: Path) -> None:
     try:
         gguf.GGUFReader(path)
     except ValueError as error:
-        raise UserError(f"llama-quantize wrote a type of tensor that only its fork reads ({error})") from None
+        raise UserError(
+            f"llama-quantize wrote a type of tensor that only its fork reads ({error}); choose another `type:`"
+        ) from None

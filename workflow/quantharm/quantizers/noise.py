@@ -100,7 +100,7 @@ def write_noisy(source: SourceRecord, settings: NoiseSettings, grid: str | None,
     if set(stored.values()) != set(by_input) or not stored:
         raise UserError(
             f"{folder} stores {len(set(stored.values()))} of the {len(by_input)} matrices that a quantizer would take; "
-            "noise cannot be added to an architecture that stores them otherwise"
+            "noise cannot be added to an architecture that stores them otherwise; take `noise:` out of the method"
         )
     changed = weights = 0
     noise_squares = weight_squares = 0.0

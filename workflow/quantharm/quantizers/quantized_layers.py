@@ -44,7 +44,10 @@ def stored_tensors(checkpoint: Path, module: str) -> dict[str, torch.Tensor]:
     """
     tensors = module_tensors(checkpoint, module)
     if not tensors:
-        raise UserError(f"{checkpoint} has no tensors of {module}; it is not the checkpoint that was loaded")
+        raise UserError(
+            f"{checkpoint} has no tensors of {module}, so it is not the checkpoint that was loaded; delete the "
+            "cell's folder to have it made again"
+        )
     return tensors
 
 

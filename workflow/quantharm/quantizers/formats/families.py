@@ -77,8 +77,8 @@ def refuse_unreadable(checkpoint: Path, device: str = "auto") -> None:
     family, method = family_of(stated), method_of(stated)
     if family is None:
         raise UserError(
-            f"{checkpoint} is stored in a format that is not read here ({method or 'without a quant_method'}); "
-            f"supported are {', '.join(supported_methods())}"
+            f"{checkpoint} is stored in a format that is not read here ({method or 'without a quant_method'}); name a "
+            f"checkpoint in another format: supported are {', '.join(supported_methods())}"
         )
     reason = family.unreadable(stated, device) if isinstance(family, RefusesCheckpoints) else None
     if reason:
@@ -94,7 +94,7 @@ def loading(checkpoint: Path, backend: str | None, dtype: str, device: str) -> I
     stated = stated_quantization(checkpoint)
     family = family_of(stated)
     if backend and not isinstance(family, ChoosesKernel):
-        raise UserError(f"`backend: {backend}` is for AWQ and GPTQ checkpoints; {checkpoint} is neither; remove it")
+        raise UserError(f"`backend: {backend}` is for AWQ and GPTQ checkpoints; {checkpoint} is neither; take it out")
     if isinstance(family, ArrangesLoading):
         with family.loading(checkpoint, stated, backend, dtype, device) as arguments:
             yield arguments
