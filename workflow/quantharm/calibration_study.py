@@ -1,8 +1,8 @@
-"""The effect of calibration samples on a method: KL over texts and seeds, and over samples that are bad.
+"""The effect of calibration samples on a method: KL over texts and seeds, and over samples that are bad on purpose.
 
-A difference between two methods is ranked only if it is larger than the range of KL over the texts and seeds that
-somebody could have chosen with equal right. Cells with bad samples stand beside them, with what the checks would have
-said of each. Writes calibration_study.{json,parquet,csv,svg,png}.
+Two methods are ranked only if they differ by more than the range of KL over texts and seeds, any of which somebody
+could have chosen with equal right. Cells with bad samples stand beside them, with the faults that the check
+`calibration` finds in each. Writes calibration_study.{json,parquet,csv,svg,png}.
 """
 
 import json

@@ -1,6 +1,6 @@
 """A section for the model card of a quantized model, with metadata for a hub (`model-index`), and a badge.
 
-Everything is from finished records. What failed a check, or is of random weights, gets no metadata.
+All figures come from finished records. A cell that failed a check, or has random weights, gets no metadata.
 """
 
 import json

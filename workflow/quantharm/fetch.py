@@ -1,4 +1,4 @@
-"""Resolve a model to files on this machine and record what they are.
+"""Resolves a model to files on this machine and records them.
 
 A hub id is downloaded into the hub's own cache at its pinned revision (nothing is copied); a folder is taken as it
 is. This is the only model stage that may use the network. Writes source.json.

@@ -1,7 +1,7 @@
-"""Bring the data of a model's tasks onto this machine, into the cache of data sets, and record what there is.
+"""Downloads the data of a model's tasks into the cache of data sets, and records it.
 
-Uses the network for what is not there yet; the stage `tasks` then runs without one. A task that does not exist, or
-cannot be asked, ends here, before anything is computed with it.
+Uses the network for missing data; the stage `tasks` then runs without one. A task that does not exist, or cannot be
+asked, is refused here, before anything is computed.
 """
 
 import json

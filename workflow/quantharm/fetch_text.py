@@ -1,4 +1,4 @@
-"""Write an evaluation text as one file: from a file here, or from a data set on the hub at its pinned revision.
+"""Writes an evaluation text as one file: from a file here, or from a data set on the hub at its pinned revision.
 
 The rows of a data set are joined by blank lines, as in the protocol `concat-2048`. May use the network.
 """

@@ -1,8 +1,8 @@
 """Greedy answers of one cell to the prompt suite, then a benchmark of prefill and decode in the same process.
 
 On a GPU the prompts are answered by a captured decoding step where there is one (speed/answers.py), elsewhere eagerly;
-`decoding` says which, of the record and of each row, and `decoding_reason` why not captured. A prompt succeeds when it
-gave at least one token, finite logits and no degenerate end. Writes a row a prompt (generation.parquet) and
+`decoding` in the record and in each row says which, `decoding_reason` why not captured. A prompt succeeds with at least
+one token, finite logits and no degenerate end. Writes a row a prompt (generation.parquet) and
 generation.json. The baseline's rows are the trace on which every method is compared.
 """
 

@@ -6,9 +6,10 @@
 2. weights: traces of having been quantized and dequantized (forensics.detection): method, bits and groups by matrix.
 3. behaviour: the KL divergence from the original's log-prob store, beside its noise floor (forensics.reference_check).
 
-Exit code of the command: 0 nothing was found against it, 3 something was, 1 it could not be judged: also where it
-diverges from the store by what other hardware, or the mildest quantization, changes, and nothing else vouches. No
-trace is no proof: noise, further training or rescaling can hide one, and native low-bit training looks like it.
+Exit code of the command: 0 without a finding, 3 with one, 1 where it cannot be judged. It cannot, for one, where the
+divergence from the store could come from other hardware or from the mildest quantization, and nothing else vouches for
+the checkpoint. No trace is no proof: noise, further training or rescaling can hide one. Native low-bit training looks
+like quantization.
 
 As a stage (--cell) it writes integrity.json for a cell of the workflow: the model's files and weights, the cell's own
 files, and whether the scan would notice if the cell's checkpoint were dequantized and handed on as the original.

@@ -1,12 +1,12 @@
-"""The baseline's predictions along the trace and the text, stored so that every other cell can be compared with them.
+"""The baseline's predictions along the trace and the text, stored for the comparison with every other cell.
 
-The trace is the baseline's own greedy continuation of each prompt, as the generation stage recorded it. One
-teacher-forced forward pass over prompt + continuation, or over a window of the text, batch 1, no padding; only the
-positions that predict continuation tokens, or the window's own, are stored: their final hidden states, with the output
-head in a file of its own, so that the store is whole wherever it is handed on to. A head that is no plain matrix cannot
-be kept so; log-probabilities are then stored instead, as with `stored_logits: log_probabilities`. The store's metadata
-also say what other hardware and weights of 8 bits would change (`hardware_floor`), by which a comparison with the store
-is judged elsewhere. Writes trace.parquet (the token ids), logits.parquet (the store), the head, and logits.json.
+The trace is the baseline's own greedy continuation of each prompt, from the stage `generation`. Each sequence, prompt +
+continuation or a window of the text, gets one teacher-forced forward pass: batch 1, no padding. Stored are the final
+hidden states at the positions that predict the continuation, or the window's tokens; the output head lies in a file of
+its own, so that the store is complete by itself. A head that is no plain matrix cannot be stored: log-probabilities are
+then stored instead, as with `stored_logits: log_probabilities`. `hardware_floor` in the store's metadata is the effect
+of other hardware and of 8-bit weights, by which a comparison on another machine is judged. Writes trace.parquet (the
+token ids), logits.parquet (the store), the head, and logits.json.
 """
 
 from collections.abc import Iterator

@@ -1,8 +1,8 @@
 """Cost and effect of weight noise, over a sweep: a row for each method and σ, and a chart.
 
-The price: change of perplexity and KL divergence from the baseline, of the noise alone in 16 bits and of the method
-after the same noise. The effect: the share of weights whose code is another one than without noise, counted in the two
-checkpoints. Writes noise_sweep.{json,parquet,csv,svg,png}.
+The cost is the change of perplexity and the KL divergence from the baseline, for the noise alone in 16 bits and for the
+method after the same noise. The effect is the share of weights whose code differs from that without noise, counted in
+the two checkpoints. Writes noise_sweep.{json,parquet,csv,svg,png}.
 """
 
 import json

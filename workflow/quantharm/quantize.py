@@ -1,6 +1,6 @@
-"""Quantize a model, save it, load what was saved, and record what it is: sizes, modules, hashes.
+"""Quantizes a model, saves it, loads the saved checkpoint, and records its sizes, modules and hashes.
 
-Later stages evaluate what is on disk, never the object that was just quantized. Writes the checkpoint folder (a
+Later stages evaluate the checkpoint on disk, never the object that was just quantized. Writes the checkpoint folder (a
 pointer for the baseline and for pretrained checkpoints) and quantization.json.
 """
 

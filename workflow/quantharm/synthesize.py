@@ -3,7 +3,7 @@
 Matrices are drawn from a normal distribution with standard deviation 0.02 (the `initializer_range` of such models), so
 logits are finite and of the usual scale; norms are ones, biases zeros. They are made and written layer by layer: a
 shape may be larger than the device or the host. The tokenizer is the built-in one, whose ids are the first of the
-vocabulary. What such a model says means nothing: every quality figure of it is marked. Writes the checkpoint folder,
+vocabulary. Its quality figures mean nothing and are marked. Writes the checkpoint folder,
 with synthetic.json in it.
 """
 

@@ -3,8 +3,8 @@
     accuracy = right ÷ items        recovery = accuracy ÷ the baseline's
 
 Each request is a forward pass of its own (batch 1). Writes a row an item (tasks.parquet) and tasks.json: per task, and
-over all of them with equal weight, accuracy, recovery, flips either way, McNemar's exact test, and the smallest change
-that so many items show with 80 % probability. The baseline's own file has accuracies alone.
+over all of them with equal weight, accuracy, recovery, flips each way, McNemar's exact test, and the smallest change
+that these items show with 80 % probability. The baseline's own file has accuracies alone.
 """
 
 import json

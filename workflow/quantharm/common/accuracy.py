@@ -1,8 +1,8 @@
 """Right answers of a method and of its baseline over the same items: accuracy, recovery, flips, power.
 
-A task's answers are a 2 × 2 table (Pairs). Over several tasks the mean of their accuracies counts, every task alike.
-tests/unit/common/test_accuracy.py and tests/benchmark/task_statistics.py show what the intervals cover and how often
-the test is wrong.
+A task's answers are a 2 × 2 table (Pairs). The figure for several tasks is the mean of their accuracies, with equal
+weight. tests/unit/common/test_accuracy.py and tests/benchmark/task_statistics.py show the coverage of the intervals and
+the error rate of the test.
 """
 
 from collections.abc import Hashable, Mapping, Sequence

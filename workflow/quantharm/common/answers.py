@@ -1,4 +1,4 @@
-"""Endings of answers: in a loop, cut off, or much sooner than the baseline's. They show in LONG_TOKENS or more."""
+"""Endings of answers: in a loop, cut off, or much sooner than the baseline's; seen from LONG_TOKENS tokens on."""
 
 from typing import TypedDict
 

@@ -1,4 +1,4 @@
-"""From a prompt to token ids: the chat template, and the values that it is given.
+"""From a prompt to token ids: the chat template, and its inputs.
 
 A template is a program by the checkpoint's author. It may want its content in parts, have a switch for thinking, print
 the date, or raise. The protocol fixes and records its inputs, so that the same prompts give the same ids tomorrow.

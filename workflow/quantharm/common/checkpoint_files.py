@@ -1,4 +1,4 @@
-"""The files of a checkpoint folder from which transformers loads weights, and folders that are no such checkpoint.
+"""The files of a checkpoint folder from which transformers loads weights, and folders that it cannot load.
 
 transformers loads model.safetensors, or else the shards that model.safetensors.index.json names; config.json may name
 another file (`transformers_weights`). Whatever else lies in the folder (the original's consolidated.safetensors, a

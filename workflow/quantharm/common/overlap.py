@@ -1,4 +1,4 @@
-"""Word sequences that two texts share: the usual sign that one was in the other's sources."""
+"""Runs of words that two texts share: the usual sign that one was among the sources of the other."""
 
 import re
 from collections.abc import Iterable

@@ -1,4 +1,4 @@
-"""Text that strangers wrote, made safe for a terminal, a log and a page: nothing in it can hide, move or colour."""
+"""Text from strangers, made safe for a terminal, a log or a page: no character hides, moves or colours others."""
 
 import unicodedata
 from typing import Any

@@ -1,4 +1,4 @@
-"""Shared by every stage: the command line, the one sentence in which it ends on a fault, and the time of its parts."""
+"""Shared by every stage: the command line, the sentence on which it ends after a fault, and the time of its parts."""
 
 import argparse
 import atexit

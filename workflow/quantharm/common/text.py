@@ -4,8 +4,8 @@ Protocol `concat-N` (GPTQ, AWQ and others report it with N = 2048): the rows of 
 tokenized once with the tokenizer's default special tokens, cut into windows of N tokens, the tail dropped; the last
 N - 1 tokens of each window are predicted.
 
-Protocol `concat-N-bos`, for models that are lost without BOS in front: the text is cut into pieces of N - 1 tokens and
-each becomes a window after a BOS of its own, so that every token of the text is predicted.
+Protocol `concat-N-bos`, for models that need BOS in front: the text is cut into pieces of N - 1 tokens, each a window
+after a BOS of its own, so that every token of the text is predicted.
 """
 
 import hashlib

@@ -1,4 +1,4 @@
-"""Forensics: is a checkpoint what it is said to be? Manifests, hashes, traces in the weights, behaviour.
+"""Forensics: is a checkpoint what it is said to be? Manifests, hashes, traces in weights, behaviour, a cell's checks.
 
-The stage `integrity` asks them; each also serves a checkpoint that somebody handed over.
+For the stages `integrity`, `monitor` and `checks`; all but the checks also serve a folder that somebody handed over.
 """

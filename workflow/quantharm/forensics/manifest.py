@@ -4,10 +4,10 @@
     python -m quantharm.forensics.manifest sign FOLDER --private-key owner.pem --signature FOLDER.sig [--files ...]
     python -m quantharm.forensics.manifest verify FOLDER --public-key owner.pub --signature FOLDER.sig [--files ...]
 
-With --files only those matter, as the log-prob store among a baseline's results; others may come and go.
-Signatures are bundles of the OpenSSF's model-signing library with an elliptic-curve key (P-256): no network, no
-account, and any other verifier of that format reads them. Who holds the public key must get it by another way than the
-checkpoint. Exit code of verify: 0 every file is the signed one, 3 it is not, 1 it could not be judged.
+With --files only those files matter, such as the log-prob store among a baseline's results; others may come and go.
+Signatures are bundles of the OpenSSF's model-signing library with an elliptic-curve key (P-256): they need no network
+and no account, and any verifier of that format reads them. The public key must come by another way than the checkpoint.
+Exit code of verify: 0 where every file is the signed one, 3 where one is not, 1 where it cannot be judged.
 """
 
 import os

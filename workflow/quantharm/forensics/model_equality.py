@@ -8,9 +8,9 @@ Tokens are compared where both files hold them in every line, else characters.
 
 The statistic is the squared maximum mean discrepancy (Gretton et al. 2012, unbiased) with the Hamming kernel of Gao,
 Liang and Guestrin 2024 ("Model Equality Testing"): the share of places at which two answers to one prompt agree, 0
-between prompts. Its p-value comes from permuting which model an answer is from, within each prompt, so prompts need not
-be equally hard. Exit code: 0 no difference shown at the level asked for, 3 the models differ, 1 it could not be judged.
-Not shown is not the same as equal: that depends on how many answers there are (tests/benchmark/outputs_power.py).
+between prompts. Its p-value comes from permuting, within each prompt, the models that answers are from, so prompts need
+not be equally hard. Exit code: 0 where no difference is shown at the given level, 3 where the models differ, 1 where it
+cannot be judged. A difference that is not shown may exist: few answers show little (tests/benchmark/outputs_power.py).
 """
 
 import json

@@ -1,4 +1,4 @@
-"""The findings on a checkpoint as they are printed: the questions with their answers, then the suspect matrices."""
+"""The printed findings on a checkpoint: a line each for files, weights and behaviour, then the suspect matrices."""
 
 from quantharm.common.records.integrity import Behaviour, Files, FolderIntegrity, FolderScan
 from quantharm.common.sanitize import print_line, visible

@@ -1,8 +1,8 @@
 """Does a checkpoint behave like the original? Its KL divergence from the original's store, and the noise floor.
 
-A store is a folder: logits.parquet (what the original predicts), output_head.safetensors (which makes logits of it, if
-it holds hidden states), trace.parquet (the tokens) and divergence.json (what the original itself gives against it: the
-noise floor), as a baseline's results hold them.
+A store is a folder with files of a baseline's results: logits.parquet (the original's predictions),
+output_head.safetensors (which turns stored hidden states into logits), trace.parquet (the tokens) and divergence.json
+(the original's own divergence from the store: the noise floor).
 """
 
 from collections.abc import Sequence

@@ -2,9 +2,9 @@
 
     python -m quantharm.forensics.sample_answers FOLDER --output original.jsonl [--answers 20] [--new-tokens 32]
 
-Every prompt of the suite is answered so many times at one temperature, with no other sampler or penalty. Ask the model
-behind the interface the same prompts in the same way (temperature, length; top-p 1, no penalties), write its answers
-as {"prompt_id": …, "text": …} lines, and compare the two files with quantharm.forensics.model_equality.
+Every prompt of the suite gets --answers answers at one temperature, without another sampler or a penalty. Sample the
+model behind the interface with the same prompts and settings (temperature, length; top-p 1, no penalties), write its
+answers as {"prompt_id": …, "text": …} lines, and compare the two files with quantharm.forensics.model_equality.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Importance matrices: of each matrix the mean square of each input channel, as llama.cpp's `llama-imatrix` has it.
+"""Importance matrices: the mean square of each input channel of each matrix, as llama.cpp's `llama-imatrix` takes it.
 
 `llama-quantize` weighs the squared error of rounding by it.
 """

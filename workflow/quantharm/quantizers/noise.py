@@ -1,10 +1,10 @@
 """Gaussian noise on the weights that a quantizer will round, before it does.
 
 A defense against checkpoints that are built to change when they are quantized (Egashira et al. 2024): their weights
-lie inside the boxes that round to another model's codes, and noise of the size of a box moves them out. Only the
-matrices that a quantizer could take are changed, experts too: neither embeddings nor the output head. Each stored
-matrix has a generator of its own, seeded by the seed and its name, so the noise does not depend on how the checkpoint
-is cut into files.
+lie inside the boxes that round to another model's codes, and noise of the size of a box moves them out. Noise is added
+to the matrices that a quantizer could take, experts included, not to embeddings or the output head. Each stored matrix
+has a generator of its own, seeded by the seed and its name, so the noise does not depend on how the checkpoint is split
+into files.
 """
 
 import hashlib

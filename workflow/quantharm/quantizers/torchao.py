@@ -1,4 +1,4 @@
-"""torchao: integers and 8-bit floats as tensors of classes of their own, which torch's compiler knows.
+"""torchao: integers and 8-bit floats as tensor subclasses, which torch's compiler supports.
 
     int4_weight_only      integers in groups of input channels, scale and zero point a group, in the tinygemm kernel's
                           layout, which only a GPU can write and read
@@ -7,7 +7,7 @@
     float8_weight_only    float8_e4m3, one scale a row
     float8_dynamic        float8_e4m3, one scale a row; activations too, one scale a token
 
-On a CPU torchao has no layout of four bits that can be saved: its other one keeps an integer of four bits in a byte.
+torchao has no 4-bit layout for CPUs that can be saved: its layout for CPUs keeps each 4-bit integer in a byte.
 """
 
 from pathlib import Path

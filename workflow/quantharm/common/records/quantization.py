@@ -1,4 +1,4 @@
-"""quantization.json: a cell's checkpoint, as it lies on disk and as it was loaded back."""
+"""quantization.json: a cell's checkpoint, on disk and as loaded from there."""
 
 from typing import Any, NotRequired, TypedDict
 

@@ -1,4 +1,4 @@
-"""source.json: where a model lies and what it is, as `fetch` saw it."""
+"""source.json: the files of a model and its description, by the stage `fetch`."""
 
 from typing import NotRequired, TypedDict
 

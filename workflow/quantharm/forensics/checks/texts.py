@@ -1,4 +1,4 @@
-"""The texts: was the cell scored on what the baseline was scored on, and calibrated on something else?"""
+"""The texts: was the cell scored on the same text and prompts as the baseline, and calibrated on another text?"""
 
 from typing import Literal, get_args
 

@@ -1,4 +1,4 @@
-"""The quantized matrices: whose layers they are, what they weigh, and whether they stand for the original's weights."""
+"""The quantized matrices: their classes, their bits a weight, and whether they stand for the original's weights."""
 
 from pathlib import Path
 from typing import Any

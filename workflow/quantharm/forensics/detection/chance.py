@@ -1,4 +1,4 @@
-"""From traced matrices to a traced checkpoint: how many of them false alarms explain."""
+"""Whether a checkpoint has more matrices with a trace than false alarms explain."""
 
 from scipy.special import bdtrc
 

@@ -1,4 +1,4 @@
-"""The scan of a whole checkpoint: as it lies in its folder, and as what a quantized one stands for."""
+"""The scan of a whole checkpoint: of a folder, or of a quantized cell's dequantized weights."""
 
 import collections
 import concurrent.futures

@@ -2,12 +2,12 @@
 
 A group that was quantized and dequantized takes few values: integers times a scale (after AWQ, GPTQ, LLM.int8 or plain
 rounding), the 16 levels of NF4 or of one of the FP4s times the block's largest magnitude, or 8-bit floats. So
-quantizing it again changes nothing but what storing in 16 bits rounded off, and the idempotence ratio
+quantizing it again changes it only by the rounding of 16-bit storage, and the idempotence ratio
 r = ‖W - deq(Q(W))‖ / ‖W‖ is far below that of a matrix of the same spread. Scales are not known: those that the
-group's extremes allow are tried, the best one counts.
+group's extremes allow are tried, and the best one counts.
 
 The reference is the same group with its grid destroyed: every weight moved by uniform noise one step wide and rounded
-to the storage format again. Whatever the trial of scales gains by chance, it gains there as well.
+to the storage format again. Trying many scales gains as much there by chance.
 """
 
 from dataclasses import dataclass

@@ -1,8 +1,8 @@
 """Was a matrix, was a model, quantized and dequantized? The verdict, and the figures that it rests on.
 
 A matrix is called dequantized where some format fits far better than chance (trials.py). Where none fits well, columns
-may be bound in groups that are no neighbours (unordered.py), and few distinct values are a trace as well. A model is
-called dequantized where more of its matrices are than false alarms explain: one of two hundred is no dequantized model.
+in groups of any order (unordered.py) or few distinct values are a trace as well. A model is called dequantized where
+more of its matrices are than false alarms explain: one of two hundred is not enough.
 """
 
 import math

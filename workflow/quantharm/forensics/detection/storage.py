@@ -1,7 +1,7 @@
 """The storage of each weight matrix of a checkpoint: plain floats, or packed integers with scales beside them.
 
-Read from the files' headers alone, one matrix at a time: an added tensor of integers, a mask or a line in config.json
-says nothing about the others. The architecture that config.json names tells which tensors are weights of the model.
+Judged from the files' headers alone, one matrix at a time: an added tensor of integers, a mask or a line in config.json
+does not decide about the others. The architecture in config.json tells which tensors are weights of the model.
 """
 
 import functools

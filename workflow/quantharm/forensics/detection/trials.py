@@ -1,4 +1,4 @@
-"""Every format, group size and axis tried on one matrix: how well the weights fit it, beside the same without a grid.
+"""The fit of one matrix to every format, group size and axis, beside that of the same weights without a grid.
 
 `ratio` is the root of (mean squared distance from the nearest level, in steps) over that of the same groups without a
 grid, 1 where there is no trace; t is Student's of the difference over groups. A fit is a trace where the ratio is at

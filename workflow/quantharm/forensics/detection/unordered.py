@@ -1,9 +1,9 @@
 """Integers in groups of columns that are no neighbours, as GPTQ's act-order leaves them.
 
 Two columns of one group share a scale in every row, so the ratio of their weights is a fraction of two small integers
-in every row. Of columns in different groups, or of weights never quantized, it is one by chance only: a third of the
-rows in bfloat16. So columns are compared two by two over hundreds of rows, and pairs whose every ratio is such a
-fraction are counted. 8-bit codes cannot be seen so: every ratio is near a fraction of integers up to 255.
+in every row. For columns of different groups, or weights never quantized, it is such a fraction by chance only: in a
+third of the rows in bfloat16. So columns are compared in pairs over hundreds of rows, and pairs are counted whose every
+ratio is such a fraction. 8-bit codes are not seen this way: every ratio is near a fraction of integers up to 255.
 """
 
 from dataclasses import dataclass

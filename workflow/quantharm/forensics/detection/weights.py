@@ -1,4 +1,4 @@
-"""Samples of the linear matrices in a checkpoint's safetensors files, slice by slice: memory does not grow with it."""
+"""Samples of the linear matrices in a checkpoint's safetensors files, slice by slice, in memory that does not grow."""
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass

@@ -1,6 +1,6 @@
-"""bitsandbytes: LLM.int8, NF4 and FP4. The formats are described where they are made.
+"""bitsandbytes: LLM.int8, NF4 and FP4, whose layouts the quantizers' modules describe.
 
-Those modules are asked for by name: what imports them runs again when one of them is edited, and fetch comes here.
+Those modules are loaded by name, not imported: fetch imports this file, and would run again after each edit of them.
 """
 
 from pathlib import Path

@@ -1,10 +1,10 @@
 """One matrix in GPTQ's format, by arithmetic of our own.
 
-qweight  [inputs · bits / 32, outputs] int32, codes from the low bits up, over the ends of words (3 bits)
-qzeros   [groups, outputs · bits / 32] int32, less 1 in the first version of the format (`gptq`), as they are in
-         the second (`gptq_v2`, AutoRound's `auto_round`)
+qweight  [inputs · bits / 32, outputs] int32, codes from the low bits up; of 3 bits, some straddle two words
+qzeros   [groups, outputs · bits / 32] int32: zero points less 1 in the first version of the format (`gptq`), zero
+         points in the second (`gptq_v2`, AutoRound's `auto_round`)
 scales   [groups, outputs] float16
-g_idx    [inputs] int32, the group of each input channel: neighbours, or any (`desc_act`); optional
+g_idx    [inputs] int32, the group of each input channel: neighbours, or in any order (`desc_act`); optional
 """
 
 from collections.abc import Mapping
