@@ -8,12 +8,12 @@ import contextlib
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from quantharm.common.errors import UserError
 from quantharm.common.records.quantization import QuantizerOutput, Settings
 from quantharm.common.records.source import SourceRecord
-from quantharm.quantizers import SettingsSchema
+from quantharm.quantizers import SettingsSchema, pretrained
 from quantharm.quantizers.calibration_samples import (
     CALIBRATION_SETTINGS,
     calibration_record,
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SETTINGS", "calibration_samples"]
 
+load = pretrained.load_own
 inspect = families.inspect
 compute_in_float32 = families.compute_in_float32
 
@@ -161,9 +162,3 @@ def flatten(folder: Path) -> None:
             if path.suffix in (".json", ".safetensors"):
                 path.rename(folder / path.name)
         shutil.rmtree(below)
-
-
-def load(folder: Path, settings: Settings, source: SourceRecord, dtype: str, device: str, gpus: int) -> Any:
-    from quantharm.quantizers import pretrained
-
-    return pretrained.load(folder, {"resolved": source, "backend": settings["backend"]}, source, dtype, device, gpus)

@@ -15,13 +15,13 @@ W4A16_ASYM is left out: transformers 5.23 cannot load its zero points as version
 """
 
 from pathlib import Path
-from typing import Any
 
 from quantharm.common.records.quantization import QuantizerOutput, Settings
 from quantharm.common.records.source import SourceRecord
-from quantharm.quantizers import SettingsSchema
+from quantharm.quantizers import SettingsSchema, pretrained
 from quantharm.quantizers.formats import families
 
+load = pretrained.load_own
 inspect = families.inspect
 compute_in_float32 = families.compute_in_float32
 
@@ -132,9 +132,3 @@ def extremes(weight, arguments):
     else:
         shared = weight.unsqueeze(1)  # a row
     return shared.amin(-1), shared.amax(-1)
-
-
-def load(folder: Path, settings: Settings, source: SourceRecord, dtype: str, device: str, gpus: int) -> Any:
-    from quantharm.quantizers import pretrained
-
-    return pretrained.load(folder, {"resolved": source, "backend": None}, source, dtype, device, gpus)

@@ -12,11 +12,11 @@ import shutil
 import sys
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from quantharm.common.records.quantization import QuantizerOutput, Settings
 from quantharm.common.records.source import SourceRecord
-from quantharm.quantizers import SettingsSchema
+from quantharm.quantizers import SettingsSchema, pretrained
 from quantharm.quantizers.calibration_samples import (
     CALIBRATION_SETTINGS,
     calibration_record,
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SETTINGS", "calibration_samples"]
 
+load = pretrained.load_own
 inspect = families.inspect
 compute_in_float32 = families.compute_in_float32
 
@@ -114,9 +115,3 @@ def quantize(
     check_types(output / FILE)
     shutil.copyfile(Path(source["path"]) / "config.json", output / "config.json")
     return record
-
-
-def load(folder: Path, settings: Settings, source: SourceRecord, dtype: str, device: str, gpus: int) -> Any:
-    from quantharm.quantizers import pretrained
-
-    return pretrained.load(folder, {"resolved": source, "backend": None}, source, dtype, device, gpus)

@@ -7,11 +7,11 @@ reached, which gptqmodel rounds to nearest.
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, TypedDict
 
 from quantharm.common.records.quantization import QuantizerOutput, Settings
 from quantharm.common.records.source import SourceRecord
-from quantharm.quantizers import SettingsSchema
+from quantharm.quantizers import SettingsSchema, pretrained
 from quantharm.quantizers.calibration_samples import (
     CALIBRATION_SETTINGS,
     calibration_record,
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SETTINGS", "calibration_samples"]
 
+load = pretrained.load_own
 inspect = families.inspect
 compute_in_float32 = families.compute_in_float32
 
@@ -168,9 +169,3 @@ def tokens_reached(log: dict[str, list[LogEntry]]) -> dict[str, int]:
     """{matrix, its name from the layer's number on: tokens it was calibrated on}; log: by step of the run."""
     entries = [entry for of_process in log.values() for entry in of_process]
     return {f"{entry['layer']}.{entry['module']}": int(float(entry["samples"] or 0)) for entry in entries}
-
-
-def load(folder: Path, settings: Settings, source: SourceRecord, dtype: str, device: str, gpus: int) -> Any:
-    from quantharm.quantizers import pretrained
-
-    return pretrained.load(folder, {"resolved": source, "backend": settings["backend"]}, source, dtype, device, gpus)

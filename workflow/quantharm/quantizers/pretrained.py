@@ -55,6 +55,11 @@ def load(folder: Path, settings: Settings, source: SourceRecord, dtype: str, dev
     return model
 
 
+def load_own(folder: Path, settings: Settings, source: SourceRecord, dtype: str, device: str, gpus: int) -> Any:
+    """The model of a checkpoint that a quantizer here wrote in a stored format: read like a third party's."""
+    return load(folder, {"resolved": source, "backend": settings.get("backend")}, source, dtype, device, gpus)
+
+
 def compute_in(model, dtype: str) -> None:
     """Converts everything that is not quantized to `dtype`, and has 4-bit layers multiply in it.
 

@@ -11,17 +11,18 @@ torchao has no 4-bit layout for CPUs that can be saved: its layout for CPUs keep
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from quantharm.common.records.quantization import QuantizerOutput, Settings
 from quantharm.common.records.source import SourceRecord
-from quantharm.quantizers import SettingsSchema
+from quantharm.quantizers import SettingsSchema, pretrained
 from quantharm.quantizers.experts import conflict_of_experts
 from quantharm.quantizers.formats import families
 
 if TYPE_CHECKING:
     from quantharm.common.checkpoint_files import CheckpointConfig
 
+load = pretrained.load_own
 inspect = families.inspect
 compute_in_float32 = families.compute_in_float32
 
@@ -87,9 +88,3 @@ def quantize(
     model = load_checkpoint(Path(source["path"]), source, dtype, device, gpus, quantization_config=config)
     model.save_pretrained(output, max_shard_size=LARGEST_FILE)
     return {}
-
-
-def load(folder: Path, settings: Settings, source: SourceRecord, dtype: str, device: str, gpus: int) -> Any:
-    from quantharm.quantizers import pretrained
-
-    return pretrained.load(folder, {"resolved": source, "backend": None}, source, dtype, device, gpus)
