@@ -1,0 +1,21 @@
+"""Layouts that are not read here: refused by one sentence, before a weight is touched."""
+
+import json
+
+import pytest
+
+from quantharm.common.errors import UserError
+from quantharm.quantizers import gptq, pretrained
+
+
+@pytest.mark.parametrize("load", [pretrained.load, gptq.load], ids=["a third party's", "one's own"])
+@pytest.mark.parametrize(
+    "stated",
+    [{"quant_method": "awq", "version": "marlin"}, {"quant_method": "gptq", "checkpoint_format": "marlin"}],
+    ids=["AWQ", "GPTQ"],
+)
+def test_a_foreign_layout_is_refused_as_it_is_loaded(stated, load, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", "quantization_config": stated}))
+    source = {"path": str(tmp_path), "allow_pickle": False, "trust_remote_code": False}
+    with pytest.raises(UserError, match=rf"{stated['quant_method']}\) cannot be loaded here: its layout is marlin"):
+        load(tmp_path, {"resolved": source, "backend": None}, source, "bfloat16", "cpu", 1)
