@@ -23,6 +23,7 @@ def importance_matrix(
     import torch
 
     from quantharm.models.loading import load_checkpoint
+    from quantharm.quantizers.layer_inputs import watched_inputs
     from quantharm.quantizers.quantizable import linears_to_quantize
     from quantharm.scoring.forward import last_hidden_states
 
@@ -31,23 +32,14 @@ def importance_matrix(
     sums: dict[str, Tensor] = {}
     seen: dict[str, int] = {}
 
-    def add(name: str):
-        def hook(_, arguments) -> None:
-            inputs = arguments[0].detach().flatten(0, -2).double()
-            sums[name] = sums.get(name, 0) + inputs.square().sum(0).cpu()
-            seen[name] = seen.get(name, 0) + len(inputs)
+    def add(module: str, layer_input: "Tensor") -> None:
+        name, inputs = names[module], layer_input.detach().flatten(0, -2).double()
+        sums[name] = sums.get(name, 0) + inputs.square().sum(0).cpu()
+        seen[name] = seen.get(name, 0) + len(inputs)
 
-        return hook
-
-    hooks = [
-        linear.register_forward_pre_hook(add(names[name]))
-        for name, linear in linears_to_quantize(model).items()
-        if name in names
-    ]
-    for sample in packed:
-        last_hidden_states(model, sample)
-    for hook in hooks:
-        hook.remove()
+    with watched_inputs(model, [name for name in linears_to_quantize(model) if name in names], add):
+        for sample in packed:
+            last_hidden_states(model, sample)
     torch.set_grad_enabled(False)
     return {name: total / seen[name] for name, total in sums.items()}, min(seen.values(), default=0)
 

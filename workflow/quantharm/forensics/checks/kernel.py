@@ -5,7 +5,6 @@ the other four.
 """
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ import torch
 from quantharm.common.records.checks import CheckRecord
 from quantharm.forensics.checks.outcome import outcome
 from quantharm.models.compute import multiplies_bytes_exactly
+from quantharm.quantizers.layer_inputs import watched_inputs
 from quantharm.quantizers.quantized_layers import QuantizedMatrix
 from quantharm.scoring.forward import last_hidden_states
 
@@ -47,7 +47,8 @@ def check_kernel(model: Any, matrices: list[QuantizedMatrix], tokens: list[int])
 def reached_by_text(model: Any, matrices: list[QuantizedMatrix], tokens: list[int]) -> list[QuantizedMatrix]:
     """The matrices that tokens pass through; an expert, or a model's image encoder, may get none."""
     reached: set[str] = set()
-    watch_inputs(model, matrices, tokens, lambda name, _: reached.add(name))
+    with watched_inputs(model, [matrix.name for matrix in matrices], lambda name, _: reached.add(name)):
+        last_hidden_states(model, tokens)
     return [matrix for matrix in matrices if matrix.name in reached]
 
 
@@ -67,27 +68,9 @@ def inputs_of(model: Any, matrices: list[QuantizedMatrix], tokens: list[int]) ->
     def keep(name: str, layer_input: torch.Tensor) -> None:
         inputs[name] = layer_input.detach().flatten(0, -2).clone()
 
-    watch_inputs(model, matrices, tokens, keep)
+    with watched_inputs(model, [matrix.name for matrix in matrices], keep):
+        last_hidden_states(model, tokens)
     return inputs
-
-
-def watch_inputs(
-    model: Any, matrices: list[QuantizedMatrix], tokens: list[int], watch: Callable[[str, torch.Tensor], None]
-) -> None:
-    """One forward pass over the tokens that calls watch(matrix, its layer's input) at each layer it reaches."""
-
-    def hook_for(name: str) -> Callable[[torch.nn.Module, tuple[torch.Tensor, ...]], None]:
-        def hook(
-            _: torch.nn.Module, arguments: tuple[torch.Tensor, ...]
-        ) -> None:  # a returned value would replace them
-            watch(name, arguments[0])
-
-        return hook
-
-    hooks = [model.get_submodule(m.name).register_forward_pre_hook(hook_for(m.name)) for m in matrices]
-    last_hidden_states(model, tokens)
-    for hook in hooks:
-        hook.remove()
 
 
 def kernel_difference(matrix: QuantizedMatrix, module: torch.nn.Module, inputs: torch.Tensor) -> float:
