@@ -108,7 +108,7 @@ def main() -> None:
         for prompt in read_prompts(arguments.prompts):
             chat.encode_prompt(tokenizer, prompt["prompt"], asking)
     write_json(arguments.output, record)
-    # The architecture is what a stranger's file says.
+    # The architecture's name is from a stranger's file.
     print(visible(f"{arguments.model}: {folder}, {record['architecture']}, {record['checkpoint_bytes'] / 1e9:.3f} GB"))
 
 

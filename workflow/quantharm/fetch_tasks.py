@@ -30,7 +30,7 @@ def main() -> None:
         ) from None
     task_list.quiet()
     index = task_list.find_tasks([entry["task"] for entry in arguments.tasks], arguments.folder)
-    unreachable = why_unreachable()  # and the client of the hub then takes what is in the cache
+    unreachable = why_unreachable()  # the hub's client then takes data from the cache
     record = {}
     for entry in arguments.tasks:
         tasks = task_list.load_task(index, entry, arguments.seed, unreachable)

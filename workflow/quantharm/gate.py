@@ -1,4 +1,4 @@
-"""Prints what the stage `budget` found, and fails where a limit is breached. Writes nothing."""
+"""Prints the verdicts of the stage `budget`, and fails where a limit is breached. Writes nothing."""
 
 from pathlib import Path
 

@@ -1,11 +1,11 @@
 """One run of a control chart: does a deployed checkpoint still behave as the one that was approved?
 
 Each run draws a few prompts of the log-prob store, category by category, and takes the deployed checkpoint's mean KL
-from the stored baseline over them. On one machine a checkpoint gives the same figures every time, so what varies
-between runs, and what the limits are learned over, is the draw: the limits come from many such draws from the approved
-cell's own divergence.parquet. (A fixed set of prompts would have no variance: its limits would call every other
-driver or thread count a change, and see only changes that happen to show on it.) On another device, or with other
-libraries, than the store's, the limits are wider by what these may change (`hardware_floor` of the store).
+from the stored baseline over them. On one machine a checkpoint gives the same figures every time, so runs vary by the
+draw alone, and the limits are learned from many such draws from the approved cell's own divergence.parquet. (A fixed
+set of prompts would have no variance: its limits would call every other driver or thread count a change, and see only
+changes that happen to show on it.) With another device or other libraries than the store's, the limits are wider by
+their possible effect (`hardware_floor` of the store).
 
 Appends a row to the history (a Parquet file, replaced as a whole), draws the chart beside it, and ends with exit code 1
 and one sentence when the EWMA of all runs leaves its limits.

@@ -129,7 +129,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="of YAML tasks beside lm-evaluation-harness's own")
     parser.add_argument("--seed", type=int, default=0, help="of the examples that are drawn")
     parser.add_argument("--ask-by-template", action="store_true", help="put items by the tokenizer's chat template")
-    parser.add_argument("--template-date", default=Asking.template_date, help="what a template is told as today")
+    parser.add_argument("--template-date", default=Asking.template_date, help="today's date, as a template is told")
     parser.add_argument("--system-prompt", help="said before each item, in the role `system`")
     parser.add_argument("--answer-tokens", type=int, help="longest answer, whatever a task says")
     parser.add_argument("--baseline", type=Path, help="the baseline's tasks.parquet; of the baseline itself none")

@@ -1,4 +1,4 @@
-"""Common: what any stage or room may use, and that knows nothing of models or methods.
+"""Common: code for every stage and room, which knows nothing of models or methods.
 
 Command line of a stage, errors, files, text, prompts, statistics, provenance.
 """

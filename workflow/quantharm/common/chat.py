@@ -38,7 +38,7 @@ class Asking:
 def add_flags(parser: ArgumentParser) -> None:
     parser.add_argument("--chat-template", default="auto", choices=["auto", "never", "required"])
     parser.add_argument("--thinking", action="store_true", help="let templates that know a switch for it have it on")
-    parser.add_argument("--template-date", default=Asking.template_date, help="what a template is told as today")
+    parser.add_argument("--template-date", default=Asking.template_date, help="today's date, as a template is told")
     parser.add_argument("--system-prompt", help="said before each prompt, in the role `system`")
 
 

@@ -1,4 +1,4 @@
-"""The one exception for what a user can mend."""
+"""The exception for faults that the user can mend."""
 
 from quantharm.common.sanitize import visible
 

@@ -1,6 +1,6 @@
 """Quantizers: one module each. A new method is one module here and one entry in config.yaml.
 
-`Quantizer` says what such a module holds, the Protocols after it what it may hold besides. ML libraries are imported
+`Quantizer` is the Protocol of such a module; those after it are optional. ML libraries are imported
 inside its functions: the workflow reads SETTINGS without them. This file imports none of the quantizers, so every room
 may import it and ask for one by the name that stands in a configuration or a record.
 """
@@ -25,7 +25,7 @@ class Quantizer(Protocol):
     """A module that makes the checkpoints of a method, loads them back and knows its own layers.
 
     settings: the method's entry in the config, complete. source: the source record of the model (source.json).
-    dtype: bfloat16, float16 or float32, of what is not quantized. device: cpu or cuda; gpus: how many to spread over.
+    dtype: bfloat16, float16 or float32, of unquantized weights. device: cpu or cuda; gpus: how many to spread over.
     """
 
     SETTINGS: SettingsSchema

@@ -2,7 +2,7 @@
 
 The search is autoawq's own. The replaced parts give the same numbers, bit for bit, and work for more models:
 
-Keeping. The search keeps `{name: tensor.cpu()}` of a layer, scales the weights in place and loads what it kept, twenty
+Keeping. The search keeps `{name: tensor.cpu()}` of a layer, scales the weights in place and loads the copies, twenty
 times a group of layers. On a CPU `.cpu()` is the tensor itself, so each trial would scale the weights for good (a 10M
 model went from perplexity 52 to 597); on a GPU every trial copies the layer over the bus. Copies that stay on the
 device mend both.

@@ -44,7 +44,7 @@ CALIBRATION_SETTINGS: SettingsSchema = {
     "calibration_corruption": {
         "enum": [None, *CORRUPTIONS],
         "default": None,
-        "description": "Bad samples on purpose, to see what they do and whether the checks notice.",
+        "description": "Bad samples on purpose, to see their effect and whether the checks notice.",
     },
 }
 

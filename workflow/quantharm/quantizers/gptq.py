@@ -62,7 +62,7 @@ SETTINGS: SettingsSchema = {
     "true_sequential": {
         "type": "boolean",
         "default": True,
-        "description": "Whether a layer's matrices are calibrated on what the ones before, quantized, give.",
+        "description": "Whether a layer's matrices are calibrated on outputs of the quantized matrices before them.",
     },
     **CALIBRATION_SETTINGS,
     "backend": {

@@ -29,7 +29,11 @@ compute_in_float32 = families.compute_in_float32
 KINDS = ("int4_weight_only", "int8_weight_only", "int8_dynamic", "float8_weight_only", "float8_dynamic")
 
 SETTINGS: SettingsSchema = {
-    "kind": {"enum": list(KINDS), "default": "int8_weight_only", "description": "What is rounded, and to what."},
+    "kind": {
+        "enum": list(KINDS),
+        "default": "int8_weight_only",
+        "description": "Rounded factors and their type.",
+    },
     "group_size": {
         "enum": [32, 64, 128, 256],
         "default": 128,

@@ -1,4 +1,4 @@
-"""checks.json: whether a cell's numbers may be believed."""
+"""checks.json: the checks that a cell passed or failed."""
 
 from typing import Literal, TypedDict
 
@@ -9,8 +9,8 @@ from quantharm.common.records.quantization import CalibrationReached
 class CheckRecord(TypedDict):
     name: str
     status: Literal["pass", "fail", "skipped"]
-    value: float | str | None  # what was measured; as a text where it is no number
-    limit: float | str | None  # what it is compared with
+    value: float | str | None  # measured; NaN and infinity as text
+    limit: float | str | None  # with which the value is compared
     explanation: str
 
 

@@ -24,7 +24,7 @@ class Asked(TypedDict):
 
     chat_template: str  # auto, required or never
     thinking: bool  # whether templates that know a switch for it have it on
-    template_date: str  # what a template is told as today
+    template_date: str  # today's date, as a template is told
     system_prompt: str | None
     thinking_switch: bool  # whether the template has one
     prompt_tokens_sha256: str  # of all prompts' token ids
@@ -57,7 +57,7 @@ class CapturedCheck(TypedDict):
     same_tokens: int  # as uncaptured
     same_tokens_but_ties: int  # choices between logits nearer than rounding not counted against it
     kl_nats_max: float  # from uncaptured, at any step
-    kl_nats_max_of_two_uncaptured: float  # what two runs of one kind differ by
+    kl_nats_max_of_two_uncaptured: float  # between two uncaptured runs
     logit_difference_max: float
     eager_same_tokens: int
     eager_kl_nats_max: float
@@ -70,7 +70,7 @@ class AnswersCheck(TypedDict):
     tokens: int
     same_tokens: int  # that the forward pass chooses as well
     same_tokens_but_ties: int  # choices between logits nearer than rounding or noise not counted against it
-    logit_noise: float  # what the lead of a choice differs by between eager decoding and one pass, on one answer
+    logit_noise: float  # difference of a choice's lead between eager decoding and one pass, on one answer
 
 
 class Captured(TypedDict):
@@ -96,7 +96,7 @@ class Eager(TypedDict):
     processor_wait_share: float | None  # of the time in which its threads were ready: others had the processors
     prefill_seconds: Repeated
     decode_tokens_per_second: Repeated
-    joules_per_new_token: float | None  # prefill included; null where there is no meter
+    joules_per_new_token: float | None  # prefill included; null without a meter
 
 
 class PrefillRecord(TypedDict):

@@ -8,9 +8,9 @@ from quantharm.common.records.parts import Finished, Interval
 class Files(TypedDict):
     """Files against a manifest: as recorded when fetched, or signed by the owner."""
 
-    kind: str  # recorded or signed
+    kind: str  # of the manifest: recorded or signed
     verified: bool
-    files: int  # that were to be there
+    files: int  # in the manifest
     missing: list[str]
     wrong: list[str]  # with other content
     extra: list[str]  # that the manifest does not name
@@ -25,14 +25,14 @@ class Behaviour(TypedDict):
     kl_nats_mean: float
     kl_nats_ci95: Interval | None
     noise_floor_kl_nats: float | None  # of the baseline against its own store
-    limit_kl_nats: float  # above it no hardware makes it the original
-    same_limit_kl_nats: float  # up to it a model is the original
-    eight_bit_kl_nats: float | None  # what weights rounded to 8 bits give
+    limit_kl_nats: float  # above it, it is not the original on any hardware
+    same_limit_kl_nats: float  # up to it, it is the original
+    eight_bit_kl_nats: float | None  # of the original with weights rounded to 8 bits
     top1_agreement: float
     verdict: str  # same, cannot be told, different
     same_as_original: bool | None
     explanation: str
-    store_model: NotRequired[str]  # whose store it is
+    store_model: NotRequired[str]  # the model that filled the store
 
 
 class DistinctShares(TypedDict):
@@ -70,7 +70,7 @@ class ScanFigures(TypedDict):
     """Traces of quantization over the matrices of a checkpoint."""
 
     verdict: str  # dequantized, few traces, no trace, packed, partly packed, not scanned
-    method: NotRequired[str | None]  # that the traces look like
+    method: NotRequired[str | None]  # by the traces
     bits: NotRequired[int | None]
     group_size: NotRequired[int | str | None]  # weights that share a scale, or `whole`
     axis: NotRequired[str | None]
@@ -78,8 +78,8 @@ class ScanFigures(TypedDict):
     matrices_with_trace: NotRequired[int]
     share_of_weights: NotRequired[float]  # in matrices with a trace
     share_agreeing: NotRequired[float | None]  # of the weights with a trace, those of this format, group and axis
-    chance_if_never_quantized: NotRequired[float]  # that so many matrices show a trace
-    coverage: NotRequired[float]  # share of the weights that was sampled
+    chance_if_never_quantized: NotRequired[float]  # of at least as many matrices with a trace
+    coverage: NotRequired[float]  # sampled share of the weights
     effective_dtypes: NotRequired[list[str]]
 
 
@@ -89,22 +89,22 @@ class ScanVerdict(ScanFigures):
 
 class FolderScan(ScanVerdict):
     matrices: list[MatrixScan]
-    findings: list[str]  # what config.json says otherwise than the weights are stored
+    findings: list[str]  # contradictions between config.json and the storage of the weights
     matrices_packed: NotRequired[int]  # openly stored as quantized
     foreign_matrices: NotRequired[int]  # that the architecture lacks
 
 
 class DequantizedScan(ScanVerdict):
     matrices: list[MatrixScan]
-    matrices_of_checkpoint: int  # quantized ones; some of them are scanned
+    matrices_of_checkpoint: int  # quantized ones, of which some are scanned
 
 
 class FolderIntegrity(TypedDict):
-    """Of a checkpoint that was handed over."""
+    """Findings on a checkpoint that somebody handed over."""
 
     checkpoint: str  # folder
     manifest: Files | None  # signed by its owner
-    store_manifest: Files | None  # of the store that its behaviour is compared with
+    store_manifest: Files | None  # of the store with which its behaviour is compared
     behaviour: Behaviour | None
     scan: FolderScan
     verified: bool | None  # null where nothing vouches for it
@@ -112,7 +112,7 @@ class FolderIntegrity(TypedDict):
 
 
 class CellIntegrity(TypedDict):
-    """Of a cell of the workflow."""
+    """Findings on a cell of the workflow."""
 
     model: str
     method: str
@@ -121,7 +121,7 @@ class CellIntegrity(TypedDict):
     signed_manifest: Files | None  # of the model, signed by its owner; in the baseline's record
     behaviour: Behaviour
     scan: FolderScan
-    if_dequantized: DequantizedScan | None  # the scan of what the cell's matrices stand for
+    if_dequantized: DequantizedScan | None  # the scan of the cell's dequantized matrices
     verified: bool
     explanation: str
 
@@ -131,4 +131,4 @@ class IntegrityRecord(CellIntegrity, Finished):
 
 
 class FolderIntegrityRecord(FolderIntegrity, Finished):
-    """The record that the command writes of a folder."""
+    """The record of a folder, written by the command."""

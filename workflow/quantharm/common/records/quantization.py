@@ -11,7 +11,7 @@ Settings = dict[str, Any]
 
 
 class SampleStatistics(TypedDict):
-    """Of the token samples that a quantizer was calibrated on."""
+    """Statistics of the token samples that a quantizer was calibrated on."""
 
     sample_tokens_min: int  # of the shortest sample
     sample_tokens_max: int  # of the longest
@@ -45,7 +45,7 @@ class NoiseSettings(TypedDict):
 class NoiseAdded(NoiseSettings):
     """The noise that was added."""
 
-    matrices: int  # that were changed
+    matrices: int  # with noise
     weights: int  # in them
     noise_rms: float
     relative_change: float  # norm of the noise ÷ norm of the weights
@@ -64,18 +64,18 @@ class CheckpointMeasured(TypedDict):
     """The checkpoint as it was loaded back from disk; nulls where it is behind an address."""
 
     load_seconds: float | None
-    loaded_dtype: str | None  # of what is not quantized
+    loaded_dtype: str | None  # of unquantized weights
     weight_bytes: int | None  # parameters, buffers, scales and tables in memory
-    parameters: int | None  # weights that they stand for
+    parameters: int | None  # weights, each counted once however it is stored
     bits_per_weight: float | None  # of the quantized matrices, scales included; null where there are none
-    bits_per_weight_formula: float | None  # what the format should take
+    bits_per_weight_formula: float | None  # by the format's formula
     linear_classes: list[str]  # of the quantized layers
-    held_dequantized: bool  # unpacked to 16 bits as they were loaded: weight_bytes and speed are those of 16 bits
-    by_layer_kind: dict[str, dict[str, StoredKind]]  # kind of layer (last part of its name), as what it is stored
+    held_dequantized: bool  # unpacked to 16 bits on loading: weight_bytes and speed are those of 16 bits
+    by_layer_kind: dict[str, dict[str, StoredKind]]  # by kind of layer (last part of its name) and type stored
     quantized_modules: list[str]
     quantized_weights: int | None  # in the quantized modules
-    quantizable_weights: int | None  # in all matrices that a quantizer could take
-    kept_modules: list[str]  # matrices left as they were
+    quantizable_weights: int | None  # in all matrices that could be quantized
+    kept_modules: list[str]  # matrices left in 16 bits or more
     output_head: str | None  # name of the module
 
 
@@ -89,7 +89,7 @@ class MadeByQuantizer(TypedDict):
 
 
 class QuantizerOutput(MadeByQuantizer):
-    """A quantizer's account of a checkpoint that it wrote, or that lies elsewhere."""
+    """A quantizer's keys for the record of a checkpoint that it wrote, or that lies elsewhere."""
 
     checkpoint: NotRequired[str]  # folder, where it is not the one that was to be written
     resolved: NotRequired[SourceRecord]  # of that folder

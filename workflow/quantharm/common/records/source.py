@@ -6,7 +6,7 @@ from quantharm.common.records.parts import Sealed, WeightFile
 
 
 class TokenizerHashes(TypedDict):
-    """Of what decides the token ids."""
+    """Hashes of the files that decide the token ids."""
 
     tokenizer_sha256: str  # over the tokenizer's files
     chat_template_sha256: str | None  # null where there is none

@@ -6,7 +6,7 @@ from quantharm.common.records.parts import Interval, Sealed
 
 
 class QuantizedFigures(TypedDict):
-    """Of a cell against the baseline."""
+    """A cell against the baseline."""
 
     quantized_perplexity_change_percent: float
     quantized_perplexity_change_percent_ci95: Interval | None
@@ -16,7 +16,7 @@ class QuantizedFigures(TypedDict):
 
 
 class AloneFigures(TypedDict):
-    """Of the noise alone, in 16 bits."""
+    """The noise alone, in 16 bits, against the baseline."""
 
     alone_perplexity_change_percent: float
     alone_perplexity_change_percent_ci95: Interval | None
@@ -65,7 +65,7 @@ class CalibrationRow(CalibrationCell, QuantizedFigures):
     distinct_tokens: int
     overlaps: int  # word sequences shared with the evaluation text or the prompts
     nll_ratio: float  # model's loss on the samples ÷ on the evaluation text
-    faults: list[str]  # what the check `calibration` would have said
+    faults: list[str]  # that the check `calibration` finds
 
 
 class Spread(TypedDict):
@@ -82,7 +82,7 @@ class Comparison(TypedDict):
     method: str
     other: str
     difference_nats: float  # of mean KL
-    ranked: bool  # larger than the range
+    ranked: bool  # whether it is larger than the range
 
 
 class CalibrationStudyRecord(Sealed):

@@ -43,7 +43,7 @@ class IntegrityFigures(TypedDict):
     integrity_verified: bool | None
     integrity_files_verified: bool | None
     integrity_scan: str | None  # its verdict
-    integrity_if_dequantized: str | None  # verdict on what the cell stands for
+    integrity_if_dequantized: str | None  # verdict on the cell's dequantized matrices
     integrity_if_dequantized_seen_as: str | None  # format that it was taken for
     integrity_behaves_as_the_original: bool | None
     integrity_explanation: str | None
@@ -122,7 +122,7 @@ class SummaryRow(
     kl_nats_max: float
     kl_is_lower_bound: bool  # a server shows some tokens only: kl_nats, reverse_kl_nats and js_nats are lower bounds
     kl_lower_bound_top_tokens: int | None  # of the next
-    kl_lower_bound_nats_mean: float | None  # what so many tokens of a position tell of kl_nats_mean
+    kl_lower_bound_nats_mean: float | None  # mean KL by the most probable tokens of a position alone
     reverse_kl_nats_mean: float
     js_nats_mean: float
     top1_agreement: float

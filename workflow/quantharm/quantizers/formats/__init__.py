@@ -1,9 +1,8 @@
-"""Stored formats: one module a family. Whoever quantized a checkpoint, its family reads what it holds.
+"""Stored formats: one module a family, which reads checkpoints of one format, whoever quantized them.
 
-`Family` says what such a module holds, the Protocols after it what it may hold besides; quantizers' own
-`ComputesInFloat32` is one of them. quantharm.quantizers.formats.families finds the family of a checkpoint. A quantizer
-that writes a format takes its family's `inspect`. Imports of ML libraries stay inside functions where the configuration
-needs a module.
+`Family` is the Protocol of such a module; those after it, and quantizers' own `ComputesInFloat32`, are optional.
+quantharm.quantizers.formats.families finds the family of a checkpoint. A quantizer that writes a format takes its
+family's `inspect`. Imports of ML libraries stay inside functions where the configuration needs a module.
 """
 
 from collections.abc import Collection
@@ -22,7 +21,7 @@ LoadingArguments = dict[str, Any]
 
 @runtime_checkable
 class Family(Protocol):
-    """A module that reads what checkpoints of one format hold."""
+    """A module that reads the checkpoints of one format."""
 
     @property
     def METHODS(self) -> tuple[str, ...]:  # noqa: N802 (a constant of the module)
@@ -66,7 +65,7 @@ class FinishesModels(Protocol):
     """A family whose models need a further step after from_pretrained."""
 
     def finish(self, model: Any, dtype: Any) -> None:
-        """Completes a model that was just loaded; dtype: of torch, what the model is to compute in."""
+        """Completes a model that was just loaded; dtype: of torch, in which the model is to compute."""
 
 
 @runtime_checkable

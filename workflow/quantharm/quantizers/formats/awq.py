@@ -3,7 +3,7 @@
     GEMM   qweight [inputs, outputs / 8] int32, qzeros [groups, outputs / 8] int32, scales [groups, outputs] float16;
            an int32 holds output channels 0, 2, 4, 6, 1, 3, 5, 7 from the low bits up
     GEMV   qweight [outputs, inputs / 8] int32 in order, qzeros [outputs, ⌈groups / 8⌉ or more], scales [outputs, …];
-           columns of zeros and scales are padded with what is never read
+           columns of zeros and scales are padded, and the padding is never read
 
 A group of -1 is a whole row. Formula: bits a weight, and 16 + bits a group.
 """

@@ -20,7 +20,7 @@ class Rounding(TypedDict):
 
     num_bits: int
     type: str  # int or float
-    strategy: str  # what shares a scale: tensor, channel (a row), token, group, tensor_group or block
+    strategy: str  # one scale for each tensor, channel (a row), token, group, tensor_group or block
     group_size: NotRequired[int | None]  # columns
     block_structure: NotRequired[list[int]]  # rows and columns
     symmetric: NotRequired[bool]  # no zero points; true where it is missing

@@ -103,7 +103,7 @@ def loading(checkpoint: Path, backend: str | None, dtype: str, device: str) -> I
 
 
 def finish(model, checkpoint: Path, dtype) -> None:
-    """Completes a model that was just loaded; dtype: of torch, what it is to compute in."""
+    """Completes a model that was just loaded; dtype: of torch, in which it is to compute."""
     family = family_of(stated_quantization(checkpoint))
     if isinstance(family, FinishesModels):
         family.finish(model, dtype)
