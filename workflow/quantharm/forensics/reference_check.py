@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import cast
 
 from quantharm.common.checkpoint_files import gguf_file, read_checkpoint_config
+from quantharm.common.constants import SELF_DIVERGENCE_LIMIT
 from quantharm.common.errors import UserError
 from quantharm.common.files import read_json, read_parquet
 from quantharm.common.records.divergence import DivergenceFigures, StoreShown
@@ -19,12 +20,11 @@ from quantharm.common.records.source import SourceRecord, Trust
 from quantharm.forensics import manifest
 
 STORE, TRACE, FLOOR = "logits.parquet", "trace.parquet", "divergence.json"
-HEAD = "output_head.safetensors"  # as scoring.output_heads, which needs torch
-KL_LIMIT = 1e-5  # nats between two runs of one model, as in the check self_divergence
+HEAD = "output_head.safetensors"  # HEAD_FILE of scoring.output_heads, which needs torch
 NOISE_FACTOR = 10.0  # times the baseline's own divergence
 SAME, CANNOT_BE_TOLD, DIFFERENT = "same", "cannot be told", "different"
 # For a store without a hardware floor: ten times the most seen (tests/benchmark/hardware_floor.py).
-UNMEASURED_LIMITS = {"bfloat16": 1e-2, "float16": 1e-4, "float32": KL_LIMIT}
+UNMEASURED_LIMITS = {"bfloat16": 1e-2, "float16": 1e-4, "float32": SELF_DIVERGENCE_LIMIT}
 
 
 def verify_store(
@@ -50,11 +50,11 @@ def limits_of(store: StoreMetadata | StoreShown, floor: float | None, same_machi
     Rounding on two machines adds up to twice the KL of one, and to four times at the very most, since the root of a KL
     is a distance. The first limit is also below half the KL of rounding weights to 8 bits, the mildest quantization.
     """
-    own = max(KL_LIMIT, NOISE_FACTOR * (floor or 0.0))
+    own = max(SELF_DIVERGENCE_LIMIT, NOISE_FACTOR * (floor or 0.0))
     measured = store.get("hardware_floor")
     rounding, mildest = (measured["rounding_kl_nats"], measured["eight_bit_kl_nats"]) if measured else (None, None)
     if rounding is None:
-        return own, max(own, UNMEASURED_LIMITS.get(store["dtype"] or "", KL_LIMIT))
+        return own, max(own, UNMEASURED_LIMITS.get(store["dtype"] or "", SELF_DIVERGENCE_LIMIT))
     explained = 2 * rounding if mildest is None else min(2 * rounding, mildest / 2)
     return own if same_machine else max(own, explained), max(own, 4 * rounding)
 

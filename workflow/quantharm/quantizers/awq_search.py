@@ -21,14 +21,15 @@ from types import SimpleNamespace
 
 import torch
 
+from quantharm.quantizers.formats.awq import GEMM_CHANNELS
+
 CLIP_ROWS = 64
 PACKED = 8  # 4-bit codes in an int32
-ORDER = (0, 2, 4, 6, 1, 3, 5, 7)  # output channels from the low bits up, as the GEMM kernels expect them
 
 
 def pack(codes: torch.Tensor) -> torch.Tensor:
     """[n, outputs] integers of 0 to 15 → [n, outputs / 8] int32."""
-    groups = codes.to(torch.int32).unflatten(-1, (-1, PACKED))[..., list(ORDER)]
+    groups = codes.to(torch.int32).unflatten(-1, (-1, PACKED))[..., list(GEMM_CHANNELS)]
     shifts = 4 * torch.arange(PACKED, dtype=torch.int32, device=codes.device)
     return (groups << shifts).sum(-1, dtype=torch.int32)  # no bit is in two of them, so the sum is their union
 

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from quantharm.common.checkpoint_files import CheckpointConfig
     from quantharm.quantizers.quantized_layers import QuantizedMatrix
 
-NESTED_BLOCK = 256  # scales a second-level scale
 CODE_BYTES = 64  # 16 float32 levels
 NESTED_CODE_BYTES = 1024  # 256 float32 levels
 
@@ -97,6 +96,7 @@ def inspect(name: str, module, checkpoint: Path) -> "QuantizedMatrix | None":
     if type(module).__name__ != "Linear4bit":
         return None
     from quantharm.quantizers.quantized_layers import QuantizedMatrix, stored_tensors, tensor_bytes
+    from quantharm.quantizers.stored_states import NESTED_BLOCK
 
     weight, state = module.weight, module.weight.quant_state
     rows, columns = module.out_features, module.in_features

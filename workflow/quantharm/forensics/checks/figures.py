@@ -2,12 +2,12 @@
 
 import math
 
+from quantharm.common.constants import SELF_DIVERGENCE_LIMIT
 from quantharm.common.records.checks import CheckRecord
 from quantharm.common.records.divergence import DivergenceRecord
 from quantharm.common.records.generation import GenerationRecord
 from quantharm.forensics.checks.outcome import outcome
 
-SELF_DIVERGENCE_LIMIT = 1e-5  # nats
 CONSISTENCY_LIMIT = 3.0  # KL over half the mean square of ln p - ln q on the text's tokens, at most
 CONSISTENCY_LEAST = 30.0  # and at least 1 over this
 CONSISTENCY_FROM = 1e-3  # nats; below, rounding contributes
