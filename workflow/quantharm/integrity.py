@@ -15,6 +15,7 @@ As a stage (--cell) it writes integrity.json for a cell of the workflow: the mod
 files, and whether the scan would notice if the cell's checkpoint were dequantized and handed on as the original.
 """
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -46,7 +47,7 @@ from quantharm.models.loading import (
 NOT_JUDGED = 1  # exit code
 
 
-def judge_folder(arguments) -> FolderIntegrity:
+def judge_folder(arguments: argparse.Namespace) -> FolderIntegrity:
     """The findings on a checkpoint that somebody handed over."""
     folder = arguments.folder
     if not gguf_file(folder):
@@ -100,7 +101,7 @@ def weight_findings(scan: FolderScan) -> list[str]:
     return [f"weights: {scan['explanation']}"] if against else []
 
 
-def judge_cell(arguments) -> CellIntegrity:
+def judge_cell(arguments: argparse.Namespace) -> CellIntegrity:
     """The findings on a cell; the baseline's record holds those on the model."""
     cell = read_quantization(arguments.cell / "quantization.json")
     folder = Path(cell["checkpoint"])

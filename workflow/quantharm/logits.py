@@ -11,6 +11,7 @@ token ids), logits.parquet (the store), the head, and logits.json.
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pandas
 import torch
@@ -112,10 +113,10 @@ def write_store(model, trace: pandas.DataFrame, path: Path, metadata: StoreMetad
     """
     of_states = HIDDEN_STATES in metadata
 
-    def prepare(row, positions: range, values: torch.Tensor) -> tuple:
+    def prepare(row: Any, positions: range, values: torch.Tensor) -> tuple[Any, range, torch.Tensor]:
         return row, positions, values if of_states else torch.log_softmax(values, dim=-1)
 
-    def keep(prepared: tuple) -> None:
+    def keep(prepared: tuple[Any, range, torch.Tensor]) -> None:
         row, positions, values = prepared
         if not torch.isfinite(values).all():
             raise UserError(

@@ -4,6 +4,7 @@ Later stages evaluate the checkpoint on disk, never the object that was just qua
 pointer for the baseline and for pretrained checkpoints) and quantization.json.
 """
 
+import argparse
 import json
 import tempfile
 import time
@@ -44,7 +45,9 @@ from quantharm.speed.trial import try_model
 POINTER = "pointer.json"
 
 
-def make_checkpoint(arguments, source: SourceRecord, settings: Settings, device: str) -> QuantizerOutput:
+def make_checkpoint(
+    arguments: argparse.Namespace, source: SourceRecord, settings: Settings, device: str
+) -> QuantizerOutput:
     """Runs the quantizer; the checkpoint folder appears whole or not at all. Returns the quantizer's own record keys.
 
     Noise is added first, to a copy of the source that the quantizer is given, or that is itself the checkpoint.

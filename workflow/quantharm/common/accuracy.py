@@ -179,7 +179,8 @@ def corrected(family: Mapping[Hashable, Figures]) -> dict[Hashable, Figures]:
     Adds `mcnemar_p_holm`, and `smallest_detectable_difference_corrected` at the level at which Holm's procedure begins,
     5 % ÷ their number.
     """
-    adjusted = holm({key: figures["mcnemar_p"] for key, figures in family.items()})
+    p_values = ((key, figures["mcnemar_p"]) for key, figures in family.items())
+    adjusted = holm({key: p for key, p in p_values if p is not None})  # a comparison has one
     all_corrected = {}
     for key, figures in family.items():
         flips = figures["flips"]

@@ -6,7 +6,8 @@ distribution in shares.py. tests/unit/common/test_coverage.py shows by simulatio
 in place of an interval where nothing short covers.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Mapping
+from typing import TypeVar
 
 import numpy
 from numpy.typing import ArrayLike
@@ -15,6 +16,7 @@ from scipy.special import stdtr, stdtrit  # not scipy.stats, which takes half a 
 from quantharm.common.records.parts import MeanWithInterval
 
 Bounds = list[float] | None
+Key = TypeVar("Key", bound=Hashable)
 CONFIDENCE = 0.95
 FEWEST_DEGREES = 3  # of freedom: below, an interval of skewed values is wider than anybody can use
 FEWEST_POOLED_DEGREES = 8  # of a spread that a category with few prompts takes from all categories
@@ -160,9 +162,10 @@ def p_value(strata: list[ArrayLike], margin: float = 0.0) -> float:
     return float(2 * stdtr(degrees, -beyond / error)) if error > 0 else 0.0
 
 
-def holm(p_values: dict) -> dict:
+def holm(p_values: Mapping[Key, float]) -> dict[Key, float]:
     """The p-values adjusted for their number, by the same keys (Holm 1979); those below 0.05 may be claimed."""
-    adjusted, least = {}, 0.0
+    adjusted: dict[Key, float] = {}
+    least = 0.0
     for rank, key in enumerate(sorted(p_values, key=p_values.__getitem__)):
         least = max(least, min(1.0, (len(p_values) - rank) * p_values[key]))
         adjusted[key] = least
@@ -188,7 +191,9 @@ def ratio_interval(sums: numpy.ndarray, counts: numpy.ndarray) -> tuple[numpy.nd
     return jackknife_interval((total - sums) / (over - counts), (total / over)[..., 0], counts)
 
 
-def weighted_mean_interval(sums: ArrayLike, counts: ArrayLike, transform: Callable = lambda x: x) -> Bounds:
+def weighted_mean_interval(
+    sums: ArrayLike, counts: ArrayLike, transform: Callable[[numpy.ndarray], numpy.ndarray] = lambda x: x
+) -> Bounds:
     """95 % interval of transform(Σ sums / Σ counts), transform rising; None for fewer than two windows."""
     sums, counts = numpy.asarray(sums, dtype=numpy.float64), numpy.asarray(counts, dtype=numpy.float64)
     if len(sums) < 2:

@@ -19,6 +19,7 @@ import torch
 from quantharm.common.checkpoint_files import weight_files
 from quantharm.quantizers.experts import ONE_EXPERT, published_name
 from quantharm.quantizers.formats.files import Headers, headers_of_files, read_part, read_tensor
+from quantharm.quantizers.quantized_layers import QuantizedMatrix, stored_name
 
 PART = 32  # columns
 FACTOR_LIMIT = 16.0  # times the matrix's median error; sound parts reach 6.4 (tests/benchmark/wrong_scales.csv)
@@ -41,7 +42,7 @@ class Worst(NamedTuple):
     cosine: float
 
 
-def stored_by_inputs(headers: dict[str, Headers], matrices: list) -> bool:
+def stored_by_inputs(headers: dict[str, Headers], matrices: list[QuantizedMatrix]) -> bool:
     """Whether the original stores matrices as [inputs, outputs], as GPT-2's Conv1D does.
 
     Seen on the matrices that are not square.
@@ -69,7 +70,9 @@ def original_weight(
     return weight.t() if turned else weight
 
 
-def original_expert(headers, name: str, experts: str, index: int, rows: int, columns: int) -> torch.Tensor | None:
+def original_expert(
+    headers: dict[str, Headers], name: str, experts: str, index: int, rows: int, columns: int
+) -> torch.Tensor | None:
     """One expert's matrix where the original stores it under another name, or in one tensor with other experts."""
     kind = name.rpartition(".")[2]
     stored = headers.get(published_name(name), {}).get("weight")
@@ -144,10 +147,8 @@ def worst_part(dequantized: torch.Tensor, original: torch.Tensor) -> Worst:
     )
 
 
-def compare(model, matrices: list, source: Path) -> dict[str, Worst]:
+def compare(model, matrices: list[QuantizedMatrix], source: Path) -> dict[str, Worst]:
     """{matrix: its worst part}, for the matrices whose original lies in the folder `source`."""
-    from quantharm.quantizers.quantized_layers import stored_name
-
     headers = headers_of_files(weight_files(source))
     rescaled, worst_parts = is_rescaled(model, headers), {}
     by_inputs = stored_by_inputs(headers, matrices)
@@ -166,7 +167,7 @@ def compare(model, matrices: list, source: Path) -> dict[str, Worst]:
     return worst_parts
 
 
-def judge(model, matrices: list, source: Path) -> tuple[bool | None, float | None, str]:
+def judge(model, matrices: list[QuantizedMatrix], source: Path) -> tuple[bool | None, float | None, str]:
     """(whether every part stands for the original's weights, the worst factor, the explanation).
 
     The first two are None where nothing can be compared.

@@ -8,6 +8,8 @@ from quantharm.common.records.source import SourceRecord
 from quantharm.quantizers import SettingsSchema
 
 if TYPE_CHECKING:
+    import torch
+
     from quantharm.quantizers.quantized_layers import QuantizedMatrix
 
 SETTINGS: SettingsSchema = {}
@@ -49,7 +51,8 @@ def inspect(name: str, module, checkpoint: Path) -> "QuantizedMatrix | None":
     )
 
 
-def own_tensors(module) -> list:
+def own_tensors(module) -> "list[torch.Tensor]":
+    """Parameters and buffers of one module, without those below it."""
     return [*module.parameters(recurse=False), *module.buffers(recurse=False)]
 
 
