@@ -27,7 +27,7 @@ def badge_of(row: SummaryRow, limits: Scale) -> str:
         return badge(left, "failed checks", "failed")
     if row["synthetic"]:
         return badge(left, "random weights", "unknown")
-    bound = row.get("kl_is_lower_bound")  # which shows no closeness
+    bound = row.get("kl_is_lower_bound")  # a lower bound does not show that KL is small
     kl = f"KL {'≥ ' if bound else ''}{number(row['kl_nats_mean'], 2)} nats"
     right = f"{kl}, perplexity {percent(row['perplexity_change_percent'], 1)}"
     return badge(left, right, "unknown" if bound else level_of(row["kl_nats_mean"], limits))

@@ -18,7 +18,7 @@ from quantharm.forensics.detection.weights import Matrix
 DISTINCT_LIMIT = 0.7  # of the distinct values in weights of the same spread and dtype
 DISTINCT_JITTER = 0.02  # relative: some steps of bfloat16
 SHOWN_TRACES = 3
-FITS_WELL = 0.4  # ratio; groups in any order fit groups of neighbours by half (0.65 and more)
+FITS_WELL = 0.4  # ratio; groups in any order fit groups of neighbours half as well (0.65 and more)
 
 
 def distinct_share(lines: torch.Tensor) -> float:

@@ -20,9 +20,9 @@ from quantharm.models.loading import is_known_architecture, quiet
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-SCALES = re.compile(r"scale|absmax|scb$|codebook|centroid", re.IGNORECASE)  # beside packed numbers, whoever packed them
+SCALES = re.compile(r"scale|absmax|scb$|codebook|centroid", re.IGNORECASE)  # names of tensors beside packed ones
 BESIDE = re.compile(r"scale|absmax|scb$|codebook|centroid|zero|g_idx|quant_|shape|perm|format|bias", re.IGNORECASE)
-RECOGNISED = 0.9  # share of the architecture's matrices that must be found by name for the rest to be none of its own
+RECOGNISED = 0.9  # share of the architecture's matrices found by name; below it, no unknown name is called foreign
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ def expected_matrices(config: str) -> tuple[dict[str, tuple[int, ...]], str] | N
         built = transformers.AutoConfig.for_model(**settings)
         with torch.device("meta"):
             model = model_class(settings)._from_config(built)
-    except Exception:  # configurations are anybody's, and every failure means the same: names are unknown
+    except Exception:  # any fault in anybody's configuration means the same: names are unknown
         return None
     matrices = {n: tuple(p.shape) for n, p in model.named_parameters(remove_duplicate=False) if p.ndim >= 2}
     return matrices, model.base_model_prefix

@@ -17,16 +17,16 @@ from quantharm.forensics.detection.weights import Matrix
 
 BLOCKS = (32, 64, 128, 256)  # of the codebooks
 GROUPS = (32, 64, 128, None)  # of the integers; None: by whole row or column
-SIZES: dict[tuple[str, int], tuple[int | None, ...]] = {  # of formats with others; along the input dimension alone
+SIZES: dict[tuple[str, int], tuple[int | None, ...]] = {  # instead, for some formats; along the input dimension alone
     ("integer", 5): (32,),  # Q5_K, Q5_0
     ("integer", 6): (16,),  # Q6_K
     ("E2M1", 4): (16, 32),  # NVFP4, MXFP4
     ("E4M3", 8): (128, None),  # blocks; a row or a matrix
 }
-SMALL_GROUPS = {("integer", 2): (16,), ("integer", 3): (16,)}  # as well, along the input dimension: Q2_K, Q3_K
+SMALL_GROUPS = {("integer", 2): (16,), ("integer", 3): (16,)}  # in addition, along the input dimension: Q2_K, Q3_K
 RATIO_LIMIT = 0.8
 T_LIMIT = -10.0
-SCREENED_WEIGHTS = 8_192  # tried first
+SCREENED_WEIGHTS = 8_192  # on which a format is tried first
 SCREEN_LIMIT = 0.9
 WEAKEST_GROUP = 0.25  # of the root mean square; weaker groups, of dead neurons, hold noise of later training
 LEAST_GROUPS = 8  # with enough weights away from zero

@@ -13,9 +13,9 @@ import torch
 
 from quantharm.forensics.detection.weights import Matrix
 
-LARGEST_CODE = {2: 2, 3: 4, 4: 15}  # bits: of |code - zero|, but for few; the last binds whatever the others bind
-SAME_PAIRS = 0.9  # of those that the last binds, for fewer bits to explain them
-BOUND_SHARE = 0.97  # of a pair's rows, to call them of one group
+LARGEST_CODE = {2: 2, 3: 4, 4: 15}  # bits: largest |code - zero|; 4 bits bind every pair that fewer bits bind
+SAME_PAIRS = 0.9  # share of the pairs bound by 4 bits that fewer bits have to bind
+BOUND_SHARE = 0.97  # of a pair's rows that must match for one group
 COLUMNS = 32  # of each place in a matrix
 LEAST_ROWS = 24  # in which neither is zero
 LEAST_PAIRS = 8
@@ -30,7 +30,7 @@ class UnorderedGroups:
     bits: int
     group_size: int  # the nearest usual one, from the share of pairs that are bound
     bound_share: float  # of all pairs
-    matching_share: float  # of the rows of a pair that is not bound: what chance gives
+    matching_share: float  # of the rows of an unbound pair, by chance
 
 
 def fractions_to(largest: int) -> torch.Tensor:

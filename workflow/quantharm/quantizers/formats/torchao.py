@@ -28,7 +28,7 @@ class InputRounding(TypedDict):
     """The rounding of a matrix's inputs, as torchao writes an object of its own to a file's header."""
 
     _type: str  # class
-    _data: dict[str, Any]  # its fields, of each class others
+    _data: dict[str, Any]  # the fields of that class
 
 
 class TensorSettings(TypedDict):
