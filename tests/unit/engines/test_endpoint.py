@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 from quantharm.common.errors import UserError
 from quantharm.engines import endpoint, endpoint_http
 from quantharm.engines.endpoint import open_cell
+from quantharm.engines.endpoint_model import EndpointModel
 from quantharm.scoring.forward import ask_ahead, known_tokens, last_hidden_states, output_head
 from quantharm.scoring.kl_divergence import divergences
 from quantharm.speed import served
@@ -166,11 +167,11 @@ def other_vocabulary(entries):
     ("change", "words"),
     [
         (truncated, "was given 12 tokens and read 10"),
-        (at_position(without_own), "it changes tokens, or has others"),
+        (at_position(without_own), "it changes tokens or has others"),
         (at_position(unnormalised), "sum to more than 1"),
-        (at_position(not_a_number), "log-probabilities that are none"),
+        (at_position(not_a_number), "a log-probability of nan, which is none"),
         (at_position(other_vocabulary), "it serves another model"),
-        (lambda p, q, a: {"choices": [{"text": ""}]} if "prompt" in q else a, "tells no log-probabilities of given"),
+        (lambda p, q, a: {"choices": [{"text": ""}]} if "prompt" in q else a, "gives no log-probabilities of given"),
         (lambda p, q, a: (302, {"Location": "http://other.example/"}, {}), "302"),
         (lambda p, q, a: (401, {}, {"error": {"message": f"wrong key {KEY}"}}), "does not accept the key"),
         (lambda p, q, a: {"data": [{"id": "others"}]} if p == "/v1/models" else a, "serves no model 'tiny'"),
@@ -250,7 +251,7 @@ def test_what_was_answered_before_a_server_died_is_not_asked_again(opened):
         list(map(partial(last_hidden_states, engine), sequences))
     engine.pool.shutdown()
     left[0] = 1000
-    again = endpoint.EndpointModel(engine.dialect, engine.config, [], engine.top_tokens, 2, engine.folder)
+    again = EndpointModel(engine.dialect, engine.config, [], engine.top_tokens, 2, engine.folder)
     before = len(fake.questions)
     ask_ahead(again, [(ids, 4) for ids in sequences])
     states = [last_hidden_states(again, ids) for ids in sequences]

@@ -8,7 +8,8 @@ from tiny_gguf import BUILT_IN, random_model, write_gguf
 from transformers import AutoTokenizer
 
 from quantharm.common.errors import UserError
-from quantharm.engines.llama_cpp import MOST_TOKENS, LlamaCppModel, check_vocabulary, open_cell
+from quantharm.engines.llama_cpp import check_vocabulary, open_cell
+from quantharm.engines.llama_model import MOST_TOKENS, LlamaCppModel
 from quantharm.models.loading import hash_weights
 from quantharm.scoring.forward import last_hidden_states, output_head
 from quantharm.speed.batches import batch_benchmark
@@ -64,8 +65,8 @@ def test_a_sequence_does_not_see_the_one_before(model, file):
 
 
 def test_a_long_sequence_gets_the_room_it_needs(model, file, monkeypatch):
-    monkeypatch.setattr("quantharm.engines.llama_cpp.FIRST_CONTEXT", 64)
-    monkeypatch.setattr("quantharm.engines.llama_cpp.MORE_TOKENS", 16)
+    monkeypatch.setattr("quantharm.engines.llama_model.FIRST_CONTEXT", 64)
+    monkeypatch.setattr("quantharm.engines.llama_model.MORE_TOKENS", 16)
     engine = served(file, model)
     assert kl(model, engine, ids_of(200)).max() < 1e-6
 
@@ -86,7 +87,7 @@ def test_a_quantized_cache_is_read_by_every_score(model, file):
 
 
 def test_sequences_of_a_batch_do_not_see_each_other(model, file, monkeypatch):
-    monkeypatch.setattr("quantharm.engines.llama_cpp.MOST_TOKENS", 50)  # of 3 × 40: sequences are cut where calls end
+    monkeypatch.setattr("quantharm.engines.llama_model.MOST_TOKENS", 50)  # of 3 × 40: sequences are cut where calls end
     engine = served(file, model)
     prompts = torch.tensor([ids_of(120)[40 * i : 40 * (i + 1)] for i in range(3)])
     logits, cache = prefill(engine, prompts)

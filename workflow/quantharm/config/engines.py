@@ -1,8 +1,8 @@
-"""The keys `engine` and `kv_cache` of a method: what runs its checkpoint, and how it keeps keys and values."""
+"""The keys `engine` and `kv_cache` of a method: the program that runs its checkpoint, and its cache."""
 
 import re
 import urllib.parse
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
 
 from quantharm.common.records.quantization import Settings
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 TRANSFORMERS, LLAMA_CPP, OPENAI = "transformers", "llama.cpp", "openai"
 MODULES = {LLAMA_CPP: "llama_cpp", OPENAI: "endpoint"}  # in the room engines
-ENDPOINT = "endpoint"  # the quantizer of what somebody serves
+ENDPOINT = "endpoint"  # the quantizer of a model that somebody serves
 NO_WEIGHTS = "an endpoint shows no weights: no size, memory, noise or check of them, and no integrity"
 FILES = {LLAMA_CPP: ("gguf", "pretrained")}  # the quantizers whose checkpoints an engine can read
 # {type of keys or values in llama.cpp: its number in ggml}
@@ -19,7 +19,7 @@ LLAMA_CACHE_TYPES = {"f32": 0, "f16": 1, "bf16": 30, "q8_0": 8, "q5_1": 7, "q5_0
 STEP = 16  # tokens; engines/quantized_cache.py scores in such steps
 
 ENGINE: "Schema" = {
-    "description": "What runs the checkpoint; transformers where nothing is said.",
+    "description": "The program that runs the checkpoint; transformers where nothing is said.",
     "enum": [TRANSFORMERS, *MODULES],
 }
 KV_CACHE: "Schema" = {
@@ -41,6 +41,19 @@ KV_CACHE: "Schema" = {
         },
     },
 }
+
+
+class KvCache(TypedDict, total=False):
+    """A method's `kv_cache`."""
+
+    keys: str  # type in llama.cpp
+    values: str
+    backend: str  # of transformers' QuantizedCache: fp8 or quanto
+    bits: int  # of quanto, as the keys below
+    group_size: int
+    residual_tokens: int  # last tokens that stay exact
+
+
 OF_LLAMA_CPP = {"keys", "values"}
 OF_QUANTO = {"bits", "group_size", "residual_tokens"}
 
@@ -51,7 +64,7 @@ def is_served(settings: Settings) -> bool:
 
 
 def with_quantizer(method: Settings) -> Settings:
-    """A method's entry; of an endpoint, which has no quantizer to name, with the one that stands for it."""
+    """A method's entry; an endpoint, which has no quantizer to name, gets the one that stands for it."""
     return {"quantizer": ENDPOINT, **method} if method.get("engine") == OPENAI else method
 
 
@@ -98,7 +111,7 @@ def conflict(quantizer: str, settings: Settings) -> str | None:
 
 
 def conflict_of_endpoint(settings: Settings) -> str | None:
-    """conflict() of `engine: openai`. Nothing that may be a key is repeated."""
+    """conflict() of `engine: openai`. Its words repeat no value, since that may be a secret key."""
     if settings.get("kv_cache") or settings.get("noise"):
         return "change the cache or the weights of a model that somebody serves; take `kv_cache` and `noise` out"
     parts = urllib.parse.urlsplit(settings["url"])

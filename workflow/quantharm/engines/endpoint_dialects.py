@@ -1,9 +1,9 @@
-"""How servers are asked for log-probabilities of given tokens, and for greedy answers: a class a dialect.
+"""The dialects in which servers are asked for log-probabilities of given tokens and for greedy answers, a class each.
 
-`scores(ids, first, top)` gives for each position from `first` on {token id: ln q}: the `top` most probable tokens and
-the one that stands there. `answer(ids, new_tokens, to_the_end)` gives lists of tokens as they come; with `to_the_end`
-end-of-sequence tokens do not stop it. Both raise RefusedError where the server does not speak the dialect, UserError
-where it did something else to the tokens than it was asked.
+`scores(ids, first, top)` gives {token id: ln q} for each position from `first` on: of the `top` most probable tokens
+and of the token given there. `answer(ids, new_tokens, to_the_end)` gives lists of tokens as they come; with
+`to_the_end` as many as were asked for, past end-of-sequence tokens. Both raise RefusedError where the server does not
+speak the dialect, and UserError where it cut, added or changed tokens.
 """
 
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from quantharm.common.errors import UserError
-from quantharm.engines.endpoint_http import RefusedError, Server
+from quantharm.engines.endpoint_http import Json, RefusedError, Server
 
 Known = dict[int, float]  # {token id: ln q} of one position
 FORCED = 1000.0  # added to a logit so that its token is chosen
@@ -69,8 +69,8 @@ class Generate:
             "logprob_start_len": 0,
             "top_logprobs_num": top,
         }
-        told = told_of(self.server.post("/generate", question))
-        given, others = told.get("input_token_logprobs"), told.get("input_top_logprobs")
+        figures = meta_info_of(self.server.post("/generate", question))
+        given, others = figures.get("input_token_logprobs"), figures.get("input_top_logprobs")
         if not isinstance(given, list) or not isinstance(others, list):
             raise RefusedError("it gives no `input_top_logprobs`")
         require_length(given, ids, self.server)
@@ -93,10 +93,10 @@ class Generate:
 
 @dataclass(frozen=True)
 class Echo:
-    """The completions API as it was: the prompt's tokens come back as texts (`echo`, `logprobs`).
+    """The older completions API: the prompt's tokens come back as texts (`echo`, `logprobs`).
 
-    tokens_of: {text: the token that alone reads so}. Of the most probable tokens those count whose text is one
-    token's; the first of them must be, or nobody could say what the server would choose.
+    tokens_of: {text: the one token that reads so}. Probable tokens whose text several tokens share are left out; the
+    most probable one must have a text of its own, since it is the server's choice.
     """
 
     server: Server
@@ -108,8 +108,9 @@ class Echo:
     def scores(self, ids: list[int], first: int, top: int) -> list[Known]:
         question = {"model": self.model, "prompt": ids, "max_tokens": 1, "temperature": 0.0}
         question |= {"echo": True, "logprobs": top}
-        told = choice_of(self.server.post("/v1/completions", question), self.server, len(ids)).get("logprobs") or {}
-        given, others = told.get("token_logprobs"), told.get("top_logprobs")
+        choice = choice_of(self.server.post("/v1/completions", question), self.server, len(ids))
+        log_probabilities = choice.get("logprobs") or {}
+        given, others = log_probabilities.get("token_logprobs"), log_probabilities.get("top_logprobs")
         if not isinstance(given, list) or not isinstance(others, list) or len(given) < len(ids):
             raise RefusedError("it gives no log-probabilities of the prompt (`echo`)")
         known = []
@@ -133,17 +134,18 @@ class Echo:
                 unknown = [text for text in texts if text not in self.tokens_of]
                 if unknown:
                     raise UserError(
-                        f"{self.server.url} gives its answers as text only, and {unknown[0]!r} is no one token"
+                        f"{self.server.url} gives its answers as text only, and {unknown[0]!r} is no one token; serve "
+                        "the model with something that gives ids (vLLM, SGLang, llama-server)"
                     )
                 yield [self.tokens_of[text] for text in texts]
 
 
 @dataclass(frozen=True)
 class PositionByPosition:
-    """llama.cpp's llama-server: the next token's distribution, once for each position; the prompt stays in its cache.
+    """llama.cpp's llama-server: the next token's distribution, a question a position; the prompt stays in its cache.
 
-    The token that stands at the position is made the chosen one, whose log-probability the server always tells; what
-    it tells is of the logits before that.
+    A bias makes the server choose the token given there, since it always gives the log-probability of its choice; the
+    figures are those of the logits before the bias.
     """
 
     server: Server
@@ -164,9 +166,9 @@ class PositionByPosition:
             "cache_prompt": True,
             **self.named(),
         }
-        told = self.server.post("/completion", question)
-        require_prompt(told, before, self.server)
-        parts = told.get("completion_probabilities")
+        answer = self.server.post("/completion", question)
+        require_prompt(answer, before, self.server)
+        parts = answer.get("completion_probabilities")
         if not isinstance(parts, list) or len(parts) != 1 or "top_logprobs" not in parts[0]:
             raise RefusedError("it gives no `completion_probabilities`")
         chosen = parts[0]
@@ -188,19 +190,23 @@ class PositionByPosition:
             yield [int(token) for token in part.get("tokens", [])]
 
     def named(self) -> dict[str, str]:
-        """For a server that holds several models."""
+        """Names the model, for a server that holds several."""
         return {"model": self.model}
 
 
-def told_of(answer: Any) -> dict[str, Any]:
-    told = answer.get("meta_info") if isinstance(answer, dict) else None
-    if not isinstance(told, dict):
+Dialect = PromptLogprobs | Generate | Echo | PositionByPosition
+
+
+def meta_info_of(answer: Any) -> Json:
+    """The figures beside an answer of SGLang."""
+    meta_info = answer.get("meta_info") if isinstance(answer, dict) else None
+    if not isinstance(meta_info, dict):
         raise RefusedError("it gives no `meta_info`")
-    return told
+    return meta_info
 
 
-def choice_of(answer: Any, server: Server, tokens: int) -> dict[str, Any]:
-    """The one choice of a completion; raises UserError where the prompt had another number of tokens there."""
+def choice_of(answer: Any, server: Server, tokens: int) -> Json:
+    """The one choice of a completion; raises UserError where the server read another number of tokens."""
     choices = answer.get("choices") if isinstance(answer, dict) else None
     if not isinstance(choices, list) or len(choices) != 1 or not isinstance(choices[0], dict):
         raise RefusedError("it gives no completion")
@@ -215,10 +221,10 @@ def require_length(entries: list, ids: list[int], server: Server) -> None:
         raise other_length(server, len(ids), len(entries))
 
 
-def require_prompt(told: dict[str, Any], ids: list[int], server: Server) -> None:
+def require_prompt(answer: Json, ids: list[int], server: Server) -> None:
     """Raises UserError unless llama-server read the whole prompt as it was given."""
-    read = told.get("tokens_evaluated", len(ids))
-    if told.get("truncated") or read != len(ids):
+    read = answer.get("tokens_evaluated", len(ids))
+    if answer.get("truncated") or read != len(ids):
         raise other_length(server, len(ids), read)
 
 
@@ -232,5 +238,5 @@ def other_length(server: Server, asked: int, read: int) -> UserError:
 def changed_tokens(server: Server, position: int, given: int, read: int) -> UserError:
     return UserError(
         f"{server.url} was given token {given} at position {position} and read token {read}: it does not take token "
-        "ids as they are"
+        "ids as they are; serve the model with another server"
     )

@@ -1,7 +1,7 @@
 """Questions to a server by HTTP, asked again where it is busy or away for a moment.
 
-The key is in the header of each request and nowhere else: what a server says is shown without it, and a redirect, which
-would take it to another host, is refused.
+The key is sent in the header of each request and written nowhere: messages repeat a server's words without it, and a
+redirect, which would take it to another host, is refused.
 """
 
 import http.client
@@ -10,33 +10,35 @@ import os
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from quantharm.common.errors import UserError
 
-BUSY = (408, 425, 429, 500, 502, 503, 504)  # statuses after which one asks again
+Question = Mapping[str, object]  # keys of the request's JSON
+Json = dict[str, Any]  # as a server sent it, unchecked: each dialect asks for the keys that it needs
+BUSY = (408, 425, 429, 500, 502, 503, 504)  # statuses after which the same is asked again
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0  # seconds
 LONGEST_ANSWER = 2**30  # bytes; 8,000 positions of 1,000 log-probabilities each take 400 MB
-SHOWN = 300  # characters of what a server says
-AWAY = (OSError, http.client.HTTPException)  # refused, reset, timed out, cut off
+SHOWN = 300  # characters of a server's words in a message
+AWAY = (OSError, http.client.HTTPException)  # connections refused, reset, timed out, cut off
 
 
 class RefusedError(UserError):
-    """The server answered, and not with what it was asked for."""
+    """The server answered, but not what it was asked."""
 
 
 class NoRedirect(urllib.request.HTTPRedirectHandler):
     def redirect_request(self, *_):
-        return None  # the redirect is then an error of its own
+        return None  # urllib then raises the redirect as an HTTPError
 
 
 @dataclass(frozen=True)
 class Server:
-    """A server's address without `/v1`, and how to ask it."""
+    """A server, and how patiently it is asked."""
 
-    url: str
+    url: str  # without `/v1`
     key: str | None = field(default=None, repr=False)
     timeout_seconds: float = 300.0
     retries: int = 5
@@ -44,52 +46,52 @@ class Server:
     def get(self, path: str) -> Any:
         return self.asked(path, None)
 
-    def post(self, path: str, question: dict[str, Any]) -> Any:
-        """The answer, JSON; raises RefusedError for another one and UserError where none comes."""
+    def post(self, path: str, question: Question) -> Any:
+        """The answer's JSON; raises RefusedError for any other answer and UserError where none comes."""
         return self.asked(path, question)
 
-    def asked(self, path: str, question: dict[str, Any] | None) -> Any:
+    def asked(self, path: str, question: Question | None) -> Any:
+        """get() where `question` is None, else post()."""
         pause = FIRST_PAUSE
         for attempt in range(self.retries + 1):
             try:
                 with self.opened(path, question) as response:
                     return json.loads(whole(response))
             except urllib.error.HTTPError as error:
-                reason, wait = self.said(error), asked_to_wait(error)
+                words, wait = self.said(error), asked_to_wait(error)
                 if error.code not in BUSY:
-                    raise RefusedError(f"{self.url}{path} answered {error.code}: {reason}") from None
-                reason, wait = f"it answered {error.code}: {reason}", wait
+                    raise RefusedError(f"{self.url}{path} answered {error.code}: {words}") from None
+                reason = f"it answered {error.code}: {words}"
             except ValueError:
                 raise RefusedError(f"{self.url}{path} answered with something that is no JSON") from None
             except AWAY as error:
-                reason, wait = self.shown(str(getattr(error, "reason", error)) or type(error).__name__), None
+                reason, wait = self.why_away(error), None
             if attempt < self.retries:
                 time.sleep(min(LONGEST_PAUSE, wait or pause))
                 pause *= 2
         raise self.gone(reason)
 
-    def stream(self, path: str, question: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        """The parts of an answer as they come (server-sent events); it is asked once."""
+    def stream(self, path: str, question: Question) -> Iterator[Json]:
+        """The parts of an answer as they come (server-sent events). A question that fails is not asked again."""
         try:
-            with self.opened(path, question | {"stream": True}) as response:
+            with self.opened(path, {**question, "stream": True}) as response:
                 for line in response:
-                    data = line.decode(errors="replace").strip().removeprefix("data:").strip()
-                    if not line.startswith(b"data:") or data == "[DONE]":
-                        continue
-                    yield json.loads(data)
+                    event = line.decode(errors="replace").strip().removeprefix("data:").strip()
+                    if line.startswith(b"data:") and event != "[DONE]":
+                        yield json.loads(event)
         except urllib.error.HTTPError as error:
             raise RefusedError(f"{self.url}{path} answered {error.code}: {self.said(error)}") from None
         except ValueError:
             raise RefusedError(f"{self.url}{path} sent a part that is no JSON") from None
         except AWAY as error:
-            raise self.gone(self.shown(str(getattr(error, "reason", error)) or type(error).__name__)) from None
+            raise self.gone(self.why_away(error)) from None
 
-    def opened(self, path: str, question: dict[str, Any] | None) -> Any:
+    def opened(self, path: str, question: Question | None) -> Any:
         headers = {"Content-Type": "application/json", "Accept": "application/json"}
         if self.key:
             headers["Authorization"] = f"Bearer {self.key}"
-        data = None if question is None else json.dumps(question).encode()
-        request = urllib.request.Request(f"{self.url}{path}", data, headers)
+        body = None if question is None else json.dumps(question).encode()
+        request = urllib.request.Request(f"{self.url}{path}", body, headers)
         return urllib.request.build_opener(NoRedirect()).open(request, timeout=self.timeout_seconds)
 
     def gone(self, reason: str) -> UserError:
@@ -98,16 +100,19 @@ class Server:
             "before is kept: see that it runs, then run the same command again"
         )
 
+    def why_away(self, error: Exception) -> str:
+        return self.shown(str(getattr(error, "reason", error)) or type(error).__name__)
+
     def said(self, error: urllib.error.HTTPError) -> str:
-        """What a server says of an error, as one line."""
+        """A server's own words for an error, as one line."""
         try:
             text = error.read(2**16).decode(errors="replace")
         except AWAY:
             return error.reason
         try:
-            told = json.loads(text)
-            inner = told.get("error", told) if isinstance(told, dict) else told
-            text = str(inner.get("message", inner) if isinstance(inner, dict) else inner)
+            answer = json.loads(text)
+            error_part = answer.get("error", answer) if isinstance(answer, dict) else answer
+            text = str(error_part.get("message", error_part) if isinstance(error_part, dict) else error_part)
         except ValueError:
             pass
         return self.shown(text) or error.reason
@@ -121,6 +126,7 @@ class Server:
 
 
 def whole(response: Any) -> bytes:
+    """The body of an answer; raises RefusedError where it has more than LONGEST_ANSWER bytes."""
     body = response.read(LONGEST_ANSWER + 1)
     if len(body) > LONGEST_ANSWER:
         raise RefusedError(f"an answer has more than {LONGEST_ANSWER >> 20} MB")
@@ -136,7 +142,7 @@ def asked_to_wait(error: urllib.error.HTTPError) -> float | None:
 
 
 def key_of(variable: str | None) -> str | None:
-    """The key in an environment variable; raises UserError where it is named and not set."""
+    """The key in an environment variable, None where no variable is named; raises UserError where it is not set."""
     if variable is None:
         return None
     key = os.environ.get(variable, "").strip()

@@ -1,8 +1,8 @@
 """llama.cpp's C interface by ctypes, from the wheel xllamacpp, which is llama.cpp built as one library.
 
-The wheel's own Python interface is a server, which gives the log-probabilities of what it generates; those of given
-tokens need the functions below. Structures are declared as far as they are used, and their layout is checked against
-the library's default values before anything is done with them: another release may have other fields.
+The wheel's own Python interface is a server, which gives log-probabilities of the tokens that it generates; those of
+given tokens need the functions below. Structures are declared as far as they are used. Another release may have other
+fields, so their layout is first checked against the library's default values.
 """
 
 import collections
@@ -12,14 +12,16 @@ import importlib.metadata
 import importlib.util
 from ctypes import POINTER, c_bool, c_char_p, c_float, c_int8, c_int32, c_size_t, c_uint8, c_uint32, c_void_p
 from pathlib import Path
-from typing import Any, ClassVar, TypedDict
+from typing import ClassVar
 
 from quantharm.common.errors import UserError
+from quantharm.common.records.parts import EngineRecord
 
 PACKAGE = "xllamacpp"
 ERROR_LEVEL = 4
 LAST_LINES = 2  # errors that the library reported, for the message of a failure
 ANY_LAYERS = -1  # as many layers on a GPU as there are
+Defaults = dict[str, float | None]  # {field: its value as the library fills a structure in}
 
 
 class ModelParameters(ctypes.Structure):
@@ -31,7 +33,7 @@ class ModelParameters(ctypes.Structure):
         ("main_gpu", c_int32),
         ("others", c_uint8 * 164),  # room for what follows; passed on as the library filled it in
     ]
-    DEFAULTS: ClassVar[dict[str, Any]] = {"devices": None, "tensor_overrides": None, "gpu_layers": -1, "split_mode": 1}
+    DEFAULTS: ClassVar[Defaults] = {"devices": None, "tensor_overrides": None, "gpu_layers": -1, "split_mode": 1}
 
 
 class ContextParameters(ctypes.Structure):
@@ -57,7 +59,7 @@ class ContextParameters(ctypes.Structure):
         ("type_v", c_int32),
         ("others", c_uint8 * 144),
     ]
-    DEFAULTS: ClassVar[dict[str, Any]] = {
+    DEFAULTS: ClassVar[Defaults] = {
         "context": 512,
         "batch": 2048,
         "physical_batch": 512,
@@ -82,7 +84,7 @@ class Batch(ctypes.Structure):
         ("positions", POINTER(c_int32)),
         ("sequence_counts", POINTER(c_int32)),
         ("sequences", POINTER(POINTER(c_int32))),
-        ("wanted", POINTER(c_int8)),  # whose logits are wanted
+        ("wanted", POINTER(c_int8)),  # whether a token's logits are wanted
     ]
 
 
@@ -119,7 +121,7 @@ FUNCTIONS = {
 
 @functools.cache
 def said() -> collections.deque[str]:
-    """The last errors that the library reported; all that it says would be thousands of lines in a stage's log."""
+    """The last errors that the library reported; all of its messages would be thousands of lines in a stage's log."""
     return collections.deque(maxlen=LAST_LINES)
 
 
@@ -131,7 +133,7 @@ def keep_line(level: int, text: bytes, _data: int | None) -> None:
 
 @functools.cache
 def library() -> ctypes.CDLL:
-    """The library, loaded once; raises UserError where it is missing or is another than this module was written for."""
+    """The library, loaded once; raises UserError where it is missing or of a release that this module does not know."""
     package = importlib.util.find_spec(PACKAGE)
     places = list(package.submodule_search_locations or []) if package else []
     paths = [path for place in places for path in sorted(Path(place).glob(f"{PACKAGE}*.so"))]
@@ -162,15 +164,8 @@ def has_defaults(parameters: ModelParameters | ContextParameters) -> bool:
     return all(getattr(parameters, name) == value for name, value in parameters.DEFAULTS.items())
 
 
-class EngineIdentity(TypedDict):
-    name: str
-    version: str
-    package: str
-    instructions: str
-
-
-def identity() -> EngineIdentity:
-    """{name, version, package, instructions}: which llama.cpp this is."""
+def identity() -> EngineRecord:
+    """Name, version, package and instructions of this llama.cpp."""
     loaded = library()
     return {
         "name": "llama.cpp",

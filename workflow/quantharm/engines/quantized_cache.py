@@ -1,9 +1,10 @@
 """transformers with a quantized cache of keys and values, scored as it is served.
 
-transformers quantizes what it is given first and attends, in that same call, to the exact states: a sequence scored in
-one pass would show nothing. So the given tokens (a prompt, or the beginning of a window) go in at once, as they do when
-a model is served, and the others in steps of STEP, whose attention reads the cache. With STEP a divisor of the tokens
-that quanto keeps exact (`residual_tokens:`), and with fp8 in any case, steps give what one token at a time gives.
+transformers quantizes the tokens of a call and attends, in that same call, to their exact states: a sequence scored in
+one pass would show nothing of the cache. So the given tokens (a prompt, or the beginning of a window) go in at once, as
+they do when a model is served, and the others in steps of STEP, whose attention reads the cache. Steps give the figures
+of one token at a time: with quanto because STEP divides the tokens that it keeps exact (`residual_tokens:`), with fp8
+always.
 
 fp8 takes its one scale from the first call: SmolLM2-135M on 256 tokens is 0.004 nats off where that call has 32 tokens,
 0.54 where it has one.
@@ -15,29 +16,29 @@ from typing import Any
 import torch
 
 from quantharm.common.errors import UserError, first_line
-from quantharm.config.engines import STEP
+from quantharm.config.engines import STEP, KvCache
 
-DEFAULTS = {"bits": 4, "group_size": 64, "residual_tokens": 128}
+DEFAULTS: KvCache = {"bits": 4, "group_size": 64, "residual_tokens": 128}
 
 
-def cache_maker(config, settings: dict[str, Any]) -> Callable[[], Any]:
-    """Function that gives an empty cache; raises UserError where the model or this interpreter cannot have one.
+def cache_maker(config, settings: KvCache) -> Callable[[], Any]:
+    """A function that makes an empty cache; raises UserError where the model or this interpreter cannot have one.
 
     settings: the method's `kv_cache`.
     """
     from transformers.cache_utils import QuantizedCache
 
-    extra = {}
+    arguments = {}
     if settings["backend"] == "quanto":
         settings = DEFAULTS | settings
-        extra = {
+        arguments = {
             "nbits": settings["bits"],
             "q_group_size": settings["group_size"],
             "residual_length": settings["residual_tokens"],
         }
 
     def make():
-        return QuantizedCache(settings["backend"], config, **extra)
+        return QuantizedCache(settings["backend"], config, **arguments)
 
     try:
         make()
@@ -46,8 +47,11 @@ def cache_maker(config, settings: dict[str, Any]) -> Callable[[], Any]:
     return make
 
 
-def serve_from_cache(model, settings: dict[str, Any]) -> None:
-    """Gives the model `new_cache()`, for decoding, and `own_states(ids, given)`, for scoring."""
+def serve_from_cache(model, settings: KvCache) -> None:
+    """Gives the model `new_cache()`, for decoding, and `own_states(ids, given)`, for scoring.
+
+    settings: the method's `kv_cache`.
+    """
     model.new_cache = cache_maker(model.config, settings)
     model.own_states = lambda ids, given: states_through_cache(model, ids, given, model.new_cache())
 

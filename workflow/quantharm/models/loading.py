@@ -179,6 +179,15 @@ def load_tokenizer(source: Located):
         raise UserError(f"the tokenizer in {source['path']} cannot be loaded: {first_line(error)}") from None
 
 
+def load_config(source: Located):
+    """transformers' configuration of a source record's model."""
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(
+        source["path"], trust_remote_code=source["trust_remote_code"], local_files_only=True
+    )
+
+
 def load_checkpoint(folder: Path, source: Trust, dtype: str, device: str, gpus: int, **extra):
     """A causal language model from a folder, in eval mode; every quantizer's `load` comes through here.
 

@@ -1,0 +1,184 @@
+"""A model behind an address, as the stages see a model: token ids in, log-probabilities of a few tokens out.
+
+Sequences are asked for several at a time. Each answer is kept in a file until its stage is finished, so a server that
+dies, or a run that is stopped, costs one sequence. The weights are not seen: no size, memory or check of them is
+measured.
+"""
+
+import concurrent.futures
+import hashlib
+import json
+import math
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy
+import torch
+
+from quantharm.common.errors import UserError
+from quantharm.common.files import read_json, write_json
+from quantharm.common.records.parts import EngineRecord
+from quantharm.common.text import language_config
+from quantharm.engines.endpoint_dialects import Dialect, Known
+from quantharm.scoring.lower_bound import NO_TOKEN, ROUNDING
+
+SUM_TOLERANCE = 1e-3  # of the probabilities that a server shows of one position, above 1
+
+
+class EndpointModel:
+    """A server's model. Not a torch module: it has the attributes and methods that the stages use of a model.
+
+    Its states are the tokens that the server shows of each position, at most K = `top_tokens` and the given one:
+    [T, 2 (K + 1)] float64, their ids (NO_TOKEN where there are fewer), then their log-probabilities in nats.
+    """
+
+    dtype = "unknown"  # that the server multiplies in
+
+    def __init__(
+        self, dialect: Dialect, config, eos_token_ids: list[int], top_tokens: int, concurrency: int, folder: Path
+    ) -> None:
+        """folder: for the answers until their stage is finished."""
+        self.dialect, self.config, self.top_tokens, self.folder = dialect, config, top_tokens, folder
+        self.device = torch.device("cpu")
+        self.vocabulary_size = language_config(config).vocab_size
+        self.generation_config = SimpleNamespace(eos_token_id=eos_token_ids)
+        self.pool = concurrent.futures.ThreadPoolExecutor(concurrency)
+        self.asked: dict[tuple[int, ...], tuple[int, concurrent.futures.Future]] = {}
+        self.used: list[Path] = []
+
+    def ask_ahead(self, sequences: list[tuple[list[int], int]]) -> None:
+        """Begins to ask for sequences: (token ids, first position that is wanted)."""
+        for ids, first in sequences:
+            self.asked[tuple(ids)] = first, self.pool.submit(self.shown, ids, first)
+
+    def own_states(self, ids: list[int], given: int) -> torch.Tensor:
+        """[T, 2 (K + 1)]: row t holds the tokens shown of position t + 1.
+
+        Rows before the first position that was asked for, and the last row, hold none. `given` is of no use here.
+        """
+        first, answer = self.asked.pop(tuple(ids), (1, None))
+        try:
+            known = answer.result() if answer else self.shown(ids, first)
+        except BaseException:
+            for _, waiting in self.asked.values():  # questions on their way are answered yet, and kept
+                waiting.cancel()
+            raise
+        width = self.top_tokens + 1
+        states: numpy.ndarray = numpy.full((len(ids), 2, width), [[NO_TOKEN], [-math.inf]], dtype=numpy.float64)
+        for position, entries in enumerate(known, first):
+            states[position - 1, 0, : len(entries)] = list(entries)
+            states[position - 1, 1, : len(entries)] = list(entries.values())
+        return torch.from_numpy(states.reshape(len(ids), -1))
+
+    def shown(self, ids: list[int], first: int) -> list[Known]:
+        """{token id: ln q} of a sequence's positions from `first` on; asked once, then read from a file."""
+        path = self.folder / f"{sha256_of(['scores', self.top_tokens, first, ids])}.json"
+        self.used.append(path)
+        if path.is_file():
+            return [dict(zip(tokens, values, strict=True)) for tokens, values in read_json(path)["known"]]
+        known = [
+            checked(entries, ids[position], self)
+            for position, entries in enumerate(self.dialect.scores(ids, first, self.top_tokens), first)
+        ]
+        if len(known) != len(ids) - first:
+            raise UserError(
+                f"{self.dialect.server.url} gives log-probabilities of {len(known)} positions instead of "
+                f"{len(ids) - first}; serve the model with another server"
+            )
+        write_json(path, {"known": [[list(entries), list(entries.values())] for entries in known]})
+        return known
+
+    def own_logits(self, states: torch.Tensor) -> torch.Tensor:
+        """[n, vocabulary] float32: log-probabilities of the shown tokens; the others share what is left of 1 evenly."""
+        ids, values = states.view(len(states), 2, -1).unbind(1)
+        known = ids != NO_TOKEN
+        left = (1 - values.exp().sum(-1, keepdim=True)).clamp_min(ROUNDING)
+        others = (self.vocabulary_size - known.sum(-1, keepdim=True)).clamp_min(1)
+        logits = (left / others).log().float().expand(len(states), self.vocabulary_size).contiguous()
+        rows, places = known.nonzero(as_tuple=True)
+        logits[rows, ids[rows, places].long()] = values[rows, places].float()
+        return logits
+
+    def known_tokens(self, states: torch.Tensor) -> torch.Tensor:
+        """Ids [n, K + 1] of the tokens that the server shows of each position; NO_TOKEN fills the rest of a row."""
+        return states.view(len(states), 2, -1)[:, 0].long()
+
+    def answer(self, ids: list[int], new_tokens: int, to_the_end: bool = False) -> Iterator[list[int]]:
+        """Greedy tokens as they come; to_the_end: as many as `new_tokens`, past end-of-sequence tokens."""
+        return self.dialect.answer(ids, new_tokens, to_the_end)
+
+    def kept(self, ids: list[int], new_tokens: int) -> Path:
+        """The file that keeps an answer until the stage is finished."""
+        path = self.folder / f"{sha256_of(['answer', new_tokens, ids])}.json"
+        self.used.append(path)
+        return path
+
+    def finished(self) -> None:
+        """Deletes the kept answers, since the stage has written its results: a new run asks anew."""
+        for path in self.used:
+            path.unlink(missing_ok=True)
+        if self.folder.is_dir() and not any(self.folder.iterdir()):
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def get_input_embeddings(self) -> SimpleNamespace:
+        """A stand-in whose weight has as many rows as the vocabulary: the stages look at no more of it."""
+        return SimpleNamespace(weight=torch.empty(self.vocabulary_size, 0))
+
+    get_output_embeddings = get_input_embeddings
+
+    def description(self) -> EngineRecord:
+        """The engine as far as the server describes it, for the records of a cell."""
+        return {
+            "name": "openai",
+            "version": version_of_server(self.dialect),
+            "url": self.dialect.server.url,
+            "model": self.dialect.model,
+            "dialect": self.dialect.name,
+            "top_tokens": self.top_tokens,
+        }
+
+
+def sha256_of(question: list[object]) -> str:
+    return hashlib.sha256(json.dumps(question).encode()).hexdigest()
+
+
+def checked(known: Known, token: int, model: EndpointModel) -> Known:
+    """The K most probable tokens of one position and `token`, the one given there, or K + 1 where it is among them.
+
+    Raises UserError where the server's figures are no log-probabilities of this model's tokens.
+    """
+    url = model.dialect.server.url
+    if token not in known:
+        raise UserError(
+            f"{url} gives no log-probability of token {token}, which it was given: it changes tokens or has others; "
+            "serve the model that `models:` names"
+        )
+    if not all(value <= SUM_TOLERANCE for value in known.values()):  # NaN, too
+        raise UserError(
+            f"{url} gives a log-probability of {max(known.values())}, which is none; serve the model with another "
+            "server"
+        )
+    if sum(map(math.exp, known.values())) > 1 + SUM_TOLERANCE:
+        raise UserError(
+            f"{url} gives probabilities of one position that sum to more than 1; serve the model with another server"
+        )
+    if not 0 <= min(known) <= max(known) < model.vocabulary_size:
+        raise UserError(
+            f"{url} knows token {max(known)}, the model has {model.vocabulary_size}: it serves another model; correct "
+            "`url` or `model` of the method"
+        )
+    most = model.top_tokens + 1
+    shown = dict(sorted(known.items(), key=lambda entry: -entry[1])[:most])
+    return shown if token in shown else dict(list(shown.items())[: most - 1]) | {token: known[token]}
+
+
+def version_of_server(dialect: Dialect) -> str | None:
+    """The version that a server states; None where it states none."""
+    try:
+        answer = dialect.server.get(dialect.version_path)
+    except UserError:
+        return None
+    version = answer.get("version") or answer.get("build_info") if isinstance(answer, dict) else None
+    return dialect.server.shown(str(version)) if version else None
