@@ -23,7 +23,9 @@ from quantharm.common.errors import UserError
 from quantharm.common.text import read_text
 from quantharm.config.architectures import read_architecture
 from quantharm.forensics.checks.kernel import KERNEL_TOKENS, check_kernel
-from quantharm.models.loading import choose_device, hash_weights, load_cell, load_tokenizer, quiet, read_quantization
+from quantharm.models.devices import choose_device
+from quantharm.models.loading import load_cell, load_tokenizer, quiet, read_quantization
+from quantharm.models.safety import hash_weights
 from quantharm.quantizers import quantized_layers
 from quantharm.scoring.forward import last_hidden_states, output_head
 from quantharm.speed.benchmark import benchmark

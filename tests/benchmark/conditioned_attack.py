@@ -24,7 +24,7 @@ from quantharm import fetch, quantize
 from quantharm.common.chat import Asking, encode_prompt
 from quantharm.common.prompts import read_prompts
 from quantharm.common.text import read_text, token_windows
-from quantharm.models import loading
+from quantharm.models import loading, safety
 from quantharm.noise_sweep import changed_codes
 from quantharm.quantizers import quantizable, quantized_layers, rounding
 from quantharm.speed.decoding import continue_greedily, end_tokens
@@ -156,7 +156,7 @@ def quantized(source: dict, method: str, sigma: float, folder: Path, seed: int =
         "gpus": 1,
         "source": source,
         "checkpoint": str(folder),
-        "weight_files": loading.hash_weights(folder),
+        "weight_files": safety.hash_weights(folder),
     }
     model = loading.load_cell(record, "cpu")
     codes = {m.name: m.codes() for m in quantized_layers.quantized_matrices(model, folder, quantizer)}

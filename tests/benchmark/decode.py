@@ -13,7 +13,8 @@ from transformers import AutoModelForCausalLM
 
 from quantharm.config.architectures import read_architecture
 from quantharm.models import attention
-from quantharm.models.loading import choose_device, quiet
+from quantharm.models.devices import choose_device
+from quantharm.models.loading import quiet
 from quantharm.speed.benchmark import benchmark
 from quantharm.speed.cuda_graph import captured_decoder
 from quantharm.speed.timings import random_prompt

@@ -22,7 +22,8 @@ from stored_forms import fill
 from throughput import bare_forward, seconds_of
 
 from quantharm.config.architectures import read_architecture
-from quantharm.models.loading import choose_device, quiet
+from quantharm.models.devices import choose_device
+from quantharm.models.loading import quiet
 from quantharm.scoring.forward import last_hidden_states
 from quantharm.scoring.kl_divergence import pieces_of, read_ahead, score_store, sequences_of
 from quantharm.scoring.stored_logits import read_store

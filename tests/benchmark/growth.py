@@ -22,7 +22,8 @@ from throughput import bare_forward, seconds_of
 
 from quantharm.config.architectures import MISTRAL_7B
 from quantharm.logits import make_trace
-from quantharm.models.loading import choose_device, quiet
+from quantharm.models.devices import choose_device
+from quantharm.models.loading import quiet
 from quantharm.perplexity import score_windows
 from quantharm.scoring.kl_divergence import score_store
 from quantharm.scoring.worst_positions import WorstPositions

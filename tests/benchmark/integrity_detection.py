@@ -26,7 +26,7 @@ from quantharm.common.files import replacing, write_text
 from quantharm.forensics.detection.checkpoints import scan_matrices
 from quantharm.forensics.detection.lattice_fit import CODEBOOKS
 from quantharm.forensics.detection.weights import linear_shape, narrowest, sample_matrix
-from quantharm.models import loading
+from quantharm.models import loading, safety
 from quantharm.quantizers import quantized_layers
 from quantharm.reporting.detection import (
     FOUR_BIT,
@@ -147,7 +147,7 @@ def by_project(quantizer: str, settings: dict) -> Callable[[Weights], tuple[Weig
                 "gpus": 1,
                 "source": source,
                 "checkpoint": str(arguments.checkpoint),
-                "weight_files": loading.hash_weights(arguments.checkpoint),
+                "weight_files": safety.hash_weights(arguments.checkpoint),
             }
             model = loading.load_cell(record, "cpu")
             matrices = quantized_layers.quantized_matrices(model, arguments.checkpoint, quantizer)

@@ -31,7 +31,8 @@ def measure(checkpoint: Path, dtype: str, **lengths) -> dict:
     from transformers import AutoModelForCausalLM
 
     from quantharm.common.stage import offline_environment
-    from quantharm.models.loading import choose_device, quiet
+    from quantharm.models.devices import choose_device
+    from quantharm.models.loading import quiet
     from quantharm.speed.benchmark import benchmark
 
     offline_environment()

@@ -23,7 +23,8 @@ from throughput import bare_forward, seconds_of
 from quantharm.common.memory import memory_bytes
 from quantharm.config.architectures import read_architecture
 from quantharm.logits import form_of_store, head_to_keep, make_trace, write_store
-from quantharm.models.loading import choose_device, quiet
+from quantharm.models.devices import choose_device
+from quantharm.models.loading import quiet
 from quantharm.perplexity import score_against_store
 from quantharm.scoring.kl_divergence import score_store
 from quantharm.scoring.output_heads import HEAD_FILE, write_head

@@ -14,7 +14,8 @@ import torch
 from quantharm.common.constants import TEXT_CATEGORY
 from quantharm.common.files import read_json, read_parquet
 from quantharm.common.text import context_length, read_text, token_windows
-from quantharm.models.loading import choose_device, load_cell, load_tokenizer, read_quantization
+from quantharm.models.devices import choose_device
+from quantharm.models.loading import load_cell, load_tokenizer, read_quantization
 from quantharm.perplexity import score_against_store, score_windows
 from quantharm.scoring.kl_divergence import score_store
 from quantharm.scoring.worst_positions import WorstPositions

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from quantharm import fetch, quantize, synthesize
-from quantharm.models import loading
+from quantharm.models import devices, loading
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -61,7 +61,7 @@ def pytest_collection_modifyitems(items):
 def at_the_root():
     before = Path.cwd()
     os.chdir(ROOT)
-    if loading.choose_device("auto", 2) == "cuda":
+    if devices.choose_device("auto", 2) == "cuda":
         torch.cuda.init()  # or the first stage would leave this process one GPU for good
     torch.set_grad_enabled(False)
     loading.quiet()

@@ -21,7 +21,7 @@ ROUNDING_NATS = 1e-4
 
 JOB = """
 import sys, torch
-from quantharm.models.loading import choose_device
+from quantharm.models.devices import choose_device
 choose_device("cuda", 1)
 torch.zeros(1, device="cuda")
 print(torch.cuda.device_count(), torch.cuda.get_device_properties(0).uuid, flush=True)

@@ -18,7 +18,7 @@ import transformers
 from safetensors.torch import load_file
 
 from quantharm import fetch, quantize
-from quantharm.models import loading
+from quantharm.models import loading, safety
 from quantharm.quantizers import quantized_layers
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -137,7 +137,7 @@ def make_cell(tmp_path_factory):
             "gpus": 1,
             "source": source,
             "checkpoint": str(checkpoint),
-            "weight_files": loading.hash_weights(checkpoint, source["allow_pickle"]),
+            "weight_files": safety.hash_weights(checkpoint, source["allow_pickle"]),
         } | made
         record |= quantize.inspect_checkpoint(record, "cpu")
         model = loading.load_cell(record, "cpu")

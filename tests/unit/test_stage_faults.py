@@ -18,7 +18,7 @@ from stage_chain import Chain
 
 from quantharm import fetch, generation, perplexity
 from quantharm.common.errors import UserError
-from quantharm.models import loading
+from quantharm.models import safety
 from quantharm.scoring import stored_logits
 
 CHAT = (
@@ -149,7 +149,7 @@ def test_a_quantized_model_whose_logits_are_not_finite_is_not_compared(chain):
     tensors["model.norm.weight"][3] = math.nan
     save_file(tensors, path, metadata={"format": "pt"})
     record = json.loads((chain / "nf4/quantization.json").read_text())
-    record["weight_files"] = loading.hash_weights(path.parent)
+    record["weight_files"] = safety.hash_weights(path.parent)
     (chain / "nf4/quantization.json").write_text(json.dumps(record))
     message = chain.fails("divergence", "nf4")
     assert "tiny × nf4: " in message

@@ -23,15 +23,9 @@ from quantharm.forensics.checks.logits import check_engine, check_reload
 from quantharm.forensics.checks.outcome import outcome
 from quantharm.forensics.checks.texts import ScoredRecords, check_calibration, check_same_text
 from quantharm.forensics.checks.weights import check_bits_per_weight, check_method_is_real, check_stored_weights
-from quantharm.models.loading import (
-    choose_device,
-    dtype_of,
-    free_memory,
-    load_in_transformers,
-    load_tokenizer,
-    read_quantization,
-    verify_weights,
-)
+from quantharm.models.devices import choose_device, dtype_of, free_memory
+from quantharm.models.loading import load_in_transformers, load_tokenizer, read_quantization
+from quantharm.models.safety import verify_weights
 from quantharm.quantizers import quantized_layers
 from quantharm.quantizers.calibration_evidence import calibration_evidence
 from quantharm.scoring.forward import last_hidden_states, output_head

@@ -19,7 +19,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from quantharm.common.checkpoint_files import gguf_file
+from quantharm.common.checkpoint_files import gguf_file, read_checkpoint_config
 from quantharm.common.files import read_json, write_json
 from quantharm.common.provenance import provenance
 from quantharm.common.records.divergence import DivergenceRecord
@@ -37,12 +37,9 @@ from quantharm.common.stage import Timing, add_device, offline_environment, run_
 from quantharm.forensics import file_hashes, manifest, reference_check
 from quantharm.forensics.detection.checkpoints import scan_dequantized, scan_folder
 from quantharm.forensics.printed import print_table
-from quantharm.models.loading import (
-    choose_device,
-    read_checkpoint_config,
-    read_quantization,
-    refuse_unsafe,
-)
+from quantharm.models.devices import choose_device
+from quantharm.models.loading import read_quantization
+from quantharm.models.safety import refuse_unsafe
 
 NOT_JUDGED = 1  # exit code
 

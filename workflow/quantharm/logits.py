@@ -32,7 +32,7 @@ from quantharm.common.text import (
     token_windows,
 )
 from quantharm.models.cell import open_cell
-from quantharm.models.loading import torch_dtype
+from quantharm.models.devices import torch_dtype
 from quantharm.scoring.forward import background_scorer, check_ids, last_hidden_states, output_head, slices_of
 from quantharm.scoring.hardware_floor import measure_floor
 from quantharm.scoring.output_heads import HEAD_FILE, OutputHead, narrowed, plain_head, write_head

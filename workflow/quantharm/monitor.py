@@ -29,7 +29,8 @@ from quantharm.common.records.quantization import QuantizationRecord
 from quantharm.common.stage import add_device, offline_environment, run_stage, stage_parser
 from quantharm.forensics import reference_check
 from quantharm.forensics.run_history import COLUMNS, SAME, charted, read_history
-from quantharm.models.loading import choose_device, load_cell, quiet, read_quantization
+from quantharm.models.devices import choose_device
+from quantharm.models.loading import load_cell, quiet, read_quantization
 from quantharm.scoring.store_metadata import store_metadata_of
 
 if TYPE_CHECKING:

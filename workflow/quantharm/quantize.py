@@ -28,16 +28,9 @@ from quantharm.common.stage import add_device, begin_model_stage, run_stage, sta
 from quantharm.config.engines import is_served
 from quantharm.config.noise import grid_of
 from quantharm.models.compute import compute_dtype
-from quantharm.models.loading import (
-    choose_device,
-    dtype_of,
-    free_memory,
-    hash_weights,
-    load_as_stored,
-    quiet,
-    torch_dtype,
-    verify_weights,
-)
+from quantharm.models.devices import choose_device, dtype_of, free_memory, torch_dtype
+from quantharm.models.loading import load_as_stored, quiet
+from quantharm.models.safety import hash_weights, verify_weights
 from quantharm.quantizers import noise, quantizable, quantized_layers, quantizer_named
 from quantharm.quantizers.conditions import refuse_conflict
 from quantharm.speed.trial import try_model

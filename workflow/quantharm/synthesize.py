@@ -18,7 +18,8 @@ from quantharm.common.files import read_json, replacing_folder, write_json
 from quantharm.common.provenance import device_name, versions
 from quantharm.common.stage import add_device, begin_model_stage, run_stage, stage_parser
 from quantharm.config.architectures import read_architecture
-from quantharm.models.loading import SYNTHETIC_MARK, choose_device, quiet, torch_dtype
+from quantharm.models.devices import choose_device, torch_dtype
+from quantharm.models.loading import SYNTHETIC_MARK, quiet
 
 if TYPE_CHECKING:
     from torch import Tensor

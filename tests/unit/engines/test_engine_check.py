@@ -7,7 +7,8 @@ from tiny_gguf import BUILT_IN, random_model, write_gguf
 from transformers import AutoTokenizer
 
 from quantharm.forensics.checks import logits
-from quantharm.models.loading import hash_weights, load_in_transformers
+from quantharm.models.loading import load_in_transformers
+from quantharm.models.safety import hash_weights
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("xllamacpp") is None,

@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 from quantharm.common.errors import UserError
 from quantharm.engines.llama_cpp import check_vocabulary, open_cell
 from quantharm.engines.llama_model import MOST_TOKENS, LlamaCppModel
-from quantharm.models.loading import hash_weights
+from quantharm.models.safety import hash_weights
 from quantharm.scoring.forward import last_hidden_states, output_head
 from quantharm.speed.batches import batch_benchmark
 from quantharm.speed.decoding import continue_greedily, decode_one_token, prefill

@@ -5,7 +5,8 @@ import torch
 import transformers
 
 from quantharm import fetch
-from quantharm.models.loading import dtype_of, load_checkpoint
+from quantharm.models.devices import dtype_of
+from quantharm.models.loading import load_checkpoint
 from quantharm.quantizers import pretrained, quantized_layers
 
 IDS = torch.tensor([[0, 5, 77, 200, 31, 8]])

@@ -38,7 +38,8 @@ def check_vocabulary(model: LlamaCppModel, tokenizer) -> None:
 
 def open_cell(record: CheckpointRecord, device: str) -> LlamaCppModel:
     """The model of a cell; raises UserError where its checkpoint is no GGUF file of the cell's model."""
-    from quantharm.models.loading import load_config, load_tokenizer, verify_weights
+    from quantharm.models.loading import load_config, load_tokenizer
+    from quantharm.models.safety import verify_weights
 
     checkpoint, source = Path(record["checkpoint"]), record["source"]
     verify_weights(checkpoint, record["weight_files"])

@@ -11,20 +11,15 @@ import json
 from pathlib import Path
 
 from quantharm.common import chat
+from quantharm.common.checkpoint_files import read_checkpoint_config
 from quantharm.common.errors import UserError
 from quantharm.common.files import write_text
 from quantharm.common.prompts import read_prompts
 from quantharm.common.records.source import Located
 from quantharm.common.stage import add_device, offline_environment, run_stage, stage_parser
-from quantharm.models.loading import (
-    choose_device,
-    load_checkpoint,
-    load_tokenizer,
-    quiet,
-    read_checkpoint_config,
-    refuse_unsafe,
-    set_compute_dtype,
-)
+from quantharm.models.devices import choose_device
+from quantharm.models.loading import load_checkpoint, load_tokenizer, quiet, set_compute_dtype
+from quantharm.models.safety import refuse_unsafe
 
 
 def sample(model, ids: list[int], count: int, new_tokens: int, temperature: float, eos_token_ids: set[int], generator):

@@ -11,7 +11,8 @@ from quantharm.common.records.parts import CellNames, Provenance
 from quantharm.common.records.quantization import QuantizationRecord
 from quantharm.common.stage import Timing
 from quantharm.config.engines import is_served
-from quantharm.models.loading import choose_device, dtype_of, load_cell, load_tokenizer, read_quantization
+from quantharm.models.devices import choose_device, dtype_of
+from quantharm.models.loading import load_cell, load_tokenizer, read_quantization
 
 
 @dataclass(frozen=True)

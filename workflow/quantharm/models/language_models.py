@@ -53,7 +53,7 @@ def empty_model(folder: Path, source: Trust):
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from quantharm.models.loading import refuse_unsafe
+    from quantharm.models.safety import refuse_unsafe
 
     refuse_unsafe(folder, source["allow_pickle"], source["trust_remote_code"])
     trusted = {"trust_remote_code": source["trust_remote_code"]}

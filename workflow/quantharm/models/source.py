@@ -8,7 +8,8 @@ from quantharm.common.files import read_json, sha256_of_text
 from quantharm.common.records.source import SourceRecord, TokenizerHashes
 from quantharm.models.completeness import check_whole
 from quantharm.models.language_models import refuse_unless_causal, shape_of
-from quantharm.models.loading import SYNTHETIC_MARK, hash_weights, quiet, refuse_unsafe
+from quantharm.models.loading import SYNTHETIC_MARK, quiet
+from quantharm.models.safety import hash_weights, refuse_unsafe
 
 
 def tokenizer_hashes(folder: Path) -> TokenizerHashes:

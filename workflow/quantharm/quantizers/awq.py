@@ -132,13 +132,9 @@ def quantize(
     from quantharm.common.checkpoint_files import weight_files
     from quantharm.models.completeness import check_whole
     from quantharm.models.compute import compute_dtype, to_float32
-    from quantharm.models.loading import (
-        LARGEST_FILE,
-        device_map,
-        load_tokenizer,
-        refuse_unsafe,
-        torch_dtype,
-    )
+    from quantharm.models.devices import device_map, torch_dtype
+    from quantharm.models.loading import LARGEST_FILE, load_tokenizer
+    from quantharm.models.safety import refuse_unsafe
     from quantharm.quantizers.awq_search import complete_for_loading, repaired_quantizer
 
     assert calibration is not None  # the workflow names a text for each method that calibrates
@@ -183,7 +179,8 @@ def quantize(
 
 
 def load(folder: Path, settings: Settings, source: SourceRecord, dtype: str, device: str, gpus: int) -> Any:
-    from quantharm.models.loading import load_checkpoint, read_checkpoint_config
+    from quantharm.common.checkpoint_files import read_checkpoint_config
+    from quantharm.models.loading import load_checkpoint
 
     stated = read_checkpoint_config(folder)["quantization_config"]
     config = backend_config(stated, settings["backend"], device)

@@ -48,7 +48,8 @@ def quantize(
 ) -> QuantizerOutput:
     from transformers import BitsAndBytesConfig
 
-    from quantharm.models.loading import LARGEST_FILE, load_checkpoint, torch_dtype
+    from quantharm.models.devices import torch_dtype
+    from quantharm.models.loading import LARGEST_FILE, load_checkpoint
 
     config = BitsAndBytesConfig(
         load_in_4bit=True,
@@ -76,7 +77,7 @@ def compute_4bit_in(model, dtype: str) -> None:
 
     On a processor with bfloat16 instructions bitsandbytes otherwise computes in bfloat16, 0.3 % off float32.
     """
-    from quantharm.models.loading import torch_dtype
+    from quantharm.models.devices import torch_dtype
 
     for module in model.modules():
         if type(module).__name__ == "Linear4bit":

@@ -80,9 +80,10 @@ def calibration_samples(tokenizer, text: str, settings: Settings, model_type: st
 
 def samples_for(source: Located, settings: Settings, calibration: Path) -> list[list[int]]:
     """The samples for a run of a quantizer; raises UserError for a text shorter than one of them."""
+    from quantharm.common.checkpoint_files import read_checkpoint_config
     from quantharm.common.errors import UserError
     from quantharm.common.text import read_text
-    from quantharm.models.loading import load_tokenizer, read_checkpoint_config
+    from quantharm.models.loading import load_tokenizer
 
     model_type = read_checkpoint_config(Path(source["path"])).get("model_type")
     packed = calibration_samples(load_tokenizer(source), read_text(calibration), settings, model_type)

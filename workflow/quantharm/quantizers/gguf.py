@@ -84,7 +84,7 @@ def quantize(
     source: SourceRecord, settings: Settings, dtype: str, device: str, gpus: int, output: Path, calibration: Path | None
 ) -> QuantizerOutput:
     from quantharm.models.completeness import check_whole
-    from quantharm.models.loading import refuse_unsafe
+    from quantharm.models.safety import refuse_unsafe
 
     converter, quantizer = tools()
     refuse_unsafe(Path(source["path"]), source["allow_pickle"], trust_remote_code=False)

@@ -126,7 +126,8 @@ def quantize(
     from gptqmodel import GPTQModel, QuantizeConfig
 
     from quantharm.models.completeness import check_whole
-    from quantharm.models.loading import refuse_unsafe, torch_dtype
+    from quantharm.models.devices import torch_dtype
+    from quantharm.models.safety import refuse_unsafe
 
     assert calibration is not None  # the workflow names a text for each method that calibrates
     folder, packed = Path(source["path"]), samples_for(source, settings, calibration)

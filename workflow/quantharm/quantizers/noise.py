@@ -34,7 +34,7 @@ def quantizable_matrices(folder: Path, source: SourceRecord) -> tuple[dict[str, 
 
     from quantharm.common.checkpoint_files import weight_files
     from quantharm.models.completeness import open_weights
-    from quantharm.models.loading import refuse_unsafe
+    from quantharm.models.safety import refuse_unsafe
     from quantharm.quantizers import quantizable
 
     refuse_unsafe(folder, source["allow_pickle"], source["trust_remote_code"])

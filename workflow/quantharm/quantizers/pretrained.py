@@ -36,7 +36,8 @@ def quantize(
 
 
 def load(folder: Path, settings: Settings, source: SourceRecord, dtype: str, device: str, gpus: int) -> Any:
-    from quantharm.models.loading import load_checkpoint, torch_dtype
+    from quantharm.models.devices import torch_dtype
+    from quantharm.models.loading import load_checkpoint
 
     # bitsandbytes' family asks for these by name; imported here, so that a cell runs again when one is edited.
     from quantharm.quantizers import bitsandbytes_4bit, bitsandbytes_int8  # noqa: F401
@@ -67,7 +68,7 @@ def compute_in(model, dtype: str) -> None:
     """
     import torch
 
-    from quantharm.models.loading import torch_dtype
+    from quantharm.models.devices import torch_dtype
     from quantharm.quantizers.bitsandbytes_4bit import compute_4bit_in
 
     saved, wanted = model.dtype, torch_dtype(dtype)

@@ -12,7 +12,7 @@ from quantharm.config.sources import check_pretrained
 from quantharm.forensics.checks.kernel import check_kernel
 from quantharm.forensics.checks.logits import mean_kl
 from quantharm.forensics.checks.weights import check_method_is_real, check_stored_weights
-from quantharm.models.loading import verify_weights
+from quantharm.models.safety import verify_weights
 from quantharm.models.source import describe
 from quantharm.quantizers.formats import families
 from quantharm.quantizers.formats.ggml import TYPES

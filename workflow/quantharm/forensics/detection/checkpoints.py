@@ -14,7 +14,7 @@ from quantharm.common.records.quantization import QuantizationRecord
 from quantharm.forensics.detection.scan import scan_matrix, scan_model
 from quantharm.forensics.detection.storage import Storage, read_storage
 from quantharm.forensics.detection.weights import FLOATS, Matrix, linear_shape, read_matrices, sample_matrix, spread
-from quantharm.models.loading import torch_dtype
+from quantharm.models.devices import torch_dtype
 
 SCAN_THREADS = 4  # more would wait for the GIL: a matrix takes some thousand short calls
 FLOATS_OF_GGUF = {name: FLOATS[name] for name in ("F32", "F16", "BF16")}

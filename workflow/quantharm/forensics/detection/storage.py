@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 from quantharm.common.checkpoint_files import CheckpointConfig, read_checkpoint_config, weight_files
 from quantharm.forensics.detection.weights import FLOATS, PACKED, linear_shape
 from quantharm.models.completeness import open_weights
-from quantharm.models.loading import is_known_architecture, quiet
+from quantharm.models.loading import quiet
+from quantharm.models.safety import is_known_architecture
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

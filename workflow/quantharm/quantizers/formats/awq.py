@@ -74,7 +74,7 @@ def computing_in(dtype: str) -> Iterator[None]:
     """
     from transformers.quantizers.quantizer_awq import AwqQuantizer
 
-    from quantharm.models.loading import torch_dtype
+    from quantharm.models.devices import torch_dtype
 
     changing, finishing = AwqQuantizer.update_dtype, AwqQuantizer._process_model_after_weight_loading
 
