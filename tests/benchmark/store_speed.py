@@ -16,7 +16,8 @@ import torch
 
 from quantharm.scoring.forward import SLICE_ELEMENTS
 from quantharm.scoring.kl_divergence import READERS_FOR_GPU
-from quantharm.scoring.stored_logits import StoreWriter, read_store
+from quantharm.scoring.store_writer import StoreWriter
+from quantharm.scoring.stored_logits import read_store
 
 
 def write_store(path: Path, block: torch.Tensor, groups: int) -> None:

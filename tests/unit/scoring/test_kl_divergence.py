@@ -19,7 +19,7 @@ from quantharm.scoring import kl_divergence
 from quantharm.scoring.divergence_figures import check_values, summarise
 from quantharm.scoring.forward import last_hidden_states, output_head
 from quantharm.scoring.output_heads import HEAD_FILE, plain_head, write_head
-from quantharm.scoring.stored_logits import StoreWriter
+from quantharm.scoring.store_writer import StoreWriter
 from quantharm.scoring.worst_positions import WorstPositions
 
 MEASURES = ["kl_nats", "reverse_kl_nats", "js_nats", "delta_p", "delta_nll_nats", "top1_agrees", "baseline_top1_p"]

@@ -8,7 +8,8 @@ import torch
 
 from quantharm.common.errors import UserError
 from quantharm.scoring import stored_logits as store_module
-from quantharm.scoring.stored_logits import StoreWriter, read_store, require_same, store_metadata
+from quantharm.scoring.store_writer import StoreWriter
+from quantharm.scoring.stored_logits import read_store, require_same, store_metadata
 
 VOCABULARY = 1000
 METADATA = {"model": "m", "revision": "abc", "dtype": "bfloat16"}
@@ -178,7 +179,7 @@ def test_a_disk_that_cannot_take_the_store_is_noticed(path, monkeypatch):
     def fail(_) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(store_module.os, "fsync", fail)
+    monkeypatch.setattr("os.fsync", fail)
     with pytest.raises(OSError, match="No space left"), StoreWriter(path, VOCABULARY, METADATA) as writer:
         writer.write("p", "C", range(4), range(4), log_probabilities(4, 0))
 

@@ -8,7 +8,8 @@ from quantharm.scoring.forward import last_hidden_states, output_head
 from quantharm.speed import answers, cuda_graph
 from quantharm.speed.answers import answer_suite
 from quantharm.speed.decoding import continue_greedily
-from quantharm.speed.static_decoder import NOT_FINITE, StaticDecoder, why_no_fixed_cache
+from quantharm.speed.fixed_cache import why_no_fixed_cache
+from quantharm.speed.static_decoder import NOT_FINITE, StaticDecoder
 
 CAUSAL = [name for name in zoo.ZOO if name not in zoo.NOT_CAUSAL]
 PROMPTS = [[7, 100, 33], [250 - i for i in range(40)], [18, 90, 41, 12, 9, 301, 77]]  # 40 fill a window of 32

@@ -5,7 +5,8 @@ import torch
 
 from quantharm.speed import batches, benchmark, cuda_graph
 from quantharm.speed.device_meters import EnergyMeter, PeakMemory
-from quantharm.speed.static_decoder import StaticDecoder, why_no_fixed_cache
+from quantharm.speed.fixed_cache import why_no_fixed_cache
+from quantharm.speed.static_decoder import StaticDecoder
 from quantharm.speed.timings import random_prompt
 
 METER = EnergyMeter(torch.device("cpu"))

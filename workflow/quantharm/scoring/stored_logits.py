@@ -12,7 +12,6 @@ import collections
 import concurrent.futures
 import itertools
 import json
-import os
 import queue
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -31,7 +30,6 @@ METADATA_KEY = b"quantharm"
 HIDDEN_STATES, LOG_PROBABILITIES = "hidden_states", "log_probabilities"  # columns, and words of the config
 FORMATS = {LOG_PROBABILITIES: 1, HIDDEN_STATES: 2}
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
-PAGE_BYTES, PAGE_ROWS = 2**17, 4  # so small that a page is copied and its checksum taken within a core's cache
 # What a file with a flipped bit makes pyarrow and json raise; pages have checksums, the footer has none.
 DAMAGE = (pyarrow.ArrowException, OSError, ValueError, TypeError, LookupError, AttributeError)
 
@@ -84,65 +82,9 @@ def store_schema(vocabulary: int, metadata: Mapping[str, Any]) -> pyarrow.Schema
     return pyarrow.schema(columns, metadata={METADATA_KEY: json.dumps(stated)})
 
 
-class StoreWriter:
-    """Writes a store row group by row group; use as a context manager on a temporary path.
-
-    It holds hidden states where the metadata have `hidden_states` {width, dtype}, else log-probabilities.
-    """
-
-    def __init__(self, path: Path, vocabulary: int, metadata: Mapping[str, Any]):
-        self.schema = store_schema(vocabulary, metadata)
-        self.entries = entries_of({**metadata, "vocabulary": vocabulary})
-        self.file = open(path, "wb")
-        self.writer = pyarrow.parquet.ParquetWriter(
-            self.file,
-            self.schema,
-            compression="none",
-            use_dictionary=["prompt_id", "category"],
-            write_statistics=["prompt_id", "position"],
-            write_page_checksum=True,
-            data_page_size=PAGE_BYTES,
-            write_batch_size=max(PAGE_ROWS, PAGE_BYTES // self.entries.row_bytes),
-        )
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, failure, *_):
-        with self.file:
-            self.writer.close()
-            if failure is None:
-                self.file.flush()
-                os.fsync(self.file.fileno())  # a full disk is told now, not when the file is read
-
-    def write(self, prompt_id: str, category: str, position, token_id, values: torch.Tensor) -> None:
-        """One row group; values: hidden states [n, width], or log-probabilities [n, vocabulary] of any float dtype."""
-        block = on_host(values.to(self.entries.dtype)).contiguous().view(torch.uint8).numpy()  # [n, bytes of a row]
-        count = len(block)
-        entries = pyarrow.FixedSizeBinaryArray.from_buffers(
-            pyarrow.binary(self.entries.row_bytes), count, [None, pyarrow.py_buffer(block)]
-        )
-        columns = [[prompt_id] * count, [category] * count, list(position), list(token_id)]
-        columns += [largest(values)] if self.entries.name == LOG_PROBABILITIES else []
-        arrays = [pyarrow.array(c, type=t) for c, t in zip(columns, self.schema.types[:-1], strict=True)]
-        self.writer.write_table(pyarrow.Table.from_arrays([*arrays, entries], schema=self.schema))
-
-
-def largest(values: torch.Tensor) -> list[int]:
-    """Index of the largest value of each row."""
-    return index_of_largest(values).tolist()
-
-
 def index_of_largest(values: torch.Tensor) -> torch.Tensor:
     """[n, vocabulary] → [n]; by numpy on a CPU, where it takes a tenth of the time of torch."""
     return values.argmax(-1) if values.is_cuda else torch.from_numpy(values.float().numpy().argmax(-1))
-
-
-def on_host(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor in memory of the host; from a GPU through pages that it can write to by itself."""
-    if not tensor.is_cuda:
-        return tensor
-    return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor)
 
 
 def open_store(path: Path) -> pyarrow.parquet.ParquetFile:

@@ -19,14 +19,20 @@ import torch
 from transformers.cache_utils import CacheLayerMixin, LinearAttentionCacheLayerMixin
 
 from quantharm.common.records.generation import BenchmarkRecord, Roofline
-from quantharm.common.text import context_length
 from quantharm.models import attention
 from quantharm.quantizers.quantized_layers import model_bytes, parts_of, tensor_bytes
 from quantharm.speed import served
 from quantharm.speed.batches import REPETITIONS, batch_benchmark, batch_of_one
 from quantharm.speed.decoding import Cache, decode_one_token, prefill
 from quantharm.speed.device_meters import EnergyMeter, PeakMemory, copy_bandwidth, kernel_seconds
-from quantharm.speed.timings import eager_benchmark, fastest_captured, prefill_benchmark, random_prompt, rate_of
+from quantharm.speed.timings import (
+    eager_benchmark,
+    fastest_captured,
+    fitting_lengths,
+    prefill_benchmark,
+    random_prompt,
+    rate_of,
+)
 
 PROFILED_TOKENS = 8
 
@@ -126,8 +132,7 @@ def benchmark(
     """
     if served.is_served(model):
         return served.benchmark(model, prompt_tokens, new_tokens, repetitions, seconds, prefill_tokens, batch_sizes)
-    context = context_length(model.config)
-    prompt_tokens = min(prompt_tokens, context - new_tokens) if context else prompt_tokens
+    prompt_tokens, lengths = fitting_lengths(model, prompt_tokens, new_tokens, prefill_tokens)
     prompt = random_prompt(model, prompt_tokens)
     meter = EnergyMeter(prompt.device)
     peak = PeakMemory(prompt.device)
@@ -138,7 +143,6 @@ def benchmark(
     else:
         eager = eager_benchmark(model, prompt, new_tokens, repetitions, seconds, meter)
     alone = batch_of_one(prompt, eager, captured, peak.bytes())
-    lengths = sorted({min(tokens, context or tokens) for tokens in prefill_tokens} - {prompt_tokens})
     rate = eager["decode_tokens_per_second"]["median"]
     captured_rate = rate_of(captured) or None
     return {

@@ -11,7 +11,8 @@ import torch
 
 from quantharm.common.errors import UserError, first_line
 from quantharm.speed.decoding import decode_one_token, prefill
-from quantharm.speed.static_decoder import WARM_UP_STEPS, StaticDecoder, cache_layers, why_no_fixed_cache
+from quantharm.speed.fixed_cache import cache_layers, why_no_fixed_cache
+from quantharm.speed.static_decoder import WARM_UP_STEPS, StaticDecoder
 
 KL_LIMIT = 1e-2  # nats, at any step
 NOISE_FACTOR = 4  # times what two uncaptured passes differ by, where a kernel adds in varying order: twice, in logits

@@ -19,7 +19,7 @@ from quantharm.common.records.generation import BatchRecord, BenchmarkRecord, Pr
 from quantharm.common.text import context_length
 from quantharm.speed.batches import MOST_TOKENS, NOT_MEASURED, REPETITIONS
 from quantharm.speed.decoding import Continuation, Stopped, never, why_ended
-from quantharm.speed.timings import random_prompt
+from quantharm.speed.timings import fitting_lengths, random_prompt
 
 ELSEWHERE = "it decodes behind an address"
 Times = tuple[float, float, int]  # seconds to the first tokens, to the last ones, tokens after the first ones
@@ -92,8 +92,7 @@ def benchmark(
     batch_sizes: Sequence[int] = (1,),
 ) -> BenchmarkRecord:
     """As speed.benchmark; prefill is the time to the first token, a batch so many answers asked for at once."""
-    context = context_length(model.config)
-    prompt_tokens = min(prompt_tokens, context - new_tokens) if context else prompt_tokens
+    prompt_tokens, lengths = fitting_lengths(model, prompt_tokens, new_tokens, prefill_tokens)
     prompts = prompts_of(model, prompt_tokens)
     timed(model, next(prompts), new_tokens)
     begin = time.perf_counter()
@@ -101,7 +100,6 @@ def benchmark(
     while len(values) < repetitions or time.perf_counter() - begin < seconds:
         values.append(timed(model, next(prompts), new_tokens))
     prefill_seconds, rates = describe([v[0] for v in values]), describe([rate_of([v]) for v in values])
-    lengths = sorted({min(n, context or n) for n in prefill_tokens} - {prompt_tokens})
     alone: BatchRecord = {
         "batch_size": 1,
         "prompt_tokens": prompt_tokens,

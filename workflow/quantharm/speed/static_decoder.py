@@ -5,44 +5,18 @@ buffers of a fixed size, in which decoding goes on. A step gets a mask of its ow
 are hidden, and in layers with a sliding window those before the window.
 """
 
-import inspect
 import time
 
 import torch
-from transformers.cache_utils import Cache, DynamicCache, StaticLayer
+from transformers.cache_utils import Cache, StaticLayer
 
-from quantharm.common.text import language_config
 from quantharm.models import attention
 from quantharm.speed.decoding import Continuation, Stopped, never, prefill, why_ended
 from quantharm.speed.device_meters import synchronise
+from quantharm.speed.fixed_cache import cache_layers, sliding_windows
 
 WARM_UP_STEPS = 3
-GROWING_LAYERS = ("DynamicLayer", "DynamicSlidingWindowLayer")  # of keys and values; a fixed size can replace them
 NOT_FINITE = -1  # in place of a token whose logits are not all finite
-
-
-def cache_layers(model) -> list:
-    """The layers of the cache that the model decodes with, empty."""
-    return DynamicCache(config=model.config).layers
-
-
-def why_no_fixed_cache(model) -> str | None:
-    """The reason why a model cannot decode over keys and values of a fixed size, None where it can."""
-    if "past_key_values" not in inspect.signature(model.forward).parameters:
-        return f"{type(model).__name__} keeps recurrent states instead of keys and values"
-    others = {type(layer).__name__ for layer in cache_layers(model)} - set(GROWING_LAYERS)
-    if others:
-        return f"{type(model).__name__} keeps more than keys and values ({', '.join(sorted(others))})"
-    if getattr(language_config(model.config), "attention_chunk_size", None):
-        return f"{type(model).__name__} attends in chunks, for which a fixed cache has no mask here"
-    return None
-
-
-def sliding_windows(model) -> dict[str, int | None]:
-    """{kind of layer, as the configuration names it: the tokens that it sees, None for all of them}."""
-    layers = cache_layers(model)
-    kinds = getattr(language_config(model.config), "layer_types", None) or [""] * len(layers)
-    return {kind: getattr(layer, "sliding_window", None) for kind, layer in zip(kinds, layers, strict=True)}
 
 
 class Reading:

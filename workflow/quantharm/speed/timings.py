@@ -4,12 +4,13 @@ Each gives medians with intervals and all values (medians.describe). Rates count
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
 from quantharm.common.medians import describe
 from quantharm.common.records.generation import Captured, Eager, FastestCaptured, PrefillRecord
+from quantharm.common.text import context_length
 from quantharm.speed.cuda_graph import captured_decoder
 from quantharm.speed.decoding import decode_one_token, prefill
 from quantharm.speed.device_meters import EnergyMeter, ProcessorWait, synchronise
@@ -34,6 +35,14 @@ def random_prompt(model, tokens: int, batch: int = 1) -> torch.Tensor:
     embeddings = model.get_input_embeddings().weight
     generator = torch.Generator().manual_seed(0)
     return torch.randint(0, embeddings.shape[0], (batch, tokens), generator=generator).to(embeddings.device)
+
+
+def fitting_lengths(model, prompt_tokens: int, new_tokens: int, prefill_tokens: Sequence[int]) -> tuple[int, list[int]]:
+    """(tokens of the benchmark's prompt, further prompt lengths), cut where the model's context is shorter."""
+    context = context_length(model.config)
+    if context is not None:
+        prompt_tokens = min(prompt_tokens, context - new_tokens)
+    return prompt_tokens, sorted({min(tokens, context or tokens) for tokens in prefill_tokens} - {prompt_tokens})
 
 
 def energy(joules: float | None, values: list, prompt: torch.Tensor, new_tokens: int) -> float | None:
