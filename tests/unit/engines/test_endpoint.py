@@ -5,6 +5,7 @@ import json
 import math
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -34,9 +35,14 @@ def model(source):
     return AutoModelForCausalLM.from_pretrained(source["path"], dtype=torch.float32)
 
 
+def pause_by(sleep, monkeypatch) -> None:
+    """This module's pauses alone: other threads of the process sleep as ever."""
+    monkeypatch.setattr(endpoint_http, "time", SimpleNamespace(sleep=sleep))
+
+
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch):
-    monkeypatch.setattr(endpoint_http.time, "sleep", lambda seconds: None)
+    pause_by(lambda seconds: None, monkeypatch)
 
 
 def record_of(url: str, source: dict, folder: Path, **changed) -> dict:
@@ -230,7 +236,7 @@ def test_a_busy_server_is_asked_again_when_it_says(opened, monkeypatch):
     def once_busy(path, question, answer):
         return (429, {"Retry-After": "7"}, {}) if question.get("prompt") == IDS and busy and busy.pop() else answer
 
-    monkeypatch.setattr(endpoint_http.time, "sleep", waited.append)
+    pause_by(waited.append, monkeypatch)
     assert last_hidden_states(opened(change=once_busy)[0], IDS).shape == (12, 42)
     assert waited == [7.0]
 

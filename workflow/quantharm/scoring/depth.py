@@ -1,4 +1,4 @@
-"""KL divergence by depth: how many tokens of an answer stand before the one that is predicted."""
+"""KL divergence by depth: the number of an answer's tokens before the predicted one."""
 
 import pandas
 
@@ -10,9 +10,9 @@ FIRST_EDGE = 16  # tokens; each bin after the first is as long as all before it
 
 
 def kl_by_depth(rows: pandas.DataFrame) -> list[DepthBin]:
-    """rows: a row a position with prompt_id, category, position, kl_nats, top1_agrees; the text is left out.
+    """Mean KL in nats and agreement of the first choices for answers' tokens 0 to 15, 16 to 31, 32 to 63, …
 
-    Depth counts from the first position of a prompt's answer. Bins: 0 to 15, 16 to 31, 32 to 63, …
+    rows: a row a position with prompt_id, category, position, kl_nats, top1_agrees; those of the text are left out.
     """
     answers = rows[rows["category"] != TEXT_CATEGORY]
     depth = answers["position"] - answers.groupby("prompt_id")["position"].transform("min")

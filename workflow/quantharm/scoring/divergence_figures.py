@@ -11,12 +11,12 @@ from quantharm.common.statistics import category_intervals, mean_of_means, strat
 from quantharm.scoring.depth import kl_by_depth
 from quantharm.scoring.lower_bound import TOP_TOKENS
 
-LEAST_KL = 1e-4  # nats; of less a bound's own rounding is a share
-MOST_NEGATIVE_KL = -1e-6  # rounding; anything below is an error
+LEAST_KL = 1e-4  # nats; where the mean KL is smaller, the bound's rounding is no small share of it
+MOST_NEGATIVE_KL = -1e-6  # nats, by rounding; a lower value is an error
 
 
 def check_values(rows: pandas.DataFrame, cell: str) -> None:
-    """Raises UserError for a divergence that is not a number or is below zero by more than rounding."""
+    """Raises UserError for a divergence that is not finite or is below zero by more than rounding."""
     bad = rows[~numpy.isfinite(rows[["kl_nats", "reverse_kl_nats", "js_nats"]]).all(axis=1)]
     if len(bad):
         first = bad.iloc[0]
@@ -30,7 +30,10 @@ def check_values(rows: pandas.DataFrame, cell: str) -> None:
 
 
 def lower_bound_of(prompts: pandas.DataFrame, kl: float, shown: int | None) -> LowerBound:
-    """What the most probable tokens alone tell of the mean KL `kl`; shown: by a server that shows so many, or None."""
+    """The lower bound on the mean KL `kl` (nats) from the most probable tokens alone (scoring.lower_bound).
+
+    shown: tokens that a server shows of each position, so that `kl` is the bound itself; None where all are known.
+    """
     means = prompts.groupby(["category", "prompt_id"], sort=False)["kl_lower_bound_nats"].mean()
     bound = mean_of_means(*(part.to_numpy() for _, part in means.groupby(level="category", sort=False)))
     known = shown is None and kl > LEAST_KL
@@ -44,7 +47,8 @@ def lower_bound_of(prompts: pandas.DataFrame, kl: float, shown: int | None) -> L
 def summarise(prompts: pandas.DataFrame, text: TextFigures | None = None) -> DivergenceFigures:
     """Figures of divergence.json over the prompt categories.
 
-    text: perplexity.json, whose figures of natural text are repeated beside those of the categories.
+    prompts: a row a position, as in divergence.parquet. text: perplexity.json, whose figures of natural text are
+    repeated beside those of the categories.
     """
     means = prompts.groupby(["category", "prompt_id"], sort=False)["kl_nats"].mean()  # prompt means
     strata = [means[c].to_numpy() for c in prompts["category"].unique()]
@@ -56,13 +60,14 @@ def summarise(prompts: pandas.DataFrame, text: TextFigures | None = None) -> Div
 
     by_category: dict[str, CategoryDivergence] = {}
     intervals = category_intervals(strata)
-    for (category, part), own, ci95 in zip(prompts.groupby("category", sort=False), strata, intervals, strict=True):
+    positions_of = prompts.groupby("category", sort=False)
+    for (category, positions), prompt_means, ci95 in zip(positions_of, strata, intervals, strict=True):
         by_category[category] = {
-            "kl_nats_mean": float(own.mean()),
+            "kl_nats_mean": float(prompt_means.mean()),
             "ci95": ci95,
-            "top1_agreement": float(part["top1_agrees"].mean()),
-            "prompts": len(own),
-            "positions": len(part),
+            "top1_agreement": float(positions["top1_agrees"].mean()),
+            "prompts": len(prompt_means),
+            "positions": len(positions),
         }
     of_text, kl_of_text = (text["text"], text["kl_nats"]) if text else (None, None)
     if of_text and kl_of_text:

@@ -13,7 +13,7 @@ from quantharm.common.text import context_length, language_config
 from quantharm.scoring.output_heads import Logits, logits_of, logits_of_module, plain_head
 
 LARGEST_ROUNDING = 0.02  # relative, of two ways to compute the same
-GIVEN_TOKENS = 128  # of a sequence without a prompt, for methods with a `kv_cache:`
+GIVEN_TOKENS = 128  # of a sequence without a prompt, which a method with a `kv_cache:` reads at once
 SLICE_ELEMENTS = 2**24  # logits held at once: 64 MB of float32
 
 
@@ -34,17 +34,17 @@ def check_ids(model, ids: list[int]) -> None:
 def last_hidden_states(model, ids: list[int], given: int = GIVEN_TOKENS) -> torch.Tensor:
     """Final hidden states of one sequence, batch 1, no padding; ids: T numbers, returns [T, width].
 
-    given: how many of them are a prompt, which goes in at once where a method's `kv_cache:` is read by the others.
+    given: how many of them are a prompt; a method with a `kv_cache:` reads these at once, the others through its cache.
     """
-    if hasattr(model, "own_states"):  # an engine's way to them
+    if hasattr(model, "own_states"):  # of an engine, or of a quantized cache
         return model.own_states(ids, given)
     device = model.get_input_embeddings().weight.device
-    tokens = torch.tensor([ids]).to(device, non_blocking=True)  # [1, T]; a GPU still busy is not waited for
+    tokens = torch.tensor([ids]).to(device, non_blocking=True)  # [1, T]; does not wait for a busy GPU
     return model.base_model(input_ids=tokens, use_cache=False).last_hidden_state[0]
 
 
 def ask_ahead(model, sequences: list[tuple[list[int], int]]) -> None:
-    """Tells an engine that answers several questions at once what will be asked of it: (ids, first position wanted)."""
+    """Announces sequences to an engine that answers several at once: (token ids, first position wanted)."""
     if hasattr(model, "ask_ahead"):
         model.ask_ahead(sequences)
 
@@ -57,29 +57,29 @@ def known_tokens(model, states: torch.Tensor) -> torch.Tensor | None:
 def output_head(model) -> Logits:
     """The model's output head in float32: hidden states [n, width] → logits [n, vocabulary].
 
-    The result is compared with the model's own logits once, so an architecture that does something else to them than
-    scoring.output_heads knows is refused, not mis-scored.
+    Raises UserError where it differs from the model's own logits on a few tokens: an architecture that changes its
+    logits in a way that scoring.output_heads does not know would be scored wrongly.
     """
-    if hasattr(model, "own_logits"):  # an engine that is not transformers has no states to give
+    if hasattr(model, "own_logits"):  # of an engine other than transformers
         return model.own_logits
     plain = plain_head(model)
     logits = logits_of_module(model) if plain is None else logits_of(plain)
-    states, own = probe(model, model.get_output_embeddings())
-    if is_near(logits(states), own):
+    states, expected = probe(model, model.get_output_embeddings())
+    if is_near(logits(states), expected):
         return logits
     raise UserError(
         f"{type(model).__name__} changes its logits after the output head (they differ by "
-        f"{relative_difference(logits(states), own):.1%}); such models are not supported yet"
+        f"{relative_difference(logits(states), expected):.1%}); such models are not supported: choose another"
     )
 
 
 def probe(model, head) -> tuple[torch.Tensor, torch.Tensor]:
-    """(what last_hidden_states gives, the model's own logits in float32) on a few tokens.
+    """(hidden states [T, width] as of last_hidden_states, the model's own logits [T, vocabulary] float32) of T tokens.
 
-    Of one pass, where the model calls its base model as it is: kernels that add in varying order make two passes
-    differ. OPT and others call a part of it; theirs take two.
+    Both come from one pass where the model calls its base model as a whole, since kernels that add in varying order
+    make two passes differ. OPT and others call a part of it, so theirs come from two.
 
-    Raises UserError where the head is given something else than last_hidden_states (BERT transforms it once more).
+    Raises UserError where the head gets other inputs than last_hidden_states (BERT transforms them once more).
     """
     ids = [language_config(model.config).bos_token_id or 0, *range(5, 12)]
     tokens = torch.tensor([ids], device=model.get_input_embeddings().weight.device)
@@ -89,7 +89,7 @@ def probe(model, head) -> tuple[torch.Tensor, torch.Tensor]:
         head.register_forward_pre_hook(lambda _, arguments: inputs.append(arguments[0].reshape(len(ids), -1))),
     ]
     try:
-        own = model(input_ids=tokens, use_cache=False).logits[0].float()
+        logits = model(input_ids=tokens, use_cache=False).logits[0].float()
     finally:
         for hook in hooks:
             hook.remove()
@@ -97,9 +97,9 @@ def probe(model, head) -> tuple[torch.Tensor, torch.Tensor]:
     if not inputs or inputs[0].shape != hidden.shape or not is_near(inputs[0], hidden):
         raise UserError(
             f"{type(model).__name__} does not give its last hidden states to its output head as they are; such models "
-            "are not supported"
+            "are not supported: choose another"
         )
-    return hidden, own
+    return hidden, logits
 
 
 def relative_difference(first: torch.Tensor, second: torch.Tensor) -> float:
@@ -107,25 +107,25 @@ def relative_difference(first: torch.Tensor, second: torch.Tensor) -> float:
 
 
 def is_near(first: torch.Tensor, second: torch.Tensor) -> bool:
-    """Whether two tensors differ by no more than rounding; what is not finite is told where it is measured."""
+    """Whether two tensors differ by no more than rounding. Infinite and NaN ones pass: the measurements report them."""
     difference = relative_difference(first, second)
     return difference < LARGEST_ROUNDING or not math.isfinite(difference)
 
 
 def positions_at_once(vocabulary: int) -> int:
-    """So many positions that their float32 logits stay small, whatever the vocabulary."""
+    """The number of positions whose float32 logits have at most SLICE_ELEMENTS entries; at least 1, at most 256."""
     return max(1, min(256, SLICE_ELEMENTS // vocabulary))
 
 
 def slices_of(positions: int, vocabulary: int) -> Iterator[slice]:
-    """Slices of `positions` in order, each of positions_at_once or fewer."""
+    """Slices of 0 … positions - 1 in order, each of positions_at_once or fewer."""
     step = positions_at_once(vocabulary)
     for start in range(0, positions, step):
         yield slice(start, min(start + step, positions))
 
 
 def token_losses(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """-ln p(target) in nats; logits [n, vocabulary] float32, targets [n] → [n]. Not finite where the logits are not."""
+    """-ln p(target) in nats; logits [n, vocabulary] float32, targets [n] → [n]. Not finite where logits are not."""
     return torch.nn.functional.cross_entropy(logits, targets.to(logits.device, non_blocking=True), reduction="none")
 
 
@@ -136,12 +136,12 @@ def negative_log_likelihoods(hidden: torch.Tensor, targets: torch.Tensor, head, 
 
 @contextlib.contextmanager
 def background_scorer(device: torch.device, waiting: int = 2) -> Iterator[Callable[..., None]]:
-    """Gives submit(compute, collect, *arguments): collect(compute(*arguments)) while the caller goes on; in order.
+    """Gives submit(compute, collect, *arguments), which runs collect(compute(*arguments)) in the background, in order.
 
-    On a CPU a thread does both. It takes one of the job's cores and leaves the caller the others: a forward pass of a
-    small model keeps no more busy. On a GPU the caller launches `compute`, which takes it a moment, and the thread
-    waits for what comes out. At most `waiting` wait to be collected, so memory is bounded. What one raises is raised by
-    a later submit or at the end.
+    On a CPU a thread runs both. It takes one of the job's cores and leaves the others to the caller, whose forward
+    passes of a small model keep no more busy. On a GPU the caller launches `compute`, which takes a moment, and the
+    thread waits for the result. At most `waiting` results wait to be collected, so memory is bounded. An exception is
+    raised by a later submit, or at the end.
     """
     threads = torch.get_num_threads()
     pending: collections.deque[concurrent.futures.Future] = collections.deque()
@@ -155,9 +155,9 @@ def background_scorer(device: torch.device, waiting: int = 2) -> Iterator[Callab
             pending.append(thread.submit(lambda: collect(compute(*arguments))))
 
     with concurrent.futures.ThreadPoolExecutor(1) as thread:
-        thread.submit(torch.get_num_threads).result()  # or its first operation would take over the caller's number
+        thread.submit(torch.get_num_threads).result()  # else the first operation would reset the number set next
         thread.submit(torch.set_num_threads, 1).result()
-        torch.set_num_threads(max(1, threads - 1))  # after it: OpenMP's number is a thread's own, MKL's everyone's
+        torch.set_num_threads(max(1, threads - 1))  # last: OpenMP's number is per thread, MKL's holds for all threads
         try:
             yield submit
             while pending:

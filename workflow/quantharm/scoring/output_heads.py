@@ -1,8 +1,8 @@
-"""Output heads: from final hidden states to logits in float32, of a loaded model or as kept beside a store.
+"""Output heads: from final hidden states to logits in float32, of a loaded model or of a file beside a store.
 
 bfloat16 logits near 20 are 0.06 to 0.13 apart, more than the differences that are measured here. On CUDA the product
-reads the stored weights and accumulates in float32; elsewhere a float32 copy of the head is made once. What some
-architectures do to their logits afterwards (a scale, a soft cap) is part of the head.
+reads the stored weights and accumulates in float32; elsewhere a float32 copy of the head is made once. The scale and
+the soft cap that some architectures apply to their logits are part of the head.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from quantharm.common.records.logits import HeadDescription, HeadSettings
 from quantharm.common.text import language_config
 
 HEAD_FILE = "output_head.safetensors"  # beside the store whose hidden states it turns into logits
-ROWS_COMPARED_AT_ONCE = 4096
+ROWS_COMPARED_AT_ONCE = 4096  # of the weights of two heads
 Logits = Callable[[torch.Tensor], torch.Tensor]  # hidden states [n, width] → logits [n, vocabulary] float32
 
 
@@ -38,7 +38,7 @@ class OutputHead:
         return {"weight": self.weight} | ({} if self.bias is None else {"bias": self.bias})
 
     def settings(self) -> HeadSettings:
-        """Settings beside the tensors; part of the hash."""
+        """The settings beside the tensors; the hash covers both."""
         dtype = str(self.weight.dtype).removeprefix("torch.")
         return {
             "dtype": dtype,
@@ -55,7 +55,7 @@ class OutputHead:
         return digest.hexdigest()
 
     def described(self) -> HeadDescription:
-        """The settings and the sha256 of both, as a store's metadata hold them."""
+        """The settings and the hash, as a store's metadata hold them."""
         return {**self.settings(), "sha256": self.sha256()}
 
 
@@ -80,7 +80,7 @@ def plain_head(model) -> OutputHead | None:
 
 
 def logits_of(head: OutputHead) -> Logits:
-    """The function from hidden states to logits; weights that are on a GPU stay there."""
+    """The function of a head from hidden states to logits; weights on a GPU stay there."""
     weight = head.weight
     if weight.is_cuda and weight.dtype in (torch.bfloat16, torch.float16):
         transposed = weight.t()
@@ -101,13 +101,15 @@ def logits_of(head: OutputHead) -> Logits:
 
 
 def logits_of_module(model) -> Logits:
-    """The same for a head that is a module of its own kind, as a quantized one: its own kernel is what is measured."""
+    """The same for a head of a class of its own, such as a quantized one, whose own kernel is measured."""
     head = model.get_output_embeddings()
     device = next(itertools.chain(head.parameters(), head.buffers())).device
     return finished(lambda hidden: head(hidden.to(device)).float(), *after_the_head(model))
 
 
 def finished(product: Logits, scale: float, softcap: float | None) -> Logits:
+    """`product`, scaled and softly capped."""
+
     def logits(hidden: torch.Tensor) -> torch.Tensor:
         values = product(hidden)
         values = values if scale == 1 else values * scale
@@ -118,7 +120,7 @@ def finished(product: Logits, scale: float, softcap: float | None) -> Logits:
 
 @contextlib.contextmanager
 def float32_products(precision: str) -> Iterator[None]:
-    """Let float32 matrix products on a CPU round their factors to bfloat16 (`bf16`) or not (`ieee`)."""
+    """Within the block, float32 matrix products on a CPU round their factors to bfloat16 (`bf16`) or not (`ieee`)."""
     before = torch.backends.mkldnn.matmul.fp32_precision
     torch.backends.mkldnn.matmul.fp32_precision = precision
     try:
@@ -128,7 +130,7 @@ def float32_products(precision: str) -> Iterator[None]:
 
 
 def narrowed(head: OutputHead, dtype: torch.dtype) -> OutputHead:
-    """The head in `dtype` where that loses nothing, as of a bfloat16 model that is held in float32; else as it is."""
+    """The head in `dtype` where that is lossless, as for a bfloat16 model held in float32; else the head unchanged."""
     narrow = head.weight.to(dtype)
     lossless = all(
         torch.equal(n.to(w.dtype), w) for n, w in zip(*(split(t) for t in (narrow, head.weight)), strict=True)
@@ -145,7 +147,7 @@ def split(weight: torch.Tensor) -> tuple[torch.Tensor, ...]:
 
 
 def is_same(first: OutputHead, second: OutputHead) -> bool:
-    """Whether two heads give the same logits: the same numbers, in whatever dtype and place."""
+    """Whether two heads hold the same numbers, so that they give the same logits; dtypes and devices may differ."""
     if (first.scale, first.softcap) != (second.scale, second.softcap) or first.weight.shape != second.weight.shape:
         return False
     if (first.bias is None) != (second.bias is None):
@@ -156,18 +158,18 @@ def is_same(first: OutputHead, second: OutputHead) -> bool:
 
 
 def write_head(path: Path, head: OutputHead | None, reason: str | None = None) -> None:
-    """A safetensors file of `weight` and `bias`; without tensors, and with the reason, where the store needs none."""
+    """Writes `weight` and `bias` as safetensors; where the store needs no head, a file with the reason alone."""
     from safetensors.torch import save_file
 
     tensors = {name: t.detach().cpu().contiguous() for name, t in head.tensors().items()} if head else {}
     metadata = {"settings": json.dumps(head.settings())} if head else {"reason": reason or ""}
     with replacing(path) as temporary:
         save_file(tensors, temporary, metadata=metadata)
-        temporary.chmod(0o644)  # safetensors writes for the owner only; a store is handed on
+        temporary.chmod(0o644)  # safetensors' files are their owner's alone; a store is passed on to others
 
 
 def read_head(path: Path, description: HeadDescription) -> OutputHead:
-    """The head that a store's metadata describe; raises UserError for a file that is missing, damaged or another's."""
+    """The head that a store's metadata describe; raises UserError for a file that is missing, damaged or another."""
     import safetensors
     from safetensors.torch import load_file
 

@@ -1,4 +1,4 @@
-"""The metadata of a store of the baseline's logits, which a reader compares with its own cell."""
+"""The metadata of a store of the baseline's logits; a stage that reads it compares them with those of its cell."""
 
 import pandas
 
@@ -16,7 +16,7 @@ def text_id(window: int) -> str:
 
 
 def cell_metadata_of(record: QuantizationRecord, device: str) -> CellIdentity:
-    """Of any cell's quantization record: what must be equal in the baseline, whatever was stored."""
+    """The part that must be equal in the baseline and in every cell compared with it; record: of any cell."""
     source = record["source"]
     return {
         "model": record["model"],
@@ -31,7 +31,7 @@ def cell_metadata_of(record: QuantizationRecord, device: str) -> CellIdentity:
 
 
 def store_metadata_of(record: QuantizationRecord, trace: pandas.DataFrame, device: str, protocol: str) -> StoreIdentity:
-    """Everything the stored figures depend on; a stage refuses a store that differs in any of it but the versions."""
+    """Everything that the stored figures depend on. A stage refuses a store that differs in any key but `versions`."""
     return {
         **cell_metadata_of(record, device),
         "protocol": protocol,

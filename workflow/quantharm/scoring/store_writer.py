@@ -1,4 +1,4 @@
-"""Writing of the baseline's store, a row group a prompt or window; stored_logits says what is in it and reads it."""
+"""Writes the store of the baseline's predictions, whose format is scoring.stored_logits'."""
 
 import os
 from collections.abc import Mapping
@@ -11,13 +11,13 @@ import torch
 
 from quantharm.scoring.stored_logits import LOG_PROBABILITIES, entries_of, index_of_largest, store_schema
 
-PAGE_BYTES, PAGE_ROWS = 2**17, 4  # so small that a page is copied and its checksum taken within a core's cache
+PAGE_BYTES, PAGE_ROWS = 2**17, 4  # a page is so small that copy and checksum stay within a core's cache
 
 
 class StoreWriter:
-    """Writes a store row group by row group; use as a context manager on a temporary path.
+    """Writes a store, one row group at a time; a context manager, for a temporary path.
 
-    It holds hidden states where the metadata have `hidden_states` {width, dtype}, else log-probabilities.
+    The store holds hidden states where the metadata have `hidden_states` {width, dtype}, else log-probabilities.
     """
 
     def __init__(self, path: Path, vocabulary: int, metadata: Mapping[str, Any]):
@@ -43,10 +43,14 @@ class StoreWriter:
             self.writer.close()
             if failure is None:
                 self.file.flush()
-                os.fsync(self.file.fileno())  # a full disk is told now, not when the file is read
+                os.fsync(self.file.fileno())  # so that a full disk raises now, not when the file is read
 
     def write(self, prompt_id: str, category: str, position, token_id, values: torch.Tensor) -> None:
-        """One row group; values: hidden states [n, width], or log-probabilities [n, vocabulary] of any float dtype."""
+        """Writes a row group of n positions.
+
+        position, token_id: [n] numbers; values: hidden states [n, width], or log-probabilities [n, vocabulary] of any
+        float dtype.
+        """
         block = on_host(values.to(self.entries.dtype)).contiguous().view(torch.uint8).numpy()  # [n, bytes of a row]
         count = len(block)
         entries = pyarrow.FixedSizeBinaryArray.from_buffers(
@@ -64,7 +68,7 @@ def largest(values: torch.Tensor) -> list[int]:
 
 
 def on_host(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor in memory of the host; from a GPU through pages that it can write to by itself."""
+    """The tensor in the host's memory; a GPU's is copied into page-locked memory, which the GPU writes by itself."""
     if not tensor.is_cuda:
         return tensor
     return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor)

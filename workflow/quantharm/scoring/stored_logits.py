@@ -1,11 +1,11 @@
-"""The store of the baseline's predictions, a row a position, in Parquet: hidden states or log-probabilities.
+"""The store of the baseline's predictions, a row a position, in Parquet: its format, and how it is read.
 
-Hidden states (format 2) are the final ones, in the dtype of the forward pass; the output head that the metadata name
-makes logits of them, so that nothing is lost and a position takes 2 bytes × width. Log-probabilities (format 1) are
-float16 over the whole vocabulary, renormalised in float64 when read (error floor about 5e-7 nats). A row group holds
-one prompt or window of text (or a part of a window, of log-probabilities); it is written and read one group at a time,
-so memory does not grow with their number. The metadata name everything the figures depend on; a reader refuses a store
-made from anything else. Pages carry checksums: a flipped bit is an error, not a figure.
+Hidden states (format 2) are the final ones, in the dtype of the forward pass. The output head that the metadata name
+turns them into logits without loss, and a position takes 2 bytes × width. Log-probabilities (format 1) are float16 over
+the whole vocabulary, renormalised in float64 when read (error floor about 5e-7 nats). A row group holds one prompt or
+window of text (of log-probabilities a part of a window). Groups are written and read one at a time, so memory does not
+grow with their number. The metadata name everything that the figures depend on, and a reader refuses a store of
+anything else. Pages carry checksums: a flipped bit is an error, not a figure.
 """
 
 import collections
@@ -30,13 +30,13 @@ METADATA_KEY = b"quantharm"
 HIDDEN_STATES, LOG_PROBABILITIES = "hidden_states", "log_probabilities"  # columns, and words of the config
 FORMATS = {LOG_PROBABILITIES: 1, HIDDEN_STATES: 2}
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
-# What a file with a flipped bit makes pyarrow and json raise; pages have checksums, the footer has none.
+# Raised by pyarrow and json on a file with a flipped bit; pages have checksums, the footer has none.
 DAMAGE = (pyarrow.ArrowException, OSError, ValueError, TypeError, LookupError, AttributeError)
 
 
 @dataclass(frozen=True)
 class Positions:
-    """Consecutive positions of one prompt or text window, as read from a store; one of the last two is None."""
+    """Consecutive positions of one prompt or text window; of the last two fields one is None."""
 
     prompt_id: str
     category: str
@@ -49,7 +49,7 @@ class Positions:
 
 @dataclass(frozen=True)
 class Entries:
-    """The entry of a position in a store: `width` numbers of a dtype, in the column `name`."""
+    """The numbers that a store holds of a position: `width` of a dtype, in the column `name`."""
 
     name: str
     width: int
@@ -61,7 +61,7 @@ class Entries:
 
 
 def entries_of(metadata: Mapping[str, Any]) -> Entries:
-    """As a store's metadata say; raises LookupError for others than a writer writes."""
+    """The entries of a store, by its metadata; raises LookupError for metadata that no writer writes."""
     states = metadata.get(HIDDEN_STATES)
     if states is None:
         return Entries(LOG_PROBABILITIES, metadata["vocabulary"], torch.float16)
@@ -69,6 +69,7 @@ def entries_of(metadata: Mapping[str, Any]) -> Entries:
 
 
 def store_schema(vocabulary: int, metadata: Mapping[str, Any]) -> pyarrow.Schema:
+    """Columns and metadata of a store's file."""
     entries = entries_of({**metadata, "vocabulary": vocabulary})
     columns = [
         ("prompt_id", pyarrow.string()),
@@ -83,11 +84,12 @@ def store_schema(vocabulary: int, metadata: Mapping[str, Any]) -> pyarrow.Schema
 
 
 def index_of_largest(values: torch.Tensor) -> torch.Tensor:
-    """[n, vocabulary] → [n]; by numpy on a CPU, where it takes a tenth of the time of torch."""
+    """[n, vocabulary] → [n] int64; by numpy on a CPU, where it takes a tenth of torch's time."""
     return values.argmax(-1) if values.is_cuda else torch.from_numpy(values.float().numpy().argmax(-1))
 
 
 def open_store(path: Path) -> pyarrow.parquet.ParquetFile:
+    """The store's file; raises UserError where it is missing or damaged."""
     try:
         return pyarrow.parquet.ParquetFile(path, page_checksum_verification=True)
     except FileNotFoundError:
@@ -102,7 +104,7 @@ def damaged(path: Path, error: BaseException) -> UserError:
 
 
 def store_metadata(path: Path) -> StoreMetadata:
-    """The account of what the store was made from; raises UserError when the file is not a log-prob store."""
+    """A store's metadata; raises UserError where the file is missing, damaged or no store."""
     file = open_store(path)
     try:
         metadata = file.schema_arrow.metadata or {}
@@ -132,7 +134,7 @@ def require_same(path: Path, expected: Mapping[str, Any]) -> StoreMetadata:
 
 
 def check_columns(file: pyarrow.parquet.ParquetFile, path: Path) -> None:
-    """Raises UserError unless columns and vocabulary are the ones that the store was written with."""
+    """Raises UserError unless the columns are those that the metadata call for."""
     try:
         metadata = store_metadata(path)
         expected = store_schema(metadata["vocabulary"], metadata).remove_metadata()
@@ -147,8 +149,8 @@ Wanted = Callable[[str, str], bool]  # (prompt_id, category) of a row group → 
 
 
 def read_group(file: pyarrow.parquet.ParquetFile, group: int, entries: Entries, pinned: bool) -> Positions:
-    """One row group; `pinned` puts its entries where a GPU can fetch them by itself."""
-    table = file.read_row_group(group, use_threads=False)  # the caller's threads read other groups
+    """One row group; pinned: in page-locked memory, which a GPU reads by itself."""
+    table = file.read_row_group(group, use_threads=False)  # other threads of the caller read other groups
     chunks = table.column(entries.name).chunks
     stored = chunks[0] if len(chunks) == 1 else pyarrow.concat_arrays(chunks)
     flat = numpy.frombuffer(stored.buffers()[1], dtype=numpy.uint8, count=len(stored) * entries.row_bytes)
@@ -173,25 +175,26 @@ def is_wanted(file: pyarrow.parquet.ParquetFile, group: int, wanted: Wanted | No
 
 
 def read_store(path: Path, readers: int = 1, pinned: bool = False, wanted: Wanted | None = None) -> Iterator[Positions]:
-    """The store's row groups in order, `readers` more being read while the caller works on one.
+    """The store's row groups in order; `readers` threads read ahead while the caller works on one.
 
-    pinned: for a GPU, which then fetches the entries while it computes. wanted: the groups to read; all.
+    pinned: into page-locked memory, which a GPU reads while it computes. wanted: chooses the groups; None takes all.
+    Raises UserError where the file is damaged.
     """
     file = open_store(path)
     check_columns(file, path)
     entries = entries_of(store_metadata(path))
-    files: queue.SimpleQueue = queue.SimpleQueue()  # an open file is read by one thread at a time
+    files: queue.SimpleQueue = queue.SimpleQueue()  # one thread at a time reads an open file
     for opened in [file, *(open_store(path) for _ in range(readers - 1))]:
         files.put(opened)
 
     def read(group: int) -> Positions | None:
-        own = files.get()
+        free = files.get()
         try:
-            return read_group(own, group, entries, pinned) if is_wanted(own, group, wanted) else None
+            return read_group(free, group, entries, pinned) if is_wanted(free, group, wanted) else None
         except DAMAGE as error:
             raise damaged(path, error) from None
         finally:
-            files.put(own)
+            files.put(free)
 
     groups = iter(range(file.num_row_groups))
     with concurrent.futures.ThreadPoolExecutor(readers) as pool:

@@ -1,8 +1,7 @@
-"""Divergence on the evaluation text: measures of each window, over all of them, and by what was predicted where.
+"""Divergence on the evaluation text: of each window, of all windows, by position and by the baseline's confidence.
 
-Fed one slice of positions at a time. Of a position two numbers are kept, its KL and its Δp as float32, for their
-quantiles: 8 bytes, whatever the vocabulary; the rest is sums of each window. Intervals are over windows, since the
-positions of one are not independent.
+Slices of positions are added one at a time. Each position keeps two float32 numbers, its KL and its Δp, for their
+quantiles; all else is a sum a window. Intervals are taken over windows, since positions within one are dependent.
 """
 
 import math
@@ -28,12 +27,12 @@ NOT_COMPARED: TextFigures = {  # of a cell that met no store
     "kl_by_baseline_top1_p": None,
     "text": None,
 }
-SHARES = (0, 0.001, 0.01, 0.5, 0.9, 0.95, 0.99, 0.999, 1)  # of which quantiles are given
+SHARES = (0, 0.001, 0.01, 0.5, 0.9, 0.95, 0.99, 0.999, 1)  # of the quantiles that are given
 CONFIDENCE_EDGES = numpy.arange(11) / 10  # of the baseline's probability of its own first choice
 
 
 def position_edges(targets: int) -> numpy.ndarray:
-    """1, 2, 4, … and one past the last of positions 1 … targets of a window."""
+    """Edges of the bins of positions 1 … targets: 1, 2, 4, … and targets + 1."""
     return numpy.unique([*(2**k for k in range(targets.bit_length())), targets + 1])
 
 
@@ -51,7 +50,10 @@ class TextDivergence:
         self.bin_counts = {name: numpy.zeros(shape) for name, shape in bins.items()}
 
     def add(self, window: int, position: numpy.ndarray, measures: dict[str, numpy.ndarray]) -> None:
-        """Some positions of a window (1 is the first target); measures: as scoring.kl_divergence.divergences, [n]."""
+        """Adds n positions of a window.
+
+        position: [n], 1 for the window's first target; measures: {name: [n]} of scoring.kl_divergence.divergences.
+        """
         kl, delta_p, delta_nll = (measures[name] for name in ("kl_nats", "delta_p", "delta_nll_nats"))
         self.kl[window, position - 1], self.delta_p[window, position - 1] = kl, delta_p
         summed = measures | {"delta_p²": delta_p**2, "delta_nll²": delta_nll**2, "delta_nll⁴": delta_nll**4}
@@ -59,12 +61,12 @@ class TextDivergence:
             total[window] += summed[name].sum()
         for name, values in (("position", position), ("baseline_top1_p", measures["baseline_top1_p"])):
             bins = numpy.clip(numpy.searchsorted(self.edges[name], values, side="right") - 1, 0, None)
-            bins = numpy.minimum(bins, len(self.edges[name]) - 2)  # a probability of 1 is in the last
+            bins = numpy.minimum(bins, len(self.edges[name]) - 2)  # the last bin holds a probability of 1
             numpy.add.at(self.bin_sums[name][window], bins, kl)
             numpy.add.at(self.bin_counts[name][window], bins, 1)
 
     def check(self, cell: str) -> None:
-        """Raises UserError for a KL that is not a number or is below zero by more than rounding."""
+        """Raises UserError for a KL that is not finite or is below zero by more than rounding."""
         bad = ~numpy.isfinite(self.kl)
         if bad.any():
             window, target = (int(i[0]) for i in bad.nonzero())
@@ -91,7 +93,7 @@ class TextDivergence:
         )
 
     def figures(self) -> TextFigures:
-        """Of perplexity.json; quantiles are over positions, intervals over windows."""
+        """The figures for perplexity.json; quantiles are over positions, intervals over windows."""
         windows, positions = len(self.kl), self.kl.size
         per_window = {name: total / self.targets for name, total in self.sums.items()}
         means = {name: float(values.mean()) for name, values in per_window.items()}
@@ -142,19 +144,20 @@ class TextDivergence:
         }
 
     def interval(self, name: str, least: float = -math.inf, most: float = math.inf) -> Bounds:
+        """95 % interval of a measure's mean over positions, cut at `least` and `most`; None for too few windows."""
         bounds = weighted_mean_interval(self.sums[name], numpy.full(len(self.kl), self.targets))
         return None if bounds is None else [max(least, bounds[0]), min(most, bounds[1])]
 
     def binned(self, name: str) -> list[KlOfBin]:
-        """[{low, high, positions, kl_nats_mean, ci95}] of the bins that are not empty; `high` is the first beyond."""
+        """Mean KL in nats of each bin that is not empty; `low` belongs to a bin, `high` to the next."""
         edges = self.edges[name]
         bins: list[KlOfBin] = []
         for k in range(len(edges) - 1):
             sums, counts = self.bin_sums[name][:, k], self.bin_counts[name][:, k]
-            met = counts > 0
-            if not met.any():
+            nonempty = counts > 0  # windows
+            if not nonempty.any():
                 continue
-            bounds = weighted_mean_interval(sums[met], counts[met])
+            bounds = weighted_mean_interval(sums[nonempty], counts[nonempty])
             bins.append(
                 {
                     "low": float(edges[k]),
@@ -168,14 +171,15 @@ class TextDivergence:
 
 
 def quantiles(values: numpy.ndarray) -> dict[float, float]:
-    """{share of the positions: value that they do not exceed}."""
+    """{share: the value that this share of the positions does not exceed}."""
     return dict(zip(SHARES, map(float, numpy.quantile(values, SHARES)), strict=True))
 
 
 def standard_error(window_means: numpy.ndarray, variance: float, positions: int) -> float:
-    """Standard error of the mean of all positions, of which `variance` is known.
+    """Standard error of the mean over all positions; variance: of the positions.
 
-    The larger one of windows and of positions taken as independent: few windows say little of how much they differ.
+    The larger of two estimates: from the spread of the windows, and from positions taken as independent. Few windows
+    alone say little of their spread.
     """
     independent = math.sqrt(max(0.0, variance) / (positions - 1)) if positions > 1 else math.nan
     windows = len(window_means)

@@ -1,7 +1,7 @@
-"""The positions where a method departs farthest from the baseline, with both models' first choices there.
+"""The worst positions: those of largest KL from the baseline, with both models' first choices there.
 
-Kept while the divergence is scored, so memory does not grow with the number of positions; decoded at the end, so that
-a report shows text and needs no tokenizer.
+They are kept while the divergence is scored, so memory does not grow with the number of positions, and decoded at the
+end, so that a report shows text and needs no tokenizer.
 """
 
 import pandas
@@ -15,7 +15,7 @@ CONTEXT_TOKENS = 48  # shown before the predicted token
 
 
 def top_tokens(baseline: torch.Tensor, logits: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Ids [n, 5] and probabilities [n, 5] of both models' first choices.
+    """Ids [n, 5] and probabilities [n, 5] of the five most probable tokens of both models.
 
     baseline: [n, vocabulary] float32 logits or float16 log-probabilities; logits: [n, vocabulary] float32 of the
     method.
@@ -29,9 +29,10 @@ def top_tokens(baseline: torch.Tensor, logits: torch.Tensor) -> dict[str, torch.
 
 
 class WorstPositions:
-    """The `limit` positions of largest KL among all that were offered; equal ones stay in the order of arrival.
+    """The `limit` positions of largest KL among all that were offered; of equal ones the earlier ones.
 
-    All of it lies where the scores do, and no offer waits for them: on a GPU the host goes on launching.
+    Their tensors stay on the device of the scores, and an offer waits for none of them: on a GPU the host goes on
+    launching.
     """
 
     def __init__(self, limit: int = LIMIT):
@@ -40,7 +41,7 @@ class WorstPositions:
         self.kept: tuple[torch.Tensor, ...] | None = None  # KL, number of the offered position, both models' entries
 
     def offer(self, kl: torch.Tensor, baseline: torch.Tensor, logits: torch.Tensor) -> None:
-        """Some more positions; kl: [n] nats; baseline, logits: [n, vocabulary] as scored."""
+        """Offers n more positions; kl: [n] nats; baseline, logits: [n, vocabulary] as for top_tokens."""
         numbers = torch.arange(self.offered, self.offered + len(kl), device=kl.device)
         self.offered += len(kl)
         new = self.largest(kl, numbers, baseline, logits)
@@ -51,9 +52,9 @@ class WorstPositions:
         return kl[order], *(other[order] for other in others)
 
     def records(self, rows: pandas.DataFrame, sequences: dict[str, list[int]]) -> list[WorstPosition]:
-        """The largest KL first; rows: of all that was offered, in order, as in divergence.parquet.
+        """The worst positions, the largest KL first.
 
-        sequences: prompt_id → all its token ids.
+        rows: those of all offered positions, in order, as in divergence.parquet; sequences: {prompt_id: all token ids}.
         """
         if self.kept is None:
             return []
@@ -80,26 +81,26 @@ def ranked(ids, probabilities) -> Ranked:
 
 
 def token_text(tokenizer, before: list[int], token: int) -> str:
-    """The text that a token adds after some others; decoded with them, because a token alone may lose its space."""
-    known = tokenizer.decode(before[-4:])
-    longer = tokenizer.decode([*before[-4:], token])
-    return longer[len(known) :] if longer.startswith(known) else tokenizer.decode([token])
+    """The text that a token adds to the tokens before it; decoded with them, since alone it may lose its space."""
+    without = tokenizer.decode(before[-4:])
+    with_token = tokenizer.decode([*before[-4:], token])
+    return with_token[len(without) :] if with_token.startswith(without) else tokenizer.decode([token])
 
 
 def with_texts(records: list[WorstPosition], tokenizer, sequences: dict[str, list[int]]) -> list[WorstPositionInWords]:
-    """Adds `context` (the text before), `target` and the tokens' texts; sequences: prompt_id → all its token ids."""
-    result: list[WorstPositionInWords] = []
+    """Adds `context` (the text before), `target` and the tokens' texts; sequences: {prompt_id: all token ids}."""
+    in_words: list[WorstPositionInWords] = []
     for record in records:
         before = sequences[record["prompt_id"]][: record["position"]]
         tokens = [int(token) for token, _ in record["baseline_top5"] + record["method_top5"]]
         texts = {token: token_text(tokenizer, before, token) for token in tokens}
-        result.append(
+        in_words.append(
             {
                 **record,
                 "context": tokenizer.decode(before[-CONTEXT_TOKENS:]),
                 "context_is_cut": len(before) > CONTEXT_TOKENS,
                 "target": token_text(tokenizer, before, record["target_id"]),
-                "token_texts": {str(i): text for i, text in texts.items()},
+                "token_texts": {str(token): text for token, text in texts.items()},
             }
         )
-    return result
+    return in_words
