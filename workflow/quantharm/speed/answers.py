@@ -1,10 +1,10 @@
-"""Answers to a prompt suite: by the captured step, where there is one and its answers are proven, else eagerly.
+"""Answers to a prompt suite: by the captured step where its answers pass their check, else eagerly.
 
 One graph serves all prompts: each is read eagerly, then its keys and values are copied into the graph's cache. The step
-is compared with eager decoding before the first answer (cuda_graph.verify), and all answers afterwards with one
-ordinary forward pass over each prompt and its answer, which must choose the same tokens. It may choose another only
-where two logits tie: by rounding, or by no more than what eager decoding and one pass differ by on the first answer
-(their kernels add in other orders). Where one differs, all prompts are answered again, eagerly, and the reason is kept.
+is compared with eager decoding before the first answer (cuda_graph.verify). Afterwards one ordinary forward pass over
+each prompt and its answer must choose the same tokens. It may choose another token only where two logits tie: by
+rounding, or by no more than eager decoding and one pass differ by on the first answer, since their kernels add in other
+orders. Where an answer fails, all prompts are answered again, eagerly, and the record gives the reason.
 """
 
 from collections.abc import Callable
@@ -26,8 +26,8 @@ from quantharm.speed.static_decoder import WARM_UP_STEPS, StaticDecoder
 
 CAPTURED, EAGER = "captured", "eager"
 VERIFIED_STEPS = 16  # compared with eager decoding before the first answer
-NOISE_STEPS = 32
-RIVALS = 10
+NOISE_STEPS = 32  # of the first answer, on which the noise is measured
+RIVALS = 10  # most probable tokens, among which a choice is made
 WARM_UP_TOKENS = 4
 
 
@@ -38,14 +38,17 @@ class Answers:
     continuations: list[Continuation]
     decoding: str  # captured or eager
     reason: str | None  # why they are not captured
-    check: AnswersCheck | None  # of captured ones: tokens, and how many of them one forward pass chooses as well
-    memory: Memory | None  # as memory_bytes says, while answering; None of a model behind an address
+    check: AnswersCheck | None  # of captured ones
+    memory: Memory | None  # while answering; None of a model behind an address
 
 
 def answer_suite(
     model, prompts: list[list[int]], new_tokens: int, eos_token_ids: set[int], stopped: Stopped = never
 ) -> Answers:
-    """Answers of at most `new_tokens` tokens to encoded prompts, batch 1, in their order; a warm-up comes first."""
+    """Greedy answers of at most `new_tokens` tokens to prompts of token ids, batch 1, in their order.
+
+    stopped: ends an answer before its end-of-sequence token. A warm-up comes before the first answer.
+    """
     if served.is_served(model):
         continuations = served.answers(model, prompts, new_tokens, eos_token_ids, stopped)
         return Answers(continuations, EAGER, served.ELSEWHERE, None, None)
@@ -76,7 +79,7 @@ def answer_suite(
 def suite_decoder(
     model, prompts: list[list[int]], new_tokens: int, context: int | None
 ) -> tuple[StaticDecoder | None, str | None]:
-    """(a captured decoder for all prompts, None) or (None, the reason why there is none)."""
+    """(a captured decoder for all prompts, None), or (None, the reason why there is none)."""
     if new_tokens < 2:
         return None, "an answer of one token takes no decoding step"
     longest = max(prompts, key=len)
@@ -84,7 +87,7 @@ def suite_decoder(
     steps = min(VERIFIED_STEPS, new_tokens - 1)
     if context:
         length = min(length, context)
-        longest = longest[: context - max(steps, WARM_UP_STEPS + 1)]  # capturing and checking go no further than it
+        longest = longest[: context - max(steps, WARM_UP_STEPS + 1)]  # leaves room for capturing and checking
     device = model.get_input_embeddings().weight.device
     if not longest:
         return None, f"the model's context of {context} leaves no room for a check"
@@ -95,7 +98,7 @@ def suite_decoder(
 def timed_answers(
     model, prompts: list[list[int]], answer: Callable[[list[int], int], Continuation], new_tokens: int
 ) -> tuple[list[Continuation], Memory]:
-    """(answers, memory while answering); nothing of the warm-up is in either."""
+    """(answers, memory while answering), without the warm-up."""
     device = model.get_input_embeddings().weight.device.type
     answer(prompts[0], min(WARM_UP_TOKENS, new_tokens))
     forget_device_peaks(device)
@@ -104,16 +107,16 @@ def timed_answers(
 
 
 def check_answers(model, prompts: list[list[int]], continuations: list[Continuation]) -> AnswersCheck:
-    """Compares the answers with the choices of one forward pass over each prompt and its answer.
+    """Compares captured answers with the choices of one forward pass over each prompt and its answer.
 
-    Raises UserError where it chooses other tokens, or its logits are finite and the answer's were not.
+    Raises UserError where the pass chooses other tokens, or gives finite logits where the answer's were not.
     """
     head = output_head(model)
     vocabulary = model.get_output_embeddings().weight.shape[0]
     noise = noise_of_eager_decoding(model, head, prompts[0], continuations[0].token_ids[:NOISE_STEPS])
     check: AnswersCheck = {"tokens": 0, "same_tokens": 0, "same_tokens_but_ties": 0, "logit_noise": noise}
     for ids, continuation in zip(prompts, continuations, strict=True):
-        hidden = last_hidden_states(model, [*ids, *continuation.token_ids])[len(ids) - 1 :]  # one more than tokens
+        hidden = last_hidden_states(model, [*ids, *continuation.token_ids])[len(ids) - 1 :]  # [tokens + 1, width]
         if not continuation.finite and torch.isfinite(head(hidden[-1:])).all():
             raise UserError(
                 "captured decoding gave logits that are not finite where one forward pass gives finite ones"
@@ -134,10 +137,10 @@ def check_answers(model, prompts: list[list[int]], continuations: list[Continuat
 
 
 def noise_of_eager_decoding(model, head, ids: list[int], tokens: list[int]) -> float:
-    """What eager decoding and one forward pass over a prompt and these tokens differ by where a choice is made.
+    """The difference in logits between eager decoding and one forward pass over a prompt and `tokens`.
 
-    Largest change of the lead that the pass's first choice has over one of its nearest rivals; what all logits, or
-    unlikely ones, differ by decides nothing.
+    It is the largest change of the lead that the pass's first choice has over one of its nearest rivals: a shift of all
+    logits, or of unlikely ones, changes no choice.
     """
     if not tokens:
         return 0.0
@@ -147,5 +150,5 @@ def noise_of_eager_decoding(model, head, ids: list[int], tokens: list[int]) -> f
     at_once = head(last_hidden_states(model, [*ids, *tokens])[len(ids) :])
     at_once = at_once.to(stepwise.device)
     rivals = at_once.topk(min(RIVALS, at_once.shape[-1]), -1).indices  # the first choice in front
-    moved = (stepwise - at_once).gather(-1, rivals)
-    return float((moved - moved[:, :1]).abs().max())
+    shifts = (stepwise - at_once).gather(-1, rivals)
+    return float((shifts - shifts[:, :1]).abs().max())

@@ -1,8 +1,8 @@
 """Prefill and decode of several sequences at once: the gain from reading the weights once for all of them.
 
-Weight-only quantization shrinks what is read once a step; the larger the batch, the more of a step is arithmetic
+Weight-only quantization shrinks the bytes that a step reads; the larger the batch, the more of a step is arithmetic
 instead. Rates count the tokens of all sequences. Decoding is timed captured where a graph of this batch passes its
-check, else eagerly; the record says which. `peak_memory_bytes` holds the weights as well.
+check, else eagerly; the record says which. `peak_memory_bytes` includes the weights.
 """
 
 import torch
@@ -12,9 +12,9 @@ from quantharm.common.records.generation import BatchFigures, BatchRecord, Captu
 from quantharm.speed.device_meters import EnergyMeter, PeakMemory
 from quantharm.speed.timings import captured_benchmark, eager_benchmark, prefill_benchmark
 
-MOST_TOKENS = 32  # decoded by each sequence of a batch in a repetition
+MOST_TOKENS = 32  # decoded of each sequence in a repetition
 REPETITIONS = 6  # of a batch: the fewest whose range is a 95 % interval of their median
-CHECKED_TOKENS = 9
+CHECKED_TOKENS = 9  # of each sequence, decoded to check the captured step
 NOT_MEASURED: BatchFigures = {
     "decoding": None,
     "decoding_reason": None,
@@ -25,7 +25,7 @@ NOT_MEASURED: BatchFigures = {
 
 
 def batch_of_one(prompt: torch.Tensor, eager: Eager, captured: Captured, peak_memory_bytes: int | None) -> BatchRecord:
-    """The record of batch 1, from timings that are there already."""
+    """The record of batch 1, from the timings of the single prompt [1, T]."""
     reason = captured.get("reason")
     return {
         "batch_size": 1,
@@ -56,7 +56,7 @@ def batch_benchmark(model, prompts: torch.Tensor, new_tokens: int, meter: Energy
 
 
 def timed(model, prompts: torch.Tensor, new_tokens: int, meter: EnergyMeter) -> BatchFigures:
-    """Figures of one batch."""
+    """Figures of prompts [batch, T]; raises what PyTorch raises where memory does not suffice."""
     peak = PeakMemory(prompts.device)
     captured = captured_benchmark(model, prompts, new_tokens, REPETITIONS, 0.0, meter, checked_tokens=CHECKED_TOKENS)
     reason = captured.get("reason")
@@ -82,6 +82,6 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def give_back(device: torch.device) -> None:
-    """Frees what a failed attempt held; else the next one would be fitted into the rest of a GPU."""
+    """Frees the memory of a failed attempt; else the next one would have to fit into the rest of a GPU."""
     if device.type == "cuda":
         torch.cuda.empty_cache()

@@ -1,8 +1,8 @@
 """Decoding without Python: one step over a KV cache of fixed size, captured as a CUDA graph and replayed.
 
 Eager decoding of a large model on a fast GPU times the interpreter that launches its kernels. A captured step launches
-all of them at once, so its time is the kernels' own. It is believed only where it gives the tokens and logits of the
-same step uncaptured, and the logits of ordinary eager decoding over a growing cache.
+all of them at once, so its time is the kernels' own. It is used only where it gives the tokens and logits of the same
+step uncaptured, and the logits of ordinary eager decoding over a growing cache.
 """
 
 import contextlib
@@ -10,6 +10,7 @@ import contextlib
 import torch
 
 from quantharm.common.errors import UserError, first_line
+from quantharm.common.records.generation import CapturedCheck
 from quantharm.speed.decoding import decode_one_token, prefill
 from quantharm.speed.fixed_cache import cache_layers, why_no_fixed_cache
 from quantharm.speed.static_decoder import WARM_UP_STEPS, StaticDecoder
@@ -34,7 +35,7 @@ def why_not(model) -> str | None:
 
 
 def eager_logits(model, prompt: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-    """Logits [steps, batch, vocabulary] over a growing cache, fed tokens [steps, batch] after the prompt."""
+    """Logits [steps, batch, vocabulary] of eager decoding: `tokens` [steps, batch] are fed after prompt [batch, T]."""
     _, cache = prefill(model, prompt)
     rows = []
     for token in tokens:
@@ -49,13 +50,13 @@ def largest_kl(first: torch.Tensor, second: torch.Tensor) -> float:
     for p, q in zip(first.flatten(0, -2).split(8), second.flatten(0, -2).split(8), strict=True):
         ln_p, ln_q = torch.log_softmax(p.double(), -1), torch.log_softmax(q.double(), -1)
         largest.append((ln_p.exp() * (ln_p - ln_q)).sum(-1).abs().max())
-    return float(torch.stack(largest).max())  # not a number where one of them is none
+    return float(torch.stack(largest).max())  # NaN where any of them is
 
 
 def beyond_ties(choices: torch.Tensor, logits: torch.Tensor, noise: float = 0.0) -> int:
-    """Rows of logits in which the choice is not the largest, nor as near to it as two roundings or twice the noise.
+    """The number of choices whose logit is below the largest by more than a tie: two roundings, or twice the noise.
 
-    choices: [...], logits: [..., vocabulary].
+    choices: [...] token ids; logits: [..., vocabulary]; noise: in logits.
     """
     logits = logits.float()
     largest = logits.amax(-1)
@@ -64,13 +65,13 @@ def beyond_ties(choices: torch.Tensor, logits: torch.Tensor, noise: float = 0.0)
     return int((~(largest - chosen <= tie)).sum())
 
 
-def verify(decoder: StaticDecoder, prompt: torch.Tensor, steps: int) -> dict[str, float | int]:
-    """Replayed steps against the same steps uncaptured and against eager decoding, all fed the replay's tokens.
+def verify(decoder: StaticDecoder, prompt: torch.Tensor, steps: int) -> CapturedCheck:
+    """Compares replayed steps with the same steps uncaptured and with eager decoding, all fed the replay's tokens.
 
-    Tokens may differ from the uncaptured steps' only where two logits tie, by rounding or by what two uncaptured passes
-    differ by (some kernels add in varying order; what they differ by widens the limit of the logits, too). Eager
-    decoding runs other attention kernels in 16 bits: there the logits are held to the limit and the tokens are
-    counted. Raises UserError where something differs by more.
+    Tokens may differ from the uncaptured steps' only where two logits tie: by rounding, or by the difference of two
+    uncaptured passes, since some kernels add in varying order. That difference widens the limit of the logits, too.
+    Eager decoding runs other attention kernels in 16 bits: its logits are held to the limit, its tokens only counted.
+    Raises UserError where something differs by more.
     """
     tokens, logits = decoder.trajectory(prompt, steps, replay=True)
     fed, choices = tokens[:-1], tokens[1:]
@@ -80,7 +81,7 @@ def verify(decoder: StaticDecoder, prompt: torch.Tensor, steps: int) -> dict[str
     kl_of_noise = largest_kl(plain, again)
     limit = min(max(KL_LIMIT, NOISE_FACTOR * kl_of_noise), LARGEST_LIMIT)
     chosen = choices.numel()
-    record = {
+    record: CapturedCheck = {
         "steps": steps,
         "tokens": chosen,
         "same_tokens": int((choices == plain.argmax(-1)).sum()),
@@ -95,21 +96,23 @@ def verify(decoder: StaticDecoder, prompt: torch.Tensor, steps: int) -> dict[str
     if record["same_tokens_but_ties"] < chosen:
         wrong = chosen - record["same_tokens_but_ties"]
         raise UserError(f"captured decoding chose other tokens than uncaptured in {wrong} of {chosen} steps")
-    for key in ("kl_nats_max", "eager_kl_nats_max"):
-        if not record[key] <= limit:
-            raise UserError(f"captured logits are {record[key]:.3g} nats off ({key}, limit {limit:.3g})")
+    differences = {"kl_nats_max": record["kl_nats_max"], "eager_kl_nats_max": record["eager_kl_nats_max"]}
+    for key, kl in differences.items():
+        if not kl <= limit:  # NaN, too
+            raise UserError(f"captured logits are {kl:.3g} nats off ({key}, limit {limit:.3g})")
     return record
 
 
 def recompiling(model):
-    """torch.compile may specialise a function for each layer, where it cannot trace the model as a whole."""
+    """Within the block torch.compile may compile a function anew for each layer, where it cannot trace the whole."""
     return torch._dynamo.config.patch(recompile_limit=4 * len(cache_layers(model)))
 
 
 def captured_decoder(model, prompt: torch.Tensor, steps: int, compiled: bool = False, length: int = 0):
-    """(decoder, what its check found), or (None, the reason why there is none); prompt: [batch, T].
+    """(decoder, the figures of its check), or (None, the reason why there is none); prompt: [batch, T].
 
-    The check decodes `steps` tokens. length: tokens that the cache holds, if more are to be decoded.
+    steps: tokens that the check decodes. length: tokens that the cache holds, where more are to be decoded.
+    compiled: torch.compile fuses the step's kernels first.
     """
     reason = why_not(model)
     if reason:
@@ -123,5 +126,5 @@ def captured_decoder(model, prompt: torch.Tensor, steps: int, compiled: bool = F
         return decoder, verify(decoder, prompt, steps)
     except UserError as error:
         return None, str(error)
-    except Exception as error:  # a model, a kernel or a library that cannot be recorded, or has no memory for it
+    except Exception as error:  # whatever a model, a kernel or a library raises that cannot be recorded
         return None, f"the step could not be captured: {first_line(error)}"

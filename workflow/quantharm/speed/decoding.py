@@ -12,37 +12,37 @@ from quantharm.common.errors import UserError
 from quantharm.speed.device_meters import synchronise
 
 Cache = dict[str, Any]  # {argument of the model's forward: its cache}
-Stopped = Callable[[list[int]], bool]  # whether the tokens of an answer so far are enough
+Stopped = Callable[[list[int]], bool]  # whether an answer may end after these tokens
 
-DEGENERATE_TAIL = 24  # a response whose last 24 tokens repeat a cycle of at most 4 is degenerate
-LONGEST_CYCLE = 4
+DEGENERATE_TAIL = 24  # last tokens of a response, which is degenerate where they repeat one cycle
+LONGEST_CYCLE = 4  # tokens
 
 
 @dataclass(frozen=True)
 class Continuation:
     """One greedy continuation."""
 
-    token_ids: list[int]  # an end-of-sequence token included
+    token_ids: list[int]  # with the end-of-sequence token
     stop_reason: str  # end_of_sequence, stopped, length, context or not_finite
     seconds: float
     time_to_first_token_seconds: float
-    finite: bool
+    finite: bool  # whether all logits were
 
 
 def never(tokens: list[int]) -> bool:
-    """No answer is enough before its end."""
+    """Stopped of answers that go on to their end-of-sequence token."""
     return False
 
 
 def why_ended(tokens: list[int], eos_token_ids: set[int], stopped: Stopped) -> str | None:
-    """`end_of_sequence` or `stopped`, where the last of an answer's tokens ended it; None where it goes on."""
+    """`end_of_sequence` or `stopped` where an answer ends with its last token; None where it goes on."""
     if tokens[-1] in eos_token_ids:
         return "end_of_sequence"
     return "stopped" if stopped(tokens) else None
 
 
 def end_tokens(model, tokenizer) -> set[int]:
-    """Ids that end a response: the generation config's, and the tokenizer's own."""
+    """The end-of-sequence tokens of a model's generation config, and the tokenizer's own."""
     configured = model.generation_config.eos_token_id
     ids = configured if isinstance(configured, list) else [configured]
     return {i for i in [*ids, tokenizer.eos_token_id] if i is not None}
@@ -57,14 +57,14 @@ def cache_of(output) -> Cache:
 
 
 def prefill(model, prompt: torch.Tensor) -> tuple[torch.Tensor, Cache]:
-    """(logits of the last position [1, vocabulary], cache); prompt: [1, T]."""
-    own = {"past_key_values": model.new_cache()} if hasattr(model, "new_cache") else {}  # a method's `kv_cache:`
-    output = model(input_ids=prompt, use_cache=True, logits_to_keep=1, **own)
+    """(logits of the last position [batch, vocabulary], cache); prompt: [batch, T]."""
+    cache = {"past_key_values": model.new_cache()} if hasattr(model, "new_cache") else {}  # of a method's `kv_cache:`
+    output = model(input_ids=prompt, use_cache=True, logits_to_keep=1, **cache)
     return output.logits[:, -1], cache_of(output)
 
 
 def decode_one_token(model, token: torch.Tensor, cache: Cache) -> tuple[torch.Tensor, Cache]:
-    """(logits [1, vocabulary], cache) after one more token; token: [1, 1]."""
+    """(logits [batch, vocabulary], cache) after one more token; token: [batch, 1]."""
     output = model(input_ids=token, use_cache=True, **cache)
     return output.logits[:, -1], cache_of(output)
 
@@ -77,7 +77,10 @@ def continue_greedily(
     context: int | None,
     stopped: Stopped = never,
 ) -> Continuation:
-    """At most `new_tokens` greedy tokens after a prompt, batch 1; no sampler, penalty or processor of any kind."""
+    """At most `new_tokens` greedy tokens after a prompt, batch 1, without sampler, penalty or logits processor.
+
+    ids: of the prompt; context: tokens that the model was made for, None for any number.
+    """
     device = model.get_input_embeddings().weight.device
     tokens: list[int] = []
     reason = "length"
@@ -105,7 +108,7 @@ def continue_greedily(
 
 
 def is_degenerate(token_ids: list[int]) -> bool:
-    """Whether the end of a response is one short cycle over and over."""
+    """Whether a response ends in one short cycle, repeated."""
     tail = token_ids[-DEGENERATE_TAIL:]
     if len(tail) < DEGENERATE_TAIL:
         return False

@@ -1,4 +1,4 @@
-"""Meters of a device: copy bandwidth, energy, and the time in which it computed."""
+"""Meters of a device: copy bandwidth, peak memory, waiting for processors, energy, and time computing."""
 
 import contextlib
 import time
@@ -15,13 +15,13 @@ COPY_REPETITIONS = 10
 
 
 def synchronise(device: torch.device) -> None:
-    """Wait until the device has done what it was given, so that a clock read now means something."""
+    """Waits until the device has finished its work, so that a clock read afterwards includes it."""
     if device.type == "cuda":
         torch.cuda.synchronize()
 
 
 def copy_bandwidth(device: torch.device) -> CopyBandwidth:
-    """{copy_bytes, copy_bytes_per_second}: bytes read plus bytes written by a copy within the device's memory."""
+    """The rate of a copy within the device's memory: bytes read plus bytes written, a second; median of ten."""
     size = COPY_BYTES[device.type]
     if device.type == "cuda":
         size = min(size, torch.cuda.mem_get_info(device)[0] // 4)
@@ -56,7 +56,7 @@ class PeakMemory:
             self.known = False
 
     def bytes(self) -> int | None:
-        """None where the system does not tell."""
+        """The peak; None where the system does not count it."""
         if self.device.type == "cuda":
             return sum(torch.cuda.max_memory_allocated(i) for i in range(torch.cuda.device_count()))
         if not self.known:
@@ -66,16 +66,16 @@ class PeakMemory:
 
 
 class ProcessorWait:
-    """The time for which this process waits for processors that others use, from when this object was made.
+    """The time that this process waits for processors in use by others, since this object was made.
 
-    Linux counts for each thread how long it ran and how long it was ready to and did not (schedstat).
+    Linux counts for each thread how long it ran, and how long it was ready and did not run (schedstat).
     """
 
     def __init__(self) -> None:
         self.before = thread_times()
 
     def share(self) -> float | None:
-        """Time waited / (time run + time waited), over the threads that are still there; None where nobody counts."""
+        """Time waited / (time run + time waited), of the threads still alive; None where the system does not count."""
         after = thread_times()
         ran, waited = (sum(t[i] - self.before.get(thread, (0, 0))[i] for thread, t in after.items()) for i in (0, 1))
         return waited / (ran + waited) if ran + waited else None
@@ -85,14 +85,14 @@ def thread_times() -> dict[str, tuple[int, int]]:
     """{thread: (nanoseconds that it ran, nanoseconds that it waited for a processor)} of this process."""
     times = {}
     for path in Path("/proc/self/task").glob("*/schedstat"):
-        with contextlib.suppress(OSError, ValueError):  # it may have ended meanwhile
+        with contextlib.suppress(OSError, ValueError):  # a thread may have ended meanwhile
             ran, waited, _ = path.read_text().split()
             times[path.parent.name] = (int(ran), int(waited))
     return times
 
 
 class EnergyMeter:
-    """The energy counters of the GPUs in use, through NVML; `reason` says why there is none."""
+    """The energy counters of the GPUs in use, through NVML; `reason` says why there are none."""
 
     def __init__(self, device: torch.device):
         self.handles: list = []
@@ -114,14 +114,14 @@ class EnergyMeter:
             self.reason = f"NVML has no energy counter here ({error})"
 
     def joules(self) -> float | None:
-        """Energy since the driver was loaded, over all GPUs of this process; None where nothing counts it."""
+        """Joules since the driver was loaded, of all GPUs of this process; None where there are no counters."""
         if self.reason is not None:
             return None
         return sum(self.library.nvmlDeviceGetTotalEnergyConsumption(h) for h in self.handles) / 1000  # from mJ
 
 
 def kernel_seconds(function: Callable[[], object]) -> float:
-    """Seconds in which the GPU computed or copied while function() ran, by PyTorch's profiler."""
+    """Seconds that the GPU's kernels and copies took while function() ran, by PyTorch's profiler."""
     activities = [torch.profiler.ProfilerActivity.CUDA]
     with torch.profiler.profile(activities=activities) as profile:
         function()

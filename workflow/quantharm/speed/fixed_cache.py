@@ -22,12 +22,12 @@ def why_no_fixed_cache(model) -> str | None:
     if others:
         return f"{type(model).__name__} keeps more than keys and values ({', '.join(sorted(others))})"
     if getattr(language_config(model.config), "attention_chunk_size", None):
-        return f"{type(model).__name__} attends in chunks, for which a fixed cache has no mask here"
+        return f"{type(model).__name__} attends in chunks, for which no mask over a fixed cache is made here"
     return None
 
 
 def sliding_windows(model) -> dict[str, int | None]:
-    """{kind of layer, as the configuration names it: the tokens that it sees, None for all of them}."""
+    """{kind of layer, as the model's configuration names it: tokens that it sees, None for all}."""
     layers = cache_layers(model)
     kinds = getattr(language_config(model.config), "layer_types", None) or [""] * len(layers)
     return {kind: getattr(layer, "sliding_window", None) for kind, layer in zip(kinds, layers, strict=True)}

@@ -1,7 +1,7 @@
-"""Answers and times of a model behind an address: what a user of the server waits for, the network included.
+"""Answers and times of a model behind an address: the times that a user of the server waits, network included.
 
-The server runs on hardware of its own, beside other work that is not seen from here; the report does not compare its
-times with the baseline's. Memory, energy and bytes moved are the server's and are not measured.
+The server runs on its own hardware, perhaps beside other work, so the report does not compare its times with the
+baseline's. Its memory, energy and bytes moved are not measured.
 """
 
 import concurrent.futures
@@ -22,7 +22,7 @@ from quantharm.speed.decoding import Continuation, Stopped, never, why_ended
 from quantharm.speed.timings import fitting_lengths, random_prompt
 
 ELSEWHERE = "it decodes behind an address"
-Times = tuple[float, float, int]  # seconds to the first tokens, to the last ones, tokens after the first ones
+Times = tuple[float, float, int]  # seconds to an answer's first part, seconds to its last, tokens after the first
 
 
 def is_served(model) -> bool:
@@ -33,18 +33,21 @@ def is_served(model) -> bool:
 def answers(
     model, prompts: list[list[int]], new_tokens: int, eos_token_ids: set[int], stopped: Stopped = never
 ) -> list[Continuation]:
-    """One greedy answer a prompt, one after the other; those of a run that was stopped are not asked again."""
+    """One greedy answer a prompt, one after the other; answers kept by a stopped run are not asked for again."""
     for _ in model.answer(prompts[0], 1):  # a warm-up
         pass
-    kept = [(ids, model.kept(ids, new_tokens)) for ids in prompts]
-    shown = tqdm(kept, desc="generation", unit="prompt", mininterval=5)
+    files = [(ids, model.kept(ids, new_tokens)) for ids in prompts]
+    shown = tqdm(files, desc="generation", unit="prompt", mininterval=5)
     return [continuation(model, ids, new_tokens, eos_token_ids, stopped, path) for ids, path in shown]
 
 
 def continuation(
     model, ids: list[int], new_tokens: int, eos_token_ids: set[int], stopped: Stopped, path: Path
 ) -> Continuation:
-    """At most `new_tokens` tokens after a prompt; path: the file that keeps it."""
+    """At most `new_tokens` tokens after a prompt; path: of the file that keeps the answer.
+
+    Raises UserError where the server gives more.
+    """
     if path.is_file():
         return Continuation(**read_json(path)["answer"])
     context = context_length(model.config)
@@ -59,25 +62,30 @@ def continuation(
             break
     seconds = time.perf_counter() - begin
     if len(tokens) > room:
-        raise UserError(f"{model.dialect.server.url} was asked for {room} tokens and gave {len(tokens)}")
-    if reason in ("length", "context") and len(tokens) < room:  # the token that ended it was not sent
+        raise UserError(
+            f"{model.dialect.server.url} was asked for {room} tokens and gave {len(tokens)}; serve the model with "
+            "another server"
+        )
+    if reason in ("length", "context") and len(tokens) < room:  # the server does not send the token that ended it
         tokens, reason = [*tokens, min(eos_token_ids)] if eos_token_ids else tokens, "end_of_sequence"
-    result = Continuation(tokens, reason, seconds, first or seconds, True)
-    write_json(path, {"answer": vars(result)})
-    return result
+    answer = Continuation(tokens, reason, seconds, first or seconds, True)
+    write_json(path, {"answer": vars(answer)})
+    return answer
 
 
 def timed(model, ids: list[int], new_tokens: int) -> Times:
-    """Of one answer of exactly so many tokens, as far as the server does as it is asked."""
+    """The times of one answer of `new_tokens` tokens, if the server gives as many as it is asked for."""
     begin = time.perf_counter()
     parts = [(time.perf_counter() - begin, len(part)) for part in model.answer(ids, new_tokens, True) if part]
     if not parts:
-        raise UserError(f"{model.dialect.server.url} was asked for {new_tokens} tokens and gave none")
+        raise UserError(
+            f"{model.dialect.server.url} was asked for {new_tokens} tokens and gave none; see the server's own log"
+        )
     return parts[0][0], parts[-1][0], sum(count for _, count in parts[1:])
 
 
 def prompts_of(model, tokens: int) -> itertools.chain[list[int]]:
-    """Random prompts without end, each with another beginning, so that none is in the server's cache already."""
+    """Endless random prompts of `tokens` ids, each with another beginning, so that the server's cache holds none."""
     ids = random_prompt(model, tokens)[0].tolist()
     return itertools.chain.from_iterable([[*ids[i:], *ids[:i]] for i in range(1, tokens)] for _ in itertools.count())
 
@@ -91,7 +99,7 @@ def benchmark(
     prefill_tokens: Sequence[int] = (),
     batch_sizes: Sequence[int] = (1,),
 ) -> BenchmarkRecord:
-    """As speed.benchmark; prefill is the time to the first token, a batch so many answers asked for at once."""
+    """speed.benchmark of a server: prefill is the time to the first token, a batch is answers asked for at once."""
     prompt_tokens, lengths = fitting_lengths(model, prompt_tokens, new_tokens, prefill_tokens)
     prompts = prompts_of(model, prompt_tokens)
     timed(model, next(prompts), new_tokens)
@@ -137,6 +145,7 @@ def rate_of(answers: list[Times]) -> float:
 
 
 def prefill(model, tokens: int, repetitions: int) -> PrefillRecord:
+    """Times to the first token after prompts of `tokens` ids."""
     prompts = prompts_of(model, tokens)
     return {
         "prompt_tokens": tokens,
@@ -145,7 +154,7 @@ def prefill(model, tokens: int, repetitions: int) -> PrefillRecord:
 
 
 def batch(model, size: int, prompt_tokens: int, new_tokens: int) -> BatchRecord:
-    """So many answers asked for at once; how many of them the server works on at once is its business."""
+    """Times of `size` answers asked for at once; the server may work on fewer of them at a time."""
     prompts, prefills, rates = prompts_of(model, prompt_tokens), [], []
     with concurrent.futures.ThreadPoolExecutor(size) as pool:
         for _ in range(REPETITIONS):

@@ -1,8 +1,8 @@
 """Greedy decoding over keys and values of a fixed size: one step that may be captured as a CUDA graph and replayed.
 
-The prompt is read as ever, over a growing cache with the model's own masks; its keys and values are then copied into
-buffers of a fixed size, in which decoding goes on. A step gets a mask of its own: the columns that hold no token yet
-are hidden, and in layers with a sliding window those before the window.
+The prompt is read in the ordinary way, over a growing cache with the model's own masks; its keys and values are then
+copied into buffers of a fixed size, in which decoding goes on. A step has a mask of its own: it hides the columns that
+hold no token yet and, in layers with a sliding window, those before the window.
 """
 
 import time
@@ -20,7 +20,7 @@ NOT_FINITE = -1  # in place of a token whose logits are not all finite
 
 
 class Reading:
-    """A token [1, 1] on its way to the host, which may give the device more to do before it waits for it."""
+    """A token [1, 1] on its way to the host, which may launch more work before it waits for the token."""
 
     def __init__(self, token: torch.Tensor):
         self.copy = token.to("cpu", non_blocking=True, copy=True)
@@ -35,10 +35,9 @@ class Reading:
 
 
 class StaticDecoder:
-    """Greedy decoding of prompts of one length at once; all of its state lies on the device.
+    """Greedy decoding of a batch of prompts of one length; all of its state lies on the device.
 
-    length: tokens that the cache holds. `compiled` lets torch.compile fuse the step's small kernels before it is
-    captured.
+    length: tokens that the cache holds. compiled: torch.compile fuses the step's small kernels before it is captured.
     """
 
     def __init__(self, model, length: int, batch: int = 1, compiled: bool = False):
@@ -57,29 +56,32 @@ class StaticDecoder:
         self.forward = torch.compile(self.next_logits, dynamic=False) if compiled else self.next_logits
 
     def mask(self, rows: torch.Tensor, window: int | None) -> torch.Tensor:
-        """[1, 1, len(rows), length]: 0 where a position may be seen, the smallest number elsewhere."""
+        """[1, 1, len(rows), length]: 0 where a row may attend to a column, the dtype's lowest number elsewhere.
+
+        rows: positions; window: tokens that a layer sees, None for all.
+        """
         age = rows.unsqueeze(-1) - self.columns
         seen = age >= 0 if window is None else (age >= 0) & (age < window)
         return torch.where(seen, torch.zeros_like(self.masked), self.masked)[None, None]
 
     def masks(self, rows: torch.Tensor) -> torch.Tensor | dict[str, torch.Tensor]:
-        """One mask, or one for each kind of layer where they see different things."""
+        """One mask, or one for each kind of layer where their windows differ."""
         if len(set(self.windows.values())) == 1:
             return self.mask(rows, next(iter(self.windows.values())))
         return {kind: self.mask(rows, window) for kind, window in self.windows.items()}
 
     def prefill(self, prompt: torch.Tensor) -> None:
-        """Start anew with a prompt [batch, T]; leaves its next token in place."""
+        """Starts anew with a prompt [batch, T] and chooses the token after it."""
         logits, cache = prefill(self.model, prompt)
         self.cache.reset()
         for fixed, grown in zip(self.cache.layers, cache["past_key_values"].layers, strict=True):
-            left_out = prompt.shape[1] - grown.keys.shape[-2]  # before the window, which nothing sees any more
+            left_out = prompt.shape[1] - grown.keys.shape[-2]  # tokens before the window, which no step sees again
             fixed.update(*(torch.nn.functional.pad(kept, (0, 0, left_out, 0)) for kept in (grown.keys, grown.values)))
         self.choose(logits)
         self.position.fill_(prompt.shape[1])
 
     def choose(self, logits: torch.Tensor) -> None:
-        """Put the likeliest token in place."""
+        """Makes the most probable token of logits [batch, vocabulary] the next one."""
         self.token.copy_(logits.argmax(-1, keepdim=True))
         finite = torch.isfinite(logits).all(-1, keepdim=True)
         self.outcome.copy_(torch.where(finite, self.token, torch.full_like(self.token, NOT_FINITE)))
@@ -96,7 +98,7 @@ class StaticDecoder:
         return output.logits[:, -1]
 
     def step(self) -> None:
-        """One token on: its logits, the next token, the next position; nothing of it waits for the host."""
+        """Decodes one token: logits, next token, next position. The host waits for none of them."""
         with attention.of_one_length():
             logits = self.forward(self.token, self.position)
         if self.logits is None:
@@ -106,12 +108,12 @@ class StaticDecoder:
         self.position.add_(1)
 
     def capture(self, prompt: torch.Tensor) -> None:
-        """Record one step; afterwards `decode` replays it. Raises RuntimeError where something cannot be recorded."""
+        """Records one step, which `decode` then replays. Raises RuntimeError where something cannot be recorded."""
         self.prefill(prompt)
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
-            for _ in range(WARM_UP_STEPS):  # kernels chosen, memory taken
+            for _ in range(WARM_UP_STEPS):  # in which libraries choose kernels and take memory
                 self.step()
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
@@ -120,6 +122,7 @@ class StaticDecoder:
         self.graph = graph
 
     def decode(self, steps: int, replay: bool = True) -> None:
+        """Decodes `steps` tokens; replay: by the recorded step, where there is one."""
         for _ in range(steps):
             if replay and self.graph is not None:
                 self.graph.replay()
@@ -129,7 +132,10 @@ class StaticDecoder:
     def trajectory(
         self, prompt: torch.Tensor, steps: int, replay: bool, tokens: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """(choices [steps + 1, batch], logits [steps, batch, vocabulary]) from a prompt on, fed its own or `tokens`."""
+        """(choices [steps + 1, batch], logits [steps, batch, vocabulary]) after a prompt [batch, T].
+
+        tokens: [steps, batch], fed in place of the choices.
+        """
         self.prefill(prompt)
         choices, logits = [self.token[:, 0].clone()], []
         for step in range(steps):
@@ -149,9 +155,9 @@ class StaticDecoder:
         context: int | None,
         stopped: Stopped = never,
     ) -> Continuation:
-        """decoding.continue_greedily by steps of fixed size, batch 1.
+        """The answer of decoding.continue_greedily, by steps over the fixed cache, batch 1.
 
-        While the host looks whether a token ends the answer, the device computes the next one.
+        While the host checks whether a token ends the answer, the device computes the next one.
         """
         room = new_tokens if context is None else min(new_tokens, context - len(ids))
         prompt = torch.tensor([ids], device=self.token.device)

@@ -1,4 +1,4 @@
-"""The clock around prefill and decode: repetitions of a batch of prompts of one length, batch 1 included.
+"""Timings of prefill and decode: repetitions of a batch of prompts of one length, batch 1 included.
 
 Each gives medians with intervals and all values (medians.describe). Rates count the tokens of all sequences.
 """
@@ -19,7 +19,7 @@ from quantharm.speed.device_meters import EnergyMeter, ProcessorWait, synchronis
 def repeat(
     once: Callable[[], tuple[float, ...]], repetitions: int, seconds: float, meter: EnergyMeter
 ) -> tuple[list[tuple[float, ...]], float | None]:
-    """(values of at least `repetitions` calls over at least `seconds`, their joules); two more come first, unused."""
+    """(values of at least `repetitions` calls over at least `seconds`, their joules); two warm-ups come first."""
     for _ in range(2):
         once()
     begin, before = time.perf_counter(), meter.joules()
@@ -31,7 +31,7 @@ def repeat(
 
 
 def random_prompt(model, tokens: int, batch: int = 1) -> torch.Tensor:
-    """[batch, tokens] seeded ids, the same for every method of a model."""
+    """[batch, tokens] random ids, the same for every method of a model."""
     embeddings = model.get_input_embeddings().weight
     generator = torch.Generator().manual_seed(0)
     return torch.randint(0, embeddings.shape[0], (batch, tokens), generator=generator).to(embeddings.device)
@@ -46,14 +46,14 @@ def fitting_lengths(model, prompt_tokens: int, new_tokens: int, prefill_tokens: 
 
 
 def energy(joules: float | None, values: list, prompt: torch.Tensor, new_tokens: int) -> float | None:
-    """Joules per new token, prefill included."""
+    """Joules a new token, prefill included; None where none were counted."""
     return None if joules is None else joules / len(values) / new_tokens / len(prompt)
 
 
 def eager_benchmark(model, prompt: torch.Tensor, new_tokens: int, repetitions: int, seconds: float, meter) -> Eager:
-    """Prefill and eager decode; decode counts the tokens after the first, which prefill gives.
+    """Prefill and eager decode of prompt [batch, T]; decode counts the tokens after the first, which prefill gives.
 
-    End-of-sequence tokens are decoded like any other, so every repetition does the same work.
+    Decoding goes on past end-of-sequence tokens, so every repetition does the same work.
     """
     device = prompt.device
 
@@ -82,7 +82,7 @@ def eager_benchmark(model, prompt: torch.Tensor, new_tokens: int, repetitions: i
 
 
 def prefill_benchmark(model, prompt: torch.Tensor, repetitions: int, meter: EnergyMeter) -> PrefillRecord:
-    """Prefill alone."""
+    """Prefill alone, of prompt [batch, T]."""
 
     def once() -> tuple[float]:
         synchronise(prompt.device)
@@ -106,9 +106,9 @@ def captured_benchmark(
     compiled: bool = False,
     checked_tokens: int | None = None,
 ) -> Captured:
-    """Decode by replaying a captured step, after it was checked; {reason} where it cannot be.
+    """Decode by replaying a captured and checked step; the `reason` alone where there is none. prompt: [batch, T].
 
-    The check decodes `checked_tokens`, by default as many as are timed.
+    checked_tokens: decoded by the check; by default as many as are timed.
     """
     begin = time.perf_counter()
     checked = min(checked_tokens or new_tokens, new_tokens) - 1
@@ -144,15 +144,19 @@ def fastest_captured(
     meter: EnergyMeter,
     compile_too: bool,
 ) -> FastestCaptured:
-    """The faster of the model's own kernels captured and of them fused by torch.compile; the other one beside it."""
+    """The faster of two captured steps, of the model's own kernels and of those fused by torch.compile.
+
+    The other one is beside it, under `other`.
+    """
     arguments = model, prompt, new_tokens, repetitions, seconds, meter
-    own: FastestCaptured = {**captured_benchmark(*arguments, False), "compiled": False}
+    uncompiled: FastestCaptured = {**captured_benchmark(*arguments, False), "compiled": False}
     if not compile_too:
-        return own
+        return uncompiled
     compiled: FastestCaptured = {**captured_benchmark(*arguments, True), "compiled": True}
-    first, other = sorted([own, compiled], key=rate_of, reverse=True)
+    first, other = sorted([uncompiled, compiled], key=rate_of, reverse=True)
     return {**first, "other": other}
 
 
 def rate_of(captured: Captured) -> float:
+    """Median tokens a second; 0 where nothing was captured."""
     return captured["decode_tokens_per_second"]["median"] if "decode_tokens_per_second" in captured else 0.0

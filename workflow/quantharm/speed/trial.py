@@ -1,7 +1,7 @@
-"""A first try of a checkpoint, as soon as it is there: does it predict, and decode token by token, at all?
+"""A first try of a new checkpoint: whether it predicts, and decodes token by token, at all.
 
 A quantizer's library may make a layer that it cannot compute (bitsandbytes has CPU kernels for some shapes only), and
-an architecture may do something that nothing here can score. Both are told before anything is evaluated.
+an architecture may do something that this project cannot score. Either ends the run before anything is evaluated.
 """
 
 import torch
@@ -15,12 +15,12 @@ TRIED_TOKENS = list(range(5, 13))
 
 
 def try_model(model, matrices: list) -> None:
-    """One pass over a few tokens and one decoded token; matrices: the quantized ones.
+    """Computes one pass over a few tokens and one decoded token; matrices: the quantized ones.
 
-    Raises UserError where something fails, naming the layer; with no matrix quantized also where a token's prediction
-    depends on a later token, so that the model is not causal.
+    Raises UserError where that fails, naming the layer. Of an unquantized model also where a prediction depends on a
+    later token, so that the model is not causal.
     """
-    entered: list[str] = []  # the matrices, in the order of their calls
+    entered: list[str] = []  # descriptions of the matrices, in the order of their calls
     hooks = [
         model.get_submodule(m.name).register_forward_pre_hook(lambda *_, m=m: entered.append(describe(m)))
         for m in matrices
@@ -53,11 +53,11 @@ def describe(matrix) -> str:
 
 
 def check_causal(model) -> None:
-    """Raises UserError where changing the last token changes what stands before it."""
+    """Raises UserError where changing the last token changes the states before it."""
     first = last_hidden_states(model, TRIED_TOKENS)[:-1]
     second = last_hidden_states(model, [*TRIED_TOKENS[:-1], TRIED_TOKENS[-1] + 1])[:-1]
     if not is_near(first, second):
         raise UserError(
-            f"{type(model).__name__} lets a token see those after it, so it is no causal language model; only those "
-            "can be evaluated"
+            f"{type(model).__name__} lets a token see those after it, so it is no causal language model; name a model "
+            "that is one"
         )
