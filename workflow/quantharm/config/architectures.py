@@ -1,4 +1,4 @@
-"""Shapes of published models, for checkpoints of random weights: what their public configurations state, and no more.
+"""Shapes of published models, for checkpoints of random weights, as their public configurations state them.
 
 Needs no ML library: the configuration and the resources of jobs are computed from it.
 """
@@ -83,7 +83,7 @@ def read_architecture(name: str) -> CheckpointConfig:
 
 
 def parameter_count(config: CheckpointConfig) -> int:
-    """Weights of the matrices of a decoder with gated MLPs; norms and biases, below a thousandth, are left out."""
+    """Weights of the matrices of a decoder with gated MLPs; norms and biases, less than a thousandth, are left out."""
     width, vocabulary = config.get("hidden_size", 0), config.get("vocab_size", 0)
     heads = config.get("num_attention_heads", 1)
     head = config.get("head_dim") or width // heads

@@ -1,6 +1,6 @@
-"""The files of this package that a module is made of, read from its import statements (never typed by hand).
+"""The files of this package that a module is made of, read from its import statements.
 
-The workflow lists them as inputs of a stage, so an edit recomputes what depends on it and nothing else.
+The workflow lists them as inputs of a stage, so an edit re-runs the stages that depend on it and no others.
 """
 
 import ast
@@ -25,9 +25,9 @@ def file_of(module: str) -> Path | None:
 
 
 def statements_that_run(body: list) -> Iterator[ast.stmt]:
-    """All statements of a block and of the blocks inside, but what is under `if TYPE_CHECKING:`, which no job runs.
+    """All statements of a block and of the blocks inside it, but those under `if TYPE_CHECKING:`, which no job runs.
 
-    Expressions are not looked into: no import stands there, and they are nine tenths of a syntax tree.
+    Expressions are passed over: they hold no import, and are nine tenths of a syntax tree.
     """
     for statement in body:
         if isinstance(statement, ast.If) and isinstance(statement.test, ast.Name) and statement.test.id == TYPES_ALONE:
@@ -51,7 +51,7 @@ def imported(path: Path) -> frozenset[Path]:
 
 
 def rooms_around(path: Path) -> frozenset[Path]:
-    """The `__init__` of every room that a file lies in, which Python runs first; the package's own is a docstring."""
+    """The `__init__` of every room that a file lies in, which Python runs first; the package's own holds no code."""
     rooms = [folder for folder in path.parents if folder.is_relative_to(PACKAGE) and folder != PACKAGE]
     return frozenset(room / "__init__.py" for room in rooms)
 

@@ -16,7 +16,7 @@ NO_WEIGHTS = "an endpoint shows no weights: no size, memory, noise or check of t
 FILES = {LLAMA_CPP: ("gguf", "pretrained")}  # the quantizers whose checkpoints an engine can read
 # {type of keys or values in llama.cpp: its number in ggml}
 LLAMA_CACHE_TYPES = {"f32": 0, "f16": 1, "bf16": 30, "q8_0": 8, "q5_1": 7, "q5_0": 6, "q4_1": 3, "q4_0": 2}
-STEP = 16  # tokens; engines/quantized_cache.py scores in such steps
+STEP = 16  # tokens that engines/quantized_cache.py scores at once
 
 ENGINE: "Schema" = {
     "description": "The program that runs the checkpoint; transformers where nothing is said.",
@@ -73,7 +73,7 @@ def engine_of(settings: Settings) -> str:
 
 
 def module_of(settings: Settings) -> str | None:
-    """The module of the room engines that a method's cells need; None for transformers as it is."""
+    """The module of the room engines that a method's cells need; None for plain transformers."""
     return MODULES.get(engine_of(settings)) or ("quantized_cache" if settings.get("kv_cache") else None)
 
 

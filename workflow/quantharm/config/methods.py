@@ -50,8 +50,8 @@ def settings_of_quantizers() -> set[str]:
 def completed_method(name: str, method: Settings) -> Settings:
     """A method's entry with its quantizer's defaults; raises UserError where it is not what the quantizer takes."""
     quantizer = method["quantizer"]
-    own = method_schema(quantizer)
-    foreign = [key for key in method if key not in own["properties"] and key in settings_of_quantizers()]
+    schema = method_schema(quantizer)
+    foreign = [key for key in method if key not in schema["properties"] and key in settings_of_quantizers()]
     for key in foreign:
         if method[key] is not None:
             raise UserError(
@@ -61,10 +61,10 @@ def completed_method(name: str, method: Settings) -> Settings:
     method = {
         key: value
         for key, value in method.items()
-        if key not in foreign and (value is not None or takes_null(own["properties"].get(key, {})))
+        if key not in foreign and (value is not None or takes_null(schema["properties"].get(key, {})))
     }
-    validate(method, own, ("methods", name))
-    method = noise.one_spelling(with_defaults(method, own))
+    validate(method, schema, ("methods", name))
+    method = noise.one_spelling(with_defaults(method, schema))
     conflict = noise.conflict(method["quantizer"], method) if "noise" in method else None
     if conflict:
         raise UserError(f"method `{name}` in the config cannot {conflict}{removed_by_null('noise')}")

@@ -33,7 +33,7 @@ SCHEMA: "Schema" = {
 
 
 def grid_of(quantizer: str, settings: Settings) -> str | None:
-    """The grid that noise is measured by: the one named in the settings' `noise`, or the quantizer's own."""
+    """The grid whose half step is the unit of noise: that named in the settings' `noise`, or the quantizer's own."""
     module = quantizer_named(quantizer)
     return settings["noise"].get("target") or (module.grid(settings) if isinstance(module, RoundsToGrid) else None)
 

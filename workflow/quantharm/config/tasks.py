@@ -56,14 +56,14 @@ def tasks_of(config: "Configuration", model: str) -> list[TaskEntry]:
 
 
 def task_files(folder: str | None) -> list[str]:
-    """All files in the user's folder of tasks: YAML, the items and the functions that it names."""
+    """All files in the user's folder of tasks: YAML, and the data and functions that it names."""
     if folder is None:
         return []
     return sorted(str(path) for path in Path(folder).rglob("*") if path.is_file() and "__pycache__" not in path.parts)
 
 
 def check_tasks(config: "Configuration") -> None:
-    """Raises UserError for lists of tasks that cannot be meant, before any job starts."""
+    """Raises UserError for a list of tasks, or a folder of them, that the stages could not use."""
     for model, entry in config["models"].items():
         if not tasks_of(config, model):
             continue

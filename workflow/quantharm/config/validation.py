@@ -1,4 +1,4 @@
-"""A configuration against its schema: YAML that ends, keys that exist, defaults filled in; one sentence a mistake."""
+"""A configuration against its schema: YAML of bounded size, keys that exist, defaults filled in."""
 
 import copy
 import difflib
@@ -41,20 +41,20 @@ class Schema(TypedDict, total=False):
 
 
 def removed_by_null(key: str) -> str:
-    """The addition to a message about a key that may have come from another config file than the user's own."""
+    """Added to a message about a key that may come from another config file than the user's."""
     return f"; config files are merged key by key, so what another one sets stays until yours says `{key}: null`"
 
 
 def takes_null(schema: Schema) -> bool:
-    """Whether null is a value that a schema takes; it is where nothing is said of the value."""
-    types = schema.get("type")
+    """Whether a schema takes null; one that names neither values nor types does."""
+    types = schema.get("type")  # a list, or one word
     if "enum" in schema:
         return None in schema["enum"]
-    return types is None or "null" in types  # a list, or one word of which "null" is no part
+    return types is None or "null" in types
 
 
 def without_nulls(value: Any, schema: Schema) -> Any:
-    """A copy without the keys that are null and cannot be: so a config file removes what one before it set."""
+    """A copy without the keys that are null but cannot be: so a config file removes keys that one before it set."""
     if not isinstance(value, dict):
         return value
     properties = schema.get("properties", {})
@@ -71,14 +71,15 @@ def with_defaults(value: Any, schema: Schema) -> Any:
     if not isinstance(value, dict):
         return value
     properties = schema.get("properties", {})
-    result = {key: with_defaults(item, properties.get(key, schema_of_other(schema))) for key, item in value.items()}
+    completed = {key: with_defaults(item, properties.get(key, schema_of_other(schema))) for key, item in value.items()}
     for key, subschema in properties.items():
-        if key not in result and "default" in subschema:
-            result[key] = with_defaults(copy.deepcopy(subschema["default"]), subschema)
-    return result
+        if key not in completed and "default" in subschema:
+            completed[key] = with_defaults(copy.deepcopy(subschema["default"]), subschema)
+    return completed
 
 
 def schema_of_other(schema: Schema) -> Schema:
+    """The schema of keys that `properties` does not name."""
     other = schema.get("additionalProperties")
     return other if isinstance(other, dict) else {}
 
@@ -100,9 +101,9 @@ def sentence(error: Any) -> str:
         choices = ", ".join("null" if v is None else str(v) for v in error.validator_value)
         return f"{at} is {error.instance!r}; it must be one of {choices}"
     if error.validator == "type":
-        wanted = error.validator_value
-        wanted = " or ".join(wanted) if isinstance(wanted, list) else wanted
-        return f"{at} is {str(error.instance)[:80]!r}; it must be of type {wanted}"
+        types = error.validator_value
+        allowed = " or ".join(types) if isinstance(types, list) else types
+        return f"{at} is {str(error.instance)[:80]!r}; it must be of type {allowed}"
     if error.validator == "pattern" and "propertyNames" not in error.absolute_schema_path:
         return f"{at} is {error.instance[:80]!r}; it must be a whole commit: 40 digits of 0-9a-f"
     if "propertyNames" in error.absolute_schema_path:
@@ -114,7 +115,7 @@ def sentence(error: Any) -> str:
 
 
 def validate(value: Any, schema: Schema, path: tuple[str, ...] = ()) -> None:
-    """Raises UserError with one sentence for the most telling error."""
+    """Raises UserError with one sentence for the most telling mistake; path: of `value` within the config."""
     error = jsonschema.exceptions.best_match(jsonschema.Draft202012Validator(schema).iter_errors(value))
     if error is not None:
         error.path.extendleft(reversed(path))
@@ -122,7 +123,7 @@ def validate(value: Any, schema: Schema, path: tuple[str, ...] = ()) -> None:
 
 
 def check_config_file(path: Path) -> None:
-    """Raises UserError unless `path` is a small YAML file, before Snakemake reads it; a missing one is Snakemake's."""
+    """Raises UserError unless `path` is a small YAML file, before Snakemake reads it or reports that it is missing."""
     if not os.path.isfile(path):
         return
     if os.path.getsize(path) > LARGEST_CONFIG_BYTES:
@@ -142,9 +143,9 @@ def check_config_file(path: Path) -> None:
 
 
 def check_values(config: object, where: str) -> None:
-    """Raises UserError where a configuration has no end: aliases of aliases (a YAML bomb), or a list within itself.
+    """Raises UserError for a configuration of unbounded size: aliases of aliases (a YAML bomb), a list within itself.
 
-    config: YAML nodes, or what was made of them.
+    config: YAML nodes, or the lists and dicts made of them.
     """
     waiting: list[object] = [config]
     seen = 0

@@ -1,4 +1,4 @@
-"""From lm-evaluation-harness's samples to a row an item: which metric says right or wrong, prompt, target, answer."""
+"""From lm-evaluation-harness's samples to a row an item: prompt, target, answer, and whether it is right."""
 
 import json
 from typing import Any, TypedDict
@@ -10,12 +10,14 @@ from quantharm.common.errors import UserError
 from quantharm.common.files import sha256_of_text
 
 PREFERRED = ("acc", "exact_match")  # of a task with several metrics; else the first that is right or wrong
-Sample = dict[str, Any]  # one of lm_eval.evaluator.evaluate's: what was asked of an item, and each metric's value
-NORMALISED = {"acc_norm": len, "acc_bytes": lambda text: len(text.encode("utf-8"))}
+# Of lm_eval.evaluator.evaluate: an item's question and answer. Each metric's value is under the metric's name, so the
+# keys differ from task to task.
+Sample = dict[str, Any]
+NORMALISED = {"acc_norm": len, "acc_bytes": lambda text: len(text.encode("utf-8"))}  # what a metric divides by
 
 
 def judging_metrics(samples: list[Sample]) -> list[tuple[str, str]]:
-    """[(metric, filter)] that say of every item that it is right (1) or wrong (0), in the task's order."""
+    """[(metric, filter)] whose value is 1 (right) or 0 (wrong) for every item, in the task's order."""
     metrics: list[tuple[str, str]] = []
     for key in dict.fromkeys((metric, sample["filter"]) for sample in samples for metric in sample["metrics"]):
         values = [sample[key[0]] for sample in samples if sample["filter"] == key[1]]
@@ -25,7 +27,10 @@ def judging_metrics(samples: list[Sample]) -> list[tuple[str, str]]:
 
 
 def choose_metric(task: str, samples: list[Sample], wanted: str | None) -> tuple[str, str]:
-    """(metric, filter) by which a task's answers are judged; wanted: `metric` or `metric,filter`, as in its results."""
+    """(metric, filter) by which a task's answers are judged; wanted: `metric` or `metric,filter`, None for any.
+
+    Raises UserError where the task has none that says right or wrong, or not the wanted one.
+    """
     judging = judging_metrics(samples)
     all_metrics = dict.fromkeys(f"{metric},{sample['filter']}" for sample in samples for metric in sample["metrics"])
     if not judging:
@@ -39,16 +44,16 @@ def choose_metric(task: str, samples: list[Sample], wanted: str | None) -> tuple
         if wanted in (key[0], ",".join(key)):
             return key
     raise UserError(
-        f"task `{task}` has no metric `{wanted}` that says right or wrong of each answer; it has "
+        f"task `{task}` has no metric `{wanted}` that says right or wrong of each answer; name one of "
         f"{', '.join(','.join(key) for key in judging)}"
     )
 
 
 def text_of_target(sample: Sample, choices: list[str]) -> str:
-    """The right answer: the text of the right ending, or of several; of a generated answer the target as it is."""
+    """The text of the right answer, or of several; of a task with endings (`choices`), that of the right ending."""
     targets = sample["target"] if isinstance(sample["target"], list) else [sample["target"]]
-    is_index = bool(choices) and all(isinstance(t, int) and 0 <= t < len(choices) for t in targets)
-    return " | ".join(choices[t] if is_index else str(t) for t in targets)
+    are_indices = bool(choices) and all(isinstance(target, int) and 0 <= target < len(choices) for target in targets)
+    return " | ".join(choices[target] if are_indices else str(target) for target in targets)
 
 
 class ItemRow(TypedDict):
@@ -57,7 +62,7 @@ class ItemRow(TypedDict):
     task: str
     subtask: str
     item: int
-    prompt_sha256: str  # of all that was asked about the item, endings and settings of the answer included
+    prompt_sha256: str  # of everything asked about the item, with endings and settings of the answer
     target: str
     answer: str
     log_likelihoods: list[float] | None  # nats, one an ending; null for generated answers
@@ -65,7 +70,7 @@ class ItemRow(TypedDict):
 
 
 def item_row(task: str, subtask: str, sample: Sample, metric: str) -> ItemRow:
-    """The answer to an item, judged by a metric."""
+    """The row of an item, judged by a metric."""
     log_likelihoods = None
     choices: list[str] = []
     if isinstance(sample["filtered_resps"][0], (tuple, list)) and len(sample["filtered_resps"][0]) == 2:
@@ -74,10 +79,10 @@ def item_row(task: str, subtask: str, sample: Sample, metric: str) -> ItemRow:
         if len(set(choices)) < len(choices):  # the prompts differ, not the endings
             choices = [str(i) for i in range(len(choices))]
         length = NORMALISED.get(metric, lambda text: 1)
-        scores = [value / max(1, length(c.strip())) for value, c in zip(log_likelihoods, choices, strict=True)]
+        scores = [value / max(1, length(text.strip())) for value, text in zip(log_likelihoods, choices, strict=True)]
         answer = choices[int(numpy.argmax(scores))]
         if len(choices) == 1 and not sample["filtered_resps"][0][1]:
-            answer = ""  # another token than the target's is the most likely one
+            answer = ""  # the model's most probable tokens are not the target's
     else:
         first = sample["filtered_resps"][0]
         answer = str(first[0] if isinstance(first, list) and first else first)
@@ -94,11 +99,11 @@ def item_row(task: str, subtask: str, sample: Sample, metric: str) -> ItemRow:
 
 
 def rows_of(task: str, samples: dict[str, list[Sample]], wanted: str | None) -> tuple[pandas.DataFrame, str]:
-    """(a row an item, `metric,filter`); samples: those of a task, or of each task of a group."""
-    rows, used = [], []
+    """(a row an item, `metric,filter`); samples: {subtask: samples}, of a task itself or of each task of a group."""
+    rows, judged_by = [], []
     for subtask, all_samples in samples.items():
         metric, filter_name = choose_metric(task, all_samples, wanted)
         chosen = [sample for sample in all_samples if sample["filter"] == filter_name]
         rows += [item_row(task, subtask, sample, metric) for sample in sorted(chosen, key=lambda s: s["doc_id"])]
-        used.append(f"{metric},{filter_name}")
-    return pandas.DataFrame(rows), " and ".join(dict.fromkeys(used))
+        judged_by.append(f"{metric},{filter_name}")
+    return pandas.DataFrame(rows), " and ".join(dict.fromkeys(judged_by))

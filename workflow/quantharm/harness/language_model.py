@@ -1,10 +1,11 @@
-"""A loaded model as lm-evaluation-harness asks it: log-likelihoods of endings, and greedy answers.
+"""A loaded model behind lm-evaluation-harness's interface: log-likelihoods of endings, and greedy answers.
 
 Every request is one forward pass of its own, batch 1, no padding: LLM.int8 picks its outlier columns over all tokens of
-a pass, so in a batch an answer would depend on what else is asked. Logits are computed in float32 as everywhere here.
+a pass, so in a batch an answer would depend on the other requests. Logits are float32, as in every stage.
 """
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ class LoadedModel(TemplateLM):
     """lm-evaluation-harness's interface to a model that is loaded already.
 
     answer_tokens: longest answer, whatever a task says. `cut` counts prompts whose beginning did not fit the context;
-    `decoding` says how answers were generated, captured or eager, and is None where none were.
+    `decoding` is `captured` or `eager`, and None where no answers were generated.
     """
 
     def __init__(self, model, tokenizer, asking: Asking, answer_tokens: int | None = None) -> None:
@@ -54,7 +55,7 @@ class LoadedModel(TemplateLM):
         return self.tokenizer.name_or_path
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_) -> list[int]:
-        """Token ids; special tokens as the tokenizer adds them by itself, unless a template wrote BOS already."""
+        """Token ids, with the special tokens that the tokenizer adds, unless the text begins with BOS already."""
         bos = self.tokenizer.bos_token
         if add_special_tokens is None:
             add_special_tokens = not (bos and string.startswith(bos))
@@ -72,12 +73,15 @@ class LoadedModel(TemplateLM):
             )
 
     def fitted(self, ids: list[int], room: int) -> list[int]:
-        """The last `room` ids of a prompt."""
+        """The last `room` ids of a prompt, which counts as cut where it has more."""
         self.cut += len(ids) > room
         return ids[-room:]
 
     def _loglikelihood_tokens(self, requests, disable_tqdm: bool = False, **_) -> list[tuple[float, bool]]:
-        """[(log-likelihood in nats of the ending, whether it is the greedy one)]; requests: (texts, prompt, ending)."""
+        """[(ln p(ending) in nats, whether the ending is the greedy one)].
+
+        requests: [((context, ending) as texts, prompt's ids, ending's ids)].
+        """
         answers = []
         asked: list[int] | None = None
         hidden = torch.empty(0)
@@ -97,23 +101,25 @@ class LoadedModel(TemplateLM):
         return answers
 
     def score(self, hidden: torch.Tensor, targets: torch.Tensor) -> tuple[float, bool]:
-        """(Σ ln p(target), whether every target is the most likely token); hidden: [n, width], targets: [n]."""
+        """(Σ ln p(target) in nats, whether each target is the most probable); hidden: [n, width], targets: [n]."""
         total, greedy = 0.0, True
         for part in slices_of(len(hidden), self.vocabulary):
             logits = self.head(hidden[part])  # [n, vocabulary] float32
-            wanted = targets[part].to(logits.device)
-            chosen = logits.log_softmax(-1).gather(-1, wanted[:, None])
-            total += float(chosen.double().sum())
-            greedy = greedy and bool((logits.argmax(-1) == wanted).all())
+            expected = targets[part].to(logits.device)
+            ln_p = logits.log_softmax(-1).gather(-1, expected[:, None])
+            total += float(ln_p.double().sum())
+            greedy = greedy and bool((logits.argmax(-1) == expected).all())
         if not math.isfinite(total):
-            raise UserError("a log-likelihood is NaN or infinite; this checkpoint cannot be scored")
+            raise UserError(
+                "a log-likelihood is NaN or infinite; this checkpoint cannot be scored: take its method out"
+            )
         return total, greedy
 
     def loglikelihood_rolling(self, requests, disable_tqdm: bool = False) -> list[float]:
         raise NotImplementedError("whole texts are scored by the stage perplexity")
 
     def generate_until(self, requests, disable_tqdm: bool = False) -> list[str]:
-        """Greedy answers, each up to the first of the task's stop words; samplers that a task asks for are not used."""
+        """Greedy answers, each up to the first of the task's stop words. A task's own sampling settings are ignored."""
         texts = [""] * len(requests)
         alike: dict[tuple[tuple[str, ...], int], list[int]] = {}  # {(stop words, longest answer): requests}
         for i, request in enumerate(requests):
@@ -124,8 +130,8 @@ class LoadedModel(TemplateLM):
                 texts[i] = text
         return texts
 
-    def limits(self, options: dict[str, Any]) -> tuple[tuple[str, ...], int]:
-        """(stop words, tokens of the longest answer) of a task's generation_kwargs."""
+    def limits(self, options: Mapping[str, Any]) -> tuple[tuple[str, ...], int]:
+        """(stop words, tokens of the longest answer); options: a task's generation_kwargs."""
         until = options.get("until") or []
         longest = int(options.get("max_gen_toks") or ANSWER_TOKENS)
         return (
@@ -134,7 +140,7 @@ class LoadedModel(TemplateLM):
         )
 
     def room_for(self, prompt: str, longest: int) -> list[int]:
-        """Token ids of a prompt, its beginning cut where the context would not hold the longest answer."""
+        """Token ids of a prompt, its beginning cut so that the context holds the longest answer as well."""
         ids = self.tok_encode(prompt)
         if self.context is not None:
             if self.context <= longest:
@@ -147,7 +153,7 @@ class LoadedModel(TemplateLM):
         return ids
 
     def answer(self, prompts: list[list[int]], until: tuple[str, ...], longest: int) -> list[str]:
-        """Greedy answers to encoded prompts, by the captured step where there is one."""
+        """Texts of greedy answers to prompts of token ids, by the captured step where there is one."""
 
         def text_of(tokens: list[int]) -> str:
             return self.tokenizer.decode(tokens, skip_special_tokens=True)
@@ -158,7 +164,7 @@ class LoadedModel(TemplateLM):
 
         answers = answer_suite(self.model, prompts, longest, self.eos_token_ids, stopped)
         if not all(continuation.finite for continuation in answers.continuations):
-            raise UserError("a logit is NaN or infinite; this checkpoint cannot answer")
+            raise UserError("a logit is NaN or infinite; this checkpoint cannot answer: take its method out")
         self.decoding = answers.decoding
         texts = [text_of(continuation.token_ids) for continuation in answers.continuations]
         return [min((text.split(word)[0] for word in until), key=len, default=text) for text in texts]

@@ -1,4 +1,4 @@
-"""Tasks by name: lm-evaluation-harness's own and those of the user's folder of YAML, with the config's options."""
+"""Tasks by name, lm-evaluation-harness's own and those of the user's folder of YAML, with the config's options."""
 
 import difflib
 import logging
@@ -19,7 +19,7 @@ NOT_LOADED = (OSError, ValueError, RuntimeError, ImportError, datasets.exception
 
 
 def quiet() -> None:
-    """Its notices (defaults that a task's own YAML sets, and so on) would bury the log."""
+    """Silences the libraries' notices (on defaults that a task's YAML sets, say), which would bury the log."""
     for name in ("lm_eval", "datasets"):
         logging.getLogger(name).setLevel(logging.ERROR)
     datasets.disable_progress_bars()
@@ -35,39 +35,39 @@ def read_folder(folder: Path | None) -> None:
 
 
 def folders_of(names: list[str]) -> list[Path]:
-    """The folders of lm-evaluation-harness with a file that is called as one of these tasks, as most are."""
-    wanted = {f"{name}.yaml" for name in names}
-    return sorted({path.parent for path in Path(manager.__file__).parent.rglob("*.yaml") if path.name in wanted})
+    """The folders of lm-evaluation-harness with a file of the name of one of these tasks, as most tasks have."""
+    files = {f"{name}.yaml" for name in names}
+    return sorted({path.parent for path in Path(manager.__file__).parent.rglob("*.yaml") if path.name in files})
 
 
 def find_tasks(names: list[str], folder: Path | None) -> TaskManager:
-    """An index in which every name exists.
+    """An index in which every name exists; folder: the user's. Raises UserError for a name that does not exist.
 
-    The thousands of lm-evaluation-harness's own take ten seconds to read: only where these names need it, and always
-    for groups and tags, whose tasks may lie anywhere. Raises UserError for a name that neither has.
+    Reading all of lm-evaluation-harness's thousands of tasks takes ten seconds, so it is done only for names that need
+    it: groups and tags, whose tasks may lie anywhere, and tasks in files of other names.
     """
     read_folder(folder)
-    own = [folder] if folder else []
-    index = TaskManager(include_path=own, include_defaults=False)
+    users = [folder] if folder else []
+    index = TaskManager(include_path=users, include_defaults=False)
     elsewhere = [name for name in names if name not in index.all_tasks]
     if elsewhere:
-        index = TaskManager(include_path=[*folders_of(elsewhere), *own], include_defaults=False)
+        index = TaskManager(include_path=[*folders_of(elsewhere), *users], include_defaults=False)
     if any(name not in index.all_subtasks for name in names):
-        index = TaskManager(include_path=own)
+        index = TaskManager(include_path=users)
     for name in names:
         if name not in index.all_tasks:
             close = difflib.get_close_matches(name, index.all_tasks, 1)
-            hint = f"did you mean `{close[0]}`?" if close else "see `lm-eval ls tasks` for those that there are"
+            hint = f"did you mean `{close[0]}`?" if close else "`lm-eval ls tasks` lists all"
             nor = f" nor in {folder}" if folder else ""
             raise UserError(f"there is no task `{name}` in lm-evaluation-harness {version_of('lm_eval')}{nor}; {hint}")
     return index
 
 
 def load_task(index: TaskManager, entry: TaskEntry, seed: int, unreachable: str = "") -> dict[str, Task]:
-    """{name: task} of a task, a group or a tag, with its data read.
+    """{name: task} of a task, or of each task of a group or tag, with their data.
 
-    unreachable: why the hub cannot be reached, where that is known. Raises UserError where the data is not on this
-    machine and cannot be fetched, and where the task cannot be asked with these options.
+    seed: of the examples that are drawn; unreachable: why the hub cannot be reached, where that is known. Raises
+    UserError where the data cannot be had, or the task cannot be asked with these options.
     """
     name = entry["task"]
     try:
@@ -85,13 +85,13 @@ def load_task(index: TaskManager, entry: TaskEntry, seed: int, unreachable: str 
     for task in tasks.values():
         refuse_unanswerable(name, task)
         task.set_fewshot_seed(seed)
-        own = task.get_config("num_fewshot")
-        if own == 0 and entry["few_shot"]:
+        stated = task.get_config("num_fewshot")
+        if stated == 0 and entry["few_shot"]:
             raise UserError(
                 f"task `{name}` takes no examples (its YAML says num_fewshot: 0) but `few_shot: {entry['few_shot']}` "
                 "is asked for; leave it out for this task"
             )
-        task.set_config("num_fewshot", entry["few_shot"] if entry["few_shot"] is not None else own or 0)
+        task.set_config("num_fewshot", entry["few_shot"] if entry["few_shot"] is not None else stated or 0)
     return tasks
 
 
@@ -100,7 +100,7 @@ def cannot_be_asked(name: str, error: Exception) -> UserError:
 
 
 def refuse_unanswerable(name: str, task: Task) -> None:
-    """Raises UserError for what is not judged by right and wrong answers of a language model."""
+    """Raises UserError for a task that is not judged by right and wrong answers of a language model."""
     if task.OUTPUT_TYPE == "loglikelihood_rolling":
         raise UserError(f"task `{name}` scores whole texts; name the text under `texts:`, stage `perplexity` scores it")
     if getattr(task, "UNSAFE_CODE", False):

@@ -36,19 +36,20 @@ class Cell:
 
     @property
     def shows_top_tokens(self) -> int | None:
-        """How many tokens of a position a server shows, so that divergences are lower bounds; None: all of them."""
+        """Tokens that a server shows of each position, so that divergences are lower bounds; None for all."""
         return self.model.top_tokens if is_served(self.record["settings"]) else None
 
     def peak_memory_bytes(self) -> int | None:
-        """Of this process; None where the model is in another."""
+        """Most memory that this process held on the device; None where the model is behind an address."""
         return None if is_served(self.record["settings"]) else memory_bytes(self.device)["peak_bytes"]
 
     def finished(self) -> None:
-        """The stage has written its results: answers of a server that were kept for it may go."""
+        """Deletes a server's answers that were kept for this stage, since its results are written."""
         if is_served(self.record["settings"]):
             self.model.finished()
 
     def provenance(self) -> Provenance:
+        """Provenance of this stage's record, with the cell's engine."""
         record = provenance(self.device, self.record["dtype"], dtype_of(self.model))
         if engines.other_engine(self.record["settings"]):
             record["engine"] = self.model.description()
@@ -56,7 +57,7 @@ class Cell:
 
 
 def open_cell(quantization: Path, device: str, timing: Timing) -> Cell:
-    """Loads the cell of a quantization.json on the device asked for, timed as `load`."""
+    """The cell of a quantization.json, loaded on `device` (cpu, cuda or auto); timed as `load`."""
     record = read_quantization(quantization)
     device = choose_device(device, record["gpus"])
     with timing.part("load"):

@@ -1,14 +1,15 @@
-"""Checks that a checkpoint's tensors are those that its model's class wants: none missing, none besides, all in shape.
+"""Checks that a checkpoint holds the tensors of its model's class: none missing, none besides, all of its shapes.
 
-transformers fills what is missing with random numbers and only warns. Which tensors those are is its own account of a
-load, tied weights and what the class itself ignores apart. A load onto the `meta` device gives it from the files'
-headers, reading no weights. For quantized checkpoints the account is not enough: a quantizer's module says what it
-stores of each matrix (`stored_shapes`).
+transformers fills missing tensors with random numbers and only warns. Its account of a load names them, without tied
+weights and those that the class ignores. A load onto the `meta` device gives the account from the files' headers,
+without reading weights. For quantized checkpoints the account is not enough: their quantizer's module states the
+tensors that it stores of each matrix (`stored_shapes`).
 """
 
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from quantharm.common.checkpoint_files import gguf_file, listed, read_checkpoint_config, weight_files
 from quantharm.common.errors import UserError, first_line
@@ -16,8 +17,16 @@ from quantharm.common.errors import UserError, first_line
 HOW_TO_MEND = "fetch the model again, or take the config.json that belongs to it"
 
 
+class LoadAccount(TypedDict):
+    """transformers' account of a load, as far as it is used here."""
+
+    missing_keys: set[str]
+    unexpected_keys: set[str]
+    mismatched_keys: set[tuple[str, Sequence[int], Sequence[int]]]  # (tensor, stored shape, shape of the class)
+
+
 def open_weights(path: Path):
-    """A safetensors file, whose header says where each tensor lies; raises UserError where it is not whole."""
+    """A safetensors file, opened; raises UserError where it is shorter than its header says, or has no header."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -55,10 +64,11 @@ def load_whole(folder: Path, **settings):
     return model
 
 
-def refuse_other_tensors(folder: Path, account: dict[str, Any], name: str) -> None:
-    """account: {missing_keys, unexpected_keys, mismatched_keys: (name, stored shape, wanted shape)} of a load."""
+def refuse_other_tensors(folder: Path, account: LoadAccount, name: str) -> None:
+    """Raises UserError for tensors that are missing, of another shape, or unknown to the class `name`."""
     missing, unexpected = sorted(account["missing_keys"]), sorted(account["unexpected_keys"])
-    shapes = [f"{key}: {list(held)}, not {list(wanted)}" for key, held, wanted in sorted(account["mismatched_keys"])]
+    mismatched = sorted(account["mismatched_keys"])
+    shapes = [f"{key}: {list(stored)}, not {list(expected)}" for key, stored, expected in mismatched]
     faults = []
     if missing:
         faults.append(f"{len(missing)} missing, which would be random numbers ({listed(missing)})")
@@ -74,7 +84,7 @@ def refuse_other_tensors(folder: Path, account: dict[str, Any], name: str) -> No
 
 
 def conversion_errors(error: RuntimeError) -> list[str]:
-    """Names of the tensors that transformers could not convert; it raises, and leaves the names to its log."""
+    """Names of the tensors that transformers could not convert; its exception leaves them to its log."""
     for frame, _ in traceback.walk_tb(error.__traceback__):
         account = frame.f_locals.get("loading_info")
         names = getattr(account, "conversion_errors", None)
@@ -86,7 +96,7 @@ def conversion_errors(error: RuntimeError) -> list[str]:
 def check_whole(folder: Path, trust_remote_code: bool) -> None:
     """Raises UserError unless an unquantized folder is the whole model, judged by its files' headers.
 
-    Of a quantized one only that its files are whole: what it should hold is known once its quantizer loads it.
+    Of a quantized one only the files are judged: its quantizer knows the tensors, and checks them when it loads it.
     """
     if gguf_file(folder):
         return

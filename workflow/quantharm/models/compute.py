@@ -1,9 +1,9 @@
 """The dtype of matrix products: that of the weights where the device multiplies it fast, else float32.
 
 A processor without 16-bit instructions takes four to eight times as long for a bfloat16 product as for a float32 one
-(AVX2, 512 × 256 by 256 × 512: 21 ms and 2.5). There a model is loaded in the dtype that its cell states, so that the
-weights are the same numbers and the sizes those of 16 bits, and its layers are then made to multiply in float32.
-Every cell of a model computes in one dtype; provenance says in which.
+(AVX2, 512 × 256 by 256 × 512: 21 ms and 2.5). There a model is still loaded in the dtype that its cell states, so that
+weights and sizes are those of 16 bits; then its layers are made to multiply in float32. All cells of a model compute in
+one dtype, which provenance states.
 """
 
 import functools
@@ -16,7 +16,7 @@ FLOATS_16 = (torch.bfloat16, torch.float16)
 def compute_dtype(dtype: str, device: str) -> str:
     """The dtype in which matrices of `dtype` (bfloat16, float16 or float32) are multiplied on `cpu` or `cuda`.
 
-    Asks oneDNN, which multiplies them, so that a limit set for it (ONEDNN_MAX_CPU_ISA) counts.
+    oneDNN, which multiplies them, is asked, so that a limit set for it (ONEDNN_MAX_CPU_ISA) counts.
     """
     if device != "cpu" or dtype == "float32":
         return dtype
@@ -32,7 +32,7 @@ def multiplies_fast(dtype: str) -> bool:
 
 @functools.cache
 def multiplies_bytes_exactly() -> bool:
-    """Whether products of 8-bit integers on this processor are what integers give.
+    """Whether products of 8-bit integers are exact on this processor.
 
     Without instructions for them (VNNI), oneDNN adds pairs of products in 16 bits, where large ones saturate: PyTorch
     2.13 is up to a quarter of the largest sum off with AVX2 alone.
@@ -42,9 +42,9 @@ def multiplies_bytes_exactly() -> bool:
 
 
 def to_float32(model) -> None:
-    """Hold every 16-bit parameter and buffer in float32, in place; the layers then multiply in it.
+    """Converts every 16-bit parameter and buffer to float32, in place; the layers then multiply in float32.
 
-    The numbers stay the same. Tied parameters stay tied. A quantized layer's packed integers are not touched.
+    Numbers stay the same, tied parameters stay tied, and a quantized layer's packed integers stay as they are.
     """
     for parameter in model.parameters():
         if parameter.dtype in FLOATS_16:

@@ -1,7 +1,7 @@
 """Leases of GPUs on a host that has several: a job computes on GPUs that no other job of this user holds.
 
 SLURM gives each job GPUs of its own. On a host without it, `--resources gpu=4` starts four jobs that would all take the
-first GPU. A GPU is held by a lock on a file, which the system takes back when the process ends, however it ends.
+first GPU. A GPU is held by a lock on a file, which the system releases when the process ends, however it ends.
 """
 
 import fcntl
@@ -10,11 +10,11 @@ import random
 import tempfile
 from pathlib import Path
 
-HELD: list[int] = []  # descriptors of the locks; open as long as this process lives
+HELD: list[int] = []  # file descriptors of the locks, open as long as this process lives
 
 
 def seen_gpus() -> list[str]:
-    """The entry in CUDA_VISIBLE_DEVICES of each GPU that PyTorch sees: an index or an identifier."""
+    """The names in CUDA_VISIBLE_DEVICES, indices or identifiers, of the GPUs that PyTorch sees."""
     import torch
 
     count = torch.cuda.device_count()  # by NVML, which does not start CUDA
@@ -32,7 +32,7 @@ def lock_folder() -> Path:
 
 
 def hold(path: Path) -> bool:
-    """Whether the lock could be had; if so, this process keeps it."""
+    """Takes the lock for as long as this process lives; whether it was free."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -44,10 +44,10 @@ def hold(path: Path) -> bool:
 
 
 def take_gpus(count: int) -> None:
-    """Let this process see `count` GPUs, free ones first; to be called before CUDA starts.
+    """Makes this process see `count` GPUs, free ones first; to be called before CUDA starts.
 
-    Where there are no more than `count` nothing is changed. Where fewer are free the others are shared, any of them:
-    a user who starts more jobs than GPUs wants just that.
+    Where there are no more than `count`, nothing changes. Where fewer are free, random others are shared: a user who
+    starts more jobs than GPUs wants that.
     """
     import torch
 

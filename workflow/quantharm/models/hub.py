@@ -1,6 +1,6 @@
-"""One question to the hub before anything is downloaded: is it there, and does it have what the config names?
+"""One question to the hub before anything is downloaded: whether it answers, and has the repository and the commit.
 
-The hub's own client tries six times, for more than twenty seconds, to find out that there is no network.
+The hub's own client tries six times, for more than twenty seconds, before it reports that there is no network.
 """
 
 from quantharm.common.errors import UserError, first_line
@@ -9,9 +9,9 @@ ANSWER_SECONDS = 5
 
 
 def ask_hub(name: str, revision: str | None, kind: str) -> str:
-    """Why the hub cannot be reached, or "" where it can; `kind` is `model` or `dataset`.
+    """Why the hub cannot be reached, or "" where it can; kind: `model` or `dataset`.
 
-    Where it cannot, its client is told so, and takes what is in the cache without trying again.
+    Where it cannot, its client goes offline: it takes files from the cache without trying again.
 
     Raises:
         UserError: the hub was reached and has no such name or revision, or wants a login.
@@ -40,7 +40,7 @@ def ask_hub(name: str, revision: str | None, kind: str) -> str:
 def why_unreachable() -> str:
     """Why the hub cannot be reached, or "" where it can.
 
-    Where it cannot, its client and `datasets` are told so, and take what is in their caches.
+    Where it cannot, its client and `datasets` go offline: they take files from their caches.
     """
     import datasets
     from huggingface_hub import constants, get_session

@@ -1,12 +1,11 @@
-"""Recognises causal language models: they predict the next token from those before it, and nothing else.
+"""Recognises causal language models, which predict the next token from those before it.
 
 An encoder (BERT), an encoder-decoder (T5), a classifier or a vision model has no perplexity and no greedy answer.
 """
 
 from pathlib import Path
-from typing import Any
 
-from quantharm.common.checkpoint_files import folder_of, gguf_file
+from quantharm.common.checkpoint_files import CheckpointConfig, folder_of, gguf_file
 from quantharm.common.errors import UserError, first_line
 from quantharm.common.records.source import Shape, Trust
 from quantharm.common.text import context_length, language_config
@@ -15,7 +14,7 @@ REFUSAL = "only causal language models (such as Llama, Qwen or GPT-2) can be eva
 
 
 def causal_classes(model_type: str) -> tuple[str, ...]:
-    """The classes that transformers takes for causal language models of a type; none of a type that it has none for."""
+    """transformers' classes of causal language models of a type; empty for a type without any."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     names = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(model_type, ())
@@ -29,7 +28,7 @@ def named_gguf(folder: Path) -> dict[str, str]:
 
 
 def shape_of(folder: Path, trust_remote_code: bool) -> Shape:
-    """hidden_size, layers, vocabulary and context of a model, whatever its own configuration calls them."""
+    """Width, layers, vocabulary and context of a model, under whatever keys its config.json has them."""
     from transformers import AutoConfig
 
     try:
@@ -49,7 +48,7 @@ def shape_of(folder: Path, trust_remote_code: bool) -> Shape:
 
 
 def empty_model(folder: Path, source: Trust):
-    """The model of a folder without weights (on the meta device); source: what its record allows."""
+    """The model of a folder without weights, on the meta device; source: permissions of its record."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -62,11 +61,11 @@ def empty_model(folder: Path, source: Trust):
         return AutoModelForCausalLM.from_config(config, **trusted)
 
 
-def refuse_unless_causal(settings: dict[str, Any], where: str, trust_remote_code: bool = False) -> None:
+def refuse_unless_causal(settings: CheckpointConfig, where: str, trust_remote_code: bool = False) -> None:
     """Raises UserError unless a config.json is that of a causal language model; settings: its content.
 
-    A checkpoint says by its `architectures` what it was saved as. BERT and T5 have heads for next tokens as well, which
-    such a checkpoint does not hold.
+    `architectures` names the class that a checkpoint was saved from. transformers has classes that predict next tokens
+    for BERT and T5, too, but checkpoints of other classes do not hold their heads.
     """
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
@@ -89,7 +88,7 @@ def refuse_unless_causal(settings: dict[str, Any], where: str, trust_remote_code
 
 
 def names_another_head(architecture: str) -> bool:
-    """Whether a class of transformers is made for another task; a class that it does not know may be anything."""
+    """Whether a class of transformers is made for another task; a class that it does not know passes."""
     import transformers
 
     return hasattr(transformers, architecture) and not architecture.endswith(("ForCausalLM", "LMHeadModel"))

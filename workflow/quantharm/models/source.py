@@ -1,4 +1,4 @@
-"""The source record of a checkpoint folder: fetch writes it, and cells are compared by it."""
+"""The source record of a checkpoint folder: fetch writes it, and it tells whether cells are of one model."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ from quantharm.models.safety import hash_weights, refuse_unsafe
 
 
 def tokenizer_hashes(folder: Path) -> TokenizerHashes:
-    """Hashes of what decides the token ids: the tokenizer's files, and its chat template (None without one)."""
+    """Hashes of the files that decide the token ids: the tokenizer's, and its chat template (None without one)."""
     names = ["tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "special_tokens_map.json"]
     texts = [p.read_bytes().hex() for n in names if (p := folder / n).is_file()]
     template = None
@@ -36,9 +36,10 @@ def describe(
     trust_remote_code: bool,
     quantized: bool = False,
 ) -> SourceRecord:
-    """The source record of a checkpoint (a folder, or a file in GGUF where it may be `quantized`).
+    """The source record of a checkpoint: a folder, or a GGUF file where `quantized` ones are accepted.
 
-    Of random weights, `source` says of which shape they are.
+    name: in the config; source: folder or hub id there; folder: of the files; commit: of a hub model. Raises UserError
+    for a folder that is no whole causal language model, or may not be loaded.
     """
     quiet()
     packed = gguf_file(folder)
@@ -52,8 +53,8 @@ def describe(
     files = hash_weights(folder, allow_pickle)
     mark = folder / SYNTHETIC_MARK
     if mark.is_file():
-        made = read_json(mark)
-        source = f"random weights in the shape of {made['architecture']}, seed {made['seed']}"
+        synthesis = read_json(mark)
+        source = f"random weights in the shape of {synthesis['architecture']}, seed {synthesis['seed']}"
     return {
         "model": name,
         "source": source,
