@@ -74,6 +74,31 @@ def test_in_a_float32_model_its_layers_keep_their_dtype(kind, theirs, foreign, p
     assert cell.model.lm_head.weight.dtype == torch.float32
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("granularity", ["PerRow", "PerTensor"])
+@pytest.mark.parametrize("kind", ["float8", "symmetric", "asymmetric"])
+def test_inputs_are_rounded_as_the_library_rounds_them(kind, granularity, dtype):
+    """Float8's own kernels need a GPU, but its rounding of inputs does not."""
+    from torchao.quantization import granularity as granularities
+    from torchao.quantization.quant_primitives import MappingType
+    from torchao.quantization.quantize_.common import _choose_quant_func_and_quantize_tensor
+    from torchao.quantization.quantize_.workflows.float8.float8_tensor import QuantizeTensorToFloat8Kwargs
+    from torchao.quantization.quantize_.workflows.int8.int8_tensor import QuantizeTensorToInt8Kwargs
+
+    values = (torch.randn(16, 512, generator=torch.Generator().manual_seed(0)) + 0.3).to(dtype)
+    arguments = {"granularity": getattr(granularities, granularity)()}
+    data = {"granularity": {"_type": granularity}}
+    if kind == "float8":
+        own = QuantizeTensorToFloat8Kwargs(**arguments)
+    else:
+        own = QuantizeTensorToInt8Kwargs(mapping_type=MappingType[kind.upper()], **arguments)
+        data["mapping_type"] = {"_data": kind.upper()}
+    held = _choose_quant_func_and_quantize_tensor(values, own)
+    zero = held.zero_point.float() if kind != "float8" else 0.0
+    rounding = torchao.rounding_of({"act_quant_kwargs": {"_type": type(own).__name__, "_data": data}}, dtype)
+    assert torch.equal(rounding(values.float()), (held.qdata.float() - zero) * held.scale)
+
+
 def test_a_changed_scale_fails_the_kernel_check(theirs, foreign):
     cell = foreign(theirs("int8"), "bfloat16")
     cell.model.get_submodule("model.layers.1.mlp.down_proj").weight.scale[:8] *= 3

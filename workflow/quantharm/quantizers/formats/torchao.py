@@ -1,9 +1,9 @@
 """torchao: integers and 8-bit floats in tensor subclasses, one scale a row or a group.
 
 A file holds `_weight_qdata`, `_weight_scale` and, for integers, `_weight_zero_point` (8 bits) of each matrix; its
-header names the class and the block that shares a scale. With `act_quant_kwargs`, Int8Tensor and Float8Tensor round the
-inputs as well, each row by its own largest number. IntxUnpackedToInt8Tensor keeps integers of fewer bits in a byte
-each. The int4 layouts for GPUs are loaded but not unpacked here: their kernel check is skipped.
+header names the class and the block that shares a scale. With `act_quant_kwargs`, Int8Tensor and Float8Tensor round
+the inputs as well, by the largest number of a row or of all. IntxUnpackedToInt8Tensor keeps integers of fewer bits in a
+byte each. The int4 layouts for GPUs are loaded but not unpacked here: their kernel check is skipped.
 """
 
 import json
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 from quantharm.quantizers.formats import StatedQuantization
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
 
     from quantharm.quantizers.formats.files import Headers
@@ -81,7 +82,7 @@ def inspect(name: str, module, checkpoint: Path) -> "QuantizedMatrix | None":
         stored_bytes=stored_bytes(headers),
         formula_bytes=rows * columns * bits / 8 + scales * sum(wide[part] for part in PARTS[1:] if part in wide),
         dequantize=(lambda: dequantize(module_tensors(checkpoint, name), rows, columns)) if kind in READ else None,
-        round_inputs=rounding_of(settings),
+        round_inputs=rounding_of(settings, module.weight.dtype),
         stored_as=kind,
     )
 
@@ -96,17 +97,40 @@ def dequantize(tensors: "Mapping[str, Tensor]", rows: int, columns: int) -> "Ten
     return codes * expand(tensors["_weight_scale"].float(), rows, columns)
 
 
-def rounding_of(settings: TensorSettings) -> "Callable[[Tensor], Tensor] | None":
-    """The rounding of the inputs before they are multiplied; None where they are left alone."""
-    from quantharm.quantizers.formats import activations
+def rounding_of(settings: TensorSettings, dtype: "torch.dtype") -> "Callable[[Tensor], Tensor] | None":
+    """The rounding of the inputs, which the layer is given in `dtype`; None where they are left alone.
 
+    The scale is computed in that dtype, as the library does: of bfloat16 it is up to 1 in 256 off what float32 gives,
+    which moves every thirtieth float8 to its neighbour.
+    """
     inputs = settings.get("act_quant_kwargs")
     if not inputs:
         return None
+    of_all = inputs["_data"]["granularity"]["_type"] == "PerTensor"  # one scale for all rows
     if inputs["_type"] == "QuantizeTensorToFloat8Kwargs":
-        return lambda values: activations.fp8_dynamic(values.float())
+        return lambda values: rounded_to_float8(values.to(dtype), of_all)
     symmetric = (inputs["_data"].get("mapping_type") or {}).get("_data", "SYMMETRIC") == "SYMMETRIC"
-    return lambda values: activations.integers(values.float(), 8, symmetric)
+    return lambda values: rounded_to_bytes(values.to(dtype), of_all, symmetric)
+
+
+def rounded_to_float8(values: "Tensor", of_all: bool) -> "Tensor":
+    """[n, columns] in any dtype → float32, the largest number of a row, or of all, at float8_e4m3fn's largest level."""
+    from quantharm.quantizers.formats import activations
+
+    largest = values.abs().amax() if of_all else values.abs().amax(-1, keepdim=True)
+    return activations.fp8(values.float(), (largest / activations.FP8_LARGEST).float())
+
+
+def rounded_to_bytes(values: "Tensor", of_all: bool, symmetric: bool) -> "Tensor":
+    """[n, columns] in any dtype → float32: integers around 0, or from the smallest to the largest number."""
+    import torch
+
+    over = {} if of_all else {"dim": -1, "keepdim": True}
+    low, high = values.amin(**over).clamp_max(0), values.amax(**over).clamp_min(0)
+    width = 2 * torch.maximum(-low, high) if symmetric else high - low
+    scale = (width / 255).float().clamp_min(torch.finfo(torch.float32).eps)
+    zero = torch.zeros_like(scale) if symmetric else (-128 - (low / scale.to(values.dtype)).round()).float()
+    return (((values.float() * (1 / scale)).round() + zero).clamp(-128, 127) - zero) * scale
 
 
 def own_layers(model) -> "list[nn.Linear]":
