@@ -51,7 +51,7 @@ def test_a_breach_fails_and_leaves_every_file(finished):
     result = gate(finished)
     assert result.code != 0
     assert "error: The gate fails for reference × nf4: " in result.output
-    assert re.search(r"reference +nf4 +smaller by +\d\.\d\d× +≥ 1,000\.00× +– +breach", result.output)
+    assert re.search(r"reference +nf4 +compression +\d\.\d\d× +≥ 1,000\.00× +– +breach", result.output)
     record = budget(finished)
     assert not record["passed"]
     assert [e["method"] for e in record["lines"] if e["verdict"] == "breach"] == ["nf4"]

@@ -4,6 +4,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pandas
+import pytest
 
 from quantharm.reporting.charts.divergence import kl_distribution
 from quantharm.reporting.charts.quality import lower_left, size_key
@@ -33,3 +34,5 @@ def test_a_divergence_of_zero_is_drawn_at_the_axis_end_and_said_as_it_is(tmp_pat
         cells.append(SimpleNamespace(method=method, folder=folder, **figures))
     drawn = kl_distribution(SimpleNamespace(cells=cells, baseline=cells[0]))
     assert "baseline median: 0; baseline 99 %: 0; baseline largest: 0; nf4 median: 0.0200" in drawn.alternative
+    heights = [panel["layer"][0]["encoding"]["y"]["scale"]["domain"][1] for panel in drawn.chart.to_dict()["vconcat"]]
+    assert heights == pytest.approx([125, 1.25 * 100 / 3])  # the baseline's single bar does not flatten the others

@@ -4,8 +4,8 @@ import pytest
 from markupsafe import Markup
 
 from quantharm.reporting.examples import parting, token
-from quantharm.reporting.page import environment, inline_svg, with_code
-from quantharm.reporting.text import markdown, one_line, shortened, visible
+from quantharm.reporting.page import environment, html_with_code, inline_svg
+from quantharm.reporting.text import markdown, one_line, shortened, visible, with_code
 
 
 def test_control_and_bidirectional_characters_are_shown_by_their_code():
@@ -80,6 +80,9 @@ def test_charts_in_the_page_have_their_own_names():
 
 
 def test_what_stands_between_backticks_is_code_and_stays_escaped():
-    assert with_code("see `window_tokens: 4096` & `<b>`, `half") == Markup(
+    assert html_with_code("see `window_tokens: 4096` & `<b>`, `half") == Markup(
         "see <code>window_tokens: 4096</code> &amp; <code>&lt;b&gt;</code>, `half"
+    )
+    assert markdown("see `window_tokens: 4096` & `a\x00_b`, `half_", with_code) == (
+        "see `window_tokens: 4096` \\& `a⟨U+0000⟩_b`, \\`half\\_"
     )

@@ -3,6 +3,7 @@
 import pytest
 
 from quantharm.report import default_thresholds
+from quantharm.reporting.assessment import harm_in_a_sentence
 from quantharm.reporting.change_verdicts import change_verdict, speed_verdict, unsteadiness
 from quantharm.reporting.limit_verdicts import largest, risk_verdict, within
 from quantharm.reporting.results import other_hardware_kl
@@ -100,9 +101,9 @@ def test_a_lower_perplexity_is_no_harm():
 
 def test_without_an_interval_it_says_so():
     verdict = perplexity_verdict(2.0, None, CHANGE)
-    assert (verdict.level, verdict.words) == ("undecided", "low, without an interval (too few windows)")
+    assert (verdict.level, verdict.words) == ("undecided", "low, too few windows for an interval")
     other = kl_verdict(0.02, None, 0, 10, KL)
-    assert (other.level, other.words) == ("undecided", "low, without an interval (too few prompts)")
+    assert (other.level, other.words) == ("undecided", "low, too few prompts for an interval")
     sure = kl_verdict(0.02, [0.015, 0.03], 0, 10, KL)
     for pair in ((verdict, sure), (perplexity_verdict(2.0, [1.5, 2.5], CHANGE), other)):
         assert harm_verdict(*pair, []).words == "undecided: too few prompts or windows for an interval"
@@ -221,3 +222,15 @@ def test_the_stores_own_rounding_counts_where_it_is_larger():
     assert other_hardware_kl(record, thresholds) == pytest.approx(1.32e-3)
     record["store"]["hardware_floor"] = {"rounding_kl_nats": None}
     assert other_hardware_kl(record, thresholds) == 5e-4
+
+
+@pytest.mark.parametrize(
+    ("words", "phrase"),
+    [
+        ("low to moderate harm", "low to moderate harm"),
+        ("undecided: too few prompts for an interval", "undecided harm (too few prompts for an interval)"),
+        ("not judged: synthetic weights", "unjudged harm (synthetic weights)"),
+    ],
+)
+def test_the_verdict_on_harm_is_a_noun_in_a_sentence(words, phrase):
+    assert harm_in_a_sentence(Verdict("", words, "", "")) == phrase

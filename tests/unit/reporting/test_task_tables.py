@@ -48,7 +48,7 @@ def test_no_difference_shown_never_stands_without_what_would_have_been():
     assert words["baseline"] == "reference"
     assert words["nf4"] == "worse than the baseline"
     least = smallest_detectable_change(1000, 9, 0.05 / 3)
-    assert words["int8"] == f"no difference shown; {100 * least:.1f} points or more would be"
+    assert words["int8"] == f"no difference shown; one of {100 * least:.1f} points or more would show"
     assert words["few"] == "too few items to show any difference"
 
 

@@ -47,20 +47,20 @@ KINDS = {
     "perplexity_change_percent": Kind("perplexity change", percent),
     "recovery": Kind("recovery on tasks", share_to_a_tenth, at_most=False),
     "flips": Kind("flipped task items", share_to_a_tenth),
-    "loops": Kind("answers that loop, beyond the baseline's", share_to_a_tenth),
+    "loops": Kind("additional answers that loop", share_to_a_tenth),
     "weight_bytes": Kind("weights loaded", size),
     "checkpoint_bytes": Kind("checkpoint", size),
-    "compression": Kind("smaller by", times, at_most=False),
+    "compression": Kind("compression", times, at_most=False),
     "decode_rate_ratio": Kind("decode rate ÷ the baseline's", times, at_most=False),
     "checks": Kind("failed checks", whole),
     "integrity": Kind("integrity findings", whole),
 }
 WORSE_KINDS = {
-    "kl_nats": Kind("mean KL, more than before", number, unit=" nats"),
-    "perplexity_change_percent": Kind("perplexity change, more than before", percent),
-    "recovery": Kind("recovery on tasks, less than before", share_to_a_tenth),
-    "weight_bytes": Kind("weights loaded, more than before", share_to_a_tenth),
-    "decode_rate_ratio": Kind("decode rate ratio, less than before", share_to_a_tenth),
+    "kl_nats": Kind("increase of mean KL", number, unit=" nats"),
+    "perplexity_change_percent": Kind("increase of the perplexity change", percent),
+    "recovery": Kind("loss of recovery on tasks", share_to_a_tenth),
+    "weight_bytes": Kind("increase of weights loaded", share_to_a_tenth),
+    "decode_rate_ratio": Kind("loss of decode rate ratio", share_to_a_tenth),
 }
 
 

@@ -10,7 +10,7 @@ from quantharm.reporting.judgement import Judgement
 from quantharm.reporting.limit_verdicts import largest
 from quantharm.reporting.ranking import beaten_by
 from quantharm.reporting.results import Results
-from quantharm.reporting.verdicts import LEVELS, level_of
+from quantharm.reporting.verdicts import LEVELS, Verdict, level_of
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,13 @@ def in_short(judged: Judgement) -> str:
     if judged.perplexity.level == "none":
         quality += f" ({judged.perplexity.words})"
     kl = f"KL {mean_kl(row)} nats ({judged.kl.words})"
-    return f"{saves}, {speed}, at {judged.harm.words}: {quality}, {kl}."
+    return f"{saves}, {speed}, at {harm_in_a_sentence(judged.harm)}: {quality}, {kl}."
+
+
+def harm_in_a_sentence(harm: Verdict) -> str:
+    """A noun: `low harm`, or `undecided harm (too few prompts …)`."""
+    state, _, why = harm.words.partition(": ")
+    return f"{state.replace('not judged', 'unjudged')} harm ({why})" if why else state
 
 
 def strengths_and_weaknesses(judged: Judgement, results: Results) -> tuple[list[str], list[str]]:
@@ -122,7 +128,7 @@ def recommendation(judged: Judgement, results: Results) -> tuple[str, list[str],
         conditions.append("the answers must not change: no harm was measurable")
     else:
         kl = f"KL {mean_kl(row)} nats"
-        conditions.append(f"{harm.words} is acceptable: perplexity {judged.perplexity.figure}, {kl}")
+        conditions.append(f"{harm_in_a_sentence(harm)} is acceptable: perplexity {judged.perplexity.figure}, {kl}")
     if decode.level == "rises":
         conditions.append(f"decoding speed matters: {decode.figure}")
     elif decode.level == "falls":

@@ -19,19 +19,19 @@ from quantharm.common.left_out import name, sentence
 from quantharm.reporting.charts.base import Figure, to_svg, write_figure
 from quantharm.reporting.format import number, sentence_case, share
 from quantharm.reporting.tables.table import markdown_table
-from quantharm.reporting.text import markdown, visible
+from quantharm.reporting.text import markdown, visible, with_code
 
 TEMPLATES = Path(__file__).parents[2] / "report" / "templates"
 SHOW = {"html": visible, "markdown": lambda text: Markup(markdown(text))}
 
 
-def with_code(text: str) -> Markup:
+def html_with_code(text: str) -> Markup:
     """A sentence for HTML, escaped; what stands between backticks in it, keys and commands, as code."""
     return Markup(re.sub(r"`([^`\n]+)`", r"<code>\1</code>", str(escape(visible(text)))))
 
 
+WITH_CODE = {"html": html_with_code, "markdown": lambda text: Markup(markdown(text, with_code))}
 FILTERS = {
-    "with_code": with_code,
     "number": number,
     "share": share,
     "sentence_case": sentence_case,
@@ -53,7 +53,7 @@ def environment(form: str) -> jinja2.Environment:
         lstrip_blocks=True,
         finalize=lambda value: show(value) if type(value) is str else value,
     )
-    made.filters |= FILTERS
+    made.filters |= FILTERS | {"with_code": WITH_CODE[form]}
     return made
 
 

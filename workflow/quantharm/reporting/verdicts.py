@@ -89,7 +89,7 @@ def perplexity_verdict(change: float, ci95: Bounds, limits: Limits, floor: float
         rule += f"; one within ±{number(floor, 2)} %: differences between processors"
     if ci95 is None:
         level = level_of(max(change, 0.0), limits)
-        return Verdict("undecided", f"{level}, without an interval (too few windows)", figure, rule)
+        return Verdict("undecided", f"{level}, too few windows for an interval", figure, rule)
     if ci95[1] < -floor:
         return Verdict("none", "measurably lower than the baseline's", figure, rule, ("none", "none"))
     low, high = (above(bound, floor, limits) for bound in ci95)
@@ -117,7 +117,7 @@ def kl_verdict(
         return nothing_measured(f"{words}: says nothing about quality", high, figure, rule)
     level = level_of(mean, limits)
     if ci95 is None:
-        return Verdict("undecided", f"{level}, without an interval (too few prompts)", figure, rule)
+        return Verdict("undecided", f"{level}, too few prompts for an interval", figure, rule)
     low, high = (above(bound, least, limits) for bound in ci95)
     return Verdict(level, level + spans(low, high), figure, rule, (low, high))
 

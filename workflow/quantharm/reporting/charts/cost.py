@@ -3,7 +3,7 @@
 import altair
 import pandas
 
-from quantharm.reporting.charts.base import GRID, INK, Figure, figure_of
+from quantharm.reporting.charts.base import GRID, INK, Figure, figure_of, nothing_to_show
 from quantharm.reporting.charts.marks import bars, entry, marked, named, names_of
 from quantharm.reporting.format import count, fixed, number, seconds, size, size_unit
 from quantharm.reporting.results import Results
@@ -78,6 +78,9 @@ def batches_chart(results: Results) -> Figure:
         if (rate := batch["decode_tokens_per_second"])
     ]
     sizes = sorted({size for _, size, _ in rates})
+    if len(sizes) < 2:
+        words = "One batch size was timed: the table has its rates."
+        return figure_of("rate-by-batch", nothing_to_show(words), words, "")
     data = pandas.DataFrame(rates, columns=["method", "batch", "rate"])
     marks = marked(names_of(results), legend=altair.Undefined)
     power = altair.Scale(type="log", base=2, nice=False)

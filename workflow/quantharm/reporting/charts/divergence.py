@@ -16,6 +16,7 @@ from quantharm.reporting.format import number
 from quantharm.reporting.results import Cell, Results
 
 BINS = 60
+ALL_EQUAL = 99  # percent of the positions in one bin: a method so near to the baseline has its own vertical axis
 
 
 def kl_by_category_chart(results: Results) -> Figure:
@@ -78,8 +79,8 @@ def kl_distribution(results: Results) -> Figure:
     x = altair.X("from:Q", title=title, scale=scale)
     above = x.axis(altair.Axis(labels=False, title=None, **axis))
     last = x.axis(altair.Axis(format=".0e", **axis))
-    tallest = altair.Scale(domain=[0, 1.25 * max(share.max() for share in shares.values())])
-    y = altair.Y("share:Q", title="% of positions", scale=tallest, axis=altair.Axis(tickCount=3))
+    tallest = max((share.max() for share in shares.values() if share.max() < ALL_EQUAL), default=100)
+    height = altair.Y("share:Q", title="% of positions", axis=altair.Axis(tickCount=3))
     dashes = altair.Scale(domain=list(QUANTILES), range=[dash for _, dash in QUANTILES.values()])
     panels = []
     for i, (method, share) in enumerate(shares.items()):
@@ -88,7 +89,7 @@ def kl_distribution(results: Results) -> Figure:
         bars = bars.encode(
             x=last if method == list(shares)[-1] else above,
             x2="to:Q",
-            y=y,
+            y=height.scale(altair.Scale(domain=[0, 1.25 * max(tallest, share.max())])),
             y2=altair.Y2Datum(0),
             color=altair.value(COLOURS[i % len(COLOURS)]),
         )
@@ -126,7 +127,7 @@ def text_divergence_chart(results: Results) -> Figure:
     if not compared:
         words = "No method was compared with the baseline along the text."
         return figure_of("text-divergence", nothing_to_show(words), words, words)
-    marks = marked(names_of(results))
+    marks = marked(names_of(results), legend=altair.Legend(values=[named(cell) for cell in compared]))
 
     def panel(key: str, title: str, middle: Callable[[float, float], float], scale, **axis) -> altair.LayerChart:
         rows = [

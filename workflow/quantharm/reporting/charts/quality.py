@@ -61,7 +61,7 @@ def quality_against_size(results: Results) -> Figure:
         low, top = min(0.0, data["low"].min()), max(data["high"].max(), 1e-9)
         data["label"] = label_heights(list(data["size"]), list(data["value"]), end, top - low)
         x = altair.X("size:Q", title=f"Weights {where}, {unit}", scale=altair.Scale(domain=[0, end], nice=False))
-        y = {"title": title, "scale": altair.Scale(domain=[low - 0.04 * (top - low), top * 1.08])}
+        y = {"title": title, "scale": altair.Scale(domain=[low - 0.04 * (top - low), top * 1.08], nice=False)}
         base = altair.Chart(data).encode(x=x)
         names = base.mark_text(align="left", dx=10, dy=-9, color=INK)
         return altair.layer(
@@ -115,6 +115,6 @@ def perplexity_chart(results: Results) -> Figure:
         "perplexity",
         altair.hconcat(*panels, spacing=30),
         f"Perplexity of each method with 95 % intervals, and its change from the baseline. {'; '.join(told)}.",
-        "Left: the interval covers how much the windows of text differ. Right: the change on the same windows, in "
+        "Left: the interval covers how much the windows of text differ. Right: the change on the same windows, "
         f"where that difference cancels.{left_out(results)}",
     )

@@ -44,8 +44,8 @@ def long_answers_table(results: Results) -> Table:
     ]
     longest = results.baseline.row["max_new_tokens"]
     note = (
-        f"A loop is an end of an answer in which one cycle stands at least {FEWEST_CYCLES} times, over at least "
-        f"{SHORTEST_LOOP} tokens. Much sooner: by itself, with less than {share(EARLY)} of the tokens of the "
+        f"A loop is an answer's end in which one cycle occurs at least {FEWEST_CYCLES} times in a row, over at least "
+        f"{SHORTEST_LOOP} tokens. Much sooner: it ends by itself with less than {share(EARLY)} of the tokens of the "
         f"baseline's answer. Answers have at most {longest:,} tokens"
     )
     if longest < LONG_TOKENS:
@@ -60,7 +60,7 @@ def depths_of(cell: Cell) -> Depths:
 
 def span(depth: DepthBin) -> str:
     """`16 to 31`"""
-    return f"{depth['from_tokens']} to {depth['to_tokens'] - 1}"
+    return f"{depth['from_tokens']:,} to {depth['to_tokens'] - 1:,}"
 
 
 def divergence_by_depth_table(results: Results) -> Table:
@@ -77,7 +77,7 @@ def divergence_by_depth_table(results: Results) -> Table:
         *by_method("kl_nats_mean", results.methods, kl, "{}, nats [95\u00a0%]"),
     ]
     note = (
-        "Mean KL over the baseline's own answers, which every method is scored on. Deeper rows are of the prompts "
-        "whose answers are that long, so a change from row to row is one of prompts, too."
+        "Mean KL over the baseline's own answers, which every method is scored on. Deeper rows hold only the "
+        "prompts whose answers are that long, so rows differ in their prompts, too."
     )
     return table_of("divergence-by-depth", columns, depths_of(results.baseline), note)

@@ -110,7 +110,7 @@ def answers_table(results: Results) -> Table:
         figure("degenerate", "Degenerate", str, lambda cell: cell.generation["degenerate"]),
     ]
     note = (
-        "A prompt succeeded when it gave at least one token, finite logits and no short cycle at its end. Correct "
+        "A prompt succeeds if its answer has at least one token, finite logits and no short cycle at its end. Correct "
         "answers are counted where a program can judge them."
     )
     return table_of("answers", columns, results.cells, note)

@@ -21,7 +21,7 @@ OfRoofline = Literal[
 
 def benchmark_table(results: Results) -> Table:
     """Prefill and decode by a fixed prompt; the captured decode where the stage measured one."""
-    captured = any("captured" in cell.generation["benchmark"] for cell in results.cells)
+    captured = device_of(results) == "cuda" or any(cell.decoding == "captured" for cell in results.cells)
 
     def timed(key: Timed, label: str, show) -> Column:
         def timing(cell: Cell) -> tuple[float, Bounds]:

@@ -10,7 +10,7 @@ import pandas
 from quantharm.common.files import replacing, write_parquet
 from quantharm.reporting.format import MISSING, Bounds, interval, number
 from quantharm.reporting.names import OVERVIEW_TABLES, TABLES
-from quantharm.reporting.text import markdown
+from quantharm.reporting.text import markdown, with_code
 from quantharm.reporting.verdicts import Verdict
 
 TITLES = TABLES | OVERVIEW_TABLES
@@ -95,7 +95,7 @@ def markdown_table(table: Table) -> str:
         *[[show(field) for field in row] for row in table.rows],
     ]
     text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    return f"{text}\n\n{markdown(table.note)}" if table.note else text
+    return f"{text}\n\n{markdown(table.note, with_code)}" if table.note else text
 
 
 def frame(table: Table) -> pandas.DataFrame:

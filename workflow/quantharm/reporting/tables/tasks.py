@@ -54,7 +54,7 @@ def verdict_of(answers: Answered) -> Field:
     least = row["smallest_detectable_difference_corrected"]
     if least is None:
         return text_field("too few items to show any difference", "undecided")
-    return text_field(f"no difference shown; {points(least)} or more would be", "undecided")
+    return text_field(f"no difference shown; one of {points(least)} or more would show", "undecided")
 
 
 def compared(key: str, label: str, **more: Any) -> Column:
@@ -76,9 +76,9 @@ def tasks_table(results: Results) -> Table:
         Column("verdict", "Verdict", "left", verdict_of),
     ]
     note = (
-        "Recovery is the share of right answers ÷ the baseline's, over the same items. The p-value is of McNemar's "
+        "Recovery is the accuracy ÷ the baseline's, over the same items. The p-value is of McNemar's "
         "exact test of the flips, corrected for the number of methods and tasks (Holm). The verdict names the "
-        "smallest change of the share of right answers that so many items, with so many flips, show with 80\u00a0% "
-        "probability: no smaller one is excluded."
+        "smallest change of accuracy that so many items, with so many flips, show with 80\u00a0% probability: no "
+        "smaller one is excluded."
     )
     return table_of("tasks", columns, answered(results), note)
