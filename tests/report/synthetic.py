@@ -16,7 +16,8 @@ from quantharm.common.files import write_json, write_parquet
 from quantharm.common.medians import describe
 from quantharm.common.paired import flat
 from quantharm.common.statistics import category_intervals, stratified_mean
-from quantharm.reporting.summary_row import summarise_cell, task_figures
+from quantharm.reporting.summary_row import summarise_cell
+from quantharm.reporting.summary_tasks import task_figures
 from quantharm.scoring.depth import kl_by_depth
 from quantharm.scoring.text_divergence import TextDivergence
 

@@ -19,7 +19,8 @@ from quantharm.common.records.summary import (
     SummaryRow,
 )
 from quantharm.common.stage import run_stage, stage_parser
-from quantharm.reporting.summary_row import NO_TASKS, summarise_cell, task_figures
+from quantharm.reporting.summary_row import summarise_cell
+from quantharm.reporting.summary_tasks import NO_TASKS, task_figures
 
 NULLABLE = {"i": "Int64", "b": "boolean"}  # pandas' types that hold missing values, by the kind of those that do not
 

@@ -4,7 +4,8 @@ import pytest
 
 from quantharm.common.files import write_json
 from quantharm.common.paired import flat
-from quantharm.reporting.summary_row import batch_figures, integrity_figures, task_figures, treatment_figures
+from quantharm.reporting.summary_row import batch_figures, integrity_figures, treatment_figures
+from quantharm.reporting.summary_tasks import task_figures
 
 FILES = {"manifest": {"verified": True}, "signed_manifest": None, "behaviour": {"same_as_original": False}}
 

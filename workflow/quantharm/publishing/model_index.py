@@ -23,9 +23,11 @@ def results_of(row: SummaryRow, text: TextRecord, protocol: str) -> list[EvalRes
     }
     of_prompts = {"dataset_type": "quantharm-prompts", "dataset_name": f"quantharm, {row['prompts']} prompts"}
 
-    def result(data: Mapping[str, str | None], metric: str, name: str, value: float, **arguments: Any) -> EvalResult:
+    def result(dataset: Mapping[str, str | None], metric: str, name: str, value: float, **arguments: Any) -> EvalResult:
         details = {"protocol_sha256": protocol, **{key: v for key, v in arguments.items() if v is not None}}
-        return EvalResult(**TASK, **data, metric_type=metric, metric_name=name, metric_value=value, metric_args=details)
+        return EvalResult(
+            **TASK, **dataset, metric_type=metric, metric_name=name, metric_value=value, metric_args=details
+        )
 
     results = [
         result(
@@ -58,10 +60,10 @@ def results_of(row: SummaryRow, text: TextRecord, protocol: str) -> list[EvalRes
         ),
     ]
     for name, task in (row.get("tasks") or {}).items():
-        data = {"dataset_type": name, "dataset_name": name}
+        dataset = {"dataset_type": name, "dataset_name": name}
         results.append(
             result(
-                data,
+                dataset,
                 "accuracy",
                 "Accuracy",
                 task["accuracy"],
@@ -81,8 +83,8 @@ def card_of(row: SummaryRow, results: list[EvalResult], body: str) -> ModelCard:
         known |= {"base_model": row["source"], "base_model_relation": "quantized"}
     if results:
         known |= {"model_name": name, "eval_results": results}
-    data = ModelCardData(tags=["quantized", "quantharm"], **known)
-    card = ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}")
+    metadata = ModelCardData(tags=["quantized", "quantharm"], **known)
+    card = ModelCard(f"---\n{metadata.to_yaml()}\n---\n\n{body}")
     again = ModelCard(str(card))
     if (again.data.eval_results or []) != results or (results and again.data.model_name != name):
         raise UserError(f"the metadata of {name}'s card are not what huggingface_hub reads back; report this")

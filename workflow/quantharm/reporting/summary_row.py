@@ -5,8 +5,6 @@ Differences from the baseline are paired: ΔPPL over the same windows, flips ove
 
 from pathlib import Path
 
-from quantharm.common.accuracy import corrected
-from quantharm.common.constants import BASELINE
 from quantharm.common.files import read_json
 from quantharm.common.paired import paired_answers, paired_perplexity
 from quantharm.common.provenance import with_nulls
@@ -24,7 +22,7 @@ from quantharm.common.records.summary import (
     SummaryTasks,
     TreatmentFigures,
 )
-from quantharm.common.records.tasks import TasksRecord
+from quantharm.reporting.summary_tasks import NO_TASKS
 
 NO_INTEGRITY: IntegrityFigures = {
     "integrity_verified": None,
@@ -87,29 +85,6 @@ def saved_figures(mine: int | None, reference: int | None) -> SavedFigures:
 def cache_bytes_per_token(speed: BenchmarkRecord) -> float | None:
     """None behind an address, and of an earlier version."""
     return speed["roofline"].get("kv_cache_bytes_per_token") if speed["roofline"] else None
-
-
-NO_TASKS = SummaryTasks(tasks=None, tasks_overall=None)
-
-
-def task_figures(cells: list[Path]) -> dict[str, SummaryTasks]:
-    """{method: {tasks: {task: figures}, tasks_overall: figures}}, with p-values corrected for methods × tasks.
-
-    The figures over all tasks are a family of their own, of as many comparisons as methods.
-    """
-    records: dict[str, TasksRecord] = {cell.name: read_json(cell / "tasks.json") for cell in cells}
-    others = {method: record for method, record in records.items() if method != BASELINE}
-    single = corrected(
-        {(m, task): figures for m, record in others.items() for task, figures in record["tasks"].items()}
-    )
-    overall = corrected({m: record["overall"] for m, record in others.items()})
-    return {
-        method: SummaryTasks(
-            tasks={task: single.get((method, task), figures) for task, figures in record["tasks"].items()},
-            tasks_overall=overall.get(method, record["overall"]),
-        )
-        for method, record in records.items()
-    }
 
 
 def summarise_cell(

@@ -81,10 +81,10 @@ def batches_chart(results: Results) -> Figure:
     if len(sizes) < 2:
         words = "One batch size was timed: the table has its rates."
         return figure_of("rate-by-batch", nothing_to_show(words), words, "")
-    data = pandas.DataFrame(rates, columns=["method", "batch", "rate"])
+    entries = pandas.DataFrame(rates, columns=["method", "batch", "rate"])
     marks = marked(names_of(results), legend=altair.Undefined)
     power = altair.Scale(type="log", base=2, nice=False)
-    base = altair.Chart(data).encode(
+    base = altair.Chart(entries).encode(
         x=altair.X("batch:Q", title="Batch size", scale=power, axis=altair.Axis(values=sizes)),
         y=altair.Y("rate:Q", title="Tokens a second, all sequences", scale=power, axis=altair.Axis(format="~s")),
     )
@@ -115,10 +115,10 @@ def sizes_chart(results: Results) -> Figure:
         for cell in results.cells
         if not cell.served
     }
-    data = pandas.DataFrame(
+    entries = pandas.DataFrame(
         [{"method": name} | {kind: v and v / scale for kind, v in kinds.items()} for name, kinds in sizes.items()]
     )
-    base = altair.Chart(data).encode(y=altair.Y("method:N", sort=list(sizes), title=None))
+    base = altair.Chart(entries).encode(y=altair.Y("method:N", sort=list(sizes), title=None))
     bar = base.mark_bar(height=18, color="#9db7cf").encode(x=altair.X("loaded:Q", title=f"Size, {unit}"))
     tick = base.mark_tick(color=INK, thickness=2.5, size=28).encode(x="by the formula:Q")
     point = base.mark_point(shape="diamond", size=110, color="#d55e00", filled=False, strokeWidth=2)

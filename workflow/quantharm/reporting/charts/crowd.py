@@ -44,17 +44,17 @@ def columns_of(x: list[float], gap: float) -> list[list[int]]:
     return columns
 
 
-def labelled(data: pandas.DataFrame, domain: list[float], stretch: Callable, back: Callable, length: float):
-    """`data` with the place of each label, right of its group of points; length: of the stretched axis."""
-    data, wide = data.copy(), domain[1] - domain[0]
-    data["label_x"], data["label_y"] = 0.0, 0.0
-    for members in columns_of(list(data["size"]), GAP_SHARE * wide):
-        members = sorted(members, key=lambda i: data["value"].iloc[i])
-        heights = spread([stretch(data["value"].iloc[i]) for i in members], LABEL_PIXELS / HEIGHT * length)
-        right = max(data["size"].iloc[i] for i in members) + 0.025 * wide
+def labelled(entries: pandas.DataFrame, domain: list[float], stretch: Callable, back: Callable, length: float):
+    """`entries` with the place of each label, right of its group of points; length: of the stretched axis."""
+    entries, wide = entries.copy(), domain[1] - domain[0]
+    entries["label_x"], entries["label_y"] = 0.0, 0.0
+    for members in columns_of(list(entries["size"]), GAP_SHARE * wide):
+        members = sorted(members, key=lambda i: entries["value"].iloc[i])
+        heights = spread([stretch(entries["value"].iloc[i]) for i in members], LABEL_PIXELS / HEIGHT * length)
+        right = max(entries["size"].iloc[i] for i in members) + 0.025 * wide
         for i, height in zip(members, heights, strict=True):
-            data.loc[data.index[i], ["label_x", "label_y"]] = right, back(height)
-    return data
+            entries.loc[entries.index[i], ["label_x", "label_y"]] = right, back(height)
+    return entries
 
 
 def panel(rows: list[Entry], title: str, size_title: str, constant: float, marks: Marks) -> altair.LayerChart:
@@ -66,13 +66,13 @@ def panel(rows: list[Entry], title: str, size_title: str, constant: float, marks
     def back(height: float) -> float:
         return math.copysign(constant * math.expm1(abs(height)), height)
 
-    data = pandas.DataFrame(rows)
-    sizes = [data["size"].min(), data["size"].max()]
+    entries = pandas.DataFrame(rows)
+    sizes = [entries["size"].min(), entries["size"].max()]
     domain = [sizes[0] - 0.04 * (sizes[1] - sizes[0]), sizes[1] + 0.16 * (sizes[1] - sizes[0])]
-    bottom, top = stretch(min(0.0, data["low"].min())), stretch(max(data["high"].max(), constant))
-    data = labelled(data, domain, stretch, back, top - bottom)
-    bottom = min(bottom, stretch(data["label_y"].min())) - 0.04 * (top - bottom)
-    top = max(top, stretch(data["label_y"].max())) + 0.06 * (top - bottom)
+    bottom, top = stretch(min(0.0, entries["low"].min())), stretch(max(entries["high"].max(), constant))
+    entries = labelled(entries, domain, stretch, back, top - bottom)
+    bottom = min(bottom, stretch(entries["label_y"].min())) - 0.04 * (top - bottom)
+    top = max(top, stretch(entries["label_y"].max())) + 0.06 * (top - bottom)
     scale = altair.Scale(type="symlog", constant=constant, domain=[back(bottom), back(top)], nice=False)
     axis = altair.Axis(values=ticks(back(bottom), back(top), constant), format="~g")
     x = altair.X("size:Q", title=size_title, scale=altair.Scale(domain=domain, nice=False, zero=False))
@@ -80,11 +80,11 @@ def panel(rows: list[Entry], title: str, size_title: str, constant: float, marks
     def y(field: str) -> altair.Y:
         return altair.Y(f"{field}:Q", title=title, scale=scale, axis=axis)
 
-    base = altair.Chart(data).encode(x=x)
-    words = altair.Chart(data).encode(x=altair.X("label_x:Q", title=size_title), y=y("label_y"), text="method:N")
+    base = altair.Chart(entries).encode(x=x)
+    words = altair.Chart(entries).encode(x=altair.X("label_x:Q", title=size_title), y=y("label_y"), text="method:N")
     text = {"align": "left", "dx": 3, "baseline": "middle", "fontSize": 11}
     return altair.layer(
-        staircase(data, x, y("value")),
+        staircase(entries, x, y("value")),
         base.mark_rule(color=MUTED, strokeWidth=0.6, opacity=0.7).encode(y=y("value"), x2="label_x:Q", y2="label_y:Q"),
         *on_intervals(base, "y", marks, 1.4, 80, title=title, scale=scale, axis=axis),
         words.mark_text(**text, color=PAGE, stroke=PAGE, strokeWidth=4),  # keeps lines off the words

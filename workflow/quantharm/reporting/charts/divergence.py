@@ -29,12 +29,12 @@ def kl_by_category_chart(results: Results) -> Figure:
     if not rows:
         words = "No method but the baseline was run."
         return figure_of("kl-by-category", nothing_to_show(words), words, words)
-    data = pandas.DataFrame(rows)
-    data["kl"] = data["kl"].clip(lower=KL_FLOOR)
-    low, high = data["kl"].min() / 1.5, max(1.2 * data["kl"].max(), 2 * data["kl"].min())
+    entries = pandas.DataFrame(rows)
+    entries["kl"] = entries["kl"].clip(lower=KL_FLOOR)
+    low, high = entries["kl"].min() / 1.5, max(1.2 * entries["kl"].max(), 2 * entries["kl"].min())
     plain = {"domain": False, "ticks": False}
     top = altair.Axis(orient="top", labelAngle=0, **plain)
-    base = altair.Chart(data).encode(
+    base = altair.Chart(entries).encode(
         x=altair.X("method:N", sort=[named(c) for c in results.methods], title=None, axis=top),
         y=altair.Y("category:N", sort=results.categories, title=None, axis=altair.Axis(**plain)),
     )
@@ -47,7 +47,7 @@ def kl_by_category_chart(results: Results) -> Figure:
         text="shown:N", color=altair.condition(dark, altair.value("#fffffe"), altair.value("#11131a"))
     )
     width = min(560, max(300, 120 * len(results.methods)))
-    worst = data.sort_values("kl").iloc[-1]
+    worst = entries.sort_values("kl").iloc[-1]
     told = f" Largest: {worst.category} with {worst.method}, {worst.shown} nats."
     return figure_of(
         "kl-by-category",

@@ -64,21 +64,23 @@ def on_intervals(
     return [rules, base.mark_point(filled=True, size=size, opacity=1).encode(**{channel: value}, **marks)]
 
 
-def dots(data: pandas.DataFrame, order: list[str], marks: Marks, **x: Any) -> list[altair.Chart]:
+def dots(entries: pandas.DataFrame, order: list[str], marks: Marks, **x: Any) -> list[altair.Chart]:
     """Layers: a row a method with its figure as a point on its interval; x: of the horizontal axis."""
-    base = altair.Chart(data).encode(y=altair.Y("method:N", sort=order, title=None, scale=altair.Scale(domain=order)))
+    base = altair.Chart(entries).encode(
+        y=altair.Y("method:N", sort=order, title=None, scale=altair.Scale(domain=order))
+    )
     return on_intervals(base, "x", marks, 2, 110, **x)
 
 
-def staircase(data: pandas.DataFrame, x: altair.X, y: altair.Y) -> altair.Chart:
+def staircase(entries: pandas.DataFrame, x: altair.X, y: altair.Y) -> altair.Chart:
     """The Pareto front: steps from each point of it to the next larger one."""
-    steps = altair.Chart(data[data["front"]].sort_values("size")).encode(x=x, y=y)
+    steps = altair.Chart(entries[entries["front"]].sort_values("size")).encode(x=x, y=y)
     return steps.mark_line(interpolate="step-after", color=MUTED, strokeDash=[5, 4], strokeWidth=1.2)
 
 
-def bars(data: pandas.DataFrame, title: str, order: list[str], marks: Marks) -> altair.LayerChart:
+def bars(entries: pandas.DataFrame, title: str, order: list[str], marks: Marks) -> altair.LayerChart:
     """A row a method with its figure as a bar, its interval as a bracket on the bar's end."""
-    base = altair.Chart(data).encode(y=altair.Y("method:N", sort=order, title=None))
+    base = altair.Chart(entries).encode(y=altair.Y("method:N", sort=order, title=None))
     bar = base.mark_bar(height=15, opacity=0.8).encode(x=altair.X("value:Q", title=title), color=marks["color"])
     rule = base.mark_rule(color=INK, strokeWidth=1.6).encode(x="low:Q", x2="high:Q")
     ticks = [base.mark_tick(color=INK, size=9, thickness=1.6).encode(x=f"{end}:Q") for end in ("low", "high")]

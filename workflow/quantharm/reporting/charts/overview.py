@@ -22,9 +22,9 @@ def overview_figures(models: list[Results]) -> list[Figure]:
 
     def panels(figure: str, title: str) -> altair.FacetChart:
         """A row a method within a panel a model; axes are shared, so panels compare."""
-        data = pandas.DataFrame([entry_of(cell, figure, model=cell.row["model"]) for cell in judged])
-        zero = altair.Chart(data).mark_rule(color=MUTED).encode(x=altair.datum(0))
-        layers = dots(data, methods, marked(["baseline", *methods]), title=title)
+        entries = pandas.DataFrame([entry_of(cell, figure, model=cell.row["model"]) for cell in judged])
+        zero = altair.Chart(entries).mark_rule(color=MUTED).encode(x=altair.datum(0))
+        layers = dots(entries, methods, marked(["baseline", *methods]), title=title)
         header = altair.Header(title=None, labelOrient="top", labelAnchor="start", labelFontWeight="bold")
         row = altair.Row("model:N", sort=names, header=header)
         chart = altair.layer(zero, *layers).properties(width=620, height=28 * len(methods))
@@ -36,9 +36,9 @@ def overview_figures(models: list[Results]) -> list[Figure]:
             for c in judged
             if not c.served
         ]
-        data = pandas.DataFrame(rows)
-        ticks = altair.Axis(values=log_ticks(data["value"].min() / 2, data["value"].max() * 2), format="~g")
-        points = altair.Chart(data).mark_point(filled=True, size=110, opacity=0.95)
+        entries = pandas.DataFrame(rows)
+        ticks = altair.Axis(values=log_ticks(entries["value"].min() / 2, entries["value"].max() * 2), format="~g")
+        points = altair.Chart(entries).mark_point(filled=True, size=110, opacity=0.95)
         points = points.encode(
             x=altair.X("compression:Q", title="Smaller by, ×", scale=altair.Scale(domainMin=1, padding=14)),
             y=altair.Y(

@@ -57,15 +57,15 @@ def quality_against_size(results: Results) -> Figure:
         return crowd.panel(rows_of(figure), title, f"Weights {where}, {unit}", STRETCHED_FROM[figure], marks)
 
     def panel(figure: str, title: str) -> altair.LayerChart:
-        data = pandas.DataFrame(rows_of(figure))
-        low, top = min(0.0, data["low"].min()), max(data["high"].max(), 1e-9)
-        data["label"] = label_heights(list(data["size"]), list(data["value"]), end, top - low)
+        entries = pandas.DataFrame(rows_of(figure))
+        low, top = min(0.0, entries["low"].min()), max(entries["high"].max(), 1e-9)
+        entries["label"] = label_heights(list(entries["size"]), list(entries["value"]), end, top - low)
         x = altair.X("size:Q", title=f"Weights {where}, {unit}", scale=altair.Scale(domain=[0, end], nice=False))
         y = {"title": title, "scale": altair.Scale(domain=[low - 0.04 * (top - low), top * 1.08], nice=False)}
-        base = altair.Chart(data).encode(x=x)
+        base = altair.Chart(entries).encode(x=x)
         names = base.mark_text(align="left", dx=10, dy=-9, color=INK)
         return altair.layer(
-            staircase(data, x, altair.Y("value:Q", **y)),
+            staircase(entries, x, altair.Y("value:Q", **y)),
             *on_intervals(base, "y", marks, 1.6, 130, **y),
             names.encode(y=altair.Y("label:Q", title=title), text="method:N"),
         ).properties(width=330, height=280)
@@ -94,8 +94,8 @@ def perplexity_chart(results: Results) -> Figure:
     marks, order = marked(names_of(results)), [named(c) for c in cells]
 
     def layers(shown: list[Cell], figure: str, title: str, zero: bool) -> list[altair.Chart]:
-        data = pandas.DataFrame([entry_of(cell, figure) for cell in shown])
-        return dots(data, order, marks, title=title, scale=altair.Scale(zero=zero))
+        entries = pandas.DataFrame([entry_of(cell, figure) for cell in shown])
+        return dots(entries, order, marks, title=title, scale=altair.Scale(zero=zero))
 
     def panel(*layers: altair.Chart) -> altair.LayerChart:
         return altair.layer(*layers).properties(width=310, height=34 * len(order))

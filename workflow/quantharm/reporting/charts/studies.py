@@ -54,11 +54,11 @@ def calibration_chart(rows: Sequence[Mapping[str, Any]], defaults: dict[str, flo
     points += [
         {"samples": name, "kl": max(KL_FLOOR, kl), "checks": "of the default run"} for name, kl in defaults.items()
     ]
-    data = pandas.DataFrame(points)
-    ticks = altair.Axis(values=log_ticks(data["kl"].min() / 2, data["kl"].max() * 2), format="~g")
+    entries = pandas.DataFrame(points)
+    ticks = altair.Axis(values=log_ticks(entries["kl"].min() / 2, entries["kl"].max() * 2), format="~g")
     title = "Mean KL, nats (logarithmic)"
     kinds = ["not noticed", "noticed by the checks", "of the default run"]
-    chart = altair.Chart(data).mark_point(size=80, opacity=0.8)
+    chart = altair.Chart(entries).mark_point(size=80, opacity=0.8)
     chart = chart.encode(
         x=altair.X("kl:Q", title=title, scale=altair.Scale(type="log"), axis=ticks),
         y=altair.Y("samples:N", title=None, sort=None, axis=altair.Axis(minExtent=150)),

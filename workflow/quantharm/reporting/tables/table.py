@@ -113,17 +113,17 @@ def frame(table: Table) -> pandas.DataFrame:
     return pandas.DataFrame(columns)
 
 
-def formula_safe(data: pandas.DataFrame) -> pandas.DataFrame:
+def formula_safe(values: pandas.DataFrame) -> pandas.DataFrame:
     """For CSV: text that a spreadsheet would run as a formula gets an apostrophe before it."""
-    return data.map(lambda v: f"'{v}" if isinstance(v, str) and v[:1] in ("=", "+", "-", "@", "\t", "\r") else v)
+    return values.map(lambda v: f"'{v}" if isinstance(v, str) and v[:1] in ("=", "+", "-", "@", "\t", "\r") else v)
 
 
 def write_table(folder: Path, table: Table) -> None:
     """<key>.csv and <key>.parquet."""
-    data = frame(table)
-    write_parquet(folder / f"{table.key}.parquet", data)
+    values = frame(table)
+    write_parquet(folder / f"{table.key}.parquet", values)
     with replacing(folder / f"{table.key}.csv") as path:
-        formula_safe(data).to_csv(path, index=False)
+        formula_safe(values).to_csv(path, index=False)
 
 
 def transposed(table: Table, corner: Column) -> Table:
