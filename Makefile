@@ -33,7 +33,7 @@ workflow-test: environments
 	OMP_WAIT_POLICY=passive .venv/bin/python -m pytest tests/workflow
 
 zoo: environments ## every stage on tiny models of some forty architectures
-	PYTHONPATH=workflow OMP_WAIT_POLICY=passive .venv-evaluation/bin/python tests/unit/zoo.py
+	PYTHONPATH=workflow:tests OMP_WAIT_POLICY=passive .venv-evaluation/bin/python tests/unit/zoo.py
 
 slurm-test: environments ## the whole workflow through a SLURM of one node, and its failures
 	sh tests/install.sh slurm

@@ -1,5 +1,10 @@
 """Every architecture of the zoo goes through the stages, or is refused in one sentence before anything is evaluated."""
 
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -219,3 +224,22 @@ def test_a_layer_that_fails_only_when_decoding_is_told_as_well(tiny):
     for matrices in ([], [matrix]):
         with pytest.raises(UserError, match="no kernel for one row"):
             try_model(model, matrices)
+
+
+def test_the_page_says_each_refusal_once():
+    words = {
+        "A": [zoo.RAN, f"fetch: {zoo.REFUSED}no"],
+        "B": [f"fetch: {zoo.REFUSED}no", f"quantize: {zoo.REFUSED}never"],
+    }
+    lines = zoo.table(words, ["baseline", "nf4"]).splitlines()
+    assert lines[2:4] == ["| A | ran | refused [1] |", "| B | refused [1] | refused [2] |"]
+    assert lines[-2:] == ["1. fetch: no", "2. quantize: never"]
+
+
+def test_make_zoo_finds_its_modules():
+    root = Path(__file__).parents[2]
+    path = re.search(r"PYTHONPATH=(\S+) .* tests/unit/zoo.py", (root / "Makefile").read_text(encoding="utf-8"))[1]
+    environment = os.environ | {"PYTHONPATH": path}
+    command = [sys.executable, "tests/unit/zoo.py", "--help"]
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

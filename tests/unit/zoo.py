@@ -1,6 +1,6 @@
 """A zoo: a tiny random model of each architecture, made by transformers from a small configuration.
 
-    python tests/unit/zoo.py [NAME …] [--methods nf4 awq] [--page FILE.md]
+    PYTHONPATH=workflow:tests python tests/unit/zoo.py [NAME …] [--methods nf4 awq] [--page FILE.md]
 
 runs every stage on every model with every method, in this process, and prints what ran, what was refused, and why.
 """
@@ -26,6 +26,7 @@ CELL_STAGES = ("quantize", "generation", "logits", "perplexity", "divergence", "
 ALL = "all"  # methods at once
 RAN = "ran"
 REFUSED = "refused: "
+TABLE_STARTS = "| architecture | "  # of the page, whose words stand before it
 
 SHAPE = {  # of a decoder; a width of 64 is one block of NF4 and two groups of AWQ
     "vocab_size": 384,
@@ -316,11 +317,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", default=list(ZOO))
     parser.add_argument("--methods", nargs="+", default=list(METHODS))
-    parser.add_argument("--page", type=Path, help="Markdown file for the table")
+    parser.add_argument("--page", type=Path, help="Markdown file, whose table is replaced")
     arguments = parser.parse_args()
     loading.quiet()
     methods = arguments.methods
-    lines = [f"| architecture | {' | '.join(methods)} |", f"|---|{'---|' * len(methods)}"]
+    words: dict[str, list[str]] = {}
     for name in arguments.names:
         with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as monkeypatch:
             outcomes = visit(name, Path(folder), byte_level_tokenizer(), monkeypatch, arguments.methods)
@@ -328,16 +329,24 @@ def main() -> None:
                 path.parent.name: f", KL {json.loads(path.read_text())['kl_nats']['mean']:.2g}"
                 for path in Path(folder).glob("run/*/divergence.json")
             }
-            words = [
-                cell_words(outcomes, method).replace(folder, "") + kl.get(method, "") for method in arguments.methods
-            ]
-        for method, text in zip(methods, words, strict=True):
+            words[name] = [cell_words(outcomes, method).replace(folder, "") + kl.get(method, "") for method in methods]
+        for method, text in zip(methods, words[name], strict=True):
             print(f"{name:20}{method:10}{text}", flush=True)
         failed = [f"{stage}: {o}" for (stage, method), o in outcomes.items() if method == ALL and o != RAN]
         print(*(f"{name:20}{'':10}{text}".replace(folder, "") for text in failed), sep="\n", end="\n" * bool(failed))
-        lines.append(f"| {name} | {' | '.join(words)} |")
     if arguments.page:
-        arguments.page.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        page = arguments.page.read_text(encoding="utf-8") if arguments.page.exists() else ""
+        arguments.page.write_text(page.split(TABLE_STARTS)[0] + table(words, methods), encoding="utf-8")
+
+
+def table(words: dict[str, list[str]], methods: list[str]) -> str:
+    """A row an architecture; refusals are numbered, and their sentences stand below, each once."""
+    refusals = {text: "" for row in words.values() for text in row if REFUSED in text}
+    refusals = {text: f"refused [{i}]" for i, text in enumerate(refusals, start=1)}
+    lines = [f"{TABLE_STARTS}{' | '.join(methods)} |", f"|---|{'---|' * len(methods)}"]
+    lines += [f"| {name} | {' | '.join(refusals.get(text, text) for text in row)} |" for name, row in words.items()]
+    sentences = [f"{i}. {text.replace(REFUSED, '')}" for i, text in enumerate(refusals, start=1)]
+    return "\n".join([*lines, "", "The sentences, after the stage that says them:", "", *sentences]) + "\n"
 
 
 def cell_words(outcomes: dict[tuple[str, str], str], method: str) -> str:
