@@ -28,7 +28,7 @@ from quantharm.models.loading import quiet
 from quantharm.perplexity import score_against_store
 from quantharm.scoring.kl_divergence import score_store
 from quantharm.scoring.output_heads import HEAD_FILE, write_head
-from quantharm.scoring.stored_logits import HIDDEN_STATES, LOG_PROBABILITIES
+from quantharm.scoring.store_format import HIDDEN_STATES, LOG_PROBABILITIES
 from quantharm.synthesize import model_configuration
 
 COLUMNS = ["vocabulary", "stored", "windows", "positions", "MB", "bytes a position", "head, MB", "filled, s"]

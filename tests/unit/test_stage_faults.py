@@ -20,6 +20,7 @@ from quantharm import fetch, generation, perplexity
 from quantharm.common.errors import UserError
 from quantharm.models import safety
 from quantharm.scoring import stored_logits
+from quantharm.scoring.store_format import METADATA_KEY
 
 CHAT = (
     "{{ bos_token }}{% for m in messages %}[{{ m['content'] }}]{% endfor %}{% if add_generation_prompt %}>{% endif %}"
@@ -188,9 +189,9 @@ def test_half_a_character_is_refused(chain):
 def with_metadata(path, **changed) -> None:
     """The same rows, said to be made of something else."""
     file = pyarrow.parquet.ParquetFile(path)
-    metadata = json.loads(file.schema_arrow.metadata[stored_logits.METADATA_KEY]) | changed
+    metadata = json.loads(file.schema_arrow.metadata[METADATA_KEY]) | changed
     groups = [file.read_row_group(i) for i in range(file.num_row_groups)]
-    schema = file.schema_arrow.with_metadata({stored_logits.METADATA_KEY: json.dumps(metadata)})
+    schema = file.schema_arrow.with_metadata({METADATA_KEY: json.dumps(metadata)})
     with pyarrow.parquet.ParquetWriter(path, schema) as writer:
         for group in groups:
             writer.write_table(group.replace_schema_metadata(schema.metadata))

@@ -36,9 +36,9 @@ from quantharm.models.devices import torch_dtype
 from quantharm.scoring.forward import background_scorer, check_ids, last_hidden_states, output_head, slices_of
 from quantharm.scoring.hardware_floor import measure_floor
 from quantharm.scoring.output_heads import HEAD_FILE, OutputHead, narrowed, plain_head, write_head
+from quantharm.scoring.store_format import HIDDEN_STATES, LOG_PROBABILITIES
 from quantharm.scoring.store_metadata import store_metadata_of, text_id
 from quantharm.scoring.store_writer import StoreWriter
-from quantharm.scoring.stored_logits import HIDDEN_STATES, LOG_PROBABILITIES
 
 WINDOWS_OF_LOG_PROBABILITIES = 2  # unless the protocol sets a number: each takes 2 bytes × tokens × vocabulary
 

@@ -5,6 +5,7 @@ import concurrent.futures
 import contextlib
 import math
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 
@@ -124,6 +125,11 @@ def slices_of(positions: int, vocabulary: int) -> Iterator[slice]:
         yield slice(start, min(start + step, positions))
 
 
+def index_of_largest(values: torch.Tensor) -> torch.Tensor:
+    """[n, vocabulary] → [n] int64; by numpy on a CPU, where it takes a tenth of torch's time."""
+    return values.argmax(-1) if values.is_cuda else torch.from_numpy(values.float().numpy().argmax(-1))
+
+
 def token_losses(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """-ln p(target) in nats; logits [n, vocabulary] float32, targets [n] → [n]. Not finite where logits are not."""
     return torch.nn.functional.cross_entropy(logits, targets.to(logits.device, non_blocking=True), reduction="none")
@@ -146,7 +152,7 @@ def background_scorer(device: torch.device, waiting: int = 2) -> Iterator[Callab
     threads = torch.get_num_threads()
     pending: collections.deque[concurrent.futures.Future] = collections.deque()
 
-    def submit(compute: Callable, collect: Callable, *arguments) -> None:
+    def submit(compute: Callable[..., Any], collect: Callable[[Any], object], *arguments: Any) -> None:
         while len(pending) > waiting:
             pending.popleft().result()
         if device.type == "cuda":

@@ -8,6 +8,7 @@ instruction sets, two attention implementations and a GPU the effect was 0.4 to 
 
 import contextlib
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pandas
 import torch
@@ -18,6 +19,7 @@ from quantharm.scoring.forward import last_hidden_states, output_head, slices_of
 
 WIDER = {torch.bfloat16: torch.float32, torch.float16: torch.float32}  # of float32 the effect is 4e-12 nats
 PROMPTS = 8  # prompts of the trace that are scored
+TraceRow = Any  # pandas' tuple of a row with token_ids and first_target
 Replace = Callable[[torch.nn.Module, torch.Tensor], torch.Tensor | None]
 
 
@@ -65,7 +67,7 @@ def rounded_to_8_bits(module: torch.nn.Module, parameter: torch.Tensor) -> torch
     return ((parameter.data.float() / scale).round_() * scale).to(parameter.dtype)
 
 
-def chosen_rows(trace: pandas.DataFrame, left_out: str) -> list:
+def chosen_rows(trace: pandas.DataFrame, left_out: str) -> list[TraceRow]:
     """At most PROMPTS rows, spread over the trace; rows of the category `left_out` only where there are no others."""
     prompts = list(trace[trace["category"] != left_out].itertuples()) or list(trace.itertuples())
     count = min(PROMPTS, len(prompts))
@@ -78,7 +80,7 @@ def kl_nats(p_logits: torch.Tensor, q_logits: torch.Tensor) -> torch.Tensor:
     return (ln_p.exp() * (ln_p - ln_q)).sum(-1)
 
 
-def mean_divergence(model, rows: list, replace: Replace) -> float:
+def mean_divergence(model, rows: list[TraceRow], replace: Replace) -> float:
     """Mean over rows of the mean KL(model ‖ model with parameters replaced) in nats; the output head keeps its own."""
     head = output_head(model)
     vocabulary = model.get_output_embeddings().weight.shape[0]

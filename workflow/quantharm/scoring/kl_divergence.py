@@ -21,6 +21,7 @@ from quantharm.scoring.forward import (
     ask_ahead,
     background_scorer,
     check_ids,
+    index_of_largest,
     known_tokens,
     last_hidden_states,
     output_head,
@@ -29,7 +30,7 @@ from quantharm.scoring.forward import (
 )
 from quantharm.scoring.lower_bound import lower_bounds, top_and_target
 from quantharm.scoring.output_heads import HEAD_FILE, Logits, is_same, logits_of, on, plain_head, read_head
-from quantharm.scoring.stored_logits import Positions, Wanted, index_of_largest, read_store, store_metadata
+from quantharm.scoring.stored_logits import Positions, Wanted, read_store, store_metadata
 from quantharm.scoring.vocabulary_sums import vocabulary_sums
 from quantharm.scoring.worst_positions import WorstPositions
 

@@ -1,4 +1,4 @@
-"""Writes the store of the baseline's predictions, whose format is scoring.stored_logits'."""
+"""Writes the store of the baseline's predictions, whose format is scoring.store_format's."""
 
 import os
 from collections.abc import Mapping
@@ -9,7 +9,8 @@ import pyarrow
 import pyarrow.parquet
 import torch
 
-from quantharm.scoring.stored_logits import LOG_PROBABILITIES, entries_of, index_of_largest, store_schema
+from quantharm.scoring.forward import index_of_largest
+from quantharm.scoring.store_format import LOG_PROBABILITIES, entries_of, store_schema
 
 PAGE_BYTES, PAGE_ROWS = 2**17, 4  # a page is so small that copy and checksum stay within a core's cache
 

@@ -1,11 +1,7 @@
-"""The store of the baseline's predictions, a row a position, in Parquet: its format, and how it is read.
+"""Reads the store of the baseline's predictions, whose format is scoring.store_format's.
 
-Hidden states (format 2) are the final ones, in the dtype of the forward pass. The output head that the metadata name
-turns them into logits without loss, and a position takes 2 bytes × width. Log-probabilities (format 1) are float16 over
-the whole vocabulary, renormalised in float64 when read (error floor about 5e-7 nats). A row group holds one prompt or
-window of text (of log-probabilities a part of a window). Groups are written and read one at a time, so memory does not
-grow with their number. The metadata name everything that the figures depend on, and a reader refuses a store of
-anything else. Pages carry checksums: a flipped bit is an error, not a figure.
+A store of anything but the caller's own trace, model, device or protocol is refused, and so is a damaged one: pages
+carry checksums, so that a flipped bit is an error, not a figure.
 """
 
 import collections
@@ -25,11 +21,8 @@ import torch
 
 from quantharm.common.errors import UserError
 from quantharm.common.records.logits import StoreMetadata
+from quantharm.scoring.store_format import FORMATS, LOG_PROBABILITIES, METADATA_KEY, Entries, entries_of, store_schema
 
-METADATA_KEY = b"quantharm"
-HIDDEN_STATES, LOG_PROBABILITIES = "hidden_states", "log_probabilities"  # columns, and words of the config
-FORMATS = {LOG_PROBABILITIES: 1, HIDDEN_STATES: 2}
-DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 # Raised by pyarrow and json on a file with a flipped bit; pages have checksums, the footer has none.
 DAMAGE = (pyarrow.ArrowException, OSError, ValueError, TypeError, LookupError, AttributeError)
 
@@ -45,47 +38,6 @@ class Positions:
     top_token_id: numpy.ndarray | None  # [n] int32: the most probable token, before log-probabilities were rounded
     log_probabilities: torch.Tensor | None = None  # [n, vocabulary] float16
     hidden_states: torch.Tensor | None = None  # [n, width] in the dtype of the forward pass
-
-
-@dataclass(frozen=True)
-class Entries:
-    """The numbers that a store holds of a position: `width` of a dtype, in the column `name`."""
-
-    name: str
-    width: int
-    dtype: torch.dtype
-
-    @property
-    def row_bytes(self) -> int:
-        return self.width * self.dtype.itemsize
-
-
-def entries_of(metadata: Mapping[str, Any]) -> Entries:
-    """The entries of a store, by its metadata; raises LookupError for metadata that no writer writes."""
-    states = metadata.get(HIDDEN_STATES)
-    if states is None:
-        return Entries(LOG_PROBABILITIES, metadata["vocabulary"], torch.float16)
-    return Entries(HIDDEN_STATES, states["width"], DTYPES[states["dtype"]])
-
-
-def store_schema(vocabulary: int, metadata: Mapping[str, Any]) -> pyarrow.Schema:
-    """Columns and metadata of a store's file."""
-    entries = entries_of({**metadata, "vocabulary": vocabulary})
-    columns = [
-        ("prompt_id", pyarrow.string()),
-        ("category", pyarrow.string()),
-        ("position", pyarrow.int32()),
-        ("token_id", pyarrow.int32()),
-    ]
-    columns += [("top_token_id", pyarrow.int32())] if entries.name == LOG_PROBABILITIES else []
-    columns += [(entries.name, pyarrow.binary(entries.row_bytes))]  # little-endian
-    stated = {**metadata, "format": FORMATS[entries.name], "vocabulary": vocabulary}
-    return pyarrow.schema(columns, metadata={METADATA_KEY: json.dumps(stated)})
-
-
-def index_of_largest(values: torch.Tensor) -> torch.Tensor:
-    """[n, vocabulary] → [n] int64; by numpy on a CPU, where it takes a tenth of torch's time."""
-    return values.argmax(-1) if values.is_cuda else torch.from_numpy(values.float().numpy().argmax(-1))
 
 
 def open_store(path: Path) -> pyarrow.parquet.ParquetFile:
