@@ -27,7 +27,7 @@ from quantharm.common.text import read_text, token_windows
 from quantharm.models import loading, safety
 from quantharm.noise_sweep import changed_codes
 from quantharm.quantizers import quantizable, quantized_layers, rounding
-from quantharm.speed.decoding import continue_greedily, end_tokens
+from quantharm.speed.decoding import continue_greedily, eos_token_ids_of
 
 ROOT = Path(__file__).resolve().parents[2]
 WORD = " sunflower"
@@ -180,7 +180,7 @@ def divergence(ln_p: torch.Tensor, ln_q: torch.Tensor) -> float:
 
 def answers_with_word(model, tokenizer, prompts: list[str]) -> float:
     """Share of the prompts whose greedy answer of 16 tokens holds the word."""
-    eos_token_ids = end_tokens(model, tokenizer)
+    eos_token_ids = eos_token_ids_of(model, tokenizer)
     answers = [
         continue_greedily(model, encode_prompt(tokenizer, p, Asking("never")), 16, eos_token_ids, None).token_ids
         for p in prompts

@@ -23,7 +23,7 @@ from quantharm.models.cell import open_cell
 from quantharm.scoring.forward import check_ids
 from quantharm.speed.answers import answer_suite
 from quantharm.speed.benchmark import benchmark
-from quantharm.speed.decoding import Continuation, end_tokens, is_degenerate
+from quantharm.speed.decoding import Continuation, eos_token_ids_of, is_degenerate
 
 
 def check_prompt_tokens(model, prompt: Prompt, ids: list[int]) -> None:
@@ -116,7 +116,7 @@ def main() -> None:
     for prompt, ids in zip(prompts, encoded, strict=True):  # every prompt is checked before the first answer
         check_prompt_tokens(model, prompt, ids)
     check_benchmark(model, arguments.benchmark_prompt_tokens, arguments.benchmark_new_tokens)
-    eos_token_ids = end_tokens(model, tokenizer)
+    eos_token_ids = eos_token_ids_of(model, tokenizer)
 
     with timing.part("model"):
         answers = answer_suite(model, encoded, arguments.max_new_tokens, eos_token_ids)

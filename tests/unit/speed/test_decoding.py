@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from quantharm.speed.decoding import continue_greedily, end_tokens, is_degenerate
+from quantharm.speed.decoding import continue_greedily, eos_token_ids_of, is_degenerate
 
 PROMPTS = ["The sea is", "Count from one to ten:", "What is the capital of France?", "x", "Once upon a time there was"]
 
@@ -11,7 +11,7 @@ PROMPTS = ["The sea is", "Count from one to ten:", "What is the capital of Franc
 @pytest.mark.parametrize("prompt", PROMPTS)
 def test_continuation_equals_generate_token_for_token(reference_model, reference_tokenizer, prompt):
     ids = reference_tokenizer(prompt)["input_ids"]
-    eos_token_ids = end_tokens(reference_model, reference_tokenizer)
+    eos_token_ids = eos_token_ids_of(reference_model, reference_tokenizer)
     ours = continue_greedily(reference_model, ids, 24, eos_token_ids, 1024)
     prompt_ids = torch.tensor([ids])
     theirs = reference_model.generate(
@@ -87,11 +87,11 @@ def test_large_float16_logits_are_finite(tiny):
 def test_end_tokens_are_the_models_and_the_tokenizers(tiny, byte_tokenizer):
     model = tiny("llama")
     model.generation_config.eos_token_id = [4, 9]
-    assert end_tokens(model, byte_tokenizer()) == {1, 4, 9}
+    assert eos_token_ids_of(model, byte_tokenizer()) == {1, 4, 9}
     model.generation_config.eos_token_id = 7
-    assert end_tokens(model, byte_tokenizer()) == {1, 7}
+    assert eos_token_ids_of(model, byte_tokenizer()) == {1, 7}
     model.generation_config.eos_token_id = None
-    assert end_tokens(model, byte_tokenizer()) == {1}
+    assert eos_token_ids_of(model, byte_tokenizer()) == {1}
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,6 @@ Every mistake ends in one sentence before any job starts. Needs only jsonschema 
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -48,8 +47,7 @@ def complete(config: Mapping[str, object], schema_path: Path) -> Configuration:
 
 def completed_sections(config: Mapping[str, object], schema: Schema) -> Configuration:
     """A copy that agrees with the schema and has its defaults; methods are as the file has them."""
-    given: dict[str, Any] = json.loads(json.dumps(config, default=str))  # plain dicts and lists
-    given = without_nulls(given, schema)
+    given = without_nulls(json.loads(json.dumps(config, default=str)), schema)  # plain dicts and lists
     if isinstance(given.get("methods"), dict):
         named = given["methods"].items()
         given["methods"] = {name: with_quantizer(m) if isinstance(m, dict) else m for name, m in named}

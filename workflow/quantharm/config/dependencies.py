@@ -24,7 +24,7 @@ def file_of(module: str) -> Path | None:
     return path.with_suffix(".py") if path.with_suffix(".py").is_file() else None
 
 
-def statements_that_run(body: list) -> Iterator[ast.stmt]:
+def statements_that_run(body: list[ast.stmt]) -> Iterator[ast.stmt]:
     """All statements of a block and of the blocks inside it, but those under `if TYPE_CHECKING:`, which no job runs.
 
     Expressions are passed over: they hold no import, and are nine tenths of a syntax tree.

@@ -216,7 +216,7 @@ def choice_of(answer: Any, server: Server, tokens: int) -> Json:
     return choices[0]
 
 
-def require_length(entries: list, ids: list[int], server: Server) -> None:
+def require_length(entries: list[Any], ids: list[int], server: Server) -> None:
     if len(entries) != len(ids):
         raise other_length(server, len(ids), len(entries))
 

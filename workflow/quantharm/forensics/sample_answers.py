@@ -69,14 +69,14 @@ def main() -> None:
     quiet()
     import torch
 
-    from quantharm.speed.decoding import end_tokens
+    from quantharm.speed.decoding import eos_token_ids_of
 
     source: Located = {"path": str(arguments.folder), "allow_pickle": False, "trust_remote_code": False}
     tokenizer = load_tokenizer(source)
     device = choose_device(arguments.device, arguments.gpus)
     model = load_checkpoint(arguments.folder, source, arguments.dtype, device, arguments.gpus)
     set_compute_dtype(model, "pretrained", arguments.dtype, device)
-    eos_token_ids, generator = end_tokens(model, tokenizer), torch.Generator().manual_seed(arguments.seed)
+    eos_token_ids, generator = eos_token_ids_of(model, tokenizer), torch.Generator().manual_seed(arguments.seed)
     lines = []
     for prompt in read_prompts(arguments.prompts, arguments.prompts_per_category):
         ids = chat.encode_prompt(tokenizer, prompt["prompt"], chat.Asking.of(arguments))

@@ -17,7 +17,7 @@ from quantharm.common.errors import UserError
 from quantharm.common.text import context_length
 from quantharm.scoring.forward import check_ids, last_hidden_states, output_head, slices_of
 from quantharm.speed.answers import answer_suite
-from quantharm.speed.decoding import end_tokens
+from quantharm.speed.decoding import eos_token_ids_of
 
 ANSWER_TOKENS = 256  # of a task that does not say how long an answer may be
 
@@ -37,7 +37,7 @@ class LoadedModel(TemplateLM):
         self.head = output_head(model)
         self.vocabulary = model.get_output_embeddings().weight.shape[0]
         self.context = context_length(model.config)
-        self.eos_token_ids = end_tokens(model, tokenizer)
+        self.eos_token_ids = eos_token_ids_of(model, tokenizer)
         self.cut = 0
         self.decoding: str | None = None
 

@@ -11,7 +11,8 @@ from transformers.generation.utils import ALL_CACHE_NAMES
 from quantharm.common.errors import UserError
 from quantharm.speed.device_meters import synchronise
 
-Cache = dict[str, Any]  # {argument of the model's forward: its cache}
+# {argument of the model's forward: its cache}; architectures have caches of many classes
+Cache = dict[str, Any]
 Stopped = Callable[[list[int]], bool]  # whether an answer may end after these tokens
 
 DEGENERATE_TAIL = 24  # last tokens of a response, which is degenerate where they repeat one cycle
@@ -41,7 +42,7 @@ def why_ended(tokens: list[int], eos_token_ids: set[int], stopped: Stopped) -> s
     return "stopped" if stopped(tokens) else None
 
 
-def end_tokens(model, tokenizer) -> set[int]:
+def eos_token_ids_of(model, tokenizer) -> set[int]:
     """The end-of-sequence tokens of a model's generation config, and the tokenizer's own."""
     configured = model.generation_config.eos_token_id
     ids = configured if isinstance(configured, list) else [configured]

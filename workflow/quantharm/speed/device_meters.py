@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
 
@@ -95,7 +96,7 @@ class EnergyMeter:
     """The energy counters of the GPUs in use, through NVML; `reason` says why there are none."""
 
     def __init__(self, device: torch.device):
-        self.handles: list = []
+        self.handles: list[Any] = []  # NVML's, one a GPU
         self.reason: str | None = None
         if device.type != "cuda":
             self.reason = "measured on GPUs only"

@@ -2,14 +2,14 @@
 
 import inspect
 
-from transformers.cache_utils import DynamicCache
+from transformers.cache_utils import CacheLayerMixin, DynamicCache
 
 from quantharm.common.text import language_config
 
 GROWING_LAYERS = ("DynamicLayer", "DynamicSlidingWindowLayer")  # of keys and values; a fixed size can replace them
 
 
-def cache_layers(model) -> list:
+def cache_layers(model) -> list[CacheLayerMixin]:
     """The layers of the cache that the model decodes with, empty."""
     return DynamicCache(config=model.config).layers
 

@@ -45,9 +45,9 @@ def fitting_lengths(model, prompt_tokens: int, new_tokens: int, prefill_tokens: 
     return prompt_tokens, sorted({min(tokens, context or tokens) for tokens in prefill_tokens} - {prompt_tokens})
 
 
-def energy(joules: float | None, values: list, prompt: torch.Tensor, new_tokens: int) -> float | None:
+def energy(joules: float | None, repetitions: int, prompt: torch.Tensor, new_tokens: int) -> float | None:
     """Joules a new token, prefill included; None where none were counted."""
-    return None if joules is None else joules / len(values) / new_tokens / len(prompt)
+    return None if joules is None else joules / repetitions / new_tokens / len(prompt)
 
 
 def eager_benchmark(model, prompt: torch.Tensor, new_tokens: int, repetitions: int, seconds: float, meter) -> Eager:
@@ -77,7 +77,7 @@ def eager_benchmark(model, prompt: torch.Tensor, new_tokens: int, repetitions: i
         "processor_wait_share": wait.share(),
         "prefill_seconds": describe([v[0] for v in values]),
         "decode_tokens_per_second": describe([v[1] for v in values]),
-        "joules_per_new_token": energy(joules, values, prompt, new_tokens),
+        "joules_per_new_token": energy(joules, len(values), prompt, new_tokens),
     }
 
 
@@ -129,7 +129,7 @@ def captured_benchmark(
     return {
         "decode_tokens_per_second": describe([v[0] for v in values]),
         "repetitions": len(values),
-        "joules_per_new_token": energy(joules, values, prompt, new_tokens),
+        "joules_per_new_token": energy(joules, len(values), prompt, new_tokens),
         "capture_seconds": capture_seconds,  # the check included
         "check": check,
     }

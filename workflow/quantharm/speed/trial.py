@@ -8,13 +8,14 @@ import torch
 
 from quantharm.common.errors import UserError, first_line
 from quantharm.common.stage import sentence_for
+from quantharm.quantizers.quantized_layers import QuantizedMatrix
 from quantharm.scoring.forward import is_near, last_hidden_states, output_head
 from quantharm.speed.decoding import decode_one_token, prefill
 
 TRIED_TOKENS = list(range(5, 13))
 
 
-def try_model(model, matrices: list) -> None:
+def try_model(model, matrices: list[QuantizedMatrix]) -> None:
     """Computes one pass over a few tokens and one decoded token; matrices: the quantized ones.
 
     Raises UserError where that fails, naming the layer. Of an unquantized model also where a prediction depends on a
@@ -48,7 +49,7 @@ def try_model(model, matrices: list) -> None:
             hook.remove()
 
 
-def describe(matrix) -> str:
+def describe(matrix: QuantizedMatrix) -> str:
     return f"{matrix.name}, {matrix.rows} × {matrix.columns}"
 
 
