@@ -164,7 +164,7 @@ class PositionByPosition:
             "logit_bias": [[token, FORCED]],
             "temperature": 0.0,
             "cache_prompt": True,
-            **self.named(),
+            **self.name_of_model(),
         }
         answer = self.server.post("/completion", question)
         require_prompt(answer, before, self.server)
@@ -180,7 +180,13 @@ class PositionByPosition:
         return {token: float(chosen["logprob"])} | shown
 
     def answer(self, ids: list[int], new_tokens: int, to_the_end: bool = False) -> Iterator[list[int]]:
-        question = {"prompt": ids, "n_predict": new_tokens, "temperature": 0.0, "return_tokens": True, **self.named()}
+        question = {
+            "prompt": ids,
+            "n_predict": new_tokens,
+            "temperature": 0.0,
+            "return_tokens": True,
+            **self.name_of_model(),
+        }
         question |= {"repeat_penalty": 1.0, "cache_prompt": False, "ignore_eos": to_the_end}
         for part in self.server.stream("/completion", question):
             if part.get("stop"):
@@ -189,7 +195,7 @@ class PositionByPosition:
                 raise RefusedError("it gives no ids of the tokens that it generates (`return_tokens`)")
             yield [int(token) for token in part.get("tokens", [])]
 
-    def named(self) -> dict[str, str]:
+    def name_of_model(self) -> dict[str, str]:
         """Names the model, for a server that holds several."""
         return {"model": self.model}
 

@@ -44,49 +44,49 @@ class Server:
     retries: int = 5
 
     def get(self, path: str) -> Any:
-        return self.asked(path, None)
+        return self.ask(path, None)
 
     def post(self, path: str, question: Question) -> Any:
         """The answer's JSON; raises RefusedError for any other answer and UserError where none comes."""
-        return self.asked(path, question)
+        return self.ask(path, question)
 
-    def asked(self, path: str, question: Question | None) -> Any:
+    def ask(self, path: str, question: Question | None) -> Any:
         """get() where `question` is None, else post()."""
         pause = FIRST_PAUSE
         for attempt in range(self.retries + 1):
             try:
-                with self.opened(path, question) as response:
-                    return json.loads(whole(response))
+                with self.open(path, question) as response:
+                    return json.loads(body_of(response))
             except urllib.error.HTTPError as error:
-                words, wait = self.said(error), asked_to_wait(error)
+                words, wait = self.error_text(error), asked_to_wait(error)
                 if error.code not in BUSY:
                     raise RefusedError(f"{self.url}{path} answered {error.code}: {words}") from None
                 reason = f"it answered {error.code}: {words}"
             except ValueError:
                 raise RefusedError(f"{self.url}{path} answered with something that is no JSON") from None
             except AWAY as error:
-                reason, wait = self.why_away(error), None
+                reason, wait = self.failure_text(error), None
             if attempt < self.retries:
                 time.sleep(min(LONGEST_PAUSE, wait or pause))
                 pause *= 2
-        raise self.gone(reason)
+        raise self.no_answer(reason)
 
     def stream(self, path: str, question: Question) -> Iterator[Json]:
         """The parts of an answer as they come (server-sent events). A question that fails is not asked again."""
         try:
-            with self.opened(path, {**question, "stream": True}) as response:
+            with self.open(path, {**question, "stream": True}) as response:
                 for line in response:
                     event = line.decode(errors="replace").strip().removeprefix("data:").strip()
                     if line.startswith(b"data:") and event != "[DONE]":
                         yield json.loads(event)
         except urllib.error.HTTPError as error:
-            raise RefusedError(f"{self.url}{path} answered {error.code}: {self.said(error)}") from None
+            raise RefusedError(f"{self.url}{path} answered {error.code}: {self.error_text(error)}") from None
         except ValueError:
             raise RefusedError(f"{self.url}{path} sent a part that is no JSON") from None
         except AWAY as error:
-            raise self.gone(self.why_away(error)) from None
+            raise self.no_answer(self.failure_text(error)) from None
 
-    def opened(self, path: str, question: Question | None) -> Any:
+    def open(self, path: str, question: Question | None) -> Any:
         headers = {"Content-Type": "application/json", "Accept": "application/json"}
         if self.key:
             headers["Authorization"] = f"Bearer {self.key}"
@@ -94,16 +94,16 @@ class Server:
         request = urllib.request.Request(f"{self.url}{path}", body, headers)
         return urllib.request.build_opener(NoRedirect()).open(request, timeout=self.timeout_seconds)
 
-    def gone(self, reason: str) -> UserError:
+    def no_answer(self, reason: str) -> UserError:
         return UserError(
             f"the server {self.url} does not answer ({reason}; asked {self.retries + 1} times); what it answered "
             "before is kept: see that it runs, then run the same command again"
         )
 
-    def why_away(self, error: Exception) -> str:
-        return self.shown(str(getattr(error, "reason", error)) or type(error).__name__)
+    def failure_text(self, error: Exception) -> str:
+        return self.one_line(str(getattr(error, "reason", error)) or type(error).__name__)
 
-    def said(self, error: urllib.error.HTTPError) -> str:
+    def error_text(self, error: urllib.error.HTTPError) -> str:
         """A server's own words for an error, as one line."""
         try:
             text = error.read(2**16).decode(errors="replace")
@@ -115,9 +115,9 @@ class Server:
             text = str(error_part.get("message", error_part) if isinstance(error_part, dict) else error_part)
         except ValueError:
             pass
-        return self.shown(text) or error.reason
+        return self.one_line(text) or error.reason
 
-    def shown(self, text: str) -> str:
+    def one_line(self, text: str) -> str:
         """One line of a server's words, without the key."""
         if self.key:
             text = text.replace(self.key, "…")
@@ -125,7 +125,7 @@ class Server:
         return line[:SHOWN]
 
 
-def whole(response: Any) -> bytes:
+def body_of(response: Any) -> bytes:
     """The body of an answer; raises RefusedError where it has more than LONGEST_ANSWER bytes."""
     body = response.read(LONGEST_ANSWER + 1)
     if len(body) > LONGEST_ANSWER:

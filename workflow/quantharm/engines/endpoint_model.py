@@ -51,7 +51,7 @@ class EndpointModel:
     def ask_ahead(self, sequences: list[tuple[list[int], int]]) -> None:
         """Begins to ask for sequences: (token ids, first position that is wanted)."""
         for ids, first in sequences:
-            self.asked[tuple(ids)] = first, self.pool.submit(self.shown, ids, first)
+            self.asked[tuple(ids)] = first, self.pool.submit(self.known_from, ids, first)
 
     def own_states(self, ids: list[int], given: int) -> torch.Tensor:
         """[T, 2 (K + 1)]: row t holds the tokens shown of position t + 1.
@@ -60,7 +60,7 @@ class EndpointModel:
         """
         first, answer = self.asked.pop(tuple(ids), (1, None))
         try:
-            known = answer.result() if answer else self.shown(ids, first)
+            known = answer.result() if answer else self.known_from(ids, first)
         except BaseException:
             for _, waiting in self.asked.values():  # questions on their way are answered yet, and kept
                 waiting.cancel()
@@ -72,7 +72,7 @@ class EndpointModel:
             states[position - 1, 1, : len(entries)] = list(entries.values())
         return torch.from_numpy(states.reshape(len(ids), -1))
 
-    def shown(self, ids: list[int], first: int) -> list[Known]:
+    def known_from(self, ids: list[int], first: int) -> list[Known]:
         """{token id: ln q} of a sequence's positions from `first` on; asked once, then read from a file."""
         path = self.folder / f"{sha256_of(['scores', self.top_tokens, first, ids])}.json"
         self.used.append(path)
@@ -109,7 +109,7 @@ class EndpointModel:
         """Greedy tokens as they come; to_the_end: as many as `new_tokens`, past end-of-sequence tokens."""
         return self.dialect.answer(ids, new_tokens, to_the_end)
 
-    def kept(self, ids: list[int], new_tokens: int) -> Path:
+    def file_of_answer(self, ids: list[int], new_tokens: int) -> Path:
         """The file that keeps an answer until the stage is finished."""
         path = self.folder / f"{sha256_of(['answer', new_tokens, ids])}.json"
         self.used.append(path)
@@ -181,4 +181,4 @@ def version_of_server(dialect: Dialect) -> str | None:
     except UserError:
         return None
     version = answer.get("version") or answer.get("build_info") if isinstance(answer, dict) else None
-    return dialect.server.shown(str(version)) if version else None
+    return dialect.server.one_line(str(version)) if version else None

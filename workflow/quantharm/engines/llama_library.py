@@ -120,15 +120,15 @@ FUNCTIONS = {
 
 
 @functools.cache
-def said() -> collections.deque[str]:
+def last_errors() -> collections.deque[str]:
     """The last errors that the library reported; all of its messages would be thousands of lines in a stage's log."""
     return collections.deque(maxlen=LAST_LINES)
 
 
 @LOG
-def keep_line(level: int, text: bytes, _data: int | None) -> None:
+def keep_error(level: int, text: bytes, _data: int | None) -> None:
     if level == ERROR_LEVEL:
-        said().append(text.decode(errors="replace").strip(" .\n"))
+        last_errors().append(text.decode(errors="replace").strip(" .\n"))
 
 
 @functools.cache
@@ -154,7 +154,7 @@ def library() -> ctypes.CDLL:
             f"{paths[0]} is another release of llama.cpp than quantharm knows; install the version of {PACKAGE} that "
             "envs/llama-cpp.txt names"
         )
-    loaded.llama_log_set(keep_line, None)
+    loaded.llama_log_set(keep_error, None)
     loaded.llama_backend_init()
     return loaded
 

@@ -14,7 +14,7 @@ import torch
 from quantharm.common.errors import UserError
 from quantharm.common.records.parts import EngineRecord
 from quantharm.config.engines import LLAMA_CACHE_TYPES, KvCache
-from quantharm.engines.llama_library import ANY_LAYERS, identity, library, said
+from quantharm.engines.llama_library import ANY_LAYERS, identity, last_errors, library
 
 MOST_TOKENS = 512  # of one call: the library holds their logits at once, in float32
 DEFAULT_CACHE = "f16"
@@ -47,7 +47,7 @@ class LlamaCppModel:
         parameters.gpu_layers = ANY_LAYERS if self.on_gpu else 0
         self.model = self.library.llama_model_load_from_file(str(path).encode(), parameters)
         if not self.model:
-            raise UserError(f"llama.cpp cannot load {path}: {'; '.join(said())}")
+            raise UserError(f"llama.cpp cannot load {path}: {'; '.join(last_errors())}")
         self.vocabulary = self.library.llama_model_get_vocab(self.model)
         self.vocabulary_size = self.library.llama_vocab_n_tokens(self.vocabulary)
         self.batch = self.library.llama_batch_init(MOST_TOKENS, 0, 1)
@@ -77,7 +77,9 @@ class LlamaCppModel:
         self.state = self.library.llama_init_from_model(self.model, parameters)
         if not self.state:
             size = f"{sequences} × {tokens}" if sequences > 1 else tokens
-            raise UserError(f"llama.cpp cannot make a context of {size} tokens for {self.path}: {'; '.join(said())}")
+            raise UserError(
+                f"llama.cpp cannot make a context of {size} tokens for {self.path}: {'; '.join(last_errors())}"
+            )
         self.memory = self.library.llama_get_memory(self.state)
         self.context, self.kept, self.sequences = tokens, 0, sequences
 
@@ -110,7 +112,9 @@ class LlamaCppModel:
         for start in range(0, len(entries), MOST_TOKENS):
             outputs = self.fill(entries[start : start + MOST_TOKENS])
             if code := self.library.llama_decode(self.state, self.batch):
-                raise UserError(f"llama.cpp failed on {self.path} (llama_decode gave {code}): {'; '.join(said())}")
+                raise UserError(
+                    f"llama.cpp failed on {self.path} (llama_decode gave {code}): {'; '.join(last_errors())}"
+                )
             if outputs:
                 array = numpy.ctypeslib.as_array(
                     self.library.llama_get_logits(self.state), (outputs, self.vocabulary_size)

@@ -36,7 +36,7 @@ def answers(
     """One greedy answer a prompt, one after the other; answers kept by a stopped run are not asked for again."""
     for _ in model.answer(prompts[0], 1):  # a warm-up
         pass
-    files = [(ids, model.kept(ids, new_tokens)) for ids in prompts]
+    files = [(ids, model.file_of_answer(ids, new_tokens)) for ids in prompts]
     shown = tqdm(files, desc="generation", unit="prompt", mininterval=5)
     return [continuation(model, ids, new_tokens, eos_token_ids, stopped, path) for ids, path in shown]
 
