@@ -1,4 +1,4 @@
-"""Config: the configuration, checked and completed; what jobs ask for; which files a stage is made of.
+"""Config: the configuration, checked and completed; the resources of jobs; the files that a stage is made of.
 
 Needs no ML library: the workflow imports it.
 """

@@ -1,7 +1,6 @@
 """The types of a complete configuration, a TypedDict a section: the file's keys and the defaults of those left out.
 
-workflow/schemas/config.schema.yaml says of each key what it means and which values it takes; a test holds the two
-together.
+workflow/schemas/config.schema.yaml describes each key and its values; a test holds the two together.
 """
 
 from collections.abc import Mapping

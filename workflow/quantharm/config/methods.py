@@ -48,7 +48,7 @@ def settings_of_quantizers() -> set[str]:
 
 
 def completed_method(name: str, method: Settings) -> Settings:
-    """A method's entry with its quantizer's defaults; raises UserError where it is not what the quantizer takes."""
+    """A method's entry with its quantizer's defaults; raises UserError where the quantizer does not take it."""
     quantizer = method["quantizer"]
     schema = method_schema(quantizer)
     foreign = [key for key in method if key not in schema["properties"] and key in settings_of_quantizers()]
@@ -93,7 +93,7 @@ def uses_calibration(method: Settings) -> bool:
 
 
 def extra_packages(method: Settings) -> list[str]:
-    """The files in envs/ (without .txt) that name what a method needs beside the evaluation environment."""
+    """The files in envs/ (without .txt) with the packages of a method that the evaluation environment lacks."""
     module = quantizer_named(method["quantizer"])
     of_quantizer = module.PACKAGES if isinstance(module, NeedsPackages) else None
     return [name for name in (of_quantizer, engines.extra_packages(method)) if name]

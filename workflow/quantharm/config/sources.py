@@ -1,6 +1,6 @@
 """The sources of models and of third parties' checkpoints: a folder, a hub id with its commit, a shape to fill.
 
-A folder is looked into before any job starts; what is on the hub, once it is fetched.
+A folder is checked before any job starts; a hub model, once it is fetched.
 """
 
 import json

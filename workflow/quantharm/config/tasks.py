@@ -15,7 +15,7 @@ OVERALL = "overall"  # the row of all tasks together, so no task's name
 class TaskEntry(TypedDict):
     """One task as the config names it, its options filled in."""
 
-    few_shot: int | None  # null: what the task says, else none
+    few_shot: int | None  # null: as many as the task states, else none
     limit: int | None  # null: all items
     metric: str | None  # null: the one that harness/items.py prefers
     task: str  # its name

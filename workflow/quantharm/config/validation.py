@@ -85,7 +85,7 @@ def schema_of_other(schema: Schema) -> Schema:
 
 
 def sentence(error: Any) -> str:
-    """One sentence for jsonschema's ValidationError: which key, what is wrong, what would be right."""
+    """One sentence for jsonschema's ValidationError: the key, its fault, and the remedy."""
     where = ".".join(str(part) for part in error.absolute_path)
     at = f"`{where}` in the config" if where else "the config"
     if error.validator == "additionalProperties":

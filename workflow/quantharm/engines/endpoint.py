@@ -1,7 +1,6 @@
-"""The cell of a model behind an address: the server is there, serves the model, and speaks a dialect known here.
+"""The cell of a model behind an address: the server answers, serves the model, and speaks a dialect known here.
 
-The dialect is found by asking: of endpoint_dialects.py the first one in which the server tells log-probabilities of
-given tokens.
+Its dialect is the first of endpoint_dialects.py in which it gives log-probabilities of given tokens.
 """
 
 import collections
@@ -63,7 +62,10 @@ def require_model(server: Server, model: str) -> None:
         answer = server.get("/v1/models")
     except RefusedError as error:
         if " 401" in str(error) or " 403" in str(error):
-            raise UserError(f"{server.url} does not accept the key: {error}") from None
+            raise UserError(
+                f"{server.url} does not accept the key ({error}); correct the environment variable that "
+                "`api_key_variable` names"
+            ) from None
         return
     served = [entry.get("id") for entry in answer.get("data") or []] if isinstance(answer, dict) else []
     if served and model not in served:

@@ -91,7 +91,7 @@ class EndpointModel:
         return known
 
     def own_logits(self, states: torch.Tensor) -> torch.Tensor:
-        """[n, vocabulary] float32: log-probabilities of the shown tokens; the others share what is left of 1 evenly."""
+        """[n, vocabulary] float32: log-probabilities of the shown tokens; the others share the rest evenly."""
         ids, values = states.view(len(states), 2, -1).unbind(1)
         known = ids != NO_TOKEN
         left = (1 - values.exp().sum(-1, keepdim=True)).clamp_min(ROUNDING)

@@ -31,7 +31,7 @@ class ModelParameters(ctypes.Structure):
         ("gpu_layers", c_int32),
         ("split_mode", c_int32),
         ("main_gpu", c_int32),
-        ("others", c_uint8 * 164),  # room for what follows; passed on as the library filled it in
+        ("others", c_uint8 * 164),  # the fields that follow, as the library fills them in
     ]
     DEFAULTS: ClassVar[Defaults] = {"devices": None, "tensor_overrides": None, "gpu_layers": -1, "split_mode": 1}
 
@@ -139,8 +139,8 @@ def library() -> ctypes.CDLL:
     paths = [path for place in places for path in sorted(Path(place).glob(f"{PACKAGE}*.so"))]
     if not paths:
         raise UserError(
-            f"engine llama.cpp needs the package {PACKAGE}, which this interpreter lacks; install what "
-            "envs/llama-cpp.txt names into it"
+            f"engine llama.cpp needs the package {PACKAGE}, which this interpreter lacks; install the "
+            "packages that envs/llama-cpp.txt names"
         )
     loaded = ctypes.CDLL(str(paths[0]))
     missing = [name for name in FUNCTIONS if not hasattr(loaded, name)]

@@ -47,7 +47,7 @@ class LlamaCppModel:
         parameters.gpu_layers = ANY_LAYERS if self.on_gpu else 0
         self.model = self.library.llama_model_load_from_file(str(path).encode(), parameters)
         if not self.model:
-            raise UserError(f"llama.cpp cannot load {path}: {'; '.join(last_errors())}")
+            raise UserError(f"llama.cpp cannot load {path} ({', '.join(last_errors())}); fetch or make the file again")
         self.vocabulary = self.library.llama_model_get_vocab(self.model)
         self.vocabulary_size = self.library.llama_vocab_n_tokens(self.vocabulary)
         self.batch = self.library.llama_batch_init(MOST_TOKENS, 0, 1)
@@ -78,7 +78,8 @@ class LlamaCppModel:
         if not self.state:
             size = f"{sequences} × {tokens}" if sequences > 1 else tokens
             raise UserError(
-                f"llama.cpp cannot make a context of {size} tokens for {self.path}: {'; '.join(last_errors())}"
+                f"llama.cpp cannot make a context of {size} tokens for {self.path} ({', '.join(last_errors())}); free "
+                "memory, or lower `max_new_tokens:` or `window_tokens:`"
             )
         self.memory = self.library.llama_get_memory(self.state)
         self.context, self.kept, self.sequences = tokens, 0, sequences
@@ -101,7 +102,10 @@ class LlamaCppModel:
         """
         count = len(ids[0])
         if self.kept + count > self.context:
-            raise UserError(f"{self.path}: {self.kept + count} tokens do not fit into a context of {self.context}")
+            raise UserError(
+                f"{self.path}: {self.kept + count} tokens do not fit into a context of {self.context}; lower "
+                "`max_new_tokens:`"
+            )
         entries = [
             (token, self.kept + i, sequence, not last_only or i == count - 1)
             for sequence, tokens in enumerate(ids)
@@ -113,7 +117,8 @@ class LlamaCppModel:
             outputs = self.fill(entries[start : start + MOST_TOKENS])
             if code := self.library.llama_decode(self.state, self.batch):
                 raise UserError(
-                    f"llama.cpp failed on {self.path} (llama_decode gave {code}): {'; '.join(last_errors())}"
+                    f"llama.cpp failed on {self.path} (llama_decode gave {code}: {', '.join(last_errors())}); run the "
+                    "same command again, and report this if it fails again"
                 )
             if outputs:
                 array = numpy.ctypeslib.as_array(

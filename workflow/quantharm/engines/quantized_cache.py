@@ -43,7 +43,10 @@ def cache_maker(config, settings: KvCache) -> Callable[[], Any]:
     try:
         make()
     except (ImportError, ValueError) as error:
-        raise UserError(f"`kv_cache:` with backend {settings['backend']} cannot be used: {first_line(error)}") from None
+        raise UserError(
+            f"`kv_cache:` with backend {settings['backend']} cannot be used ({first_line(error)}); choose another "
+            "backend, or run the method on another model"
+        ) from None
     return make
 
 

@@ -1,4 +1,4 @@
-"""Models: checkpoints and tokenizers as they are loaded, shapes of published models, the hub, GPUs that a job takes.
+"""Models: loading of checkpoints and tokenizers, their safety, devices and dtypes, the hub, GPUs that a job holds.
 
-What a method does to a model's matrices belongs in quantizers/.
+Code about one method's matrices belongs in quantizers/.
 """

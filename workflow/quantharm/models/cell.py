@@ -1,4 +1,4 @@
-"""The cell that a stage evaluates: its record, and the model and tokenizer loaded from what is on disk."""
+"""The cell that a stage evaluates: its record, and the model and tokenizer loaded from disk."""
 
 from dataclasses import dataclass
 from pathlib import Path

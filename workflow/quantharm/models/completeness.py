@@ -51,14 +51,14 @@ def load_whole(folder: Path, **settings):
             place, local_files_only=True, output_loading_info=True, ignore_mismatched_sizes=True, **settings
         )
     except (OSError, ValueError, ImportError, KeyError, SafetensorError) as error:
-        raise UserError(f"the model in {folder} cannot be loaded: {first_line(error)}") from None
+        raise UserError(f"the model in {folder} cannot be loaded ({first_line(error)}); fetch it again") from None
     except RuntimeError as error:
         unfit = conversion_errors(error)
         if not unfit:
             raise
         raise UserError(
             f"{folder} is not the model that its config.json describes: {len(unfit)} tensors cannot be put together "
-            f"from what it holds ({listed(sorted(unfit))}), because parts are missing or of other shapes; {HOW_TO_MEND}"
+            f"from its parts ({listed(sorted(unfit))}), because parts are missing or of other shapes; {HOW_TO_MEND}"
         ) from None
     refuse_other_tensors(folder, account, type(model).__name__)
     return model

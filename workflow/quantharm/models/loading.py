@@ -45,7 +45,9 @@ def load_tokenizer(source: Located):
             source["path"], trust_remote_code=source["trust_remote_code"], local_files_only=True
         )
     except (OSError, ValueError, ImportError) as error:
-        raise UserError(f"the tokenizer in {source['path']} cannot be loaded: {first_line(error)}") from None
+        raise UserError(
+            f"the tokenizer in {source['path']} cannot be loaded ({first_line(error)}); fetch the model again"
+        ) from None
 
 
 def load_config(source: Located):

@@ -42,7 +42,10 @@ def refuse_unsafe(folder: Path, allow_pickle: bool, trust_remote_code: bool) -> 
     if not pickled:
         raise UserError(f"{folder} holds no weights (*.safetensors); fetch the model again or name another folder")
     if allow_pickle and not pickled_weight_files(folder):
-        raise UserError(f"{folder} holds pickled files ({pickled[0]}) but no pytorch_model.bin, which would be loaded")
+        raise UserError(
+            f"{folder} holds pickled files ({pickled[0]}) but no pytorch_model.bin, which would be loaded; use a "
+            "safetensors version"
+        )
     if not allow_pickle:
         raise UserError(
             f"{folder} holds its weights only as pickle ({pickled[0]}), which runs code when it is loaded; use a "

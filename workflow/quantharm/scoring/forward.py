@@ -29,7 +29,7 @@ def check_ids(model, ids: list[int]) -> None:
             "`max_new_tokens:`"
         )
     if max(ids) >= model.get_input_embeddings().weight.shape[0]:
-        raise UserError(f"token id {max(ids)} is not in the model's vocabulary; is this the model's own tokenizer?")
+        raise UserError(f"token id {max(ids)} is not in the model's vocabulary; use the model's own tokenizer")
 
 
 def last_hidden_states(model, ids: list[int], given: int = GIVEN_TOKENS) -> torch.Tensor:

@@ -1,4 +1,4 @@
 """Speed: greedy decoding, the benchmark of prefill and decode, CUDA graphs, meters of the device.
 
-What is measured with a clock; what a model answers belongs in scoring/.
+Measurements with a clock belong here; those of a model's distributions, in scoring/.
 """

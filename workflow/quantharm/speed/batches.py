@@ -51,12 +51,12 @@ def batch_benchmark(model, prompts: torch.Tensor, new_tokens: int, meter: Energy
             raise
         reason = f"out of memory ({first_line(error).split('. ')[0]})"
     if reason:
-        give_back(prompts.device)  # here, where the exception no longer holds what was allocated
+        give_back(prompts.device)  # here, where the exception no longer holds the memory
     return {"batch_size": len(prompts), "prompt_tokens": prompts.shape[1], **figures, "reason": reason}
 
 
 def timed(model, prompts: torch.Tensor, new_tokens: int, meter: EnergyMeter) -> BatchFigures:
-    """Figures of prompts [batch, T]; raises what PyTorch raises where memory does not suffice."""
+    """Figures of prompts [batch, T]; raises PyTorch's error where memory does not suffice."""
     peak = PeakMemory(prompts.device)
     captured = captured_benchmark(model, prompts, new_tokens, REPETITIONS, 0.0, meter, checked_tokens=CHECKED_TOKENS)
     reason = captured.get("reason")

@@ -54,7 +54,7 @@ def cache_of(output) -> Cache:
     for name in ALL_CACHE_NAMES:
         if output.get(name) is not None:
             return {name: output[name]}
-    raise UserError(f"{type(output).__name__} holds no cache, so its model cannot decode token by token")
+    raise UserError(f"{type(output).__name__} holds no cache, so its model cannot decode token by token; name another")
 
 
 def prefill(model, prompt: torch.Tensor) -> tuple[torch.Tensor, Cache]:

@@ -52,7 +52,7 @@ class PeakMemory:
                 torch.cuda.reset_peak_memory_stats(i)
             return
         try:
-            Path("/proc/self/clear_refs").write_text("5")  # the peak becomes what is resident now (proc(5))
+            Path("/proc/self/clear_refs").write_text("5")  # resets the peak to the present size (proc(5))
         except OSError:
             self.known = False
 
