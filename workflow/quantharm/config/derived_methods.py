@@ -1,4 +1,4 @@
-"""Methods that a name stands for: with noise on the weights, or with other calibration samples."""
+"""Methods derived from others by their name: with noise on the weights, or with other calibration samples."""
 
 import copy
 import re
@@ -15,21 +15,21 @@ from quantharm.config.names import refer
 NOISE_NAME = re.compile(
     rf"(?:(?P<method>.+)\+)?noise-(?P<sigma>\d+(?:\.\d+)?(?:e-?\d+)?)(?:-(?P<target>{'|'.join(noise.GRID_NAMES)}))?"
 )
-NOISE_TARGET = "nf4"  # of noise alone, where its name does not say
+NOISE_TARGET = "nf4"  # of noise alone, where its name has none
 
 
 def noise_method(config: Configuration, name: str) -> Settings | None:
-    """The entry that a name like `noise-0.3`, `noise-0.3-int8` or `nf4+noise-0.3` stands for; None for other names.
+    """The entry of a name like `noise-0.3`, `noise-0.3-int8` or `nf4+noise-0.3`; None for other names.
 
-    σ is in half steps of the method's own grid, or of the one that is named.
+    σ is in half steps of the grid in the name, or else of the method's own.
     """
     match = NOISE_NAME.fullmatch(name)
-    of = match and (match["method"] or BASELINE)
-    if not match or of not in config["methods"]:
+    method = match and (match["method"] or BASELINE)
+    if not match or method not in config["methods"]:
         return None
-    target = match["target"] or (NOISE_TARGET if of == BASELINE else None)
+    target = match["target"] or (NOISE_TARGET if method == BASELINE else None)
     settings = {"sigma": float(match["sigma"]), "target": target, "seed": config["defense"]["seed"]}
-    return completed_method(name, copy.deepcopy(config["methods"][of]) | {"noise": settings})
+    return completed_method(name, copy.deepcopy(config["methods"][method]) | {"noise": settings})
 
 
 def rounding_methods(config: Configuration, study: Study) -> list[str]:
@@ -95,7 +95,7 @@ def calibration_method(config: Configuration, cell: CalibrationCell) -> Settings
 
 
 def add_derived_methods(config: Configuration) -> None:
-    """Adds the entries of methods that a name stands for: with noise, or of the calibration study."""
+    """Adds the entries of derived methods: those with noise, and those of the calibration study."""
     entries = {cell["cell"]: calibration_method(config, cell) for cell in calibration_cells(config)}
     swept = [name for cells in noise_sweep(config) for name in (cells["alone"], cells["quantized"])]
     for name in [*config["evaluate"]["methods"], *swept]:

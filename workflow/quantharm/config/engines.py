@@ -19,7 +19,7 @@ LLAMA_CACHE_TYPES = {"f32": 0, "f16": 1, "bf16": 30, "q8_0": 8, "q5_1": 7, "q5_0
 STEP = 16  # tokens that engines/quantized_cache.py scores at once
 
 ENGINE: "Schema" = {
-    "description": "The program that runs the checkpoint; transformers where nothing is said.",
+    "description": "The program that runs the checkpoint; transformers by default.",
     "enum": [TRANSFORMERS, *MODULES],
 }
 KV_CACHE: "Schema" = {
@@ -28,16 +28,16 @@ KV_CACHE: "Schema" = {
     "additionalProperties": False,
     "minProperties": 1,
     "properties": {
-        "keys": {"enum": list(LLAMA_CACHE_TYPES), "description": "Type in llama.cpp; f16 unless said."},
-        "values": {"enum": list(LLAMA_CACHE_TYPES), "description": "Type in llama.cpp; f16 unless said."},
+        "keys": {"enum": list(LLAMA_CACHE_TYPES), "description": "Type in llama.cpp; f16 by default."},
+        "values": {"enum": list(LLAMA_CACHE_TYPES), "description": "Type in llama.cpp; f16 by default."},
         "backend": {"enum": ["fp8", "quanto"], "description": "Of transformers' QuantizedCache."},
-        "bits": {"enum": [2, 4], "description": "quanto; 4 unless said."},
-        "group_size": {"type": "integer", "minimum": 8, "description": "quanto; 64 unless said."},
+        "bits": {"enum": [2, 4], "description": "quanto; 4 by default."},
+        "group_size": {"type": "integer", "minimum": 8, "description": "quanto; 64 by default."},
         "residual_tokens": {
             "type": "integer",
             "minimum": STEP,
             "multipleOf": STEP,
-            "description": "quanto: so many last tokens stay exact; 128 unless said.",
+            "description": "quanto: number of last tokens that stay exact; 128 by default.",
         },
     },
 }
