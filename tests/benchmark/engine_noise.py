@@ -109,7 +109,8 @@ def measure(kind: str, source: dict, tokenizer, folder: Path) -> list[str]:
     """A row of the table."""
     folder.mkdir()
     settings = {"type": kind, "head_type": "BF16", "embedding_type": "BF16", "importance": False}
-    maker.quantize(source, settings, "bfloat16", "cpu", 1, folder, None)
+    with contextlib.redirect_stdout(sys.stderr):  # the tools' words
+        maker.quantize(source, settings, "bfloat16", "cpu", 1, folder, None)
     record, text, path = record_of(folder, source), read_text(TEXT), folder / maker.FILE
 
     def found(opener) -> str:

@@ -116,6 +116,11 @@ def test_what_is_wrong_is_named(judged):
     check = judged(b=wrong)
     assert check["status"] == "fail"
     assert "row 5 of b, 32 columns from 96 on" in check["explanation"]
+    doubled = rounded(original(1), 4, 32)
+    doubled[5, 96:128] *= 2
+    check = judged(b=doubled)
+    assert (check["status"], check["value"] < FACTOR_LIMIT) == ("fail", True)
+    assert "row 5 of b, 32 columns from 96 on in the order of its groups, is 2" in check["explanation"]
     assert "b is 8.08 times the original's" in judged(b=8 * rounded(original(1), 4, 32))["explanation"]
     other = judged(b=rounded(original(9), 4, 32))
     assert other["status"] == "fail"

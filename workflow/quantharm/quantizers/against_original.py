@@ -19,6 +19,7 @@ import torch
 from quantharm.common.checkpoint_files import weight_files
 from quantharm.quantizers.experts import ONE_EXPERT, published_name
 from quantharm.quantizers.formats.files import Headers, headers_of_files, read_part, read_tensor
+from quantharm.quantizers.multiplied_parts import Multiplied, multiplied_part
 from quantharm.quantizers.quantized_layers import QuantizedMatrix, stored_name
 
 PART = 32  # columns
@@ -40,6 +41,7 @@ class Worst(NamedTuple):
     column: int  # the first of the part, in the order of the groups
     matrix_gain: float  # norm of the matrix over the original's
     cosine: float
+    multiplied: Multiplied | None = None  # a part of which all weights moved alike
 
 
 def stored_by_inputs(headers: dict[str, Headers], matrices: list[QuantizedMatrix]) -> bool:
@@ -163,8 +165,28 @@ def compare(model, matrices: list[QuantizedMatrix], source: Path) -> dict[str, W
             order = matrix.column_order()
             dequantized, original = dequantized[:, order], original[:, order]
         original = without_factors(dequantized, original) if rescaled else original
-        worst_parts[matrix.name] = worst_part(dequantized, original)
+        worst_parts[matrix.name] = worst_part(dequantized, original)._replace(
+            multiplied=multiplied_part(dequantized, original, rescaled)
+        )
     return worst_parts
+
+
+def place_of(name: str, row: int, column: int, size: int) -> str:
+    return f"row {row} of {name}, {size} columns from {column} on in the order of its groups"
+
+
+def faults_of(name: str, part: Worst) -> list[str]:
+    """How a matrix differs from the original's by more than rounding explains, in words."""
+    if not part.cosine >= LEAST_COSINE:
+        return [f"{name} is nothing like the original's"]
+    faults = []
+    if not 1 / GAIN_LIMIT < part.matrix_gain < GAIN_LIMIT:
+        faults.append(f"{name} is {part.matrix_gain:.3g} times the original's")
+    if part.factor > FACTOR_LIMIT:
+        faults.append(f"{place_of(name, part.row, part.column, PART)}, is {part.gain:.3g} times the original's")
+    elif part.multiplied is not None:
+        faults.append(f"{place_of(name, *part.multiplied[1:])}, is {part.multiplied.gain:.3g} times the original's")
+    return faults
 
 
 def judge(model, matrices: list[QuantizedMatrix], source: Path) -> tuple[bool | None, float | None, str]:
@@ -181,15 +203,8 @@ def judge(model, matrices: list[QuantizedMatrix], source: Path) -> tuple[bool | 
     if len(unlike) > len(worst_parts) / 2:
         few = f"{len(unlike)} of {len(worst_parts)} matrices are nothing like the original's"
         return None, None, f"{few}: rotated, or another model's"
-    faults = [f"{name} is nothing like the original's" for name in unlike]
-    for name, part in worst_parts.items():
-        if name not in unlike and not 1 / GAIN_LIMIT < part.matrix_gain < GAIN_LIMIT:
-            faults.append(f"{name} is {part.matrix_gain:.3g} times the original's")
-    name = max(worst_parts, key=lambda name: worst_parts[name].factor)
-    worst = worst_parts[name]
-    if worst.factor > FACTOR_LIMIT:
-        place = f"row {worst.row} of {name}, {PART} columns from {worst.column} on in the order of its groups"
-        faults.append(f"{place}, is {worst.gain:.3g} times the original's")
+    faults = [fault for name, part in worst_parts.items() for fault in faults_of(name, part)]
+    worst = max(part.factor for part in worst_parts.values())
     of = f"{len(worst_parts)} of {len(matrices)}" if len(worst_parts) < len(matrices) else f"{len(worst_parts)}"
     measured = f"largest error of {PART} weights of a row over their matrix's median, in {of} matrices"
-    return not faults, worst.factor, "; ".join([*faults[:SHOWN_FAULTS], measured])
+    return not faults, worst, "; ".join([*faults[:SHOWN_FAULTS], measured])

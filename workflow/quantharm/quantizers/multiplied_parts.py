@@ -1,0 +1,75 @@
+"""Are neighbours of a row all multiplied alike, or all zero, as one wrong scale makes them?
+
+In 3 and 4 bits rounding costs so much that a doubled or missing scale is no more than ten times the usual error. But it
+moves all weights of its group the same way, and rounding cannot: to the nearest level it turns a weight to zero, or to
+between two thirds and twice its size, and some of a group's stronger weights are always near 1. So a part is wrong
+where its stronger half is everywhere above 3/2 of the original, between zero and 2/3, or of the other sign; or where
+it is zero and the original's is not small beside its row. (bitsandbytes' FP4 has a level next to zero, 1/32 of the
+next: where a group holds a much larger weight, all of a part may sit on it. A part on one level is not called wrong.)
+"""
+
+from typing import NamedTuple
+
+import torch
+
+SIZES = (32, 16)  # columns; formats have groups of 16 and more
+RISE, FALL = 1.5, 2 / 3
+ONE_LEVEL = 1.2  # sizes within this are one level
+SPARED = {32: 1, 16: 0}  # weights of the stronger half that may say otherwise
+WEAK = 0.1  # of the root mean square norm of a part: weaker ones are not judged
+LARGE = 0.25  # of the row's largest weight: 3 bits a group or row keep it
+KEPT_IN_BYTES = 1 / 254  # of the matrix's largest weight: 8 bits with one scale a matrix keep it
+DIFFERENT = 0.3  # relative error of a part that is looked at
+
+
+class Multiplied(NamedTuple):
+    """A part whose weights are multiplied by one number."""
+
+    gain: float
+    row: int
+    column: int  # the first
+    size: int
+
+
+def multiplied_part(dequantized: torch.Tensor, original: torch.Tensor, rescaled: bool) -> Multiplied | None:
+    """The strongest such part of a matrix; dequantized, original: [rows, columns] float32, groups side by side.
+
+    rescaled: whether the original is only known up to factors of its columns, which are then estimates: parts of 16
+    are not judged, and no weight may say otherwise.
+    """
+    for size in SIZES[: 1 if rescaled else 2]:
+        if (found := of_size(dequantized, original, size, 0 if rescaled else SPARED[size])) is not None:
+            return found
+    return None
+
+
+def of_size(dequantized: torch.Tensor, original: torch.Tensor, size: int, spared: int) -> Multiplied | None:
+    held, own = (in_parts(matrix, size) for matrix in (dequantized, original))  # [parts, size]
+    held_norm, own_norm, error = (part.norm(dim=1) for part in (held, own, held - own))
+    strong = own_norm > WEAK * own_norm.square().mean().sqrt()
+    moved = (held_norm > own_norm / 0.77) | (held_norm < 0.77 * own_norm) | (error > 1.5 * own_norm)
+    looked_at = (strong & moved & (error > DIFFERENT * own_norm)).nonzero().flatten()  # few, in a sound matrix
+    held, own = held[looked_at], own[looked_at]
+    stronger = own.abs().topk(size // 2, dim=1).indices
+    ratios = (held.gather(1, stronger) / own.gather(1, stronger)).sort(dim=1).values
+    lowest, highest = ratios[:, spared], ratios[:, -1 - spared]
+    sizes = held.gather(1, stronger).abs()
+    fallen = (lowest > 0) & (highest < FALL) & (sizes.amax(1) > sizes.amin(1) * ONE_LEVEL)
+    peaks = original.abs().amax(1)
+    kept = (LARGE * peaks[looked_at * size // padded(original.shape[1], size)]).clamp_min(KEPT_IN_BYTES * peaks.max())
+    zero = (held == 0).all(1) & (own.abs().amax(1) > kept)
+    wrong = (lowest > RISE) | fallen | (highest < 0) | zero
+    if not bool(wrong.any()):
+        return None
+    worst = int(own_norm[looked_at].where(wrong, torch.zeros(())).argmax())
+    row, part = divmod(int(looked_at[worst]), padded(original.shape[1], size) // size)
+    return Multiplied(float(ratios[worst].median()), row, part * size, size)
+
+
+def padded(columns: int, size: int) -> int:
+    return columns + -columns % size
+
+
+def in_parts(matrix: torch.Tensor, size: int) -> torch.Tensor:
+    """[rows, columns] → [rows · ⌈columns / size⌉, size], the last of a row filled with zeros."""
+    return torch.nn.functional.pad(matrix, (0, -matrix.shape[1] % size)).reshape(-1, size)
