@@ -10,7 +10,7 @@ from quantharm.common.text import read_text
 from quantharm.forensics.checks.kernel import KERNEL_LIMIT, check_kernel
 from quantharm.models.loading import load_tokenizer
 from quantharm.quantizers import quantized_layers
-from quantharm.quantizers.formats import awq
+from quantharm.quantizers.formats import awq, torchao
 
 COMPILED = pytest.mark.skipif(
     not os.environ.get("QUANTHARM_COMPILED_KERNELS"),
@@ -44,6 +44,14 @@ def test_a_kernel_that_is_a_little_off_is_caught(load, wide_cell):
         layer.mlp.down_proj.register_forward_hook(lambda _, __, output: output * (1 + 1.5 * KERNEL_LIMIT))
     check = kernel_check(model, wide_cell("awq"))
     assert (check["status"], "down_proj" in check["explanation"]) == ("fail", True)
+
+
+def test_int4_for_tensor_cores_is_unpacked_as_it_was_packed():
+    """torchao's layout, by the library's own function, which exists on a GPU only."""
+    codes = torch.randint(0, 16, (64, 2048), generator=torch.Generator().manual_seed(0))
+    packed = (codes[:, ::2] << 4 | codes[:, 1::2]).to(torch.uint8).cuda()
+    words = torch.ops.aten._convert_weight_to_int4pack(packed, 8).cpu()
+    assert torch.equal(torchao.tiled_codes(words), codes)
 
 
 def test_the_default_kernel_needs_no_compiler(load):

@@ -198,6 +198,8 @@ def judge(model, matrices: list[QuantizedMatrix], source: Path) -> tuple[bool | 
         return None, None, "nothing is quantized in this cell"
     worst_parts = compare(model, matrices, source)
     if not worst_parts:
+        if unread := next((matrix.unread for matrix in matrices if matrix.dequantize is None), ""):
+            return None, None, unread
         return None, None, "none of its matrices is found in the original's files"
     unlike = [name for name, part in worst_parts.items() if not part.cosine >= LEAST_COSINE]
     if len(unlike) > len(worst_parts) / 2:

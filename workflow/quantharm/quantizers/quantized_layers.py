@@ -24,6 +24,7 @@ class QuantizedMatrix:
     formula_bytes: float  # by the format's formula
     # the weights in the file, [rows, columns] float32, by arithmetic of our own; None for a layout not known here
     dequantize: Callable[[], torch.Tensor] | None
+    unread: str = ""  # why there is no `dequantize`
     codes: Callable[[], torch.Tensor] | None = None  # [rows, columns] integers that the file holds
     column_order: Callable[[], torch.Tensor] | None = None  # that puts columns with one scale side by side
     # [n, columns] inputs → rounded inputs, in a format that rounds both factors (LLM.int8, W8A8, FP8)

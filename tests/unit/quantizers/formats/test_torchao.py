@@ -1,12 +1,16 @@
 """torchao, by the library itself through transformers."""
 
+import json
+
 import pytest
 import torch
 import transformers
+from safetensors.torch import save_file
 
 from quantharm.forensics.checks import kernel
 from quantharm.forensics.checks.kernel import check_kernel
 from quantharm.forensics.checks.logits import mean_kl
+from quantharm.forensics.checks.weights import check_stored_weights
 from quantharm.models.compute import multiplies_bytes_exactly
 from quantharm.quantizers.formats import torchao
 
@@ -120,6 +124,82 @@ def test_wrong_products_of_bytes_fail_the_kernel_check_which_says_so(theirs, for
 def test_one_wrong_scale_in_the_file_is_noticed(kind, theirs, foreign, with_wrong_scale):
     tensor = "model.layers.1.mlp.down_proj._weight_scale"
     assert with_wrong_scale(foreign(theirs(kind), "bfloat16"), tensor, (5, 0))["status"] == "fail"
+
+
+# ---------------------------------------------------------------- int4, which only a GPU packs: packed here by hand
+
+
+ROWS, COLUMNS, GROUP = 24, 640, 64
+
+
+def plain_codes(codes: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor) -> dict[str, torch.Tensor]:
+    """codes of 0 to 15, scales and zeros [rows, groups]; as torchao keeps them for mslk's kernels."""
+    signed = [[code - 8 for code in row] for row in codes.tolist()]
+    data = [[(row[i] & 15) | ((row[i + 1] & 15) << 4) for i in range(0, len(row), 2)] for row in signed]
+    packed = torch.tensor(data, dtype=torch.uint8).view(torch.int8)
+    return {"qdata": packed, "scale": scales.t().contiguous(), "zero_point": zeros.t().contiguous()}
+
+
+def tiled_codes(codes: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor) -> dict[str, torch.Tensor]:
+    """For the tensor cores: register i of thread t holds row t / 4, column (t % 4) · 2 + (i % 2) + 8 · (i ≥ 2)."""
+    rows, columns = -(-codes.shape[0] // 8) * 8, -(-codes.shape[1] // 1024) * 1024
+    filled = torch.zeros(rows, columns, dtype=torch.int64)
+    filled[: codes.shape[0], : codes.shape[1]] = codes
+    words = torch.zeros(rows // 8, columns // 128, 32, 4, dtype=torch.int64)
+    for thread in range(32):
+        for pair in range(4):
+            registers = []
+            for tile in (2 * pair, 2 * pair + 1):
+                for i in range(4):
+                    column = 16 * tile + (thread % 4) * 2 + i % 2 + 8 * (i >= 2)
+                    registers.append(filled[thread // 4 :: 8, column::128])
+            for place, register in enumerate((0, 2, 4, 6, 1, 3, 5, 7)):  # from the low bits up
+                words[:, :, thread, pair] |= registers[register] << (4 * place)
+    both = torch.zeros(rows, columns // GROUP, 2, dtype=torch.bfloat16)
+    both[: codes.shape[0], : scales.shape[1]] = torch.stack([scales, zeros], dim=-1)
+    signed = (words + 2**31) % 2**32 - 2**31
+    return {"qdata": signed.int(), "scale_and_zero": both.transpose(0, 1).contiguous()}
+
+
+INT4 = {"Int4Tensor": (plain_codes, 4.5), "Int4TilePackedTo4dTensor": (tiled_codes, 4.5 * 1024 / 640)}
+
+
+@pytest.fixture
+def packed_int4(tmp_path):
+    """packed_int4(class): (the matrix as it lies in a file, its weights by hand)."""
+    random = torch.Generator().manual_seed(0)
+    codes = torch.randint(0, 16, (ROWS, COLUMNS), generator=random)
+    scales, zeros = torch.rand(2, ROWS, COLUMNS // GROUP, generator=random).bfloat16()
+    wide_scales, wide_zeros = (part.float().repeat_interleave(GROUP, dim=1) for part in (scales, zeros))
+
+    def pack(kind: str):
+        if kind in INT4:
+            tensors = INT4[kind][0](codes, scales, zeros)
+        else:
+            tensors = {"qdata": torch.zeros(ROWS, COLUMNS // 8, dtype=torch.int32), "scale": scales}
+        stated = {"_type": kind, "_data": {"block_size": [1, GROUP]}}
+        named = {f"x._weight_{part}": tensor for part, tensor in tensors.items()}
+        save_file(named, tmp_path / "model.safetensors", metadata={"x.weight": json.dumps(stated)})
+        matrix = torchao.inspect("x", torch.nn.Linear(COLUMNS, ROWS, bias=False), tmp_path)
+        return matrix, (codes - 8) * wide_scales + wide_zeros
+
+    return pack
+
+
+@pytest.mark.parametrize("kind", INT4)
+def test_int4_is_unpacked(kind, packed_int4):
+    matrix, weights = packed_int4(kind)
+    assert torch.equal(matrix.dequantize(), weights)
+    assert matrix.stored_bytes == matrix.formula_bytes == ROWS * COLUMNS * INT4[kind][1] / 8
+
+
+def test_a_layout_that_is_not_read_is_named_by_the_checks(packed_int4, tmp_path):
+    matrix, _ = packed_int4("Int4PlainInt32Tensor")
+    save_file({"x.weight": torch.ones(ROWS, COLUMNS)}, tmp_path / "model.safetensors")
+    model = torch.nn.Module()
+    for check in (check_kernel(model, [matrix], [0]), check_stored_weights(model, [matrix], tmp_path)):
+        assert check["status"] == "skipped"
+        assert check["explanation"].startswith("torchao's Int4PlainInt32Tensor has a layout that is not read here")
 
 
 def test_the_layout_for_gpus_is_refused_on_a_cpu():

@@ -25,8 +25,9 @@ def check_kernel(model: Any, matrices: list[QuantizedMatrix], tokens: list[int])
     """Quantized layers of each kind, spread over the depth, on the activations of real text."""
     if not matrices:
         return outcome("kernel", None, None, KERNEL_LIMIT, "nothing is quantized in this cell")
-    if any(matrix.dequantize is None for matrix in matrices):
-        return outcome("kernel", None, None, KERNEL_LIMIT, "what is quantized in this cell is not its quantizer's")
+    unread = next((matrix.unread for matrix in matrices if matrix.dequantize is None), None)
+    if unread is not None:
+        return outcome("kernel", None, None, KERNEL_LIMIT, unread)
     chosen = choose_matrices(reached_by_text(model, matrices, tokens))
     if not chosen:
         return outcome("kernel", None, None, KERNEL_LIMIT, "text reaches no quantized matrix of this cell")
