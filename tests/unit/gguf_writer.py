@@ -1,11 +1,21 @@
-"""A tiny model as a GGUF file, by the package `gguf` alone."""
+"""A small model as a GGUF file, by the package `gguf` alone."""
+
+import json
+from pathlib import Path
 
 import gguf
 import numpy as np
 
+BUILT_IN = Path(__file__).parents[2] / "data/reference-model"
 
-def write(model, path, types: dict[str, str], architecture: str = "llama", order: bool = True) -> None:
-    """types: {part of llama.cpp's name: type}, the first that fits; order: whether rows are in its order."""
+
+def write(
+    model, path, types: dict[str, str], architecture: str = "llama", order: bool = True, tokenizer: Path | None = None
+) -> None:
+    """types: {part of llama.cpp's name of a matrix: type}, the first that fits; other matrices and vectors are F32.
+
+    order: whether Llama's query and key rows are in llama.cpp's order; tokenizer: a folder whose tokens are written.
+    """
     config, file = model.config, gguf.GGUFWriter(str(path), architecture)
     file.add_block_count(config.num_hidden_layers)
     file.add_context_length(config.max_position_embeddings)
@@ -17,6 +27,8 @@ def write(model, path, types: dict[str, str], architecture: str = "llama", order
     file.add_rope_freq_base(config.rope_parameters["rope_theta"])
     file.add_vocab_size(config.vocab_size)
     file.add_name("tiny")
+    if tokenizer is not None:
+        add_tokens(file, tokenizer)
     kind = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
     table = gguf.get_tensor_name_map(kind, config.num_hidden_layers)
     for name, parameter in model.state_dict().items():
@@ -33,3 +45,21 @@ def write(model, path, types: dict[str, str], architecture: str = "llama", order
     file.write_kv_data_to_file()
     file.write_tensors_to_file()
     file.close()
+
+
+def add_tokens(file: gguf.GGUFWriter, folder: Path) -> None:
+    """A byte-level BPE tokenizer, as llama.cpp reads it."""
+    from transformers import AutoTokenizer
+
+    description = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokens = sorted(tokenizer.get_vocab(), key=tokenizer.get_vocab().get)
+    special = {token["content"] for token in description["added_tokens"]}
+    merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in description["model"]["merges"]]
+    file.add_tokenizer_model("gpt2")
+    file.add_tokenizer_pre("default")
+    file.add_token_list(tokens)
+    file.add_token_types([3 if token in special else 1 for token in tokens])
+    file.add_token_merges(merges)
+    file.add_bos_token_id(tokenizer.bos_token_id)
+    file.add_eos_token_id(tokenizer.eos_token_id)

@@ -3,7 +3,8 @@
 import importlib.util
 
 import pytest
-from tiny_gguf import BUILT_IN, random_model, write_gguf
+from gguf_writer import BUILT_IN
+from tiny_qwen import random_model, write_gguf
 from transformers import AutoTokenizer
 
 from quantharm.forensics.checks import logits

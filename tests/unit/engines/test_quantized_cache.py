@@ -4,7 +4,7 @@ import importlib.util
 
 import pytest
 import torch
-from tiny_gguf import random_model
+from tiny_qwen import random_model
 
 from quantharm.common.errors import UserError
 from quantharm.config.engines import STEP
