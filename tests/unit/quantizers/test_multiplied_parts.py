@@ -51,10 +51,17 @@ def test_what_rounding_may_do_is_no_finding():
 def test_a_level_next_to_zero_is_no_finding():
     """FP4 of bitsandbytes: beside a weight of 1, all below 0.086 become 0.0052."""
     levels = torch.tensor([0.0, 0.0625, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0]) / 12
-    weight = torch.cat([torch.linspace(0.04, 0.08, 32), torch.linspace(0.2, 1.0, 32)]).repeat(ROWS, 1)
+    weight = torch.cat([torch.linspace(0.04, 0.08, 31), torch.linspace(0.165, 1.0, 33)]).repeat(ROWS, 1)
     held = levels[(weight.unsqueeze(-1) - levels).abs().argmin(-1)]
-    assert held[:, :32].max() < 0.006
+    assert held[:, :31].max() < 0.006 < held[:, 31].min()
     assert multiplied_part(held, weight, False) is None
+
+
+def test_a_part_that_rises_to_the_lowest_level_is_no_finding():
+    """Of a model that was quantized before: all of its weights alike, at 0.6 of the new step."""
+    alike = torch.where(torch.arange(32) % 3 == 0, -0.6, 0.6)
+    weight = torch.cat([alike, torch.linspace(-7, 7, 96)]).repeat(ROWS, 1)
+    assert multiplied_part(weight.round(), weight, False) is None
 
 
 def test_the_last_part_of_a_row_may_be_short():
@@ -63,3 +70,11 @@ def test_the_last_part_of_a_row_may_be_short():
     wrong[3, 32:] *= -1
     assert multiplied_part(weight, weight, False) is None
     assert multiplied_part(wrong, weight, False)[1:3] == (3, 32)
+
+
+def test_rows_of_next_to_nothing_are_not_judged():
+    weight = torch.randn(8, 64, generator=torch.Generator().manual_seed(0))
+    weight[5] *= 1e-4
+    held = weight.clone()
+    held[5] *= -1
+    assert multiplied_part(held, weight, False) is None

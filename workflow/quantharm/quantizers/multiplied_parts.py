@@ -4,8 +4,9 @@ In 3 and 4 bits rounding costs so much that a doubled or missing scale is no mor
 moves all weights of its group the same way, and rounding cannot: to the nearest level it turns a weight to zero, or to
 between two thirds and twice its size, and some of a group's stronger weights are always near 1. So a part is wrong
 where its stronger half is everywhere above 3/2 of the original, between zero and 2/3, or of the other sign; or where
-it is zero and the original's is not small beside its row. (bitsandbytes' FP4 has a level next to zero, 1/32 of the
-next: where a group holds a much larger weight, all of a part may sit on it. A part on one level is not called wrong.)
+it is zero and the original's is not small beside its row. A part on one level alone is left in peace: to the lowest
+level rounding does lift all of it by half or more, where the original's weights are alike (it was quantized before), or
+lets it fall, where that level lies next to zero (bitsandbytes' FP4).
 """
 
 from typing import NamedTuple
@@ -53,12 +54,12 @@ def of_size(dequantized: torch.Tensor, original: torch.Tensor, size: int, spared
     stronger = own.abs().topk(size // 2, dim=1).indices
     ratios = (held.gather(1, stronger) / own.gather(1, stronger)).sort(dim=1).values
     lowest, highest = ratios[:, spared], ratios[:, -1 - spared]
-    sizes = held.gather(1, stronger).abs()
-    fallen = (lowest > 0) & (highest < FALL) & (sizes.amax(1) > sizes.amin(1) * ONE_LEVEL)
+    sizes = held.gather(1, stronger).abs().sort(dim=1).values
+    several = sizes[:, -1 - spared] > ONE_LEVEL * sizes[:, 0]
     peaks = original.abs().amax(1)
     kept = (LARGE * peaks[looked_at * size // padded(original.shape[1], size)]).clamp_min(KEPT_IN_BYTES * peaks.max())
     zero = (held == 0).all(1) & (own.abs().amax(1) > kept)
-    wrong = (lowest > RISE) | fallen | (highest < 0) | zero
+    wrong = (several & ((lowest > RISE) | ((lowest > 0) & (highest < FALL)))) | (highest < 0) | zero
     if not bool(wrong.any()):
         return None
     worst = int(own_norm[looked_at].where(wrong, torch.zeros(())).argmax())
