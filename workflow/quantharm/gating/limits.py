@@ -56,11 +56,11 @@ KINDS = {
     "integrity": Kind("integrity findings", whole),
 }
 WORSE_KINDS = {
-    "kl_nats": Kind("increase of mean KL", number, unit=" nats"),
-    "perplexity_change_percent": Kind("increase of the perplexity change", percent),
-    "recovery": Kind("loss of recovery on tasks", share_to_a_tenth),
-    "weight_bytes": Kind("increase of weights loaded", share_to_a_tenth),
-    "decode_rate_ratio": Kind("loss of decode rate ratio", share_to_a_tenth),
+    "kl_nats": Kind("increase of mean KL since the earlier run", number, unit=" nats"),
+    "perplexity_change_percent": Kind("increase of the perplexity change since the earlier run", percent),
+    "recovery": Kind("loss of recovery on tasks since the earlier run", share_to_a_tenth),
+    "weight_bytes": Kind("increase of weights loaded since the earlier run", share_to_a_tenth),
+    "decode_rate_ratio": Kind("loss of decode rate ratio since the earlier run", share_to_a_tenth),
 }
 
 
