@@ -33,9 +33,9 @@ def quantizable_matrices(folder: Path, source: SourceRecord) -> tuple[dict[str, 
     from transformers.pytorch_utils import Conv1D
 
     from quantharm.common.checkpoint_files import weight_files
-    from quantharm.models.completeness import open_weights
     from quantharm.models.safety import refuse_unsafe
     from quantharm.quantizers import quantizable
+    from quantharm.quantizers.formats.files import headers_of_file
 
     refuse_unsafe(folder, source["allow_pickle"], source["trust_remote_code"])
     trusted = {"trust_remote_code": source["trust_remote_code"]}
@@ -48,13 +48,12 @@ def quantizable_matrices(folder: Path, source: SourceRecord) -> tuple[dict[str, 
     prefix, state = model.base_model_prefix, model.state_dict()
     stored = {}
     for path in weight_files(folder):
-        with open_weights(path) as file:
-            for key in file.keys():  # noqa: SIM118 (not a dict)
-                name = rename_source_key(key, *kinds, prefix, state)[0]
-                if name not in state:
-                    name = rename_source_key(key, [], [], prefix, state)[0]
-                if name in names:
-                    stored[key] = name
+        for header in headers_of_file(path):
+            name = rename_source_key(header.key, *kinds, prefix, state)[0]
+            if name not in state:
+                name = rename_source_key(header.key, [], [], prefix, state)[0]
+            if name in names:
+                stored[header.key] = name
     return stored, by_input
 
 

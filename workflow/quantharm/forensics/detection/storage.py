@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 
 from quantharm.common.checkpoint_files import CheckpointConfig, read_checkpoint_config, weight_files
 from quantharm.forensics.detection.weights import FLOATS, PACKED, linear_shape
-from quantharm.models.completeness import open_weights
 from quantharm.models.loading import quiet
 from quantharm.models.safety import is_known_architecture
+from quantharm.quantizers.formats.files import headers_of_file
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -64,13 +64,9 @@ class Storage:
 
 
 def stored_tensors(folder: Path) -> list[Stored]:
-    tensors = []
-    for path in weight_files(folder):
-        with open_weights(path) as file:
-            for name in file.keys():  # noqa: SIM118 (not a dict)
-                part = file.get_slice(name)
-                tensors.append(Stored(name, part.get_dtype(), tuple(part.get_shape())))
-    return sorted(tensors, key=lambda t: t.name)
+    """All tensors of a checkpoint's safetensors files, by name."""
+    headers = [header for path in weight_files(folder) for header in headers_of_file(path)]
+    return sorted((Stored(h.key, h.dtype, h.shape) for h in headers), key=lambda tensor: tensor.name)
 
 
 def is_float_matrix(tensor: Stored) -> bool:

@@ -40,6 +40,15 @@ class Header(NamedTuple):
 Headers = dict[str, Header]  # {rest of the tensor's name after the module's: header}
 
 
+def headers_of_file(path: Path) -> list[Header]:
+    """Every tensor of a safetensors file; raises UserError for a file that is not whole."""
+    from quantharm.models.completeness import open_weights
+
+    with open_weights(path) as file:
+        parts = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+        return [Header(path, key, tuple(part.get_shape()), part.get_dtype()) for key, part in parts.items()]
+
+
 def module_headers(checkpoint: Path, module: str) -> Headers:
     """Headers of the tensors of one module and of those below it; empty where the files do not know it."""
     return headers_of_files(weight_files(checkpoint)).get(module, {})
@@ -53,17 +62,12 @@ def headers_of_files(files: list[Path]) -> dict[str, Headers]:
 @functools.lru_cache(maxsize=4)
 def headers_by_module(files: tuple[tuple[Path, int, int], ...]) -> dict[str, Headers]:
     """{module: its headers}; files: (path, time of change, bytes), by which a changed file is read again."""
-    from quantharm.models.completeness import open_weights
-
     by_module: dict[str, Headers] = {}
     for path, _, _ in files:
-        with open_weights(path) as file:
-            for key in file.keys():  # noqa: SIM118 (not a dict)
-                part = file.get_slice(key)
-                header = Header(path, key, tuple(part.get_shape()), part.get_dtype())
-                names = key.split(".")
-                for i in range(1, len(names)):
-                    by_module.setdefault(".".join(names[:i]), {})[".".join(names[i:])] = header
+        for header in headers_of_file(path):
+            names = header.key.split(".")
+            for i in range(1, len(names)):
+                by_module.setdefault(".".join(names[:i]), {})[".".join(names[i:])] = header
     return by_module
 
 
