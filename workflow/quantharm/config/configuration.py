@@ -68,6 +68,7 @@ def complete_methods(config: Configuration) -> None:
 
 
 def check_baseline(config: Configuration) -> None:
+    """Raises UserError unless there is a baseline, unquantized and without noise."""
     baseline = config["methods"].get(BASELINE)
     if baseline is None or baseline["quantizer"] != "unquantized" or "noise" in baseline:
         raise UserError("`methods.baseline` in the config must exist, with `quantizer: unquantized` and without noise")

@@ -69,6 +69,7 @@ def with_quantizer(method: Settings) -> Settings:
 
 
 def engine_of(settings: Settings) -> str:
+    """The engine of a method, transformers by default."""
     return settings.get("engine") or TRANSFORMERS
 
 

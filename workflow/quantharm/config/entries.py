@@ -13,6 +13,8 @@ Study = Literal["defense", "calibration_study"]  # the sections that choose mode
 
 
 class Evaluate(TypedDict):
+    """`evaluate:`, the default run."""
+
     models: list[str]
     methods: list[str]
 
@@ -34,6 +36,8 @@ class GivenTask(TypedDict):
 
 
 class ModelEntry(TypedDict):
+    """An entry under `models`."""
+
     source: str | Shape
     revision: str | None
     protocol: str
@@ -48,6 +52,8 @@ class ModelEntry(TypedDict):
 
 
 class TaskOptions(TypedDict):
+    """`task_options:` of a protocol."""
+
     few_shot: int | None
     limit: int | None
     metric: str | None
@@ -58,6 +64,8 @@ class TaskOptions(TypedDict):
 
 
 class BenchmarkOptions(TypedDict):
+    """`benchmark:` of a protocol."""
+
     prompt_tokens: int
     prefill_tokens: list[int]
     batch_sizes: list[int]
@@ -68,6 +76,8 @@ class BenchmarkOptions(TypedDict):
 
 
 class ProtocolEntry(TypedDict):
+    """An entry under `protocols`."""
+
     text: str
     window_tokens: int
     bos_every_window: bool | Literal["auto"]
@@ -87,6 +97,8 @@ class ProtocolEntry(TypedDict):
 
 
 class TextEntry(TypedDict):
+    """An entry under `texts`."""
+
     path: NotRequired[str]  # either this or `dataset`
     dataset: NotRequired[str]
     name: NotRequired[str]
@@ -105,6 +117,8 @@ class NoiseStudy(TypedDict):
 
 
 class CalibrationStudy(TypedDict):
+    """`calibration_study:`."""
+
     models: list[str] | None
     methods: list[str] | None
     texts: dict[str, str]
@@ -113,6 +127,8 @@ class CalibrationStudy(TypedDict):
 
 
 class Monitor(TypedDict):
+    """`monitor:`."""
+
     model: str  # where the file has null, of the default run, as `method`
     method: str
     checkpoint: str | None
@@ -143,6 +159,8 @@ class Limits(TypedDict, total=False):
 
 
 class Worse(TypedDict):
+    """`worse:` of the budget, against an earlier run."""
+
     kl_nats: float | None
     perplexity_change_percent: float | None
     recovery: float | None
@@ -151,6 +169,8 @@ class Worse(TypedDict):
 
 
 class Budget(Limits):
+    """`budget:`."""
+
     undecided: Literal["pass", "fail"]
     not_measured: Literal["pass", "fail"]
     prefer: Literal["smallest", "closest", "fastest"]
@@ -161,6 +181,8 @@ class Budget(Limits):
 
 
 class Configuration(TypedDict):
+    """The whole file."""
+
     evaluate: Evaluate
     models: dict[str, ModelEntry]
     methods: dict[str, Settings]  # a `quantizer` and its settings; `models` and `description` where they are given

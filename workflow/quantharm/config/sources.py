@@ -105,6 +105,7 @@ def require_commit(key: str, revision: str | None, kind: str) -> None:
 
 
 def has_chat_template(folder: Path) -> bool:
+    """Whether a model's folder holds a chat template; raises UserError for damaged JSON."""
     if (folder / "chat_template.jinja").is_file():
         return True
     path = folder / "tokenizer_config.json"

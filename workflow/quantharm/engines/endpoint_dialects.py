@@ -8,10 +8,11 @@ speak the dialect, and UserError where it cut, added or changed tokens.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from quantharm.common.errors import UserError
-from quantharm.engines.endpoint_http import Json, RefusedError, Server
+from quantharm.engines.endpoint_http import RefusedError, Server
+from quantharm.engines.endpoint_reading import choice_of, meta_info_of, require_length, require_prompt, require_tokens
 
 Known = dict[int, float]  # {token id: ln q} of one position
 FORCED = 1000.0  # added to a logit so that its token is chosen
@@ -75,9 +76,7 @@ class Generate:
             raise RefusedError("it gives no `input_top_logprobs`")
         require_length(given, ids, self.server)
         require_length(others, ids, self.server)
-        changed = [i for i, entry in enumerate(given) if int(entry[1]) != ids[i]]
-        if changed:
-            raise changed_tokens(self.server, changed[0], ids[changed[0]], int(given[changed[0]][1]))
+        require_tokens([int(entry[1]) for entry in given], ids, self.server)
         return [{int(entry[1]): float(entry[0]) for entry in [*others[i], given[i]]} for i in range(first, len(ids))]
 
     def answer(self, ids: list[int], new_tokens: int, to_the_end: bool = False) -> Iterator[list[int]]:
@@ -201,48 +200,3 @@ class PositionByPosition:
 
 
 Dialect = PromptLogprobs | Generate | Echo | PositionByPosition
-
-
-def meta_info_of(answer: Any) -> Json:
-    """The figures beside an answer of SGLang."""
-    meta_info = answer.get("meta_info") if isinstance(answer, dict) else None
-    if not isinstance(meta_info, dict):
-        raise RefusedError("it gives no `meta_info`")
-    return meta_info
-
-
-def choice_of(answer: Any, server: Server, tokens: int) -> Json:
-    """The one choice of a completion; raises UserError where the server read another number of tokens."""
-    choices = answer.get("choices") if isinstance(answer, dict) else None
-    if not isinstance(choices, list) or len(choices) != 1 or not isinstance(choices[0], dict):
-        raise RefusedError("it gives no completion")
-    read = (answer.get("usage") or {}).get("prompt_tokens")
-    if read is not None and read != tokens:
-        raise other_length(server, tokens, read)
-    return choices[0]
-
-
-def require_length(entries: list[Any], ids: list[int], server: Server) -> None:
-    if len(entries) != len(ids):
-        raise other_length(server, len(ids), len(entries))
-
-
-def require_prompt(answer: Json, ids: list[int], server: Server) -> None:
-    """Raises UserError unless llama-server read the whole prompt as it was given."""
-    read = answer.get("tokens_evaluated", len(ids))
-    if answer.get("truncated") or read != len(ids):
-        raise other_length(server, len(ids), read)
-
-
-def other_length(server: Server, asked: int, read: int) -> UserError:
-    return UserError(
-        f"{server.url} was given {asked} tokens and read {read}: it cuts or adds tokens; serve the model with a "
-        "context that holds them, and without anything that it puts in front"
-    )
-
-
-def changed_tokens(server: Server, position: int, given: int, read: int) -> UserError:
-    return UserError(
-        f"{server.url} was given token {given} at position {position} and read token {read}: it does not take token "
-        "ids as they are; serve the model with another server"
-    )

@@ -30,6 +30,8 @@ class RefusedError(UserError):
 
 
 class NoRedirect(urllib.request.HTTPRedirectHandler):
+    """Refuses redirects."""
+
     def redirect_request(self, *_):
         return None  # urllib then raises the redirect as an HTTPError
 
@@ -44,6 +46,7 @@ class Server:
     retries: int = 5
 
     def get(self, path: str) -> Any:
+        """The JSON at a path; raises as post()."""
         return self.ask(path, None)
 
     def post(self, path: str, question: Question) -> Any:
@@ -87,6 +90,7 @@ class Server:
             raise self.no_answer(self.failure_text(error)) from None
 
     def open(self, path: str, question: Question | None) -> Any:
+        """The response to one request; raises what urllib raises."""
         headers = {"Content-Type": "application/json", "Accept": "application/json"}
         if self.key:
             headers["Authorization"] = f"Bearer {self.key}"
@@ -95,12 +99,14 @@ class Server:
         return urllib.request.build_opener(NoRedirect()).open(request, timeout=self.timeout_seconds)
 
     def no_answer(self, reason: str) -> UserError:
+        """The message for a server that does not answer."""
         return UserError(
             f"the server {self.url} does not answer ({reason}; asked {self.retries + 1} times); what it answered "
             "before is kept: see that it runs, then run the same command again"
         )
 
     def failure_text(self, error: Exception) -> str:
+        """The reason why a request failed, as one line."""
         return self.one_line(str(getattr(error, "reason", error)) or type(error).__name__)
 
     def error_text(self, error: urllib.error.HTTPError) -> str:

@@ -141,6 +141,7 @@ class EndpointModel:
 
 
 def sha256_of(question: list[object]) -> str:
+    """The name of the file that keeps the answer to a question."""
     return hashlib.sha256(json.dumps(question).encode()).hexdigest()
 
 

@@ -25,6 +25,8 @@ Defaults = dict[str, float | None]  # {field: its value as the library fills a s
 
 
 class ModelParameters(ctypes.Structure):
+    """llama_model_params."""
+
     _fields_ = [
         ("devices", c_void_p),
         ("tensor_overrides", c_void_p),
@@ -37,6 +39,8 @@ class ModelParameters(ctypes.Structure):
 
 
 class ContextParameters(ctypes.Structure):
+    """llama_context_params."""
+
     _fields_ = [
         ("context", c_uint32),  # tokens
         ("batch", c_uint32),  # most tokens of one call
@@ -77,6 +81,8 @@ class ContextParameters(ctypes.Structure):
 
 
 class Batch(ctypes.Structure):
+    """llama_batch."""
+
     _fields_ = [
         ("count", c_int32),
         ("tokens", POINTER(c_int32)),
@@ -127,6 +133,7 @@ def last_errors() -> collections.deque[str]:
 
 @LOG
 def keep_error(level: int, text: bytes, _data: int | None) -> None:
+    """The library's log callback: keeps lines of the level `error`."""
     if level == ERROR_LEVEL:
         last_errors().append(text.decode(errors="replace").strip(" .\n"))
 

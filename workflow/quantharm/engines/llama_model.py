@@ -85,6 +85,7 @@ class LlamaCppModel:
         self.context, self.kept, self.sequences = tokens, 0, sequences
 
     def close(self) -> None:
+        """Frees the library's memory."""
         self.library.llama_batch_free(self.batch)
         self.library.llama_free(self.state)
         self.library.llama_model_free(self.model)
@@ -149,6 +150,7 @@ class LlamaCppModel:
         return Answer(last_hidden_state=self(input_ids).logits)
 
     def own_logits(self, states: torch.Tensor) -> torch.Tensor:
+        """Logits [n, vocabulary] of states, which they are already."""
         return states
 
     def get_input_embeddings(self) -> SimpleNamespace:
@@ -158,10 +160,12 @@ class LlamaCppModel:
     get_output_embeddings = get_input_embeddings
 
     def eos_token_ids(self) -> list[int]:
+        """The file's end-of-sequence token, if it has one."""
         token = self.library.llama_vocab_eos(self.vocabulary)
         return [token] if token >= 0 else []
 
     def token_text(self, token: int) -> str:
+        """A token as the file writes it."""
         return self.library.llama_vocab_get_text(self.vocabulary, token).decode(errors="replace")
 
     def cache_bytes(self) -> int:

@@ -96,6 +96,7 @@ def load_task(index: TaskManager, entry: TaskEntry, seed: int, unreachable: str 
 
 
 def cannot_be_asked(name: str, error: Exception) -> UserError:
+    """The message for a task whose YAML or functions fail."""
     return UserError(f"task `{name}` cannot be asked: {first_line(error)} ({type(error).__name__}); correct it")
 
 

@@ -17,6 +17,8 @@ from quantharm.models.loading import load_cell, load_tokenizer, read_quantizatio
 
 @dataclass(frozen=True)
 class Cell:
+    """A cell, loaded on a device."""
+
     record: QuantizationRecord
     device: str  # cpu or cuda
     tokenizer: Any

@@ -104,6 +104,7 @@ def probe(model, head) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def relative_difference(first: torch.Tensor, second: torch.Tensor) -> float:
+    """Norm of the difference of two tensors ÷ norm of the second, in float32."""
     return float((first.float().to(second.device) - second.float()).norm() / second.float().norm())
 
 

@@ -55,6 +55,7 @@ def parameters_replaced(model, replace: Replace) -> Iterator[None]:
 
 
 def widened(_: torch.nn.Module, parameter: torch.Tensor) -> torch.Tensor | None:
+    """The parameter in the next wider dtype; None where it has the widest."""
     wider = WIDER.get(parameter.dtype)
     return None if wider is None else parameter.data.to(wider)
 

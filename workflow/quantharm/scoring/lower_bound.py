@@ -64,5 +64,6 @@ def relative_entropy(ln_p: torch.Tensor, ln_q: torch.Tensor) -> torch.Tensor:
 
 
 def jensen_shannon(ln_p: torch.Tensor, ln_q: torch.Tensor) -> torch.Tensor:
+    """Jensen-Shannon divergence in nats of log-probabilities [n, m] → [n]."""
     ln_m = torch.logaddexp(ln_p, ln_q) - torch.log(torch.tensor(2.0, dtype=torch.float64))
     return (relative_entropy(ln_p, ln_m) + relative_entropy(ln_q, ln_m)) / 2

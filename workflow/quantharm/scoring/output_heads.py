@@ -139,10 +139,12 @@ def narrowed(head: OutputHead, dtype: torch.dtype) -> OutputHead:
 
 
 def on(head: OutputHead, device: torch.device) -> OutputHead:
+    """The head on a device."""
     return replace(head, weight=head.weight.to(device), bias=None if head.bias is None else head.bias.to(device))
 
 
 def split(weight: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Slices of rows, so that comparing two heads takes little memory."""
     return weight.split(ROWS_COMPARED_AT_ONCE)
 
 

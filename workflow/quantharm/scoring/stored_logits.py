@@ -51,6 +51,7 @@ def open_store(path: Path) -> pyarrow.parquet.ParquetFile:
 
 
 def damaged(path: Path, error: BaseException) -> UserError:
+    """The message for a damaged store, with the first line of the error."""
     reason = (str(error).splitlines() or [type(error).__name__])[0]
     return UserError(f"the log-prob store {path} is damaged ({reason}); delete it and run the same command again")
 
@@ -120,6 +121,7 @@ def read_group(file: pyarrow.parquet.ParquetFile, group: int, entries: Entries, 
 
 
 def is_wanted(file: pyarrow.parquet.ParquetFile, group: int, wanted: Wanted | None) -> bool:
+    """Whether a row group is to be read."""
     if wanted is None:
         return True
     names = file.read_row_group(group, columns=["prompt_id", "category"], use_threads=False)

@@ -48,6 +48,7 @@ class WorstPositions:
         self.kept = new if self.kept is None else self.largest(*map(torch.cat, zip(self.kept, new, strict=True)))
 
     def largest(self, kl: torch.Tensor, *others: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """The `limit` largest of `kl` [n] and the same rows of the other tensors [n, …]."""
         order = kl.argsort(descending=True, stable=True)[: self.limit]
         return kl[order], *(other[order] for other in others)
 
@@ -77,6 +78,7 @@ class WorstPositions:
 
 
 def ranked(ids, probabilities) -> Ranked:
+    """[[id, probability]] of tokens, the most probable first."""
     return [[int(i), float(p)] for i, p in zip(ids, probabilities, strict=True)]
 
 

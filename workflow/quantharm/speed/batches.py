@@ -78,6 +78,7 @@ def timed(model, prompts: torch.Tensor, new_tokens: int, meter: EnergyMeter) -> 
 
 
 def is_out_of_memory(error: BaseException) -> bool:
+    """Whether PyTorch or the host had no memory left."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 

@@ -50,6 +50,7 @@ def try_model(model, matrices: list[QuantizedMatrix]) -> None:
 
 
 def describe(matrix: QuantizedMatrix) -> str:
+    """`name, rows × columns`"""
     return f"{matrix.name}, {matrix.rows} × {matrix.columns}"
 
 

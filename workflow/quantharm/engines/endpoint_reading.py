@@ -1,0 +1,59 @@
+"""The part of a server's answer that holds its figures, and whether the server read the tokens that it was given.
+
+Figures of other tokens than the given ones would look like those of a bad model, so they end the stage.
+"""
+
+from typing import Any
+
+from quantharm.common.errors import UserError
+from quantharm.engines.endpoint_http import Json, RefusedError, Server
+
+
+def meta_info_of(answer: Any) -> Json:
+    """The figures beside an answer of SGLang."""
+    meta_info = answer.get("meta_info") if isinstance(answer, dict) else None
+    if not isinstance(meta_info, dict):
+        raise RefusedError("it gives no `meta_info`")
+    return meta_info
+
+
+def choice_of(answer: Any, server: Server, tokens: int) -> Json:
+    """The one choice of a completion; raises UserError where the server read another number of tokens."""
+    choices = answer.get("choices") if isinstance(answer, dict) else None
+    if not isinstance(choices, list) or len(choices) != 1 or not isinstance(choices[0], dict):
+        raise RefusedError("it gives no completion")
+    read = (answer.get("usage") or {}).get("prompt_tokens")
+    if read is not None and read != tokens:
+        raise other_length(server, tokens, read)
+    return choices[0]
+
+
+def require_length(entries: list[Any], ids: list[int], server: Server) -> None:
+    """Raises UserError unless a server gives an entry a token."""
+    if len(entries) != len(ids):
+        raise other_length(server, len(ids), len(entries))
+
+
+def require_prompt(answer: Json, ids: list[int], server: Server) -> None:
+    """Raises UserError unless llama-server read the whole prompt as it was given."""
+    read = answer.get("tokens_evaluated", len(ids))
+    if answer.get("truncated") or read != len(ids):
+        raise other_length(server, len(ids), read)
+
+
+def other_length(server: Server, asked: int, read: int) -> UserError:
+    """The message for a server that read another number of tokens than it was given."""
+    return UserError(
+        f"{server.url} was given {asked} tokens and read {read}: it cuts or adds tokens; serve the model with a "
+        "context that holds them, and without anything that it puts in front"
+    )
+
+
+def require_tokens(read: list[int], ids: list[int], server: Server) -> None:
+    """Raises UserError where a server read other tokens than it was given."""
+    for position, (token, given) in enumerate(zip(read, ids, strict=True)):
+        if token != given:
+            raise UserError(
+                f"{server.url} was given token {given} at position {position} and read token {token}: it does not take "
+                "token ids as they are; serve the model with another server"
+            )
