@@ -1,7 +1,4 @@
-"""The types of a complete configuration, a TypedDict a section: the file's keys and the defaults of those left out.
-
-workflow/schemas/config.schema.yaml describes each key and its values; a test holds the two together.
-"""
+"""The types of a complete configuration, a TypedDict a section. config.schema.yaml describes each key."""
 
 from collections.abc import Mapping
 from typing import Literal, NotRequired, TypedDict

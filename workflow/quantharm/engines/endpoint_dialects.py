@@ -114,12 +114,7 @@ class Echo:
             raise RefusedError("it gives no log-probabilities of the prompt (`echo`)")
         known = []
         for i in range(first, len(ids)):
-            chosen = max(others[i], key=others[i].__getitem__)
-            if chosen not in self.tokens_of:
-                raise UserError(
-                    f"{self.server.url} names tokens by their text, and {chosen!r} at position {i} is no one token: "
-                    "serve the model with something that gives ids (vLLM, SGLang, llama-server)"
-                )
+            self.token_of(max(others[i], key=others[i].__getitem__))
             shown = {self.tokens_of[text]: float(value) for text, value in others[i].items() if text in self.tokens_of}
             known.append(shown | {ids[i]: float(given[i])})
         return known
@@ -130,13 +125,16 @@ class Echo:
         for part in self.server.stream("/v1/completions", question):
             for choice in part.get("choices", []):
                 texts = (choice.get("logprobs") or {}).get("tokens") or []
-                unknown = [text for text in texts if text not in self.tokens_of]
-                if unknown:
-                    raise UserError(
-                        f"{self.server.url} gives its answers as text only, and {unknown[0]!r} is no one token; serve "
-                        "the model with something that gives ids (vLLM, SGLang, llama-server)"
-                    )
-                yield [self.tokens_of[text] for text in texts]
+                yield [self.token_of(text) for text in texts]
+
+    def token_of(self, text: str) -> int:
+        """The one token that reads so; raises UserError where there is none, or several."""
+        if text not in self.tokens_of:
+            raise UserError(
+                f"{self.server.url} names tokens by their text, and {text!r} is no one token; serve the model with "
+                "something that gives ids (vLLM, SGLang, llama-server)"
+            )
+        return self.tokens_of[text]
 
 
 @dataclass(frozen=True)
