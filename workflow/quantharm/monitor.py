@@ -50,6 +50,7 @@ def prompt_means(rows: pandas.DataFrame) -> pandas.Series:
 
 
 def ids_by_category(means: pandas.Series) -> list[numpy.ndarray]:
+    """Ids of the prompts in each category; means: of prompt_means."""
     return [p.index.get_level_values("prompt_id").to_numpy() for _, p in means.groupby(level="category", sort=False)]
 
 
@@ -114,6 +115,7 @@ def deployed_record(approved: QuantizationRecord, checkpoint: Path | None) -> Qu
 
 
 def identity(record: QuantizationRecord) -> str:
+    """One sha256 over the weight files of a checkpoint."""
     return sha256_of_text("".join(file["sha256"] for file in record["weight_files"]))
 
 

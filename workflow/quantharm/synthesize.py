@@ -100,6 +100,7 @@ def shards_of(tensors: "Iterator[tuple[str, Tensor]]") -> "Iterator[dict[str, Te
 
 
 def write_shard(shard: "dict[str, Tensor]", path: Path) -> None:
+    """Writes one safetensors file."""
     from safetensors.torch import save_file
 
     save_file(shard, path, metadata={"format": "pt"})

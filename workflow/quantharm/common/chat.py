@@ -36,6 +36,7 @@ class Asking:
 
 
 def add_flags(parser: ArgumentParser) -> None:
+    """Adds the flags of Asking to a stage's parser."""
     parser.add_argument("--chat-template", default="auto", choices=["auto", "never", "required"])
     parser.add_argument("--thinking", action="store_true", help="let templates that know a switch for it have it on")
     parser.add_argument("--template-date", default=Asking.template_date, help="today's date, as a template is told")

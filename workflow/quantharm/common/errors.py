@@ -14,5 +14,6 @@ class UserError(Exception):
 
 
 def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or the error's class where it has none."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__

@@ -78,6 +78,7 @@ def can_be_imported(library: str) -> bool:
 
 
 def import_libraries(libraries: tuple[str, ...]) -> None:
+    """Imports those libraries that leave CUDA alone, and prints which."""
     for library in libraries:
         usable = can_be_imported(library)
         print(f"{library}: {'imported' if usable else 'left out'}", flush=True)

@@ -45,10 +45,12 @@ def plain(text: str) -> str:
 
 
 def normalise(text: str) -> str:
+    """The text without case, and without spaces and marks around it."""
     return " ".join(plain(text).split()).strip(" .!?\"'`*。｡！？؟।、，“”„«»「」『』").casefold()
 
 
 def is_exact(response: str, value: str) -> bool:
+    """Whether the response is `value` but for case, spaces and marks around it."""
     return normalise(response) == normalise(str(value))
 
 
@@ -182,6 +184,7 @@ def contains(response: str, value: str | list[str]) -> bool:
 
 
 def matches(response: str, value: str) -> bool:
+    """Whether the regular expression `value` is found in the response."""
     return re.search(value, response, re.IGNORECASE | re.MULTILINE) is not None
 
 

@@ -9,10 +9,12 @@ from quantharm.common.text import read_text
 
 
 def words_of(text: str) -> list[str]:
+    """The words of a text in lower case, without punctuation."""
     return re.findall(r"[^\W_]+", text.casefold())
 
 
 def sequences(text: str, length: int) -> set[tuple[str, ...]]:
+    """Every run of `length` words in a text."""
     words = words_of(text)
     return {tuple(words[i : i + length]) for i in range(len(words) - length + 1)}
 

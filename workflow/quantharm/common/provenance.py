@@ -24,6 +24,7 @@ PACKAGES = ["torch", "transformers", "tokenizers", "bitsandbytes", "autoawq", "g
 
 
 def version_of(package: str) -> str | None:
+    """Version of an installed package; None where it is missing."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -32,6 +33,7 @@ def version_of(package: str) -> str | None:
 
 @functools.cache
 def versions() -> dict[str, str]:
+    """{package: version} of Python and of the installed ones among PACKAGES."""
     installed = {package: version_of(package) for package in PACKAGES}
     return {"python": platform.python_version()} | {name: v for name, v in installed.items() if v}
 
@@ -47,6 +49,7 @@ def git_commit() -> str | None:
 
 @functools.cache
 def cpu_name() -> str:
+    """The processor's name, or its architecture where Linux gives none."""
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
@@ -67,6 +70,7 @@ def device_name(device: str) -> str:
 
 
 def driver_version() -> str | None:
+    """Version of the GPU's driver; None without a GPU."""
     command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[0]

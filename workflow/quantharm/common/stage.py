@@ -38,6 +38,7 @@ def cell_parser(description: str) -> argparse.ArgumentParser:
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:
+    """Adds the flag --device to a stage's parser."""
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
 
 

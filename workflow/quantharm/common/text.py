@@ -94,6 +94,7 @@ def scored_bytes(tokenizer, text: str, windows: list[list[int]], bos: int | None
 
 
 def decoded_bytes(text: str) -> int:
+    """UTF-8 bytes of a decoded window; a replacement character at its edges, half a character there, counts as one."""
     inside = text.strip("\ufffd")
     return len(inside.encode("utf-8")) + len(text) - len(inside)
 

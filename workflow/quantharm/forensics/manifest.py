@@ -29,6 +29,7 @@ Names = Collection[str]  # of files, relative to their folder
 
 
 def signing_library():
+    """The package model_signing; raises UserError where it is not installed."""
     try:
         import model_signing
     except ImportError:

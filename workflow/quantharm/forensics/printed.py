@@ -21,6 +21,7 @@ def print_table(record: FolderIntegrity) -> None:
 
 
 def print_part(name: str, right: bool | None, part: Files | Behaviour | None, missing: str) -> None:
+    """Prints one finding; right: None where it cannot be told; missing: why there is no `part`."""
     if part is None:
         print_line(f"{name:10} {'not checked':14} {missing}")
     else:
@@ -28,6 +29,7 @@ def print_part(name: str, right: bool | None, part: Files | Behaviour | None, mi
 
 
 def print_matrices(scan: FolderScan) -> None:
+    """Prints the SHOWN_MATRICES matrices that most look quantized, and how much was scanned."""
     closest = sorted(scan["matrices"], key=lambda m: m["ratio"] if m["ratio"] is not None else 2)[:SHOWN_MATRICES]
     head = ("matrix", "verdict", "closest format", "r", "without grid", "ratio", "distinct", "zeros")
     lines: list[tuple[str, ...]] = [head]

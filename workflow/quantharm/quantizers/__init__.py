@@ -59,7 +59,9 @@ class Quantizer(Protocol):
 class RoundsToGrid(Protocol):
     """A quantizer whose codes lie on a grid of quantharm.quantizers.rounding, so that noise has a unit."""
 
-    def grid(self, settings: Settings) -> str: ...
+    def grid(self, settings: Settings) -> str | None:
+        """The grid of a method with these settings; None where they round to none of them."""
+        ...
 
 
 @runtime_checkable

@@ -34,6 +34,7 @@ class QuantizedMatrix:
 
 
 def tensor_bytes(*tensors: torch.Tensor | None) -> int:
+    """Bytes of the tensors together; None counts as none."""
     return sum(t.numel() * t.element_size() for t in tensors if t is not None)
 
 

@@ -26,6 +26,7 @@ E2M1_MAGNITUDES = (0.0, 0.5 / 6, 1 / 6, 1.5 / 6, 2 / 6, 3 / 6, 4 / 6, 6 / 6)  # 
 
 
 def both_signs(magnitudes: tuple[float, ...]) -> tuple[float, ...]:
+    """The magnitudes and their negatives, ascending."""
     return tuple(sorted({sign * level for level in magnitudes for sign in (-1, 1)}))
 
 
@@ -91,6 +92,7 @@ def integer_candidates(groups: torch.Tensor, bits: int) -> tuple[torch.Tensor, t
 
 
 def column(values: tuple[float, ...]) -> torch.Tensor:
+    """The values as [n, 1, 1], to be tried on all groups at once."""
     return torch.tensor(values)[:, None, None]
 
 
@@ -171,6 +173,7 @@ def steps_of_floats(groups: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
 
 
 def fit(groups: torch.Tensor, kind: Format) -> Fit:
+    """The best fit of a format to each group; groups: [groups, n] float32."""
     if kind.name == "integer":
         return fit_integers(groups, kind.bits)
     return fit_floats(groups) if kind.name == "E4M3" else fit_codebook(groups, kind.name)

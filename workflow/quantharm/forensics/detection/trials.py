@@ -87,6 +87,7 @@ def try_format(matrix: Matrix, kind: Format, size: int | None, axis: int, random
 def measure(
     groups: torch.Tensor, matrix: Matrix, kind: Format, size: int | None, axis: int, random: torch.Generator
 ) -> Trial | None:
+    """The trial of a format on these groups; None where too few of them can be judged."""
     fitted = fit(groups, kind)
     reference = fit(without_grid(groups, steps_of(groups, kind, fitted), matrix.dtype, random), kind)
     least = groups.shape[1] // 4
@@ -111,6 +112,7 @@ def measure(
 
 
 def sizes_of(kind: Format, axis: int) -> tuple[int | None, ...]:
+    """The group sizes in which a format occurs, along an axis."""
     key = (kind.name, kind.bits)
     if key in SIZES:
         return SIZES[key] if axis == 1 else ()
@@ -119,6 +121,7 @@ def sizes_of(kind: Format, axis: int) -> tuple[int | None, ...]:
 
 
 def all_trials(matrix: Matrix) -> list[Trial]:
+    """Every format, group size and axis that can be tried on a matrix."""
     random = torch.Generator().manual_seed(SEED)
     trials = [
         try_format(matrix, kind, size, axis, random)

@@ -74,6 +74,7 @@ def bound_pairs(matrix: Matrix, largest: int) -> tuple[int, int, float] | None:
 
 
 def bound_by(matrix: Matrix, largest: int) -> int:
+    """Number of pairs of columns that codes up to `largest` bind."""
     pairs = bound_pairs(matrix, largest)
     return pairs[0] if pairs else 0
 

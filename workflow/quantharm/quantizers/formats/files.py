@@ -72,6 +72,7 @@ def headers_by_module(files: tuple[tuple[Path, int, int], ...]) -> dict[str, Hea
 
 
 def read_tensor(header: Header) -> torch.Tensor:
+    """The tensor itself, read from its file."""
     from quantharm.models.completeness import open_weights
 
     with open_weights(header.file) as file:
