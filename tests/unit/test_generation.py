@@ -100,7 +100,7 @@ def test_the_record_and_each_row_say_how_prompts_were_answered(cell, monkeypatch
     assert set(rows["decoding"]) == {"eager"}
     assert [batch["batch_size"] for batch in eager["benchmark"]["batches"]] == [2]
 
-    monkeypatch.setattr(cuda_graph, "why_not", lambda model: None)
+    monkeypatch.setattr(cuda_graph, "why_not_captured", lambda model: None)
     monkeypatch.setattr(StaticDecoder, "capture", StaticDecoder.prefill)
     cell.call("generation")
     captured, again = cell.read("baseline/generation.json"), pandas.read_parquet(cell / "baseline/generation.parquet")

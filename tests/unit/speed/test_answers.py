@@ -20,7 +20,7 @@ ALIBI = ("BLOOM",)  # makes its positions of a mask of two dimensions, which a f
 @pytest.fixture
 def steps_instead_of_graphs(monkeypatch):
     """`captured` on a CPU: nothing is recorded, so that what would be replayed is computed."""
-    monkeypatch.setattr(cuda_graph, "why_not", why_no_fixed_cache)
+    monkeypatch.setattr(cuda_graph, "why_not_captured", why_no_fixed_cache)
     monkeypatch.setattr(StaticDecoder, "capture", StaticDecoder.prefill)
 
 

@@ -40,7 +40,7 @@ def test_rates_count_the_tokens_of_all_sequences(tiny, monkeypatch):
 
 
 def test_a_batch_is_decoded_captured_where_its_graph_passes(tiny, monkeypatch):
-    monkeypatch.setattr(cuda_graph, "why_not", why_no_fixed_cache)
+    monkeypatch.setattr(cuda_graph, "why_not_captured", why_no_fixed_cache)
     monkeypatch.setattr(StaticDecoder, "capture", StaticDecoder.prefill)
     model = tiny("llama")
     record = batches.batch_benchmark(model, random_prompt(model, 5, 4), 6, METER)

@@ -7,7 +7,7 @@ import torch
 
 from quantharm.common.errors import UserError
 from quantharm.speed import cuda_graph
-from quantharm.speed.cuda_graph import beyond_ties, captured_decoder, eager_logits, largest_kl, verify, why_not
+from quantharm.speed.cuda_graph import beyond_ties, captured_decoder, eager_logits, largest_kl, verify, why_not_captured
 from quantharm.speed.decoding import continue_greedily
 from quantharm.speed.static_decoder import StaticDecoder
 
@@ -120,27 +120,27 @@ def pretend_gpu(model):
 
 def test_reasons_that_are_known_beforehand(tiny):
     model = pretend_gpu(tiny("mistral"))
-    assert why_not(model) is None
+    assert why_not_captured(model) is None
     model.config.sliding_window = 64
-    assert why_not(model) is None
+    assert why_not_captured(model) is None
     layer = torch.nn.Module()
     layer.__class__ = type("Linear8bitLt", (torch.nn.Module,), {})
     model.add_module("quantized", layer)
     layer.state = SimpleNamespace(threshold=0.0)
-    assert why_not(model) is None
+    assert why_not_captured(model) is None
     layer.state.threshold = 6.0
-    assert "LLM.int8 with a threshold" in why_not(model)
+    assert "LLM.int8 with a threshold" in why_not_captured(model)
 
 
 def test_a_cache_that_cannot_be_of_fixed_size_is_a_reason(tiny, monkeypatch):
     model = pretend_gpu(tiny("llama"))
-    assert why_not(model) is None
+    assert why_not_captured(model) is None
     monkeypatch.setattr(cuda_graph, "why_no_fixed_cache", lambda asked: "recurrent states" if asked is model else None)
-    assert why_not(model) == "recurrent states"
+    assert why_not_captured(model) == "recurrent states"
 
 
 def test_a_step_that_cannot_be_recorded_gives_a_reason(tiny, monkeypatch):
-    monkeypatch.setattr(cuda_graph, "why_not", lambda *_: None)
+    monkeypatch.setattr(cuda_graph, "why_not_captured", lambda *_: None)
 
     def refuse(*_):
         raise RuntimeError("operation not permitted when stream is capturing\nand more")

@@ -13,7 +13,7 @@ TRANSFORMERS, LLAMA_CPP, OPENAI = "transformers", "llama.cpp", "openai"
 MODULES = {LLAMA_CPP: "llama_cpp", OPENAI: "endpoint"}  # in the room engines
 ENDPOINT = "endpoint"  # the quantizer of a model that somebody serves
 NO_WEIGHTS = "an endpoint shows no weights: no size, memory, noise or check of them, and no integrity"
-FILES = {LLAMA_CPP: ("gguf", "pretrained")}  # the quantizers whose checkpoints an engine can read
+QUANTIZERS_OF_ENGINE = {LLAMA_CPP: ("gguf", "pretrained")}  # whose checkpoints an engine can read
 # {type of keys or values in llama.cpp: its number in ggml}
 LLAMA_CACHE_TYPES = {"f32": 0, "f16": 1, "bf16": 30, "q8_0": 8, "q5_1": 7, "q5_0": 6, "q4_1": 3, "q4_0": 2}
 STEP = 16  # tokens that engines/quantized_cache.py scores at once
@@ -54,8 +54,8 @@ class KvCache(TypedDict, total=False):
     residual_tokens: int  # last tokens that stay exact
 
 
-OF_LLAMA_CPP = {"keys", "values"}
-OF_QUANTO = {"bits", "group_size", "residual_tokens"}
+LLAMA_CPP_KEYS = {"keys", "values"}
+QUANTO_KEYS = {"bits", "group_size", "residual_tokens"}
 
 
 def is_served(settings: Settings) -> bool:
@@ -94,19 +94,19 @@ def conflict(quantizer: str, settings: Settings) -> str | None:
         )
     if engine == OPENAI:
         return conflict_of_endpoint(settings)
-    if engine in FILES and quantizer not in FILES[engine]:
-        makers = " and ".join(f"`{name}`" for name in FILES[engine])
+    if engine in QUANTIZERS_OF_ENGINE and quantizer not in QUANTIZERS_OF_ENGINE[engine]:
+        makers = " and ".join(f"`{name}`" for name in QUANTIZERS_OF_ENGINE[engine])
         return f"run in {engine}, which reads GGUF files; quantizer `{quantizer}` makes none, {makers} may"
     keys = set(settings.get("kv_cache") or {})
-    if engine == LLAMA_CPP and keys - OF_LLAMA_CPP:
-        foreign = ", ".join(f"`{key}`" for key in sorted(keys - OF_LLAMA_CPP))
+    if engine == LLAMA_CPP and keys - LLAMA_CPP_KEYS:
+        foreign = ", ".join(f"`{key}`" for key in sorted(keys - LLAMA_CPP_KEYS))
         return f"have {foreign} in a `kv_cache` of {engine}, which takes `keys` and `values`"
-    if engine == TRANSFORMERS and keys and ("backend" not in keys or keys & OF_LLAMA_CPP):
+    if engine == TRANSFORMERS and keys and ("backend" not in keys or keys & LLAMA_CPP_KEYS):
         return (
             "have a `kv_cache` without `backend: fp8` or `quanto` in transformers (`keys` and `values` are llama.cpp's)"
         )
-    if engine == TRANSFORMERS and keys & OF_QUANTO and settings["kv_cache"]["backend"] != "quanto":
-        foreign = ", ".join(f"`{key}`" for key in sorted(keys & OF_QUANTO))
+    if engine == TRANSFORMERS and keys & QUANTO_KEYS and settings["kv_cache"]["backend"] != "quanto":
+        foreign = ", ".join(f"`{key}`" for key in sorted(keys & QUANTO_KEYS))
         return f"set {foreign} of its `kv_cache`: fp8 has one scale and nothing to set"
     return None
 

@@ -97,17 +97,19 @@ def logits_of(head: OutputHead) -> Logits:
                 return hidden.to(wide.device).float() @ wide.t()
 
     bias = None if head.bias is None else head.bias.float()
-    return finished(product if bias is None else lambda hidden: product(hidden) + bias, head.scale, head.softcap)
+    return scaled_and_capped(
+        product if bias is None else lambda hidden: product(hidden) + bias, head.scale, head.softcap
+    )
 
 
 def logits_of_module(model) -> Logits:
     """The same for a head of a class of its own, such as a quantized one, whose own kernel is measured."""
     head = model.get_output_embeddings()
     device = next(itertools.chain(head.parameters(), head.buffers())).device
-    return finished(lambda hidden: head(hidden.to(device)).float(), *after_the_head(model))
+    return scaled_and_capped(lambda hidden: head(hidden.to(device)).float(), *after_the_head(model))
 
 
-def finished(product: Logits, scale: float, softcap: float | None) -> Logits:
+def scaled_and_capped(product: Logits, scale: float, softcap: float | None) -> Logits:
     """`product`, scaled and softly capped."""
 
     def logits(hidden: torch.Tensor) -> torch.Tensor:
@@ -133,7 +135,7 @@ def narrowed(head: OutputHead, dtype: torch.dtype) -> OutputHead:
     """The head in `dtype` where that is lossless, as for a bfloat16 model held in float32; else the head unchanged."""
     narrow = head.weight.to(dtype)
     lossless = all(
-        torch.equal(n.to(w.dtype), w) for n, w in zip(*(split(t) for t in (narrow, head.weight)), strict=True)
+        torch.equal(n.to(w.dtype), w) for n, w in zip(*(row_slices(t) for t in (narrow, head.weight)), strict=True)
     )
     return replace(head, weight=narrow) if lossless else head
 
@@ -143,7 +145,7 @@ def on(head: OutputHead, device: torch.device) -> OutputHead:
     return replace(head, weight=head.weight.to(device), bias=None if head.bias is None else head.bias.to(device))
 
 
-def split(weight: torch.Tensor) -> tuple[torch.Tensor, ...]:
+def row_slices(weight: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """Slices of rows, so that comparing two heads takes little memory."""
     return weight.split(ROWS_COMPARED_AT_ONCE)
 
@@ -154,7 +156,7 @@ def is_same(first: OutputHead, second: OutputHead) -> bool:
         return False
     if (first.bias is None) != (second.bias is None):
         return False
-    pairs = list(zip(split(first.weight), split(second.weight), strict=True))
+    pairs = list(zip(row_slices(first.weight), row_slices(second.weight), strict=True))
     pairs += [] if first.bias is None or second.bias is None else [(first.bias, second.bias)]
     return all(torch.equal(a.float(), b.to(a.device).float()) for a, b in pairs)
 

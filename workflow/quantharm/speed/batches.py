@@ -45,7 +45,7 @@ def batch_benchmark(model, prompts: torch.Tensor, new_tokens: int, meter: Energy
     """Rates and peak memory of prompts [batch, T] at once; nulls with the `reason` where memory does not suffice."""
     reason, figures = None, NOT_MEASURED
     try:
-        figures = timed(model, prompts, min(new_tokens, MOST_TOKENS), meter)
+        figures = time_batch(model, prompts, min(new_tokens, MOST_TOKENS), meter)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
@@ -55,7 +55,7 @@ def batch_benchmark(model, prompts: torch.Tensor, new_tokens: int, meter: Energy
     return {"batch_size": len(prompts), "prompt_tokens": prompts.shape[1], **figures, "reason": reason}
 
 
-def timed(model, prompts: torch.Tensor, new_tokens: int, meter: EnergyMeter) -> BatchFigures:
+def time_batch(model, prompts: torch.Tensor, new_tokens: int, meter: EnergyMeter) -> BatchFigures:
     """Figures of prompts [batch, T]; raises PyTorch's error where memory does not suffice."""
     peak = PeakMemory(prompts.device)
     captured = captured_benchmark(model, prompts, new_tokens, REPETITIONS, 0.0, meter, checked_tokens=CHECKED_TOKENS)

@@ -21,7 +21,7 @@ LARGEST_LIMIT = 0.1  # nats, however much they differ by: a wrong step is whole 
 TIE = 2**-6  # of the largest logit: two roundings to bfloat16
 
 
-def why_not(model) -> str | None:
+def why_not_captured(model) -> str | None:
     """The reason why decoding cannot be captured, None where it may be tried."""
     device = model.get_input_embeddings().weight.device
     if device.type != "cuda":
@@ -114,7 +114,7 @@ def captured_decoder(model, prompt: torch.Tensor, steps: int, compiled: bool = F
     steps: tokens that the check decodes. length: tokens that the cache holds, where more are to be decoded.
     compiled: torch.compile fuses the step's kernels first.
     """
-    reason = why_not(model)
+    reason = why_not_captured(model)
     if reason:
         return None, reason
     batch, tokens = prompt.shape

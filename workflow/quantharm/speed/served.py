@@ -38,10 +38,10 @@ def answers(
         pass
     files = [(ids, model.file_of_answer(ids, new_tokens)) for ids in prompts]
     shown = tqdm(files, desc="generation", unit="prompt", mininterval=5)
-    return [continuation(model, ids, new_tokens, eos_token_ids, stopped, path) for ids, path in shown]
+    return [answer_to(model, ids, new_tokens, eos_token_ids, stopped, path) for ids, path in shown]
 
 
-def continuation(
+def answer_to(
     model, ids: list[int], new_tokens: int, eos_token_ids: set[int], stopped: Stopped, path: Path
 ) -> Continuation:
     """At most `new_tokens` tokens after a prompt; path: of the file that keeps the answer.
@@ -73,7 +73,7 @@ def continuation(
     return answer
 
 
-def timed(model, ids: list[int], new_tokens: int) -> Times:
+def time_answer(model, ids: list[int], new_tokens: int) -> Times:
     """The times of one answer of `new_tokens` tokens, if the server gives as many as it is asked for."""
     begin = time.perf_counter()
     parts = [(time.perf_counter() - begin, len(part)) for part in model.answer(ids, new_tokens, True) if part]
@@ -102,11 +102,11 @@ def benchmark(
     """speed.benchmark of a server: prefill is the time to the first token, a batch is answers asked for at once."""
     prompt_tokens, lengths = fitting_lengths(model, prompt_tokens, new_tokens, prefill_tokens)
     prompts = prompts_of(model, prompt_tokens)
-    timed(model, next(prompts), new_tokens)
+    time_answer(model, next(prompts), new_tokens)
     begin = time.perf_counter()
     values: list[Times] = []
     while len(values) < repetitions or time.perf_counter() - begin < seconds:
-        values.append(timed(model, next(prompts), new_tokens))
+        values.append(time_answer(model, next(prompts), new_tokens))
     prefill_seconds, rates = describe([v[0] for v in values]), describe([rate_of([v]) for v in values])
     alone: BatchRecord = {
         "batch_size": 1,
@@ -126,10 +126,10 @@ def benchmark(
         "prefill_seconds": prefill_seconds,
         "decode_tokens_per_second": rates,
         "joules_per_new_token": None,
-        "prefill": [prefill(model, n, repetitions) for n in lengths],
+        "prefill": [time_prefill(model, n, repetitions) for n in lengths],
         "captured": {"reason": ELSEWHERE, "compiled": False},
         "batches": [
-            alone if size == 1 else batch(model, size, prompt_tokens, min(new_tokens, MOST_TOKENS))
+            alone if size == 1 else time_batch(model, size, prompt_tokens, min(new_tokens, MOST_TOKENS))
             for size in sorted(set(batch_sizes))
         ],
         "host_wait_share": None,
@@ -144,22 +144,22 @@ def rate_of(answers: list[Times]) -> float:
     return tokens / (end - begin) if end > begin else 0.0
 
 
-def prefill(model, tokens: int, repetitions: int) -> PrefillRecord:
+def time_prefill(model, tokens: int, repetitions: int) -> PrefillRecord:
     """Times to the first token after prompts of `tokens` ids."""
     prompts = prompts_of(model, tokens)
     return {
         "prompt_tokens": tokens,
-        "seconds": describe([timed(model, next(prompts), 1)[0] for _ in range(repetitions)]),
+        "seconds": describe([time_answer(model, next(prompts), 1)[0] for _ in range(repetitions)]),
     }
 
 
-def batch(model, size: int, prompt_tokens: int, new_tokens: int) -> BatchRecord:
+def time_batch(model, size: int, prompt_tokens: int, new_tokens: int) -> BatchRecord:
     """Times of `size` answers asked for at once; the server may work on fewer of them at a time."""
     prompts, prefills, rates = prompts_of(model, prompt_tokens), [], []
     with concurrent.futures.ThreadPoolExecutor(size) as pool:
         for _ in range(REPETITIONS):
             asked = [next(prompts) for _ in range(size)]
-            answers = list(pool.map(lambda ids: timed(model, ids, new_tokens), asked))
+            answers = list(pool.map(lambda ids: time_answer(model, ids, new_tokens), asked))
             prefills.append(max(a[0] for a in answers))
             rates.append(rate_of(answers))
     return {
