@@ -36,7 +36,7 @@ def quiet() -> None:
 
 
 def load_tokenizer(source: Located):
-    """The tokenizer of a source record; always the source's own, never a quantized checkpoint's copy."""
+    """The tokenizer of a source record: the model's own, never a quantized checkpoint's copy."""
     from transformers import AutoTokenizer
 
     quiet()
@@ -60,9 +60,11 @@ def load_config(source: Located):
 
 
 def load_checkpoint(folder: Path, source: Trust, dtype: str, device: str, gpus: int, **extra):
-    """A causal language model from a folder, in eval mode; every quantizer's `load` comes through here.
+    """A causal language model from a folder, in eval mode and without gradients; every quantizer loads through it.
 
-    Raises UserError unless the folder is safe to load and holds the whole model and nothing else.
+    source: permissions of its record; dtype: of the weights that are not quantized; gpus: that the model is spread
+    over; extra: further arguments of from_pretrained. Raises UserError unless the folder is safe to load and holds the
+    whole model and nothing else.
     """
     import torch
 
@@ -96,7 +98,10 @@ def load_as_stored(record: CheckpointRecord, device: str):
 
 
 def load_cell(record: CheckpointRecord, device: str, compute_dtype: str | None = None):
-    """The model of a cell as its engine runs it; every figure of the cell is measured on it."""
+    """The model of a cell as its engine runs it; every figure of the cell is measured on it.
+
+    compute_dtype: of matrix products, where it is not to be this device's choice.
+    """
     if engines.other_engine(record["settings"]):
         return engines.open_cell(record, device)
     model = load_in_transformers(record, device, compute_dtype)
