@@ -177,13 +177,16 @@ def place_of(name: str, row: int, column: int, size: int) -> str:
 
 def faults_of(name: str, part: Worst) -> list[str]:
     """How a matrix differs from the original's by more than rounding explains, in words."""
-    if not part.cosine >= LEAST_COSINE:
+    place = place_of(name, part.row, part.column, PART)
+    if math.isnan(part.cosine):
+        return [f"{place}, has weights that are infinite or no number"]
+    if part.cosine < LEAST_COSINE:
         return [f"{name} is nothing like the original's"]
     faults = []
     if not 1 / GAIN_LIMIT < part.matrix_gain < GAIN_LIMIT:
         faults.append(f"{name} is {part.matrix_gain:.3g} times the original's")
     if part.factor > FACTOR_LIMIT:
-        faults.append(f"{place_of(name, part.row, part.column, PART)}, is {part.gain:.3g} times the original's")
+        faults.append(f"{place}, is {part.gain:.3g} times the original's")
     elif part.multiplied is not None:
         faults.append(f"{place_of(name, *part.multiplied[1:])}, is {part.multiplied.gain:.3g} times the original's")
     return faults
@@ -201,7 +204,7 @@ def judge(model, matrices: list[QuantizedMatrix], source: Path) -> tuple[bool | 
         if unread := next((matrix.unread for matrix in matrices if matrix.dequantize is None), ""):
             return None, None, unread
         return None, None, "none of its matrices is found in the original's files"
-    unlike = [name for name, part in worst_parts.items() if not part.cosine >= LEAST_COSINE]
+    unlike = [name for name, part in worst_parts.items() if part.cosine < LEAST_COSINE]
     if len(unlike) > len(worst_parts) / 2:
         few = f"{len(unlike)} of {len(worst_parts)} matrices are nothing like the original's"
         return None, None, f"{few}: rotated, or another model's"

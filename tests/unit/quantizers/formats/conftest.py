@@ -77,10 +77,15 @@ def original(tiny, save_checkpoint, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def with_wrong_scale(original):
-    """With one number of the file changed, times 8 if nothing else is said, what the check says; before, it passes."""
+    """With one number of the file changed, times 8 if nothing else is said, what the check says; before, it passes.
 
-    def judge(cell: SimpleNamespace, tensor: str, place, change=lambda number: 8 * number) -> dict:
-        sound = check_stored_weights(cell.model, cell.matrices, original)
+    source: the folder of the original's weights, if it is not `original`.
+    """
+
+    def judge(
+        cell: SimpleNamespace, tensor: str, place, change=lambda number: 8 * number, source: Path = original
+    ) -> dict:
+        sound = check_stored_weights(cell.model, cell.matrices, source)
         assert sound["status"] == "pass", sound
         path = Path(cell.record["checkpoint"]) / "model.safetensors"
         before = path.read_bytes()
@@ -90,7 +95,7 @@ def with_wrong_scale(original):
             metadata = file.metadata()
         save_file(tensors, path, metadata=metadata)
         try:
-            return check_stored_weights(cell.model, cell.matrices, original)
+            return check_stored_weights(cell.model, cell.matrices, source)
         finally:
             path.write_bytes(before)
 
