@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import cast
 
 from quantharm import engines
+from quantharm.common.checkpoint_files import gguf_file
 from quantharm.common.files import read_json, replacing_folder, write_json
 from quantharm.common.memory import memory_bytes
 from quantharm.common.provenance import provenance
@@ -25,7 +26,7 @@ from quantharm.common.records.quantization import (
 )
 from quantharm.common.records.source import SourceRecord
 from quantharm.common.stage import add_device, begin_model_stage, run_stage, stage_parser
-from quantharm.config.engines import is_served
+from quantharm.config.engines import LLAMA_CPP, engine_of, is_served
 from quantharm.config.noise import grid_of
 from quantharm.models.compute import compute_dtype
 from quantharm.models.devices import choose_device, dtype_of, free_memory, torch_dtype
@@ -33,6 +34,7 @@ from quantharm.models.loading import load_as_stored, quiet
 from quantharm.models.safety import hash_weights, verify_weights
 from quantharm.quantizers import noise, quantizable, quantized_layers, quantizer_named
 from quantharm.quantizers.conditions import refuse_conflict
+from quantharm.quantizers.formats import gguf
 from quantharm.speed.trial import try_model
 
 POINTER = "pointer.json"
@@ -75,17 +77,18 @@ def inspect_checkpoint(record: CheckpointRecord, device: str) -> CheckpointMeasu
     try_model(model, matrices)
     measured, formula = quantized_layers.bits_per_weight(matrices)
     quantized = {m.name for m in matrices}
+    packed = engine_of(record["settings"]) == LLAMA_CPP and gguf_file(folder) is not None  # it multiplies the blocks
     kept = quantizable.kept_weights(model, quantized)
     return {
         "load_seconds": round(load_seconds, 3),
         "loaded_dtype": dtype_of(model),
-        "weight_bytes": loaded_bytes,
+        "weight_bytes": gguf.tensor_bytes(folder) if packed else loaded_bytes,
         "parameters": sum(m.rows * m.columns for m in matrices)
         + sum(p.numel() for n, p in model.named_parameters() if n.rpartition(".")[0] not in quantized),
         "bits_per_weight": measured,
         "bits_per_weight_formula": formula,
         "linear_classes": sorted({type(model.get_submodule(m.name)).__name__ for m in matrices}),
-        "held_dequantized": bool(matrices) and all(m.held_dequantized for m in matrices),
+        "held_dequantized": bool(matrices) and not packed and all(m.held_dequantized for m in matrices),
         "by_layer_kind": quantized_layers.by_layer_kind(matrices),
         "quantized_modules": sorted(quantized),
         "quantized_weights": sum(m.rows * m.columns for m in matrices),

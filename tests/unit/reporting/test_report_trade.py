@@ -11,7 +11,7 @@ from quantharm.report import default_thresholds
 from quantharm.reporting.demonstrated import demonstrated_harm
 from quantharm.reporting.differences import is_measurable, kl_differences
 from quantharm.reporting.judgement import Judgement
-from quantharm.reporting.ranking import beaten_by, front_of, is_closer
+from quantharm.reporting.ranking import MOST_PAIRS, beaten_by, front_of, front_sentence, is_closer
 from quantharm.reporting.results import Cell, Results
 from quantharm.reporting.tables.trade import per_saved, price_ratio, trade_off_pairs_table
 from quantharm.reporting.verdicts import Verdict
@@ -87,6 +87,23 @@ def test_a_difference_must_exceed_what_says_nothing_and_what_calibration_moves(t
     assert compared.kl_differences["c", "a"].ci95[0] > 0
     assert compared.kl_differences["a", "c"].ci95 == [-b for b in compared.kl_differences["c", "a"].ci95[::-1]]
     assert not is_closer(results(cells, {"b": 0.005}), "a", "b")
+
+
+def test_what_cannot_be_told_apart_is_listed_counted_or_not_tested(tmp_path):
+    """A few pairs by name, many by their number; with one prompt a category none is called the same."""
+    baseline = cell(tmp_path, "baseline", 1e-7, [0.0, 2e-7], 1000)
+
+    def sentence(methods: int, prompts: int) -> str:
+        random = numpy.random.default_rng(0)
+        means = [random.uniform(0.02, 0.03, (6, prompts)) for _ in range(methods)]
+        folder = tmp_path / f"{methods}-{prompts}"
+        cells = [cell(folder, "abcdef"[i], 0.025, None, 300, mean) for i, mean in enumerate(means)]
+        return front_sentence(results([baseline, *cells]))
+
+    assert sentence(3, 8).endswith("No measurable difference in KL between a and b, a and c and b and c.")
+    assert MOST_PAIRS < 15
+    assert sentence(6, 8).endswith("Of their 15 pairs 15 have no measurable difference in KL.")
+    assert sentence(6, 1).endswith("differ in KL cannot be told: one prompt a category gives no interval.")
 
 
 def test_many_pairs_need_more_than_one_needs(tmp_path):

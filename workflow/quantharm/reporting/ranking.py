@@ -4,6 +4,8 @@ from quantharm.reporting.format import listing
 from quantharm.reporting.judgement import Judgement
 from quantharm.reporting.results import Results
 
+MOST_PAIRS = 6  # that a sentence lists
+
 
 def is_closer(results: Results, first: str, second: str) -> bool:
     """Whether the first's KL is measurably smaller than the second's.
@@ -44,12 +46,22 @@ def front_sentence(results: Results) -> str:
         for method, others in beaten.items()
         if others
     ]
-    same = [
-        f"{a} and {b}"
-        for (a, b), difference in results.kl_differences.items()
-        if a < b and a in front and b in front and not difference.measurable
-    ]
-    return "; ".join(parts) + "." + (f" No measurable difference in KL between {listing(same)}." if same else "")
+    return "; ".join(parts) + "." + same_sentence(results, front)
+
+
+def same_sentence(results: Results, front: list[str]) -> str:
+    """Which methods of the front have no measurable difference in KL; their number, where there are many."""
+    pairs = {
+        pair: difference
+        for pair, difference in results.kl_differences.items()
+        if pair[0] < pair[1] and pair[0] in front and pair[1] in front
+    }
+    if pairs and all(difference.ci95 is None for difference in pairs.values()):
+        return " Whether two of them differ in KL cannot be told: one prompt a category gives no interval."
+    same = [f"{a} and {b}" for (a, b), difference in pairs.items() if not difference.measurable]
+    if len(same) > MOST_PAIRS:
+        return f" Of their {len(pairs)} pairs {len(same)} have no measurable difference in KL."
+    return f" No measurable difference in KL between {listing(same)}." if same else ""
 
 
 def best_use(results: Results, judged: dict[str, Judgement]) -> dict[str, str]:

@@ -14,6 +14,7 @@ from quantharm.forensics.checks.logits import mean_kl
 from quantharm.forensics.checks.weights import check_method_is_real, check_stored_weights
 from quantharm.models.safety import verify_weights
 from quantharm.models.source import describe
+from quantharm.quantize import inspect_checkpoint
 from quantharm.quantizers.formats import families
 from quantharm.quantizers.formats.ggml import TYPES
 
@@ -54,6 +55,17 @@ def test_a_file_of_several_types_is_read_as_transformers_reads_it(mixed, foreign
     assert table["lm_head"] == {"Q8_0": 1}  # as its maker wanted it
     assert table["q_proj"] == {"Q4_0": 2}
     assert cell.record["by_layer_kind"]["q_proj"]["Q4_0"]["bits_per_weight"] == pytest.approx(4.5)
+
+
+def test_llama_cpp_holds_a_file_as_it_is_packed(mixed, foreign):
+    """transformers unpacks it: the same file takes twice to four times as much there."""
+    record = foreign(mixed, "bfloat16").record
+    unpacked = inspect_checkpoint(record, "cpu")
+    packed = inspect_checkpoint(record | {"settings": record["settings"] | {"engine": "llama.cpp"}}, "cpu")
+    assert packed["weight_bytes"] == sum(tensor.n_bytes for tensor in gguf.GGUFReader(mixed).tensors)
+    assert 2 * packed["weight_bytes"] < unpacked["weight_bytes"] + 2**14
+    assert (unpacked["held_dequantized"], packed["held_dequantized"]) == (True, False)
+    assert packed["bits_per_weight"] == unpacked["bits_per_weight"]
 
 
 def test_other_architectures_have_their_own_order_of_rows(tiny, foreign, passes, tmp_path):

@@ -49,6 +49,11 @@ def tensors_of(checkpoint: Path) -> "dict[str, ReaderTensor]":
     return {tensor.name: tensor for tensor in opened(checkpoint).tensors}
 
 
+def tensor_bytes(checkpoint: Path) -> int:
+    """Bytes of the tensors as the file packs them, which is what llama.cpp keeps in memory."""
+    return sum(int(tensor.n_bytes) for tensor in opened(checkpoint).tensors)
+
+
 def value(checkpoint: Path, key: str) -> Any:
     """A value of the file's metadata; None where it has no such key."""
     field = opened(checkpoint).get_field(key)
