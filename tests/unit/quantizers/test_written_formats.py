@@ -338,6 +338,8 @@ def test_mixtures_get_no_importance_matrix():
 def test_gguf(make_cell, reference_source, root, kind):
     if importlib.util.find_spec("ik_llama_cpp") is None:
         pytest.skip("ik-llama-cpp-python is not in the evaluation environment; PYTHONPATH=.venv-extra/gguf has it")
+    from quantharm.quantizers.formats import gguf as family
+
     settings = {key: value.get("default") for key, value in gguf.SETTINGS.items()} | CALIBRATION
     cell = make_cell(
         reference_source,
@@ -348,3 +350,4 @@ def test_gguf(make_cell, reference_source, root, kind):
     passes(cell)
     assert cell.record["calibration"]["tokens_reached"] == 6 * 64
     assert len({matrix.stored_as for matrix in cell.matrices}) == 2  # a mixture of types
+    assert family.value(cell.checkpoint, "general.name") == "reference"  # whatever folder it was converted in

@@ -94,6 +94,7 @@ def quantize(
         whole, importance = Path(temporary) / "whole.gguf", []
         outtype = {"bfloat16": "bf16", "float16": "f16", "float32": "f32"}[dtype]
         convert = [sys.executable, "-c", CONVERT, str(converter), str(folder)]
+        convert += ["--model-name", source["model"]]  # else the temporary folder's, and no two files were equal
         run_tool([*convert, "--outfile", str(whole), "--outtype", outtype], "the conversion to GGUF")
         if settings["importance"]:
             assert calibration is not None  # the workflow names a text for each method that calibrates

@@ -1,5 +1,6 @@
 """Tables of what ran a checkpoint: the same weights by engine, side by side, and caches of keys and values."""
 
+import json
 from functools import partial
 
 from quantharm.config.engines import OPENAI, TRANSFORMERS, engine_of
@@ -37,13 +38,24 @@ def cache_of(cell: Cell) -> str:
 
 
 def same_weights(results: Results) -> list[Weights]:
-    """Groups of cells whose files are equal, byte by byte, where another engine than transformers runs one."""
+    """Groups of cells of the same weights, where another engine than transformers runs one."""
     groups: dict[str, Weights] = {}
     for cell in results.cells:
         if not cache_of(cell):
-            files = "".join(sorted(file["sha256"] for file in cell.quantization["weight_files"]))
-            groups.setdefault(cell.method if cell.served else files, []).append(cell)
+            groups.setdefault(weights_of(cell), []).append(cell)
     return [cells for cells in groups.values() if any(engine(cell) != TRANSFORMERS for cell in cells)]
+
+
+def weights_of(cell: Cell) -> str:
+    """What is equal where weights are: the files' sha256, or the settings of a GGUF file that was made here.
+
+    Two files of equal settings may differ in their metadata (the path of the importance matrix lies there).
+    """
+    if cell.served:
+        return cell.method
+    if cell.quantization["quantizer"] == "gguf":
+        return json.dumps({k: v for k, v in settings_of(cell).items() if k != "engine"}, sort_keys=True)
+    return "".join(sorted(file["sha256"] for file in cell.quantization["weight_files"]))
 
 
 def engines_table(results: Results) -> Table:
