@@ -1,4 +1,4 @@
-# What the rules ask for: which files a stage is made of, which protocol, how much memory.
+# What the rules share: the files that a stage is made of, its command, its protocol, its memory.
 import atexit
 import json
 import os
@@ -24,10 +24,9 @@ PYTHON = ".venv-evaluation/bin/python" if OWN_PYTHON else config["python"] or "p
 # Every stage but those that fetch sets itself offline. A PYTHONPATH that is set already is kept, after our own.
 # OpenMP threads that wait must not spin: where other programs use the cores, spinning makes a small model 50 times
 # slower. Compiled modules are kept, though containers like to forbid it: torch and transformers compiled at each start
-# cost 10 seconds. Memory that is freed is kept (glibc): to give it back and fault it in again doubles the time of what
-# is small.
-# A stage that is killed cannot say so itself: its shell does, and Snakemake then names the rule and the log. (In the
-# environment, for Snakemake shows the whole command of whatever fails.)
+# cost 10 seconds. glibc keeps freed memory: returning it and faulting it in again doubles the time of a small model.
+# A killed stage cannot say so itself: its shell does, and Snakemake then names the rule and the log. (It stands in the
+# environment, because Snakemake prints the whole command of a failed job.)
 os.environ.update(
     KILLED="error: this job was killed (signal 9), most often because memory ran out; free some, or give the model's"
     " jobs more by a larger `billion_parameters:` in the config, then run the same command again"

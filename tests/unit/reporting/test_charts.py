@@ -30,8 +30,7 @@ def test_a_divergence_of_zero_is_drawn_at_the_axis_end_and_said_as_it_is(tmp_pat
         folder = tmp_path / method
         folder.mkdir()
         pandas.DataFrame({"category": "a", "kl_nats": kl}).to_parquet(folder / "divergence.parquet")
-        figures = {"divergence": {"positions": 6}, "bounded": False, "failed": False}
-        cells.append(SimpleNamespace(method=method, folder=folder, **figures))
+        cells.append(Cell(method, {}, {}, {}, {"positions": 6}, {}, {"failed": []}, None, folder))
     drawn = kl_distribution(SimpleNamespace(cells=cells, baseline=cells[0]))
     assert "baseline median: 0; baseline 99 %: 0; baseline largest: 0; nf4 median: 0.0200" in drawn.alternative
     heights = [panel["layer"][0]["encoding"]["y"]["scale"]["domain"][1] for panel in drawn.chart.to_dict()["vconcat"]]

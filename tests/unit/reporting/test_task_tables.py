@@ -1,11 +1,13 @@
 """The table of tasks: verdicts, rows, and what stands where nothing was answered."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from quantharm.common.accuracy import Pairs, accuracy_interval, compare, corrected, smallest_detectable_change
 from quantharm.reporting.charts.tasks import recovery_chart
+from quantharm.reporting.results import Cell
 from quantharm.reporting.tables.table import frame, markdown_table
 from quantharm.reporting.tables.tasks import OVERALL, answered, tasks_table
 
@@ -14,14 +16,8 @@ TABLES = {"int8": Pairs(700, 5, 4, 291), "nf4": Pairs(630, 75, 20, 275), "few": 
 
 def cell(method: str, tasks: dict | None, failed=(), synthetic=False):
     overall = tasks and next(iter(tasks.values()))
-    return SimpleNamespace(
-        method=method,
-        failed=list(failed),
-        synthetic=synthetic,
-        served=False,
-        bounded=False,
-        row={"tasks": tasks, "tasks_overall": overall},
-    )
+    row = {"tasks": tasks, "tasks_overall": overall, "synthetic": synthetic}
+    return Cell(method, row, {}, {}, {}, {}, {"failed": list(failed)}, None, Path())
 
 
 def results_of(names=("a",), **changed):

@@ -3,7 +3,6 @@
 That benchmark writes integrity-detection.csv, from which the report and the benchmark's own page are made alike.
 """
 
-import csv
 from functools import partial
 from pathlib import Path
 from typing import TypedDict
@@ -48,27 +47,14 @@ LOWEST = dict.fromkeys(("ratio_lowest", "distinct_lowest"), "min")
 
 def read_rates(path: Path = RATES) -> Rates:
     """A row for each quantizer and change: how many matrices show a trace, and of how many it is the right one."""
+    types = Rate.__annotations__
     try:
-        with open(path, encoding="utf-8", newline="") as stream:
-            return [rate_of(row) for row in csv.DictReader(stream)]
-    except (OSError, KeyError, ValueError) as error:
+        rows = pandas.read_csv(
+            path, usecols=list(types), dtype=types, keep_default_na=False, float_precision="round_trip"
+        )
+    except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}); take it from the repository again") from None
-
-
-def rate_of(row: dict[str, str]) -> Rate:
-    return {
-        "quantizer": row["quantizer"],
-        "change": row["change"],
-        "expected": row["expected"],
-        "matrices": int(row["matrices"]),
-        "detected": int(row["detected"]),
-        "recovered": int(row["recovered"]),
-        "ratio_lowest": float(row["ratio_lowest"]),
-        "ratio_median": float(row["ratio_median"]),
-        "ratio_highest": float(row["ratio_highest"]),
-        "distinct_lowest": float(row["distinct_lowest"]),
-        "seen_as": row["seen_as"],
-    }
+    return rows.to_dict("records")
 
 
 def is_clean(row: Rate) -> bool:

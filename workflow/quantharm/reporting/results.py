@@ -88,6 +88,11 @@ class Cell:
         return row[f"{key.removesuffix('_mean')}_ci95"]
 
     @property
+    def marked_name(self) -> str:
+        """Its method; `†` marks one whose figures are not to be believed, `≥` one whose KL is a lower bound."""
+        return f"{self.method}{' ≥' if self.bounded else ''}{' †' if self.failed else ''}"
+
+    @property
     def bounded(self) -> bool:
         """Whether its KL, reverse KL and JS are lower bounds."""
         return bool(self.row.get("kl_is_lower_bound"))

@@ -4,7 +4,7 @@ import altair
 import pandas
 
 from quantharm.reporting.charts.base import GRID, INK, Figure, figure_of, nothing_to_show
-from quantharm.reporting.charts.marks import bars, entry, marked, named, names_of
+from quantharm.reporting.charts.marks import bars, entry, marked, names_of
 from quantharm.reporting.format import count, fixed, number, seconds, size, size_unit
 from quantharm.reporting.results import Results
 from quantharm.reporting.tables.cost import formula_bytes
@@ -13,7 +13,7 @@ from quantharm.reporting.tables.speed import Timed
 
 def time_by_category(results: Results) -> Figure:
     rows = [
-        {"method": named(cell), "category": category, "seconds": v["seconds_mean"]}
+        {"method": cell.marked_name, "category": category, "seconds": v["seconds_mean"]}
         for cell in results.cells
         for category, v in cell.generation["by_category"].items()
     ]
@@ -27,7 +27,7 @@ def time_by_category(results: Results) -> Figure:
     points = base.mark_point(filled=True, size=90, opacity=0.95).encode(
         x=x, **marked(names_of(results), legend=altair.Undefined)
     )
-    told = [f"{named(c)} {number(c.row['seconds_mean'])} s over all prompts" for c in results.cells]
+    told = [f"{c.marked_name} {number(c.row['seconds_mean'])} s over all prompts" for c in results.cells]
     return figure_of(
         "time-by-category",
         altair.layer(span, points).properties(width=500, height=27 * max(1, len(results.categories))),
@@ -53,7 +53,7 @@ def speed_chart(results: Results) -> Figure:
         return bars(pandas.DataFrame(rows), title, names_of(results), marked(names_of(results)))
 
     told = [
-        f"{named(c)}: prefill {seconds(c.row['prefill_seconds_median'])}, decode "
+        f"{c.marked_name}: prefill {seconds(c.row['prefill_seconds_median'])}, decode "
         f"{fixed(c.row['decode_tokens_per_second_median'], 1)} tokens/s"
         for c in results.cells
     ]
@@ -72,7 +72,7 @@ def speed_chart(results: Results) -> Figure:
 def batches_chart(results: Results) -> Figure:
     """Decoding rate over batch size, both by powers of two."""
     rates = [
-        (named(cell), batch["batch_size"], rate["median"])
+        (cell.marked_name, batch["batch_size"], rate["median"])
         for cell in results.cells
         for batch in cell.generation["benchmark"]["batches"]
         if (rate := batch["decode_tokens_per_second"])
@@ -107,7 +107,7 @@ def sizes_chart(results: Results) -> Figure:
     """Loaded bytes as bars, the formula as a line across, the file on disk as a hollow point."""
     scale, unit = size_unit(results.baseline.weight_bytes)
     sizes = {
-        named(cell): {
+        cell.marked_name: {
             "loaded": cell.weight_bytes,
             "by the formula": formula_bytes(cell, results),
             "on disk": cell.row["checkpoint_bytes"],

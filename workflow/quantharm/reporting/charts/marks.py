@@ -17,13 +17,8 @@ Marks = dict[str, altair.Color | altair.Shape]  # the channels that tell methods
 Entry = dict[str, str | float | None]  # a row of a chart's data
 
 
-def named(cell: Cell) -> str:
-    """A method's name in charts; `†` marks one whose figures are not to be believed, `≥` one whose KL is a bound."""
-    return f"{cell.method}{' ≥' if cell.bounded else ''}{' †' if cell.failed else ''}"
-
-
 def names_of(results: Results) -> list[str]:
-    return [named(cell) for cell in results.cells]
+    return [cell.marked_name for cell in results.cells]
 
 
 def marked(methods: list[str], field: str = "method", legend: Any = None) -> Marks:
@@ -42,7 +37,7 @@ def marked(methods: list[str], field: str = "method", legend: Any = None) -> Mar
 def entry(cell: Cell, value: float | None, bounds: list[float] | None = None, **more: str | float | None) -> Entry:
     """A row of a chart's data; a figure without an interval is its own."""
     low, high = bounds or (value, value)
-    return {"method": named(cell), "value": value, "low": low, "high": high} | more
+    return {"method": cell.marked_name, "value": value, "low": low, "high": high} | more
 
 
 def entry_of(cell: Cell, figure: str, **more: str | float | None) -> Entry:

@@ -12,7 +12,6 @@ from quantharm.reporting.charts.marks import (
     label_heights,
     left_out,
     marked,
-    named,
     names_of,
     on_intervals,
     staircase,
@@ -72,7 +71,7 @@ def quality_against_size(results: Results) -> Figure:
 
     panels = [("kl_nats_mean", "Mean KL, nats"), ("perplexity_change_percent", "Perplexity change, %")]
     told = [
-        f"{named(c)}: {size(c.figure(key))}, KL {mean_kl(c.row)} nats, perplexity "
+        f"{c.marked_name}: {size(c.figure(key))}, KL {mean_kl(c.row)} nats, perplexity "
         f"{percent(c.row['perplexity_change_percent'])}"
         for c in shown
     ]
@@ -91,7 +90,7 @@ def perplexity_chart(results: Results) -> Figure:
     """Perplexity with the interval over windows, and its paired change, a row a method."""
     cells = results.believed or [results.baseline]
     methods = [cell for cell in cells if cell is not results.baseline]
-    marks, order = marked(names_of(results)), [named(c) for c in cells]
+    marks, order = marked(names_of(results)), [c.marked_name for c in cells]
 
     def layers(shown: list[Cell], figure: str, title: str, zero: bool) -> list[altair.Chart]:
         entries = pandas.DataFrame([entry_of(cell, figure) for cell in shown])
@@ -107,7 +106,7 @@ def perplexity_chart(results: Results) -> Figure:
         bare = altair.Axis(labels=False, ticks=False)  # the rows are those of the left panel
         panels.append(panel(zero, *(layer.encode(y=layer.encoding.y.axis(bare)) for layer in change)))
     told = [
-        f"{named(c)} {fixed(c.row['perplexity'], 2)}"
+        f"{c.marked_name} {fixed(c.row['perplexity'], 2)}"
         + ("" if c is results.baseline else f", {percent(c.row['perplexity_change_percent'])}")
         for c in cells
     ]

@@ -4,7 +4,7 @@ import altair
 import pandas
 
 from quantharm.reporting.charts.base import MUTED, Figure, figure_of, nothing_to_show
-from quantharm.reporting.charts.marks import dots, entry, left_out, marked, named, names_of
+from quantharm.reporting.charts.marks import dots, entry, left_out, marked, names_of
 from quantharm.reporting.format import share_to_a_tenth
 from quantharm.reporting.results import Results
 from quantharm.reporting.tables.tasks import answered
@@ -22,7 +22,7 @@ def recovery_chart(results: Results) -> Figure:
     ]
     if not recoveries:
         return figure_of(KEY, nothing_to_show("No tasks were answered."), "No tasks were answered.", "")
-    marks, order = marked(names_of(results)), [named(cell) for cell in methods]
+    marks, order = marked(names_of(results)), [cell.marked_name for cell in methods]
     bounds = [bound for *_, recovery, ci95 in recoveries for bound in ci95 or [recovery]]
     scale = altair.Scale(domain=[min(99, *bounds) - 1, max(101, *bounds) + 1], nice=False)
     one = altair.Chart(pandas.DataFrame({"one": [100.0]}))
@@ -34,7 +34,7 @@ def recovery_chart(results: Results) -> Figure:
         layers = dots(pandas.DataFrame(entries), order, marks, title=title, scale=scale)
         return altair.layer(whole, *layers).properties(width=460, height=34 * len(order), title=name)
 
-    told = [f"{task}, {named(cell)}: {share_to_a_tenth(recovery / 100)}" for task, cell, recovery, _ in recoveries]
+    told = [f"{task}, {cell.marked_name}: {share_to_a_tenth(recovery / 100)}" for task, cell, recovery, _ in recoveries]
     return figure_of(
         KEY,
         altair.vconcat(*map(panel, dict.fromkeys(task for task, *_ in recoveries)), spacing=24),

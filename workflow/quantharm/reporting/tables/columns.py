@@ -69,14 +69,8 @@ def by_method(
 ) -> list[Column]:
     """A column a method; field_of: what stands there of a method in the row of an item."""
     return [
-        Column(f"{key}/{cell.method}", label.format(f"{cell.method}{mark(cell)}"), align, partial(field_of, cell))
-        for cell in cells
+        Column(f"{key}/{cell.method}", label.format(cell.marked_name), align, partial(field_of, cell)) for cell in cells
     ]
-
-
-def mark(cell: Cell) -> str:
-    """`†` after the name of a method whose figures are not to be believed, `≥` of one whose KL is a lower bound."""
-    return f"{' ≥' if cell.bounded else ''}{' †' if cell.failed else ''}"
 
 
 def but_baseline(column: Column, word: str = "–") -> Column:

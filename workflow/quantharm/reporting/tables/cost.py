@@ -66,8 +66,8 @@ def sizes_table(results: Results) -> Table:
     ]
     parameters = results.baseline.figure("parameters")
     note = (
-        f"{unit} is 10{'⁹' if unit == 'GB' else '⁶'} bytes. Compression and savings compare loaded weights. Bits a "
-        "weight count the quantized matrices with their scales; everything else stays at the baseline's dtype. In "
+        f"{unit} is 10{'⁹' if unit == 'GB' else '⁶'} bytes. Compression and savings compare loaded weights. Bits "
+        "per weight count the quantized matrices with their scales; everything else stays at the baseline's dtype. In "
         f"float32 the model would take {size(4 * parameters)} (four bytes for each of {parameters:,} parameters: "
         "computed, not measured)."
     )

@@ -50,8 +50,9 @@ def integrity_table(results: Results) -> Table:
     ]
     note = (
         "Files: against a signed manifest where the model has one, else as recorded when it was fetched. Weights: "
-        "traces of having been quantized and dequantized. Behaviour: told from the original where the whole interval "
-        "lies above the limit, four times what rounding changes on the store's machine: no hardware changes more."
+        "traces of having been quantized and dequantized. Behaviour: distinguishable from the original where the whole "
+        "interval lies above the limit, which is four times what rounding changes on the store's machine: no hardware "
+        "changes more."
     )
     return table_of("integrity", columns, results.cells, note)
 

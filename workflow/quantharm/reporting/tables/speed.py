@@ -84,8 +84,8 @@ def batches_table(results: Results) -> Table:
     ]
     note = (
         "Sequences of one length decoded at once; the rate counts the tokens of all of them, medians of at least six "
-        "repetitions, with 95\u00a0% intervals. Quantized weights save reading once a step "
-        "for the whole batch, so what they gain shrinks as the batch grows."
+        "repetitions, with 95\u00a0% intervals. Weights are read once per step for "
+        "the whole batch, so the gain of smaller ones shrinks as the batch grows."
     )
     return table_of("batches", columns, results.cells, note)
 
