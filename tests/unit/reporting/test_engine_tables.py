@@ -4,15 +4,18 @@ from pathlib import Path
 
 from quantharm.report import default_thresholds
 from quantharm.reporting.results import Cell, Results
-from quantharm.reporting.tables.engines import engines_table, same_weights
+from quantharm.reporting.tables.engines import caches_table, calibration, engines_table, same_weights
 
 
-def cell(method: str, quantizer: str, sha256: str, **settings) -> Cell:
+def cell(method: str, quantizer: str, sha256: str, failed=(), bounds=None, **settings) -> Cell:
     quantization = {"quantizer": quantizer, "settings": settings, "weight_files": [{"sha256": sha256}]}
     row = {"perplexity_change_percent": 1.0, "perplexity_change_percent_ci95": None, "kl_nats_mean": 0.1}
+    row |= {"perplexity_protocol": "concat-1024"}
     row |= {"kl_nats_ci95": None, "top1_agreement": 0.9, "top1_agreement_ci95": None}
-    checks = {"checks": [{"name": "engine", "value": 0.003, "status": "pass"}], "failed": []}
-    return Cell(method, row, quantization, {"provenance": {}}, {}, {}, checks, None, Path(method))
+    checks = {"checks": [{"name": "engine", "value": 0.003, "status": "pass"}], "failed": list(failed)}
+    divergence = {} if bounds is None else {"kl_lower_bound": {"top_tokens": 20, "missed_share": bounds}}
+    perplexity = {"provenance": {}, "kl_by_position": []}
+    return Cell(method, row, quantization, perplexity, divergence, {}, checks, None, Path(method))
 
 
 def results(*cells: Cell) -> Results:
@@ -49,3 +52,24 @@ def test_both_engines_stand_in_one_row():
         "KL, nats, transformers",
         "KL, nats, llama.cpp",
     ]
+
+
+def test_a_row_whose_check_failed_is_marked():
+    failed = cell("q6-llama", "gguf", "2", failed=["stored_weights"], type="Q6_K", engine="llama.cpp")
+    sound = cell("q8-llama", "gguf", "3", type="Q8_0", engine="llama.cpp")
+    rows = engines_table(results(cell("q6", "gguf", "1", type="Q6_K"), failed, sound)).rows
+    assert [(row[0].text, row[0].aside) for row in rows] == [("q6", "† failed stored_weights"), ("q8-llama", "")]
+
+
+def test_how_much_bounds_miss_is_a_range_or_one_share():
+    def words(*missed: float) -> str:
+        return calibration(results(*(cell(f"m{i}", "gguf", str(i), bounds=share) for i, share in enumerate(missed))))
+
+    assert "a bound from 20 tokens misses 14.0\u00a0% to 24.0\u00a0% of the mean KL (2 methods" in words(0.24, 0.14)
+    assert "misses 21.0\u00a0% of the mean KL (1 method of this model)" in words(0.21)
+    assert "No other cell" in words()
+
+
+def test_without_a_cache_or_another_engine_here_there_is_no_table_of_caches():
+    served = cell("served", "endpoint", "", engine="openai")
+    assert caches_table(results(cell("nf4", "bitsandbytes_4bit", "1"), served)).rows == []

@@ -4,10 +4,20 @@ import json
 from functools import partial
 
 from quantharm.config.engines import OPENAI, TRANSFORMERS, engine_of
-from quantharm.reporting.format import at_least, number, one_decimal, percent, share, share_to_a_tenth, size, times
+from quantharm.reporting.format import (
+    at_least,
+    counted,
+    number,
+    one_decimal,
+    percent,
+    share,
+    share_to_a_tenth,
+    size,
+    times,
+)
 from quantharm.reporting.results import Cell, Results
-from quantharm.reporting.tables.columns import CHANGE, METHOD, figure, named, text
-from quantharm.reporting.tables.table import Column, Field, Table, figure_field, table_of, text_field
+from quantharm.reporting.tables.columns import CHANGE, METHOD, figure, text
+from quantharm.reporting.tables.table import Column, Field, Table, figure_field, name_field, table_of, text_field
 
 BESIDE = [  # what is shown of each engine
     (CHANGE, "Perplexity", percent),
@@ -71,7 +81,7 @@ def engines_table(results: Results) -> Table:
         aside = cell.method if len(cells) > 1 and key == CHANGE else ""
         return figure_field(cell.figure(key), (lambda v: at_least(show(v))) if bounded else show, aside=aside)
 
-    columns = [named("weights", "Weights", lambda cells: cells[0].method)]
+    columns = [Column("weights", "Weights", "left", lambda cells: name_field(cells[0].method, failed_of(cells)))]
     columns += [
         Column(f"{key}/{name}", f"{label}, {name}", field=partial(of_engine, name, key, show))
         for name in engines
@@ -85,6 +95,11 @@ def engines_table(results: Results) -> Table:
     return table_of("engines", columns, groups, note.strip())
 
 
+def failed_of(cells: Weights) -> list[str]:
+    """Checks that failed in any of the cells."""
+    return list(dict.fromkeys(check for cell in cells for check in cell.failed))
+
+
 def ran_by(cell: Cell) -> dict:
     return dict(cell.perplexity["provenance"])
 
@@ -95,7 +110,7 @@ def description(cell: Cell) -> str:
     if ran["name"] == OPENAI:
         version = f", version {ran['version']}" if ran["version"] else ""
         return f"{cell.method}: {ran['url']}{version}, {ran['top_tokens']} tokens of a position ({ran['dialect']})"
-    return f"{ran['name']} {ran['version']} ({ran['package']}), {ran['threads']} threads"
+    return f"{ran['name']} {ran['version']} ({ran['package']}), {counted(ran['threads'], 'thread')}"
 
 
 def engine_check(cells: Weights) -> Field:
@@ -116,9 +131,11 @@ def calibration(results: Results) -> str:
     )
     if not missed:
         return f"{words}. No other cell of this model tells how much such bounds miss."
+    most = share(missed[-1], 1)
+    shares = most if share(missed[0], 1) == most else f"{share(missed[0], 1)} to {most}"
     return (
         f"{words}. Where the whole distribution is known, a bound from {known[0]['top_tokens']} tokens misses "
-        f"{share(missed[0], 1)} to {share(missed[-1], 1)} of the mean KL ({len(missed)} methods of this model)."
+        f"{shares} of the mean KL ({counted(len(missed), 'method')} of this model)."
     )
 
 
@@ -127,7 +144,8 @@ def caches_table(results: Results) -> Table:
     shown = [
         cell for cell in results.cells if cell is results.baseline or cache_of(cell) or engine(cell) != TRANSFORMERS
     ]
-    shown = [] if len(shown) == 1 else [cell for cell in shown if not cell.served]
+    shown = [cell for cell in shown if not cell.served]
+    shown = [] if len(shown) == 1 else shown  # the baseline
     whole = results.baseline.row.get("kv_cache_bytes_per_token")
 
     def in_text(cell: Cell, place: int) -> tuple | None:
