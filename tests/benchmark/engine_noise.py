@@ -20,10 +20,12 @@ import gguf
 import numpy as np
 import torch
 
-from quantharm import engines, fetch
+from quantharm import engines
 from quantharm.common.text import read_text
 from quantharm.forensics.checks.logits import ENGINE_LIMIT, check_engine
 from quantharm.models import loading
+from quantharm.models.safety import hash_weights
+from quantharm.models.source import describe
 from quantharm.quantizers import gguf as maker
 
 TEXT = Path(__file__).parents[2] / "data/evaluation.txt"
@@ -85,7 +87,7 @@ def types_of(path: Path) -> str:
 def record_of(folder: Path, source: dict) -> dict:
     return {
         "checkpoint": str(folder),
-        "weight_files": loading.hash_weights(folder),
+        "weight_files": hash_weights(folder),
         "quantizer": "gguf",
         "settings": {"engine": "llama.cpp"},
         "source": source,
@@ -136,7 +138,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_grad_enabled(False)
     loading.quiet()
-    source = fetch.describe("model", str(arguments.model), arguments.model, None, False, False)
+    source = describe("model", str(arguments.model), arguments.model, None, False, False)
     tokenizer = loading.load_tokenizer(source)
     table = [f"limit {ENGINE_LIMIT} nats", "", "| type | its layers | llama.cpp | the fork | wrong scales |"]
     table.append("|---|---|--:|--:|--:|")

@@ -30,6 +30,7 @@ from quantharm.common.checkpoint_files import gguf_file
 from quantharm.common.errors import UserError
 from quantharm.forensics.checks.kernel import check_kernel
 from quantharm.models import loading
+from quantharm.models.safety import hash_weights, verify_weights
 from quantharm.quantizers import against_original, quantized_layers
 from quantharm.quantizers.formats import gguf
 from quantharm.quantizers.formats.files import module_headers, read_tensor
@@ -210,12 +211,12 @@ def by_stages(recorded: dict, own: dict, name: str) -> str:
     """What becomes of a damaged copy: by its sha256, when loaded, in the check `kernel` of the matrix."""
     copy = Path(own["checkpoint"])
     try:
-        loading.verify_weights(copy, recorded["weight_files"], in_full=True)
+        verify_weights(copy, recorded["weight_files"], in_full=True)
         said = ["its sha256 is the recorded one"]
     except UserError:
         said = ["sha256 refused"]
     try:
-        anew = own | {"weight_files": loading.hash_weights(copy, allow_pickle=True)}
+        anew = own | {"weight_files": hash_weights(copy, allow_pickle=True)}
         model = loading.load_as_stored(anew, "cpu")
     except UserError:
         return "; ".join([*said, "loading refused"])
