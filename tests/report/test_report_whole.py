@@ -16,7 +16,7 @@ from quantharm.common.files import read_json, write_json
 from quantharm.report import default_thresholds
 from quantharm.reporting import names as report_names
 from quantharm.reporting.reading import read_results
-from quantharm.reporting.results import ran_on_one_device
+from quantharm.reporting.tables.overview import ran_on_one_device
 
 INVISIBLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 THRESHOLDS = default_thresholds()

@@ -20,7 +20,7 @@ from quantharm.models.loading import load_as_stored, load_cell
 from quantharm.quantizers import awq, quantized_layers
 from quantharm.quantizers.formats import awq as awq_format
 from quantharm.reporting.reading import require_comparable
-from quantharm.reporting.results import ran_on_one_device
+from quantharm.reporting.tables.overview import ran_on_one_device
 from quantharm.scoring.forward import last_hidden_states, output_head
 
 TOKENS = [0, *range(20, 240, 9)]

@@ -8,9 +8,7 @@ from typing import Any
 import pandas
 
 from quantharm.common.constants import TEXT_CATEGORY
-from quantharm.common.files import read_parquet
 from quantharm.common.left_out import LeftOut
-from quantharm.common.provenance import computed_differently
 from quantharm.common.records.checks import ChecksRecord
 from quantharm.common.records.divergence import CategoryDivergence, DivergenceRecord
 from quantharm.common.records.generation import GenerationRecord
@@ -194,15 +192,3 @@ class Results:
     def categories_are_descriptive(self) -> bool:
         """Whether there are too few prompts to test a single category."""
         return self.prompts_per_category[0] < self.thresholds["prompts_to_test_a_category"]
-
-
-def window_losses(cell: Cell) -> pandas.DataFrame:
-    """perplexity.parquet: window, nll_sum_nats, targets."""
-    return read_parquet(cell.folder / "perplexity.parquet")
-
-
-def ran_on_one_device(models: list[Results]) -> bool:
-    """Whether the times of several models may stand side by side."""
-    ran = [results.baseline.generation["provenance"] for results in models]
-    same = not any(computed_differently(other, ran[0]).keys() - {"dtype", "compute_dtype"} for other in ran[1:])
-    return same and len({results.device for results in models}) == 1

@@ -6,9 +6,10 @@ Times stand side by side only where all models ran on one device.
 
 from functools import partial
 
+from quantharm.common.provenance import computed_differently
 from quantharm.reporting.format import one_decimal, size, times, whole_percent
 from quantharm.reporting.judgement import judge_all
-from quantharm.reporting.results import Cell, Results, ran_on_one_device
+from quantharm.reporting.results import Cell, Results
 from quantharm.reporting.risks import criteria, risks
 from quantharm.reporting.tables.columns import METHOD, figure, mean_kl, named, perplexity_change, text, verdict
 from quantharm.reporting.tables.table import Column, Field, Table, table_of, text_field, verdict_field
@@ -23,6 +24,13 @@ def overview_tables(models: list[Results]) -> list[Table]:
         verdict_table("overview-defense", models, turned(models, criteria), "criterion"),
         verdict_table("overview-risk", models, turned(models, risks), "application"),
     ]
+
+
+def ran_on_one_device(models: list[Results]) -> bool:
+    """Whether the times of several models may stand side by side."""
+    ran = [results.baseline.generation["provenance"] for results in models]
+    same = not any(computed_differently(other, ran[0]).keys() - {"dtype", "compute_dtype"} for other in ran[1:])
+    return same and len({results.device for results in models}) == 1
 
 
 def overview_table(models: list[Results]) -> Table:

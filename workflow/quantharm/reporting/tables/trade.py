@@ -5,12 +5,14 @@ from itertools import combinations
 from typing import NamedTuple
 
 import numpy
+import pandas
 
+from quantharm.common.files import read_parquet
 from quantharm.common.statistics import jackknife_interval
 from quantharm.reporting.differences import Difference, is_measurable
 from quantharm.reporting.format import Bounds, fixed, number, percent, signed, size_unit
 from quantharm.reporting.ranking import beaten_by, front_of
-from quantharm.reporting.results import Cell, Results, window_losses
+from quantharm.reporting.results import Cell, Results
 from quantharm.reporting.tables.columns import CHANGE, COMPRESSION, METHOD, figure, perplexity_change, text
 from quantharm.reporting.tables.table import Column, Field, Table, figure_field, name_field, table_of, text_field
 
@@ -76,6 +78,11 @@ def trade_off_table(results: Results) -> Table:
 def per_saved(value: float | None, saved: float) -> float | None:
     """value for each unit saved; None when nothing was saved."""
     return None if value is None or saved <= 0 else value / saved
+
+
+def window_losses(cell: Cell) -> pandas.DataFrame:
+    """perplexity.parquet: window, nll_sum_nats, targets."""
+    return read_parquet(cell.folder / "perplexity.parquet")
 
 
 def price_ratio(first: Cell, second: Cell, baseline: Cell) -> tuple[float, list[float]] | None:
