@@ -176,7 +176,8 @@ def measure(cell: Path) -> dict:
         own = record | {"checkpoint": str(copy)}
         model = loading.load_as_stored(own, "cpu")
         matrices = quantized_layers.quantized_matrices(model, copy, record["quantizer"])
-        sound = against_original.compare(model, matrices, source)
+        weighed = against_original.rounding_was_weighed(record)
+        sound = against_original.compare(model, matrices, source, weighed)
         tried, noticed = dict.fromkeys(DAMAGES, 0), dict.fromkeys(DAMAGES, 0)
         stages: dict[str, str] = {}
         for matrix in matrices[:: max(1, len(matrices) // MATRICES)][:MATRICES]:
@@ -186,7 +187,7 @@ def measure(cell: Path) -> dict:
                         continue
                     with Damaged(place, data):
                         tried[damage] += 1
-                        part = against_original.compare(model, [matrix], source)[matrix.name]
+                        part = against_original.compare(model, [matrix], source, weighed)[matrix.name]
                         noticed[damage] += bool(against_original.faults_of(matrix.name, part))
                         if damage not in stages:
                             stages[damage] = by_stages(record, own, matrix.name)

@@ -53,7 +53,7 @@ def checks_of_weights(
         first, repeated = (head(last_hidden_states(model, tokens)).cpu() for _ in range(2))
         real = check_method_is_real(record, matrices, model)
         kernel = check_kernel(model, matrices, tokens)
-        stored = check_stored_weights(model, matrices, Path(record["source"]["path"]))
+        stored = check_stored_weights(model, matrices, Path(record["source"]["path"]), record)
     del model, matrices, head
     free_memory(device)
     with timing.part("load"):

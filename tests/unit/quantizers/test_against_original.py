@@ -1,5 +1,6 @@
 """Wrong scales in a file: noticed wherever they are, and sound matrices of every kind of scale left in peace."""
 
+import json
 import math
 from types import SimpleNamespace
 
@@ -11,8 +12,10 @@ from quantharm.forensics.checks.weights import check_stored_weights
 from quantharm.quantizers import against_original
 from quantharm.quantizers.against_original import FACTOR_LIMIT, original_weight, worst_part
 from quantharm.quantizers.formats.files import headers_of_files
+from quantharm.quantizers.multiplied_parts import multiplied_part
 
 ROWS, COLUMNS = 64, 256
+UNWEIGHED = {"quantizer": "torchao"}
 
 
 def original(seed: int = 0) -> torch.Tensor:
@@ -41,6 +44,22 @@ def test_sound_matrices_are_left_in_peace(bits, size):
     assert part.factor < FACTOR_LIMIT / 1.5
     assert 0.8 < part.matrix_gain < 1.2
     assert part.cosine > 0.7
+
+
+@pytest.mark.parametrize("kept", [0, 3])
+def test_weights_that_a_calibration_let_go_are_no_fault(kept):
+    """As an importance matrix lets go of what no text excites: SmolLM2's down_proj in Q6_K held 0.578 of a part."""
+    weight = rounded(original(), 8, 32)
+    strong = int(original().reshape(ROWS, -1, 32).norm(dim=2).median(1).values.argmax())
+    part = weight[strong, 64:96]
+    part[part.abs() < part.abs().sort(descending=True).values[kept - 1] if kept else ...] = 0
+    assert worst_part(weight, original()).factor > FACTOR_LIMIT
+    assert worst_part(weight, original(), weighed=True).factor < FACTOR_LIMIT
+    assert multiplied_part(weight, original(), rescaled=False, weighed=True) is None
+    assert (multiplied_part(weight, original(), rescaled=False) is None) == bool(kept)
+    for factor in (8.0, 0.5, -1.0):  # while a wrong scale is one there, too
+        weight[strong, 64:96] = factor * original()[strong, 64:96]
+        assert worst_part(weight, original(), weighed=True).factor > FACTOR_LIMIT
 
 
 @pytest.mark.parametrize(
@@ -98,7 +117,7 @@ def judged(tmp_path):
             SimpleNamespace(name=n, rows=ROWS, columns=COLUMNS, dequantize=lambda m=m: m, column_order=None)
             for n, m in made.items()
         ]
-        return check_stored_weights(torch.nn.Module(), matrices, tmp_path)
+        return check_stored_weights(torch.nn.Module(), matrices, tmp_path, UNWEIGHED)
 
     return judge
 
@@ -163,7 +182,25 @@ def test_whether_channels_were_rescaled_is_told_by_the_norms(tmp_path):
         model = torch.nn.Module()
         model.norm = torch.nn.Module()
         model.norm.weight = torch.nn.Parameter(norm)
-        return check_stored_weights(model, [matrix], tmp_path)["status"]
+        return check_stored_weights(model, [matrix], tmp_path, UNWEIGHED)["status"]
 
     assert status(1 / factors) == "pass"
     assert status(torch.ones(COLUMNS)) != "pass"
+
+
+@pytest.mark.parametrize(
+    ("quantizer", "calibrated", "method", "weighed"),
+    [
+        ("gguf", True, None, True),
+        ("gguf", False, None, False),
+        ("gptq", True, None, True),
+        ("awq", True, None, False),
+        ("pretrained", False, "gptq", True),
+        ("pretrained", False, "awq", False),
+        ("pretrained", False, "fp8", False),
+    ],
+)
+def test_which_methods_may_let_weights_go(tmp_path, quantizer, calibrated, method, weighed):
+    (tmp_path / "config.json").write_text(json.dumps({"quantization_config": {"quant_method": method}}))
+    record = {"quantizer": quantizer, "checkpoint": str(tmp_path)} | ({"calibration": {}} if calibrated else {})
+    assert against_original.rounding_was_weighed(record) == weighed

@@ -131,7 +131,7 @@ def test_gptq_quantizes_experts_and_says_how_many_tokens_reached_each(make_cell,
     assert len(tokens) == 1
     assert all(sum(experts) == 2 * 6 * 64 for experts in tokens.values())  # two experts a token
     assert cell.record["calibration"]["tokens_reached"] == 6 * 64
-    stored = check_stored_weights(cell.model, cell.matrices, Path(mixture(kind)["path"]))
+    stored = check_stored_weights(cell.model, cell.matrices, Path(mixture(kind)["path"]), cell.record)
     assert stored["status"] == "pass", stored
     if kind == "mixtral":
         as_published(cell, make_cell)

@@ -7,7 +7,9 @@ rounding error is alike in all of these parts; a wrong scale, zero point or run 
 The error is divided by the part's own norm, by the row's largest weight and by the matrix's largest weight, since
 formats share a scale over a group, a row or a matrix; the smallest of the three ratios counts. Methods that rescale
 channels before they round (AWQ, SmoothQuant) change the norms as well: then the factor of each row and column is
-divided out first. Matrices that are nothing like the original's (rotated ones, or another model's) are not compared.
+divided out first. Methods that weigh the rounding by what a calibration text shows of the inputs (importance matrices,
+GPTQ) may let weights go whose inputs it never showed: there a part is no fault that shrank otherwise than by a factor.
+Matrices that are nothing like the original's (rotated ones, or another model's) are not compared.
 """
 
 import math
@@ -17,9 +19,11 @@ from typing import NamedTuple
 import torch
 
 from quantharm.common.checkpoint_files import weight_files
+from quantharm.common.records.quantization import QuantizationRecord
 from quantharm.quantizers.experts import ONE_EXPERT, published_name
+from quantharm.quantizers.formats import families
 from quantharm.quantizers.formats.files import Headers, headers_of_files, read_part, read_tensor
-from quantharm.quantizers.multiplied_parts import Multiplied, multiplied_part
+from quantharm.quantizers.multiplied_parts import Multiplied, multiplied_part, were_let_go
 from quantharm.quantizers.quantized_layers import QuantizedMatrix, stored_name
 
 PART = 32  # columns
@@ -28,6 +32,10 @@ LEAST_ERROR = 0.3  # of the norm of a part's weights; a part below it is not cal
 GAIN_LIMIT = 1.5  # norm of a matrix over the original's, at most; at least 1 over this
 LEAST_COSINE = 0.5  # between a matrix and the original's
 SHOWN_FAULTS = 3
+WEIGHED = (
+    "gptq",
+    "gguf",
+)  # methods that may round with a calibration text's weights; AWQ rescales, and then rounds all
 FACTOR_WEIGHTS = 256  # of a column or row, from which its factor is estimated
 RESCALED = 0.01  # relative change of a norm's weight
 
@@ -124,8 +132,11 @@ def norms_of_parts(matrix: torch.Tensor) -> torch.Tensor:
     return padded.unflatten(1, (-1, PART)).norm(dim=2)
 
 
-def worst_part(dequantized: torch.Tensor, original: torch.Tensor) -> Worst:
-    """The worst part of a matrix; dequantized, original: [rows, columns] float32, a group's columns side by side."""
+def worst_part(dequantized: torch.Tensor, original: torch.Tensor, weighed: bool = False) -> Worst:
+    """The worst part of a matrix; dequantized, original: [rows, columns] float32, a group's columns side by side.
+
+    weighed: whether the rounding was, by a calibration text.
+    """
     error, held, own = (norms_of_parts(m) for m in (dequantized - original, dequantized, original))
     error = error.nan_to_num(math.inf)
     peaks = original.abs()
@@ -135,7 +146,11 @@ def worst_part(dequantized: torch.Tensor, original: torch.Tensor) -> Worst:
         share = error / measure.clamp_min(1e-30)
         usual = share[own > 0].median() if bool((own > 0).any()) else share.median()
         factor = torch.minimum(factor, share / usual.clamp_min(1e-6))
-    factor = factor.where((error > LEAST_ERROR * own) & (own > 0), torch.zeros(()))
+    wrong = (error > LEAST_ERROR * own) & (own > 0)
+    if weighed:
+        products = torch.nn.functional.pad(dequantized * original, (0, -original.shape[1] % PART))
+        wrong &= ~were_let_go(error, held, own, products.unflatten(1, (-1, PART)).sum(2))
+    factor = factor.where(wrong, torch.zeros(()))
     place = int(factor.argmax())
     row, part = divmod(place, factor.shape[1])
     product, norms = float((dequantized * original).sum()), [float(m.norm()) for m in (dequantized, original)]
@@ -149,7 +164,7 @@ def worst_part(dequantized: torch.Tensor, original: torch.Tensor) -> Worst:
     )
 
 
-def compare(model, matrices: list[QuantizedMatrix], source: Path) -> dict[str, Worst]:
+def compare(model, matrices: list[QuantizedMatrix], source: Path, weighed: bool) -> dict[str, Worst]:
     """{matrix: its worst part}, for the matrices whose original lies in the folder `source`."""
     headers = headers_of_files(weight_files(source))
     rescaled, worst_parts = is_rescaled(model, headers), {}
@@ -165,8 +180,8 @@ def compare(model, matrices: list[QuantizedMatrix], source: Path) -> dict[str, W
             order = matrix.column_order()
             dequantized, original = dequantized[:, order], original[:, order]
         original = without_factors(dequantized, original) if rescaled else original
-        worst_parts[matrix.name] = worst_part(dequantized, original)._replace(
-            multiplied=multiplied_part(dequantized, original, rescaled)
+        worst_parts[matrix.name] = worst_part(dequantized, original, weighed)._replace(
+            multiplied=multiplied_part(dequantized, original, rescaled, weighed)
         )
     return worst_parts
 
@@ -192,14 +207,21 @@ def faults_of(name: str, part: Worst) -> list[str]:
     return faults
 
 
-def judge(model, matrices: list[QuantizedMatrix], source: Path) -> tuple[bool | None, float | None, str]:
+def rounding_was_weighed(record: QuantizationRecord) -> bool:
+    """Whether a calibration text may have weighed the rounding; of a third party's GPTQ or GGUF nobody knows."""
+    if record["quantizer"] == "pretrained":
+        return families.method_of(families.stated_quantization(Path(record["checkpoint"]))) in WEIGHED
+    return record["quantizer"] in WEIGHED and record.get("calibration") is not None
+
+
+def judge(model, matrices: list[QuantizedMatrix], source: Path, weighed: bool) -> tuple[bool | None, float | None, str]:
     """(whether every part stands for the original's weights, the worst factor, the explanation).
 
-    The first two are None where nothing can be compared.
+    weighed: rounding_was_weighed. The first two are None where nothing can be compared.
     """
     if not matrices:
         return None, None, "nothing is quantized in this cell"
-    worst_parts = compare(model, matrices, source)
+    worst_parts = compare(model, matrices, source, weighed)
     if not worst_parts:
         if unread := next((matrix.unread for matrix in matrices if matrix.dequantize is None), ""):
             return None, None, unread

@@ -21,6 +21,8 @@ WEAK = 0.1  # of the root mean square norm of a part: weaker ones are not judged
 LARGE = 0.25  # of the row's largest weight: 3 bits a group or row keep it
 KEPT_IN_BYTES = 1 / 254  # of the matrix's largest weight: 8 bits with one scale a matrix keep it
 DIFFERENT = 0.3  # relative error of a part that is looked at
+LET_GO = 1.01  # weights that rounding let go are off by no more than their norm, and
+LET_GO_COSINE = 0.98  # no multiple of the original's, as under a wrong scale; seen: up to 0.962
 
 
 class Multiplied(NamedTuple):
@@ -32,23 +34,37 @@ class Multiplied(NamedTuple):
     size: int
 
 
-def multiplied_part(dequantized: torch.Tensor, original: torch.Tensor, rescaled: bool) -> Multiplied | None:
+def were_let_go(error: torch.Tensor, held: torch.Tensor, own: torch.Tensor, product: torch.Tensor) -> torch.Tensor:
+    """Which parts a rounding that was weighed let shrink; of each the norms of its error, of what is held and of the
+    original's weights, and the product of the last two."""
+    return (error <= LET_GO * own) & (product < LET_GO_COSINE * held * own + 1e-30)
+
+
+def multiplied_part(
+    dequantized: torch.Tensor, original: torch.Tensor, rescaled: bool, weighed: bool = False
+) -> Multiplied | None:
     """The strongest such part of a matrix; dequantized, original: [rows, columns] float32, groups side by side.
+
+    weighed: whether the rounding was, by a calibration text; then parts that it let go are left in peace.
 
     rescaled: whether the original is only known up to factors of its columns, which are then estimates: parts of 16
     are not judged, and no weight may say otherwise.
     """
     for size in SIZES[: 1 if rescaled else 2]:
-        if (found := of_size(dequantized, original, size, 0 if rescaled else SPARED[size])) is not None:
+        if (found := of_size(dequantized, original, size, 0 if rescaled else SPARED[size], weighed)) is not None:
             return found
     return None
 
 
-def of_size(dequantized: torch.Tensor, original: torch.Tensor, size: int, spared: int) -> Multiplied | None:
+def of_size(
+    dequantized: torch.Tensor, original: torch.Tensor, size: int, spared: int, weighed: bool
+) -> Multiplied | None:
     held, own = (in_parts(matrix, size) for matrix in (dequantized, original))  # [parts, size]
     held_norm, own_norm, error = (part.norm(dim=1) for part in (held, own, held - own))
     strong = own_norm > WEAK * own_norm.square().mean().sqrt()
     moved = (held_norm > own_norm / 0.77) | (held_norm < 0.77 * own_norm) | (error > 1.5 * own_norm)
+    if weighed:
+        moved &= ~were_let_go(error, held_norm, own_norm, (held * own).sum(1))
     looked_at = (strong & moved & (error > DIFFERENT * own_norm)).nonzero().flatten()  # few, in a sound matrix
     held, own = held[looked_at], own[looked_at]
     stronger = own.abs().topk(size // 2, dim=1).indices

@@ -85,7 +85,7 @@ def with_wrong_scale(original):
     def judge(
         cell: SimpleNamespace, tensor: str, place, change=lambda number: 8 * number, source: Path = original
     ) -> dict:
-        sound = check_stored_weights(cell.model, cell.matrices, source)
+        sound = check_stored_weights(cell.model, cell.matrices, source, cell.record)
         assert sound["status"] == "pass", sound
         path = Path(cell.record["checkpoint"]) / "model.safetensors"
         before = path.read_bytes()
@@ -95,7 +95,7 @@ def with_wrong_scale(original):
             metadata = file.metadata()
         save_file(tensors, path, metadata=metadata)
         try:
-            return check_stored_weights(cell.model, cell.matrices, source)
+            return check_stored_weights(cell.model, cell.matrices, source, cell.record)
         finally:
             path.write_bytes(before)
 

@@ -101,13 +101,13 @@ def test_a_changed_scale_fails_the_kernel_check(mixed, foreign):
 @pytest.mark.parametrize("name", ["blk.0.ffn_up.weight", "blk.1.ffn_down.weight", "blk.1.attn_v.weight"])
 def test_one_wrong_scale_in_the_file_is_noticed(name, mixed, foreign, original):
     cell = foreign(mixed)
-    assert check_stored_weights(cell.model, cell.matrices, original)["status"] == "pass"
+    assert check_stored_weights(cell.model, cell.matrices, original, cell.record)["status"] == "pass"
     before = bytearray(mixed.read_bytes())
     tensor = next(t for t in gguf.GGUFReader(mixed).tensors if t.name == name)
     start = tensor.data_offset + 5 * tensor.n_bytes // int(tensor.shape[1])  # the sixth row's first block
     scale = np.frombuffer(before[start : start + 2], np.float16) * np.float16(8)
     mixed.write_bytes(before[:start] + scale.tobytes() + before[start + 2 :])
-    check = check_stored_weights(cell.model, cell.matrices, original)
+    check = check_stored_weights(cell.model, cell.matrices, original, cell.record)
     mixed.write_bytes(before)
     assert check["status"] == "fail"
     assert "row 5 of model.layers" in check["explanation"]

@@ -78,7 +78,7 @@ def test_one_wrong_scale_in_the_file_is_noticed(theirs, cell, tmp_path, foreign)
     from safetensors.torch import load_file
 
     plain, folder = theirs
-    sound = check_stored_weights(cell.model, cell.matrices, plain)
+    sound = check_stored_weights(cell.model, cell.matrices, plain, cell.record)
     assert sound["status"] == "pass", sound
     tensors = load_file(folder / "model.safetensors")
     tensors["model.layers.1.mlp.experts.gate_up_proj_scales"][2, 99, 1] += 3  # the fourth row of expert 2's second half
@@ -86,7 +86,7 @@ def test_one_wrong_scale_in_the_file_is_noticed(theirs, cell, tmp_path, foreign)
         (tmp_path / path.name).write_bytes(path.read_bytes())
     save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
     wrong = foreign(tmp_path, "bfloat16")
-    check = check_stored_weights(wrong.model, wrong.matrices, plain)
+    check = check_stored_weights(wrong.model, wrong.matrices, plain, wrong.record)
     assert check["status"] == "fail"
     assert "row 3 of model.layers.1.mlp.experts.2.up_proj, 32 columns from 32" in check["explanation"]
 

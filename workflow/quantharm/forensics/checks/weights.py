@@ -65,7 +65,10 @@ def check_bits_per_weight(record: QuantizationRecord) -> CheckRecord:
     )
 
 
-def check_stored_weights(model: Any, matrices: list[QuantizedMatrix], source: Path) -> CheckRecord:
+def check_stored_weights(
+    model: Any, matrices: list[QuantizedMatrix], source: Path, record: QuantizationRecord
+) -> CheckRecord:
     """Every part of every matrix in the file against the weights of the original in the folder `source`."""
-    passed, value, explanation = against_original.judge(model, matrices, source)
+    weighed = against_original.rounding_was_weighed(record)
+    passed, value, explanation = against_original.judge(model, matrices, source, weighed)
     return outcome("stored_weights", passed, value, against_original.FACTOR_LIMIT, explanation)
