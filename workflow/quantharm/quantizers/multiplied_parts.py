@@ -51,8 +51,9 @@ def multiplied_part(
     are not judged, and no weight may say otherwise.
     """
     for size in SIZES[: 1 if rescaled else 2]:
-        if (found := of_size(dequantized, original, size, 0 if rescaled else SPARED[size], weighed)) is not None:
-            return found
+        part = of_size(dequantized, original, size, 0 if rescaled else SPARED[size], weighed)
+        if part is not None:
+            return part
     return None
 
 
