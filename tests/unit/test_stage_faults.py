@@ -478,3 +478,9 @@ def test_a_template_that_cannot_put_a_prompt_is_refused_when_the_model_is_fetche
     monkeypatch.setattr("sys.argv", [*words, "--chat-template", "never"])
     fetch.main()
     assert (chain / "s.json").exists()
+
+
+def test_losses_of_a_cell_with_a_quantized_cache_are_laid_to_the_cache_first():
+    with_cache = {"settings": {"kv_cache": {"backend": "fp8"}}}
+    assert "quantized cache overflows" in perplexity.remedy(with_cache)
+    assert "cache" not in perplexity.remedy({"settings": {}})

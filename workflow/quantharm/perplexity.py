@@ -107,6 +107,17 @@ def stored_windows(
     return count
 
 
+def remedy(record: QuantizationRecord) -> str:
+    """Of losses that are not finite."""
+    if record["settings"].get("kv_cache"):
+        return (
+            "its quantized cache overflows, or the checkpoint does: try another `kv_cache:`, or the method without one "
+            "(transformers' fp8 cache takes its scale from a sequence's first tokens; PyTorch 2.11 makes NaN of larger "
+            "numbers, PyTorch 2.13 the largest that fits)"
+        )
+    return "this checkpoint cannot be scored (try `dtype: bfloat16` or float32)"
+
+
 def main() -> None:
     parser = cell_parser(__doc__)
     parser.add_argument("--text", type=Path, required=True, help="evaluation text")
@@ -140,8 +151,7 @@ def main() -> None:
     if not finite.all():
         raise UserError(
             f"{int((~finite).sum())} of {finite.numel()} tokens have a NaN or infinite loss in {cell.title}, "
-            f"the first in window {int((~finite).any(1).nonzero()[0])}; this checkpoint cannot be "
-            "scored (try `dtype: bfloat16` or float32)"
+            f"the first in window {int((~finite).any(1).nonzero()[0])}; {remedy(cell.record)}"
         )
     sums = losses.double().sum(1).numpy()  # [windows]
     targets = [len(window) - 1 for window in windows]

@@ -32,10 +32,7 @@ LEAST_ERROR = 0.3  # of the norm of a part's weights; a part below it is not cal
 GAIN_LIMIT = 1.5  # norm of a matrix over the original's, at most; at least 1 over this
 LEAST_COSINE = 0.5  # between a matrix and the original's
 SHOWN_FAULTS = 3
-WEIGHED = (
-    "gptq",
-    "gguf",
-)  # methods that may round with a calibration text's weights; AWQ rescales, and then rounds all
+WEIGHED = ("gptq", "gguf")  # may round with a calibration text's weights; AWQ rescales, and then rounds all alike
 FACTOR_WEIGHTS = 256  # of a column or row, from which its factor is estimated
 RESCALED = 0.01  # relative change of a norm's weight
 
