@@ -33,8 +33,9 @@ def test_the_part_is_found_by_how_all_of_it_moved(bits, size, factor):
     found = multiplied_part(wrong, weight, False)
     assert (found.row, found.column) == (12, 64)
     assert found.gain == pytest.approx(factor, rel=0.2)
-    if bits == 4 and factor != 0:  # a weighed rounding may let all of a part go, so that a lost scale is not seen
-        assert multiplied_part(wrong, weight, False, weighed=True) == found
+    if bits == 4:  # a weighed rounding may shrink a part, or let all of it go
+        seen = multiplied_part(wrong, weight, False, weighed=True)
+        assert seen == (found if factor in (2.0, -1.0) else None)
     if (bits, size) == (4, 32):
         assert multiplied_part(wrong, weight, True) == found
 
