@@ -167,6 +167,10 @@ def test_the_same_file_through_its_server(model, file, tmp_path):
     assert (known == torch.tensor(ids[1:])[:, None]).any(-1).all()
     [answer] = answers(through, [ids], 8, set())
     assert answer.token_ids == continue_greedily(served(file, model), ids, 8, set(), 4096).token_ids
+    through.dialect.score(ids_of(255), 7, 20)  # its context of 256 tokens is full then
+    with pytest.raises(UserError, match="context") as raised:
+        last_hidden_states(through, ids_of(300))
+    assert "300" in str(raised.value) or "299" in str(raised.value)
 
 
 def test_what_it_is_stands_in_its_description(model, file):

@@ -151,7 +151,11 @@ class PositionByPosition:
     version_path: ClassVar[str] = "/props"
 
     def scores(self, ids: list[int], first: int, top: int) -> list[Known]:
-        return [self.score(ids[:i], ids[i], top) for i in range(first, len(ids))]
+        """The last position is asked for first: a context that is too short for it is told at once."""
+        if first >= len(ids):
+            return []
+        last = self.score(ids[:-1], ids[-1], top)
+        return [*(self.score(ids[:i], ids[i], top) for i in range(first, len(ids) - 1)), last]
 
     def score(self, before: list[int], token: int, top: int) -> Known:
         question = {
