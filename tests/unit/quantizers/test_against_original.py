@@ -10,9 +10,10 @@ from safetensors.torch import save_file
 
 from quantharm.forensics.checks.weights import check_stored_weights
 from quantharm.quantizers import against_original
-from quantharm.quantizers.against_original import FACTOR_LIMIT, original_weight, worst_part
+from quantharm.quantizers.against_original import FACTOR_LIMIT, worst_part
 from quantharm.quantizers.formats.files import headers_of_files
 from quantharm.quantizers.multiplied_parts import multiplied_part
+from quantharm.quantizers.original_weights import original_weight
 
 ROWS, COLUMNS = 64, 256
 UNWEIGHED = {"quantizer": "torchao"}
