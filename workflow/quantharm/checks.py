@@ -82,7 +82,7 @@ def checks_of_weights(
 
 def checks_of_endpoint(cell: ScoredRecords, baseline: ScoredRecords) -> list[CheckRecord]:
     """The checks of a cell whose weights are behind an address: its figures are checked, the rest is skipped."""
-    unseen = ("reload", "method_is_real", "bits_per_weight", "kernel", "engine")
+    unseen = ("reload", "method_is_real", "bits_per_weight", "kernel", "stored_weights", "engine")
     return [
         check_self_divergence(baseline["divergence"]),
         *(outcome(name, None, None, None, f"{NO_WEIGHTS}: not run") for name in unseen),

@@ -78,7 +78,8 @@ def test_its_records_say_what_was_asked_and_hold_no_key(run):
     assert engine["version"] == "1.2.3"
     skipped = {c["name"]: c for c in run.read("served/checks.json")["checks"] if c["status"] == "skipped"}
     assert {"reload", "method_is_real", "kernel", "engine"} <= skipped.keys()
-    assert NO_WEIGHTS in skipped["kernel"]["explanation"]
+    for name in ("kernel", "stored_weights"):
+        assert NO_WEIGHTS in skipped[name]["explanation"]
     assert not (run / "served/answered").exists()
     assert not [path for path in run.folder.rglob("*") if path.is_file() and KEY.encode() in path.read_bytes()]
 
