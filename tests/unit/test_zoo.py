@@ -16,7 +16,7 @@ from quantharm.common.errors import UserError
 from quantharm.common.text import context_length
 from quantharm.models.language_models import refuse_unless_causal, shape_of
 from quantharm.scoring.forward import last_hidden_states, output_head
-from quantharm.speed import static_decoder
+from quantharm.speed import fixed_cache, static_decoder
 from quantharm.speed.benchmark import cache_bytes
 from quantharm.speed.decoding import decode_one_token, prefill
 from quantharm.speed.trial import try_model
@@ -179,7 +179,7 @@ def test_bytes_of_a_hybrids_cache_by_hand():
     ],
 )
 def test_what_a_graph_cannot_hold_has_a_reason(name, reason):
-    why = static_decoder.why_no_fixed_cache(zoo.build(name))
+    why = fixed_cache.why_no_fixed_cache(zoo.build(name))
     assert why is None if reason is None else reason in why
     if reason is None:
         assert len(static_decoder.StaticDecoder(zoo.build(name), 16).cache.layers) == 2
