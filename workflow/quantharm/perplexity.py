@@ -108,7 +108,7 @@ def stored_windows(
 
 
 def remedy(record: QuantizationRecord) -> str:
-    """Of losses that are not finite."""
+    """How the error about losses that are not finite ends: its likely cause, and what to try."""
     if record["settings"].get("kv_cache"):
         return (
             "its quantized cache overflows, or the checkpoint does: try another `kv_cache:`, or the method without one "

@@ -22,7 +22,7 @@ from quantharm.common.checkpoint_files import weight_files
 from quantharm.common.records.quantization import QuantizationRecord
 from quantharm.quantizers.formats import families
 from quantharm.quantizers.formats.files import Headers, headers_of_files, read_tensor
-from quantharm.quantizers.multiplied_parts import Multiplied, multiplied_part, were_let_go
+from quantharm.quantizers.multiplied_parts import Multiplied, in_parts, multiplied_part, were_let_go
 from quantharm.quantizers.original_weights import original_weight, stored_by_inputs
 from quantharm.quantizers.quantized_layers import QuantizedMatrix, stored_name
 
@@ -78,8 +78,7 @@ def without_factors(dequantized: torch.Tensor, original: torch.Tensor) -> torch.
 
 def norms_of_parts(matrix: torch.Tensor) -> torch.Tensor:
     """Norm of each run of PART columns of a row: [rows, columns] → [rows, ⌈columns / PART⌉]."""
-    padded = torch.nn.functional.pad(matrix, (0, -matrix.shape[1] % PART))
-    return padded.unflatten(1, (-1, PART)).norm(dim=2)
+    return in_parts(matrix, PART).norm(dim=1).unflatten(0, (len(matrix), -1))
 
 
 def worst_part(dequantized: torch.Tensor, original: torch.Tensor, weighed: bool = False) -> Worst:
@@ -98,8 +97,8 @@ def worst_part(dequantized: torch.Tensor, original: torch.Tensor, weighed: bool 
         factor = torch.minimum(factor, share / usual.clamp_min(1e-6))
     wrong = (error > LEAST_ERROR * own) & (own > 0)
     if weighed:
-        products = torch.nn.functional.pad(dequantized * original, (0, -original.shape[1] % PART))
-        wrong &= ~were_let_go(error, held, own, products.unflatten(1, (-1, PART)).sum(2))
+        product = in_parts(dequantized * original, PART).sum(1).view_as(own)
+        wrong &= ~were_let_go(error, held, own, product)
     factor = factor.where(wrong, torch.zeros(()))
     place = int(factor.argmax())
     row, part = divmod(place, factor.shape[1])

@@ -35,8 +35,10 @@ class Multiplied(NamedTuple):
 
 
 def were_let_go(error: torch.Tensor, held: torch.Tensor, own: torch.Tensor, product: torch.Tensor) -> torch.Tensor:
-    """Which parts a rounding that was weighed let shrink; of each the norms of its error, of what is held and of the
-    original's weights, and the product of the last two."""
+    """Whether each part shrank as weights do that a weighed rounding lets go.
+
+    error, held, own: norms of each part's error, of the file's weights and of the original's; product: Σ held · own.
+    """
     return (error <= LET_GO * own) & (product < LET_GO_COSINE * held * own + 1e-30)
 
 

@@ -161,7 +161,7 @@ def rounded_to_float8(values: "Tensor", of_all: bool) -> "Tensor":
     """[n, columns] in any dtype → float32, the largest number of a row, or of all, at float8_e4m3fn's largest level."""
     from quantharm.quantizers.formats import activations
 
-    largest = values.abs().amax() if of_all else values.abs().amax(-1, keepdim=True)
+    largest = activations.largest(values.flatten() if of_all else values)
     return activations.fp8(values.float(), (largest / activations.FP8_LARGEST).float())
 
 
