@@ -8,8 +8,10 @@ TEST_TIMES in the environment names a file to which the table's lines are added.
 
 import os
 import re
+import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +27,7 @@ SUITES = {  # the interpreter of each; this one is the workflow environment's
     "report": EVALUATION,
 }
 AT_ONCE = 3  # each waits for other programs much of its time
+FREE_GB = 4  # of the disk, which the suites together fill and give back
 SHOWING = threading.Lock()
 
 
@@ -69,6 +72,9 @@ def main() -> None:
     chosen = sys.argv[1:] or list(SUITES)
     if unknown := set(chosen) - set(SUITES):
         sys.exit(f"error: no such suite: {', '.join(sorted(unknown))}; there are {', '.join(SUITES)}")
+    folder = tempfile.gettempdir()
+    if (free := shutil.disk_usage(folder).free / 1e9) < FREE_GB:
+        sys.exit(f"error: the tests need {FREE_GB} GB in {folder} and {free:.1f} are free; free some or set TMPDIR")
     with ThreadPoolExecutor(AT_ONCE) as pool:
         outcomes = list(pool.map(run, chosen))
     table = "".join(f"{outcome}\n" for outcome in outcomes)
