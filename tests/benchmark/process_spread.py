@@ -12,6 +12,7 @@ and with the config's `report.speed_process_spread_percent`, which the standard 
 import argparse
 import itertools
 import json
+import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -27,6 +28,7 @@ FIGURES = ("prefill_seconds", "decode_tokens_per_second", "captured_decode_token
 
 def measure(checkpoint: Path, dtype: str, **lengths) -> dict:
     """In a process of its own: {device, figures by name with their repetitions}; lengths: of the benchmark."""
+    logging.getLogger("torchao").setLevel(logging.ERROR)  # it warns of each of its libraries that needs a GPU
     import torch
     from transformers import AutoModelForCausalLM
 
