@@ -109,6 +109,42 @@ def test_what_two_uncaptured_passes_differ_by_widens_the_limit(tiny, monkeypatch
             verify(decoder, PROMPT, 6)
 
 
+class Moved(StaticDecoder):
+    """Steps over the fixed cache, captured or not, differ from eager decoding by as much."""
+
+    moved = 0.0
+
+    def trajectory(self, prompt, steps, replay=True, fed=None):
+        tokens, logits = super().trajectory(prompt, steps, replay, fed)
+        logits[..., ::2] += self.moved
+        return tokens, logits
+
+
+@pytest.mark.parametrize(("moved", "of_kernels", "passes"), [(0.4, 0.3, True), (0.4, 0.0, False), (1.0, 1.0, False)])
+def test_what_another_attention_kernel_changes_widens_the_limit_of_eager_decoding(
+    tiny, monkeypatch, moved, of_kernels, passes
+):
+    def by_the_kernel(*given):
+        logits = eager_logits(*given)
+        if not torch.backends.cuda.flash_sdp_enabled():  # only the plain kernel is
+            logits[..., ::2] += of_kernels
+        return logits
+
+    monkeypatch.setattr(cuda_graph, "beyond_ties", lambda *_: 0)  # of the logits alone
+    monkeypatch.setattr(cuda_graph, "eager_logits", by_the_kernel)
+    decoder = Moved(tiny("llama"), length=20)
+    decoder.moved = moved
+    if passes:
+        check = verify(decoder, PROMPT, 6)
+        assert check["kl_nats_max"] == 0
+        assert check["kl_nats_limit"] == cuda_graph.KL_LIMIT < check["eager_kl_nats_max"]
+        assert check["eager_kl_nats_limit"] == cuda_graph.NOISE_FACTOR * check["eager_kl_nats_max_of_two_kernels"]
+    else:
+        with pytest.raises(UserError, match="eager_kl_nats_max, limit 0.01" if not of_kernels else "limit 0.1"):
+            verify(decoder, PROMPT, 6)
+    assert torch.backends.cuda.flash_sdp_enabled()
+
+
 def test_on_a_cpu_nothing_is_captured_and_the_reason_is_given(tiny):
     assert captured_decoder(tiny("llama"), PROMPT, 3) == (None, "CUDA graphs need a GPU")
 

@@ -61,7 +61,9 @@ class CapturedCheck(TypedDict):
     logit_difference_max: float
     eager_same_tokens: int
     eager_kl_nats_max: float
+    eager_kl_nats_max_of_two_kernels: float | None  # of attention, in eager decoding; null where it was not needed
     kl_nats_limit: float
+    eager_kl_nats_limit: float
 
 
 class AnswersCheck(TypedDict):
