@@ -1,6 +1,7 @@
 """The output head against the models' own logits, and losses in slices against one pass."""
 
 import threading
+from types import SimpleNamespace
 
 import numpy
 import pytest
@@ -49,6 +50,17 @@ def test_output_head_adds_a_bias(tiny):
     model.lm_head.bias = torch.nn.Parameter(torch.linspace(-3, 3, 384))
     own = model(torch.tensor([IDS])).logits[0]
     torch.testing.assert_close(output_head(model)(last_hidden_states(model, IDS)), own, rtol=1e-5, atol=1e-5)
+
+
+def test_output_head_rounds_its_inputs_as_compressed_tensors_does(tiny):
+    """Its weight is plain floats once it is unpacked; its forward pass is the library's."""
+    model = tiny("llama")
+    head = model.get_output_embeddings()
+    own = head.forward
+    head.forward = lambda hidden: own((hidden * 4).round() / 4)
+    head.quantization_scheme = SimpleNamespace(input_activations=SimpleNamespace(num_bits=8))
+    logits = model(torch.tensor([IDS])).logits[0]
+    assert torch.equal(output_head(model)(last_hidden_states(model, IDS)), logits)
 
 
 def test_output_head_covers_a_padded_vocabulary(tiny, byte_tokenizer):

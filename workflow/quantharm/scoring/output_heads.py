@@ -76,6 +76,8 @@ def plain_head(model) -> OutputHead | None:
     head = model.get_output_embeddings()
     if type(head) is not torch.nn.Linear or type(head.weight) not in (torch.nn.Parameter, torch.Tensor):
         return None
+    if getattr(getattr(head, "quantization_scheme", None), "input_activations", None):
+        return None  # compressed-tensors unpacked its weight, and rounds its inputs
     return OutputHead(head.weight.data, None if head.bias is None else head.bias.data, *after_the_head(model))
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from quantharm.common.errors import UserError
 from quantharm.forensics.checks.kernel import check_kernel
 from quantharm.forensics.checks.logits import mean_kl
-from quantharm.quantizers.formats import activations, compressed_tensors, packing
+from quantharm.quantizers.formats import activations, compressed_tensors, compressed_tensors_config, packing
 
 # preset → bits a weight of the 64-wide model: codes, bfloat16 scales, 16 bytes of shape, a global scale
 BITS = {
@@ -179,10 +180,110 @@ def test_a_file_that_lacks_a_scale_is_refused(theirs, foreign, tmp_path):
         foreign(tmp_path, "bfloat16")
 
 
-def test_a_format_that_is_not_read_is_refused_by_name(theirs, tmp_path):
-    config = json.loads((theirs("W4A16") / "config.json").read_text())["quantization_config"]
-    assert compressed_tensors.unreadable(config, "cpu") is None
-    assert "marlin-24 is not read here" in compressed_tensors.unreadable(config | {"format": "marlin-24"}, "cpu")
+ROTATED = {"R4": {"type": "hadamard", "apply": [{"targets": ["re:.*down_proj$"], "location": "input"}]}}
+IN_WEIGHTS = {"R1": {"type": "hadamard", "apply": [{"targets": ["re:.*o_proj$"], "location": "weight_output"}]}}
+UNREAD = {
+    "its format marlin-24 is not read here": {"format": "marlin-24"},
+    "its weights are sparse": {"sparsity_config": {"format": "sparse-24-bitmask"}},
+    "transform_config`: input": {"transform_config": {"config_groups": ROTATED}},
+    "output_activations": {"config_groups": {"g": {"targets": ["Linear"], "output_activations": {"num_bits": 8}}}},
+    r"does not take `config_groups.g.*actorder": {
+        "config_groups": {
+            "g": {"targets": ["Linear"], "weights": {"num_bits": 4, "group_size": 32, "actorder": "group"}}
+        }
+    },
+    "does not know a scheme of its config": {"config_groups": {"W1A99": ["Linear"]}},
+}
+READ = (
+    {},
+    {"config_groups": {"W8A8": ["Linear"]}},
+    {"transform_config": {"config_groups": IN_WEIGHTS}},
+    {"sparsity_config": {"format": "dense", "sparsity_structure": "2:4"}},
+)
+
+
+def stated_by(folder) -> dict:
+    return json.loads((folder / "config.json").read_text())["quantization_config"]
+
+
+@pytest.mark.parametrize("reason", UNREAD)
+def test_what_is_not_read_is_refused_by_name(reason, theirs):
+    assert re.search(reason, compressed_tensors.unreadable(stated_by(theirs("W4A16")) | UNREAD[reason], "cpu") or "")
+
+
+@pytest.mark.parametrize("change", READ)
+def test_what_is_read_is_not_refused(change, theirs):
+    assert compressed_tensors.unreadable(stated_by(theirs("W4A16")) | change, "cpu") is None
+
+
+@pytest.mark.parametrize(
+    "targets",
+    [
+        ["re:.*proj", "model.layers.0.mlp.up_proj"],
+        ["re:.*proj", "re:.*mlp.*"],
+        ["re:.*mlp.*", "re:.*proj"],
+        ["Linear", "re:.*up_proj"],
+        ["Linear", "model.layers.0.mlp"],
+        ["Embedding", "re:model"],
+    ],
+)
+def test_of_several_schemes_the_library_takes_the_same(targets):
+    from compressed_tensors.utils.match import match_targets
+
+    name = "model.layers.0.mlp.up_proj"
+    stated = {"config_groups": {f"group_{i}": {"targets": [target]} for i, target in enumerate(targets)}}
+    chosen = compressed_tensors_config.scheme_of(stated, name)
+    assert chosen is not None
+    assert chosen["targets"] == match_targets(name, torch.nn.Linear(2, 2), targets)[:1]
+
+
+def test_integers_whose_inputs_are_rounded_take_a_byte_each(theirs, foreign, passes):
+    """W4A8 is stored in bytes: 8 bits a weight and a bfloat16 scale for 32 of them."""
+    scheme = scheme_for("W4A16")
+    scheme.input_activations = scheme_for("W8A8").input_activations
+    passes(foreign(theirs("W4A8", scheme), "bfloat16"), 8.5)
+
+
+def copied(folder, tmp_path, tensors=None, **change):
+    """A copy of a checkpoint with more tensors and other values in its config."""
+    for path in folder.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] |= change
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    whole = load_file(folder / "model.safetensors") | (tensors or {})
+    save_file(whole, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    return tmp_path
+
+
+def test_a_quantized_cache_beside_weights_that_are_unpacked(theirs, foreign, bare_logits, logits_of, tmp_path):
+    cache = {"num_bits": 8, "type": "float", "strategy": "tensor", "dynamic": False, "symmetric": True}
+    scales = {
+        f"model.layers.{i}.self_attn.{part}_scale": torch.tensor([0.02], dtype=torch.bfloat16)
+        for i in range(2)
+        for part in "kv"
+    }
+    cell = foreign(copied(theirs("W4A16"), tmp_path, scales, kv_cache_scheme=cache), "bfloat16")
+    assert len(cell.matrices) == 14
+    plain = logits_of(foreign(theirs("W4A16"), "bfloat16"))
+    assert mean_kl(plain, logits_of(cell)) > 1e-6  # the cache is rounded
+    if cell.model.dtype == torch.bfloat16:
+        assert mean_kl(bare_logits(tmp_path, "bfloat16"), logits_of(cell)) < 1e-6
+
+
+@pytest.mark.parametrize("preset", ["W4A16", "W8A8"])
+def test_a_compressed_file_is_read_as_one_though_its_config_calls_it_frozen(
+    preset, theirs, foreign, logits_of, tmp_path
+):
+    cell = foreign(copied(theirs(preset), tmp_path, quantization_status="frozen"), "bfloat16")
+    assert torch.equal(logits_of(cell), logits_of(foreign(theirs(preset), "bfloat16")))
+
+
+def test_weights_that_were_not_compressed_are_refused(theirs, foreign, tmp_path):
+    name = "model.layers.0.mlp.up_proj"
+    folder = copied(theirs("W8A8"), tmp_path, {f"{name}.weight": torch.ones(128, 64, dtype=torch.bfloat16)})
+    with pytest.raises(UserError, match=rf"was not compressed .*{name} has 16-bit weights with scales beside them"):
+        foreign(folder, "bfloat16")
 
 
 # ---------------------------------------------------------------- arithmetic by hand

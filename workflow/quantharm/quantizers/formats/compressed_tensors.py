@@ -13,33 +13,21 @@ GPU; it unpacks the others to 16 bits when they are loaded, and rounds the input
 """
 
 import contextlib
-import re
 from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, NotRequired, TypedDict
+from typing import TYPE_CHECKING
 
 from quantharm.common.checkpoint_files import weight_files
+from quantharm.common.errors import UserError
 from quantharm.quantizers.formats import LoadingArguments, StatedQuantization
-from quantharm.quantizers.formats.compressed_tensors_matrices import Rounding, dequantize, formula_bytes, rounding_of
+from quantharm.quantizers.formats.compressed_tensors_config import Scheme, fault_of, groups_of, scheme_of
+from quantharm.quantizers.formats.compressed_tensors_matrices import dequantize, formula_bytes, rounding_of
 
 if TYPE_CHECKING:
     from quantharm.quantizers.quantized_layers import QuantizedMatrix
 
 METHODS = ("compressed-tensors", "compressed_tensors")
 KERNEL = "CompressedTensorsFP8Linear"
-KNOWN_FORMATS = (
-    "dense", "pack-quantized", "int-quantized", "float-quantized", "naive-quantized", "nvfp4-pack-quantized",
-    "mxfp4-pack-quantized", "mxfp8-quantized", "mixed-precision",
-)  # fmt: skip
-
-
-class Scheme(TypedDict):
-    """A group of modules that are quantized in one way."""
-
-    targets: list[str]  # names, patterns or classes
-    weights: Rounding
-    input_activations: NotRequired[Rounding | None]
-    format: NotRequired[str | None]  # of a mixture: the group's own
 
 
 def unreadable(stated: StatedQuantization, device: str) -> str | None:
@@ -47,16 +35,7 @@ def unreadable(stated: StatedQuantization, device: str) -> str | None:
 
     if importlib.util.find_spec("compressed_tensors") is None:
         return "the package compressed-tensors is missing; install what envs/evaluation.txt pins"
-    if stated.get("sparsity_config") and stated["sparsity_config"].get("format", "dense") != "dense":
-        return f"its weights are sparse ({stated['sparsity_config']['format']}), which is not read here"
-    formats = [stated.get("format"), *(group.get("format") for group in groups_of(stated))]
-    unknown = sorted({str(name) for name in formats if name is not None and name not in KNOWN_FORMATS})
-    return f"its format {unknown[0]} is not read here; {', '.join(KNOWN_FORMATS)} are" if unknown else None
-
-
-def groups_of(stated: StatedQuantization) -> list[Scheme]:
-    """The schemes that a config states."""
-    return list((stated.get("config_groups") or {}).values())
+    return fault_of(stated)
 
 
 @contextlib.contextmanager
@@ -65,24 +44,42 @@ def loading(
 ) -> Iterator[LoadingArguments]:
     """Has weight-only formats unpacked on reading, and FP8 by row keep its kernel on a GPU; `finish` unpacks the rest.
 
-    transformers unpacks on reading by one scheme for all layers, so a mixture of schemes is left to `finish`.
+    transformers unpacks on reading by one scheme for all layers, and makes no place for a cache's scales then; so a
+    mixture of schemes and a quantized cache are left to `finish`.
     """
     from transformers import AutoConfig, CompressedTensorsConfig
 
+    refuse_uncompressed(checkpoint, stated)
     groups = groups_of(stated)
-    weights_only = len(groups) == 1 and not groups[0].get("input_activations")
+    inputs_or_cache = any(group.get("input_activations") for group in groups) or stated.get("kv_cache_scheme")
+    weights_only = len(groups) == 1 and not inputs_or_cache
     by_row = all(is_fp8_by_row(group) for group in groups)
     arguments: LoadingArguments = {
         "quantization_config": CompressedTensorsConfig(
             dequantize=weights_only, use_optimized_inference=device == "cuda" and by_row
         )
     }
-    plain = plain_though_targeted(checkpoint, stated)
-    if plain:
+    # The file is compressed whatever its config says: old ones call it frozen, and codes would be taken for weights.
+    corrected: StatedQuantization = {"quantization_status": "compressed"}
+    if plain := plain_though_targeted(checkpoint, stated):
+        corrected |= {"ignore": [*(stated.get("ignore") or []), *plain]}
+    if any(stated.get(key) != value for key, value in corrected.items()):
         config = AutoConfig.from_pretrained(checkpoint, local_files_only=True)
-        config.quantization_config = stated | {"ignore": [*(stated.get("ignore") or []), *plain]}
+        config.quantization_config = stated | corrected
         arguments["config"] = config
     yield arguments
+
+
+def refuse_uncompressed(checkpoint: Path, stated: StatedQuantization) -> None:
+    """Raises UserError where weights are still 16 bits, with their scales beside them."""
+    from quantharm.quantizers.formats.files import FLOATS, headers_of_files
+
+    for name, headers in headers_of_files(weight_files(checkpoint)).items():
+        if "weight_scale" in headers and "weight" in headers and headers["weight"].dtype in FLOATS:
+            raise UserError(
+                f"{checkpoint} was not compressed (`quantization_status: {stated.get('quantization_status')}`): {name} "
+                "has 16-bit weights with scales beside them; save it compressed, as llm-compressor does by default"
+            )
 
 
 def plain_though_targeted(checkpoint: Path, stated: StatedQuantization) -> list[str]:
@@ -124,22 +121,6 @@ def finish(model, dtype) -> None:
         for module in model.modules():
             if type(module) is torch.nn.Linear and module.weight.is_floating_point():
                 module.weight.data = module.weight.data.to(dtype)
-
-
-def matches(pattern: str, name: str, kind: str) -> bool:
-    """Whether a pattern names a module: by its name, by `re:` matched from its beginning, or by its class."""
-    if pattern.startswith("re:"):
-        return re.match(pattern.removeprefix("re:"), name) is not None
-    return pattern in (name, kind)
-
-
-def scheme_of(stated: StatedQuantization, name: str, kind: str = "Linear") -> Scheme | None:
-    """The scheme by which a module is quantized; None where it is left in 16 bits."""
-    if any(matches(pattern, name, kind) for pattern in stated.get("ignore") or []):
-        return None
-    named = [g for g in groups_of(stated) if any(matches(t, name, "") for t in g.get("targets") or [])]
-    by_class = [g for g in groups_of(stated) if any(matches(t, "", kind) for t in g.get("targets") or [])]
-    return next(iter(named + by_class), None)
 
 
 def excluded(stated: StatedQuantization, names: Collection[str]) -> set[str]:

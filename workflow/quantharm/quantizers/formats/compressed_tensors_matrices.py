@@ -40,14 +40,15 @@ def scale_count(weights: Rounding, rows: int, columns: int) -> int:
 def formula_bytes(weights: Rounding, rows: int, columns: int, headers: "Headers") -> float:
     """Bytes by the formula: codes, scales, zero points, the global scale and the shape.
 
-    The file decides how wide a scale is, since that follows the dtype of the quantized model.
+    The file decides how wide a scale is, since that follows the dtype of the quantized model, and whether codes are
+    packed: integers of fewer bits whose inputs are rounded too take a byte each (W4A8).
     """
     bits, scales = weights["num_bits"], scale_count(weights, rows, columns)
     if "weight_packed" in headers and headers["weight_packed"].dtype == "I32":
         total: float = rows * 4 * -(-columns * bits // 32) + INT64_PAIR
         zeros = 4 * -(-rows * bits // 32) * (scales // rows)
     else:
-        total, zeros = rows * columns * max(bits, 4) / 8, scales
+        total, zeros = rows * columns * (8 if "weight" in headers else bits) / 8, scales
     scale_bytes = headers["weight_scale"].bytes / headers["weight_scale"].elements
     total += scales * scale_bytes + (0 if weights.get("symmetric", True) else zeros)
     return total + (4 if "weight_global_scale" in headers else 0)
