@@ -14,8 +14,15 @@ KEY = "sk-secret-0123456789"
 
 
 @dataclass
+class Raw:
+    """The bytes that are sent in place of a response, after which the connection ends."""
+
+    content: bytes
+
+
+@dataclass
 class Fake:
-    """What the server does; `change` takes (path, question, answer) and gives the answer to send, or a status."""
+    """What the server does; `change` takes (path, question, answer) and gives the answer to send, a status or Raw."""
 
     model: Any
     dialect: str
@@ -127,8 +134,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         answer = fake.answer(self.path, question)
         if fake.change and not isinstance(answer, int):
             answer = fake.change(self.path, question, answer)
-        if answer is None:  # it dies
+        if answer is None or isinstance(answer, Raw):  # it dies
             self.close_connection = True
+            self.connection.sendall(answer.content if answer else b"")
             self.connection.close()
             return
         status, extra = (answer, {}) if isinstance(answer, int) else (200, {})

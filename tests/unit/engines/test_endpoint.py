@@ -3,13 +3,15 @@
 import contextlib
 import json
 import math
+import threading
+import time
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from fake_server import KEY, Fake, serving
+from fake_server import KEY, Fake, Raw, serving
 from transformers import AutoModelForCausalLM
 
 from quantharm.common.errors import UserError
@@ -265,3 +267,159 @@ def test_what_was_answered_before_a_server_died_is_not_asked_again(opened):
     assert all((s[3:-1, 0] >= 0).all() and (s[:3, 0] < 0).all() for s in states)
     again.finished()
     assert not engine.folder.exists()
+
+
+# ---- what a server does once, or half-way ----
+
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
+
+
+def chunked(*parts: str) -> bytes:
+    """A body in chunks, without the last one, which is empty."""
+    return HEAD + b"Transfer-Encoding: chunked\r\n\r\n" + b"".join(f"{len(p):x}\r\n{p}\r\n".encode() for p in parts)
+
+
+def once(fault):
+    """A change that gives `fault` in place of the first answer about IDS, and the answer itself from then on."""
+    left = [fault]
+
+    def changed(path, question, answer):
+        asked = question.get("prompt") or question.get("input_ids")
+        return left.pop() if asked == IDS and left else answer
+
+    return changed
+
+
+PARTS = [f'data: {{"choices": [{{"text": "x", "token_ids": [{i}]}}]}}\n\n' for i in (40, 41)]
+TOLD = 'data: {"error": {"message": "out of memory", "code": 500}}\n\n'
+CUT_SCORES = {
+    "no length": Raw(HEAD + b'\r\n{"choices": [{"prompt_log'),
+    "a wrong length": Raw(HEAD + b'Content-Length: 900\r\n\r\n{"choices": [{"prompt_log'),
+    "chunks": Raw(chunked('{"choices": [{"prompt_log')),
+    "no chunk's length": Raw(HEAD + b"Transfer-Encoding: chunked\r\n\r\nxyz\r\n"),
+    "an error": (500, {}, {"error": "once"}),
+}
+CUT_ANSWERS = {
+    "after two parts": Raw(HEAD + b"\r\n" + "".join(PARTS).encode()),
+    "in a chunk": Raw(chunked(*PARTS)),
+    "with an error": Raw(HEAD + b"\r\n" + "".join([*PARTS, TOLD, "data: [DONE]\n\n"]).encode()),
+    "too busy": (429, {"Retry-After": "3"}, {}),
+    "given up": [{"choices": [{"text": "x", "token_ids": [40], "finish_reason": "abort"}]}],
+}
+
+
+@pytest.mark.parametrize("fault", CUT_SCORES)
+def test_scores_that_break_off_are_asked_for_again(fault, opened, model):
+    states = last_hidden_states(opened(change=once(CUT_SCORES[fault]))[0], IDS)
+    assert torch.equal(states, last_hidden_states(opened()[0], IDS))
+
+
+@pytest.mark.parametrize("fault", CUT_ANSWERS)
+def test_an_answer_that_breaks_off_is_no_end_of_sequence(fault, opened, model):
+    """A part of it would be read as a short answer, with an end that the model did not give."""
+    expected = continue_greedily(model, IDS, 6, {1}, 128).token_ids
+    engine, fake = opened(change=once(CUT_ANSWERS[fault]))
+    fake.questions.clear()
+    answer = served.answer_to(engine, IDS, 6, {1}, served.never, engine.file_of_answer(IDS, 6))
+    assert answer.token_ids == expected
+    assert len(fake.questions) == 2
+
+
+def test_an_answer_that_always_breaks_off_ends_in_one_sentence(opened):
+    cut = CUT_ANSWERS["with an error"]
+    engine, _ = opened(change=lambda p, q, a: cut if q.get("stream") else a)
+    with pytest.raises(UserError, match=r"does not answer \(it broke an answer off: out of memory; asked 2 times\)"):
+        served.answers(engine, [IDS], 6, {1})
+
+
+WORDS_FOR_LENGTH = {
+    "prompt_logprobs": {"choices": [{"text": "", "token_ids": [], "finish_reason": "length"}]},
+    "generate": {"output_ids": [40, 41], "meta_info": {"finish_reason": {"type": "length", "length": 2}}},
+    "echo": {"choices": [{"text": "", "logprobs": {"tokens": []}, "finish_reason": "length"}]},
+    "position": {"content": "", "tokens": [], "stop": True, "stop_type": "limit"},
+}
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_an_answer_that_a_short_context_cuts_is_no_end_of_sequence(dialect, opened):
+    def cut(path, question, answer):
+        return [*answer[:2], WORDS_FOR_LENGTH[dialect]] if isinstance(answer, list) and len(answer) > 2 else answer
+
+    with pytest.raises(UserError, match=r"asked for 6 tokens and cut its answer after 2 .* longer context"):
+        served.answers(opened(dialect, cut)[0], [IDS], 6, {1})
+
+
+def nothing_else(entries):
+    token = str(IDS[-1])
+    entries |= {token: {"logprob": -3.0}}
+    for other in set(entries) - {token}:
+        del entries[other]
+
+
+def changed_entry(value):
+    return at_position(lambda entries: entries.update({next(iter(entries)): value}))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (changed_entry({"logprob": None}), r"has another form \(TypeError"),
+        (changed_entry({"log_prob": -1.0}), r"has another form \(KeyError"),
+        (changed_entry([-1.0]), "has another form"),
+        (lambda p, q, a: {**a, "usage": "12"} if "prompt" in q and len(q["prompt"]) == 12 else a, "has another form"),
+        (
+            lambda p, q, a: (400, {}, {"error": "context is 8"}) if len(q.get("prompt", ())) == 12 else a,
+            "refuses a question of 12 tokens: .* answered 400: context is 8; .* lower `window_tokens:`",
+        ),
+        (lambda p, q, a: {"data": ["tiny", 7, None]} if p == "/v1/models" else nothing_left(q, a), "1 tokens .* of 20"),
+        (lambda p, q, a: (307, {"Location": f"http://o.example/?{KEY}"}, {}), "on to http://o.example/\\?…, where the"),
+    ],
+)
+def test_what_no_dialect_has_ends_in_one_sentence(change, words, opened, monkeypatch):
+    monkeypatch.setenv("THE_KEY", KEY)
+    with pytest.raises(UserError, match=words) as raised:
+        last_hidden_states(opened(change=change, api_key_variable="THE_KEY")[0], IDS)
+    assert KEY not in str(raised.value)
+
+
+def nothing_left(question, answer):
+    """Of the last position of IDS the given token alone."""
+    return at_position(nothing_else)("", question, answer) if question.get("prompt") == IDS else answer
+
+
+def test_a_number_that_is_none_is_named_itself(opened):
+    def last_is_none(entries):
+        entries |= {[*entries][-1]: {"logprob": math.nan}}
+
+    with pytest.raises(UserError, match="log-probability of nan"):
+        last_hidden_states(opened(change=at_position(last_is_none))[0], IDS)
+
+
+def test_a_batch_that_a_server_refuses_has_a_reason_and_the_others_their_times(opened):
+    busy = threading.Semaphore(2)
+
+    def limited(path, question, answer):
+        if not busy.acquire(blocking=False):
+            return 429, {}, {"error": "too many"}
+        time.sleep(0.01)
+        busy.release()
+        return answer
+
+    engine, _ = opened(change=limited)
+    sizes = {b["batch_size"]: b for b in served.benchmark(engine, 1, 4, 2, 0.0, [128], [1, 12])["batches"]}
+    assert sizes[1]["reason"] is None
+    assert "too many" in sizes[12]["reason"]
+    assert sizes[12]["decode_tokens_per_second"] is None
+
+
+def test_lengths_leave_the_server_room_for_a_token(opened):
+    engine, fake = opened()
+    speed = served.benchmark(engine, 8, 4, 2, 0.0, [4, 128, 2000])
+    assert [p["prompt_tokens"] for p in speed["prefill"]] == [4, 127]
+    assert max(len(question.get("prompt", ())) for _, question in fake.questions) == 127
+
+
+def test_an_answer_in_one_piece_has_the_rate_of_its_whole_time():
+    assert served.rate_of([(2.0, 2.0, 0, 32)]) == 16.0
+    assert served.rate_of([(2.0, 2.001, 31, 32)]) == pytest.approx(32 / 2.001)
+    assert served.rate_of([(1.0, 3.0, 30, 31), (0.5, 2.5, 30, 31)]) == 24.0

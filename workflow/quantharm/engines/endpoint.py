@@ -12,9 +12,11 @@ from quantharm.common.text import language_config
 from quantharm.engines.endpoint_dialects import Dialect, Echo, Generate, PositionByPosition, PromptLogprobs
 from quantharm.engines.endpoint_http import RefusedError, Server, key_of
 from quantharm.engines.endpoint_model import EndpointModel
+from quantharm.engines.endpoint_reading import as_dialect
 
 PROBE = "The capital of France is Paris, and the capital of Italy is Rome."
 FEWER = (20, 10, 5, 2, 1)  # top tokens that are asked for where a server shows no more
+TOO_MANY = (400, 422)  # statuses with which servers refuse to show so many tokens
 FOLDER = "answered"  # beside a cell's checkpoint
 
 
@@ -34,13 +36,17 @@ def find_dialect(server: Server, model: str, tokenizer, top_tokens: int) -> tupl
     for dialect in dialects:
         for top in dict.fromkeys([top_tokens, *(fewer for fewer in FEWER if fewer < top_tokens)]):
             try:
-                known = dialect.scores(ids, len(ids) - 1, top)
+                with as_dialect():
+                    known = dialect.scores(ids, len(ids) - 1, top)
+                    shown = len(known[0])
+                    if top > 1 and list(known[0]) == ids[-1:]:
+                        raise RefusedError("it shows no tokens beside the given one")
             except RefusedError as error:
                 reasons.append(f"{dialect.name}: {error}")
-                if "400" not in str(error) and "422" not in str(error):
+                if error.status not in TOO_MANY:
                     break
                 continue
-            return dialect, top if len(known[0]) >= top else max(1, len(known[0]) - 1)  # the token itself is one
+            return dialect, top if shown >= top else max(1, shown - 1)  # the token itself is one
     first_of_each = [next(r for r in reasons if r.startswith(f"{dialect.name}:")) for dialect in dialects]
     raise UserError(
         f"{server.url} gives no log-probabilities of given tokens; serve the model with vLLM, SGLang, llama-server or "
@@ -61,13 +67,15 @@ def require_model(server: Server, model: str) -> None:
     try:
         answer = server.get("/v1/models")
     except RefusedError as error:
-        if " 401" in str(error) or " 403" in str(error):
+        if error.status in (401, 403):
             raise UserError(
                 f"{server.url} does not accept the key ({error}); correct the environment variable that "
                 "`api_key_variable` names"
             ) from None
         return
-    served = [entry.get("id") for entry in answer.get("data") or []] if isinstance(answer, dict) else []
+    listed = answer.get("data") if isinstance(answer, dict) else None
+    entries = listed if isinstance(listed, list) else []
+    served = [entry["id"] for entry in entries if isinstance(entry, dict) and "id" in entry]
     if served and model not in served:
         raise UserError(f"{server.url} serves no model {model!r}; it serves {', '.join(map(str, served[:5]))}")
 

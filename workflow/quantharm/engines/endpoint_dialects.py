@@ -3,7 +3,8 @@
 `scores(ids, first, top)` gives {token id: ln q} for each position from `first` on: of the `top` most probable tokens
 and of the token given there. `answer(ids, new_tokens, to_the_end)` gives lists of tokens as they come; with
 `to_the_end` as many as were asked for, past end-of-sequence tokens. Both raise RefusedError where the server does not
-speak the dialect, and UserError where it cut, added or changed tokens.
+speak the dialect, and UserError where it cut, added or changed tokens. What a server sends in another form than its
+dialect's raises KeyError, TypeError and the like, which the caller turns into a sentence (endpoint_reading.as_dialect).
 """
 
 from collections.abc import Iterator
@@ -12,7 +13,14 @@ from typing import ClassVar
 
 from quantharm.common.errors import UserError
 from quantharm.engines.endpoint_http import RefusedError, Server
-from quantharm.engines.endpoint_reading import choice_of, meta_info_of, require_length, require_prompt, require_tokens
+from quantharm.engines.endpoint_reading import (
+    choice_of,
+    meta_info_of,
+    require_length,
+    require_prompt,
+    require_tokens,
+    require_whole,
+)
 
 Known = dict[int, float]  # {token id: ln q} of one position
 FORCED = 1000.0  # added to a logit so that its token is chosen
@@ -32,6 +40,7 @@ class PromptLogprobs:
     server: Server
     model: str
     name: ClassVar[str] = "prompt_logprobs"
+    leaves_out_tokens: ClassVar[bool] = False
     version_path: ClassVar[str] = "/version"
 
     def scores(self, ids: list[int], first: int, top: int) -> list[Known]:
@@ -46,11 +55,15 @@ class PromptLogprobs:
     def answer(self, ids: list[int], new_tokens: int, to_the_end: bool = False) -> Iterator[list[int]]:
         question = {"model": self.model, "prompt": ids, "max_tokens": new_tokens, "return_token_ids": True, **GREEDY}
         question |= {"ignore_eos": True, "min_tokens": new_tokens} if to_the_end else {}
+        seen = 0
         for part in self.server.stream("/v1/completions", question):
             for choice in part.get("choices", []):
                 if choice.get("text") and choice.get("token_ids") is None:
                     raise RefusedError("it gives no ids of the tokens that it generates (`return_token_ids`)")
-                yield choice.get("token_ids") or []
+                tokens = [int(token) for token in choice.get("token_ids") or []]
+                seen += len(tokens)
+                yield tokens
+                require_whole(choice.get("finish_reason"), seen, new_tokens, self.server)
 
 
 @dataclass(frozen=True)
@@ -60,6 +73,7 @@ class Generate:
     server: Server
     model: str
     name: ClassVar[str] = "generate"
+    leaves_out_tokens: ClassVar[bool] = False
     version_path: ClassVar[str] = "/get_server_info"
 
     def scores(self, ids: list[int], first: int, top: int) -> list[Known]:
@@ -88,6 +102,8 @@ class Generate:
                 raise RefusedError("it gives no ids of the tokens that it generates")
             yield [int(token) for token in tokens[seen:]]  # all of them so far, with each part
             seen = len(tokens)
+            reason = (part.get("meta_info") or {}).get("finish_reason") or {}
+            require_whole(reason.get("type"), seen, new_tokens, self.server)
 
 
 @dataclass(frozen=True)
@@ -102,6 +118,7 @@ class Echo:
     model: str
     tokens_of: dict[str, int]
     name: ClassVar[str] = "echo"
+    leaves_out_tokens: ClassVar[bool] = True
     version_path: ClassVar[str] = "/version"
 
     def scores(self, ids: list[int], first: int, top: int) -> list[Known]:
@@ -122,10 +139,15 @@ class Echo:
     def answer(self, ids: list[int], new_tokens: int, to_the_end: bool = False) -> Iterator[list[int]]:
         question = {"model": self.model, "prompt": ids, "max_tokens": new_tokens, "logprobs": 1, **GREEDY}
         question |= {"ignore_eos": True} if to_the_end else {}
+        seen = 0
         for part in self.server.stream("/v1/completions", question):
             for choice in part.get("choices", []):
                 texts = (choice.get("logprobs") or {}).get("tokens") or []
+                if choice.get("text") and not texts:
+                    raise RefusedError("it does not name the tokens that it generates (`logprobs`)")
+                seen += len(texts)
                 yield [self.token_of(text) for text in texts]
+                require_whole(choice.get("finish_reason"), seen, new_tokens, self.server)
 
     def token_of(self, text: str) -> int:
         """The one token that reads so; raises UserError where there is none, or several."""
@@ -148,6 +170,7 @@ class PositionByPosition:
     server: Server
     model: str
     name: ClassVar[str] = "position by position"
+    leaves_out_tokens: ClassVar[bool] = False
     version_path: ClassVar[str] = "/props"
 
     def scores(self, ids: list[int], first: int, top: int) -> list[Known]:
@@ -189,12 +212,16 @@ class PositionByPosition:
             **self.name_of_model(),
         }
         question |= {"repeat_penalty": 1.0, "cache_prompt": False, "ignore_eos": to_the_end}
+        seen = 0
         for part in self.server.stream("/completion", question):
             if part.get("stop"):
                 require_prompt(part, ids, self.server)
             if part.get("content") and "tokens" not in part:
                 raise RefusedError("it gives no ids of the tokens that it generates (`return_tokens`)")
-            yield [int(token) for token in part.get("tokens", [])]
+            tokens = [int(token) for token in part.get("tokens", [])]
+            seen += len(tokens)
+            yield tokens
+            require_whole(part.get("stop_type"), seen, new_tokens, self.server)
 
     def name_of_model(self) -> dict[str, str]:
         """Names the model, for a server that holds several."""

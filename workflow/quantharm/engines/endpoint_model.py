@@ -6,6 +6,7 @@ measured.
 """
 
 import concurrent.futures
+import contextlib
 import hashlib
 import json
 import math
@@ -22,9 +23,12 @@ from quantharm.common.files import read_json, write_json
 from quantharm.common.records.parts import EngineRecord
 from quantharm.common.text import language_config
 from quantharm.engines.endpoint_dialects import Dialect, Known
+from quantharm.engines.endpoint_http import RefusedError
+from quantharm.engines.endpoint_reading import as_dialect
 from quantharm.scoring.lower_bound import NO_TOKEN, ROUNDING
 
 SUM_TOLERANCE = 1e-3  # of the probabilities that a server shows of one position, above 1
+TOO_LONG = (400, 413, 422)  # statuses with which servers refuse sequences that their context does not hold
 
 
 class EndpointModel:
@@ -78,10 +82,9 @@ class EndpointModel:
         self.used.append(path)
         if path.is_file():
             return [dict(zip(tokens, values, strict=True)) for tokens, values in read_json(path)["known"]]
-        known = [
-            checked(entries, ids[position], self)
-            for position, entries in enumerate(self.dialect.scores(ids, first, self.top_tokens), first)
-        ]
+        with self.refusals(len(ids)), as_dialect():
+            scores = self.dialect.scores(ids, first, self.top_tokens)
+        known = [checked(entries, ids[position], self) for position, entries in enumerate(scores, first)]
         if len(known) != len(ids) - first:
             raise UserError(
                 f"{self.dialect.server.url} gives log-probabilities of {len(known)} positions instead of "
@@ -106,8 +109,29 @@ class EndpointModel:
         return states.view(len(states), 2, -1)[:, 0].long()
 
     def answer(self, ids: list[int], new_tokens: int, to_the_end: bool = False) -> Iterator[list[int]]:
-        """Greedy tokens as they come; to_the_end: as many as `new_tokens`, past end-of-sequence tokens."""
-        return self.dialect.answer(ids, new_tokens, to_the_end)
+        """Greedy tokens as they come; to_the_end: as many as `new_tokens`, past end-of-sequence tokens.
+
+        Raises BusyError where the answer may be asked for again, from its beginning (Server.patiently).
+        """
+        with self.refusals(len(ids) + new_tokens), as_dialect():
+            yield from self.dialect.answer(ids, new_tokens, to_the_end)
+
+    @contextlib.contextmanager
+    def refusals(self, tokens: int) -> Iterator[None]:
+        """Within the block a server's refusal says which server it is, and what may help; tokens: of the question."""
+        try:
+            yield
+        except RefusedError as error:
+            remedy = "see the server's own log, or serve the model with another server or release"
+            if error.status in TOO_LONG:
+                remedy = (
+                    "if that is its context, serve the model with a longer one, or lower `window_tokens:`, "
+                    "`max_new_tokens:` or `benchmark:` of the protocol"
+                )
+            raise UserError(
+                f"{self.dialect.server.url} spoke the dialect {self.dialect.name!r} when it was tried, and now refuses "
+                f"a question of {tokens} tokens: {error}; {remedy}"
+            ) from None
 
     def file_of_answer(self, ids: list[int], new_tokens: int) -> Path:
         """The file that keeps an answer until the stage is finished."""
@@ -148,7 +172,8 @@ def sha256_of(question: list[object]) -> str:
 def checked(known: Known, token: int, model: EndpointModel) -> Known:
     """The K most probable tokens of one position and `token`, the one given there, or K + 1 where it is among them.
 
-    Raises UserError where the server's figures are no log-probabilities of this model's tokens.
+    Raises UserError where the server's figures are no log-probabilities of this model's tokens, or may lack the first
+    choice.
     """
     url = model.dialect.server.url
     if token not in known:
@@ -156,19 +181,27 @@ def checked(known: Known, token: int, model: EndpointModel) -> Known:
             f"{url} gives no log-probability of token {token}, which it was given: it changes tokens or has others; "
             "serve the model that `models:` names"
         )
-    if not all(value <= SUM_TOLERANCE for value in known.values()):  # NaN, too
+    wrong = [value for value in known.values() if not value <= SUM_TOLERANCE]  # NaN, too
+    if wrong:
         raise UserError(
-            f"{url} gives a log-probability of {max(known.values())}, which is none; serve the model with another "
-            "server"
+            f"{url} gives a log-probability of {wrong[0]}, which is none; serve the model with another server"
         )
-    if sum(map(math.exp, known.values())) > 1 + SUM_TOLERANCE:
+    shown_share = sum(map(math.exp, known.values()))
+    if shown_share > 1 + SUM_TOLERANCE:
         raise UserError(
             f"{url} gives probabilities of one position that sum to more than 1; serve the model with another server"
         )
     if not 0 <= min(known) <= max(known) < model.vocabulary_size:
+        strange = max(known) if max(known) >= model.vocabulary_size else min(known)
         raise UserError(
-            f"{url} knows token {max(known)}, the model has {model.vocabulary_size}: it serves another model; correct "
+            f"{url} knows token {strange}, the model has {model.vocabulary_size}: it serves another model; correct "
             "`url` or `model` of the method"
+        )
+    fewer = len(known) < model.top_tokens and not model.dialect.leaves_out_tokens
+    if fewer and math.exp(max(known.values())) < 1 - shown_share:
+        raise UserError(
+            f"{url} shows {len(known)} tokens of a position instead of {model.top_tokens}, so that its first choice "
+            "may not be among them; lower `top_tokens` of the method, or serve the model with another server"
         )
     most = model.top_tokens + 1
     shown = dict(sorted(known.items(), key=lambda entry: -entry[1])[:most])

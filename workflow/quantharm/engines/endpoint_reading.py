@@ -3,10 +3,25 @@
 Figures of other tokens than the given ones would look like those of a bad model, so they end the stage.
 """
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
-from quantharm.common.errors import UserError
-from quantharm.engines.endpoint_http import Json, RefusedError, Server
+from quantharm.common.errors import UserError, first_line
+from quantharm.engines.endpoint_http import BusyError, Json, RefusedError, Server
+
+NO_ROOM = ("length", "limit")  # words for an answer that was cut where it was as long as it may be
+GIVEN_UP = ("abort", "error")
+OTHER_FORM = (KeyError, TypeError, ValueError, IndexError, AttributeError)
+
+
+@contextlib.contextmanager
+def as_dialect() -> Iterator[None]:
+    """Within the block what is not in the form of a dialect raises RefusedError."""
+    try:
+        yield
+    except OTHER_FORM as error:
+        raise RefusedError(f"what it sends has another form ({type(error).__name__}: {first_line(error)})") from None
 
 
 def meta_info_of(answer: Any) -> Json:
@@ -60,3 +75,17 @@ def require_tokens(read: list[int], ids: list[int], server: Server) -> None:
                 f"{server.url} was given token {given} at position {position} and read token {token}: it does not take "
                 "token ids as they are; serve the model with another server"
             )
+
+
+def require_whole(reason: str | None, given: int, asked: int, server: Server) -> None:
+    """Raises UserError for an answer that the server cut short, BusyError for one that it gave up.
+
+    reason: its word for the answer's end, None where it goes on; given, asked: tokens.
+    """
+    if reason in GIVEN_UP:
+        raise BusyError(f"it gave an answer up after {given} of {asked} tokens ({reason})")
+    if reason in NO_ROOM and given < asked:
+        raise UserError(
+            f"{server.url} was asked for {asked} tokens and cut its answer after {given} ({reason}); serve the model "
+            "with a longer context, or lower `max_new_tokens:` and `benchmark:` of the protocol"
+        )
