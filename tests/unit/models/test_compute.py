@@ -100,6 +100,10 @@ def test_16_bit_parameters_and_buffers_become_float32_and_integers_stay():
         assert torch.equal(tensor, before[name].to(tensor.dtype))
 
 
+class AWQuantLinear(SimpleNamespace):
+    """A layer as the format's module sees it: it is known by its class's name."""
+
+
 @pytest.mark.parametrize("bias", [None, torch.linspace(-3, 3, 16, dtype=torch.float16)], ids=["without", "with"])
 def test_an_awq_layer_in_float32_is_its_codes_and_scales_and_bias(bias):
     random = torch.Generator().manual_seed(0)
@@ -109,7 +113,7 @@ def test_an_awq_layer_in_float32_is_its_codes_and_scales_and_bias(bias):
         "qzeros": torch.randint(-(2**31), 2**31, (inputs // group, outputs // 8), generator=random).int(),
         "scales": torch.rand(inputs // group, outputs, generator=random).half(),
     }
-    layer = SimpleNamespace(**packed, bias=bias, bits=4, group_size=group)
+    layer = AWQuantLinear(**packed, bias=bias, bits=4, group_size=group)
     awq_format.multiply_in_float32(layer)
     weight = awq_format.codes(packed, group).double() * packed["scales"].double().repeat_interleave(group, 0).t()
     x = torch.randn(5, inputs, generator=random)

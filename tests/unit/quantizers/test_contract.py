@@ -7,7 +7,7 @@ import pytest
 
 from quantharm import quantizers
 from quantharm.config.methods import quantizer_names
-from quantharm.quantizers import ComputesInFloat32, Quantizer, formats, quantizer_named
+from quantharm.quantizers import MultipliesInFloat32, Quantizer, formats, quantizer_named
 from quantharm.quantizers.formats import Family, families
 
 OPTIONAL = [
@@ -15,14 +15,14 @@ OPTIONAL = [
     quantizers.RefusesConfigs,
     quantizers.RefusesModels,
     quantizers.Calibrates,
-    ComputesInFloat32,
+    MultipliesInFloat32,
 ]
 OPTIONAL_OF_FAMILIES = [
     formats.RefusesCheckpoints,
     formats.ArrangesLoading,
     formats.FinishesModels,
     formats.StatesExclusions,
-    ComputesInFloat32,
+    MultipliesInFloat32,
 ]
 
 

@@ -17,7 +17,7 @@ from quantharm.common.records.source import Located, Trust
 from quantharm.models.completeness import check_whole, load_whole
 from quantharm.models.devices import device_map, torch_dtype
 from quantharm.models.safety import refuse_unsafe, verify_weights
-from quantharm.quantizers import ComputesInFloat32, quantizer_named
+from quantharm.quantizers import MultipliesInFloat32, quantizer_named
 
 LARGEST_FILE = "5GB"  # of weights that are written; several files are hashed and read at once
 SYNTHETIC_MARK = "synthetic.json"  # in a checkpoint folder: its weights are random numbers
@@ -128,9 +128,11 @@ def set_compute_dtype(model, quantizer: str, dtype: str, device: str, wanted: st
     from quantharm.models import compute
 
     if device == "cpu" and (wanted or compute.compute_dtype(dtype, device)) == "float32":
-        module = quantizer_named(quantizer)
-        arrange = module.compute_in_float32 if isinstance(module, ComputesInFloat32) else compute.to_float32
-        arrange(model)
+        own = quantizer_named(quantizer)
+        if isinstance(own, MultipliesInFloat32):
+            for module in model.modules():
+                own.multiply_in_float32(module)
+        compute.to_float32(model)
 
 
 def read_quantization(path: Path) -> QuantizationRecord:

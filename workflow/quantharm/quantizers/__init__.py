@@ -101,11 +101,11 @@ class NeedsPackages(Protocol):
 
 
 @runtime_checkable
-class ComputesInFloat32(Protocol):
-    """A quantizer whose layers need help of its own to multiply in float32 on a CPU."""
+class MultipliesInFloat32(Protocol):
+    """A quantizer some of whose layers do not multiply in float32 on a CPU once their 16-bit tensors are cast to it."""
 
-    def compute_in_float32(self, model: Any) -> None:
-        """Has a loaded model multiply in float32; casting its 16-bit tensors would not do."""
+    def multiply_in_float32(self, module: Any) -> None:
+        """Has one of its layers multiply in float32; leaves any other module alone."""
 
 
 def quantizer_named(name: str) -> Quantizer:

@@ -32,7 +32,7 @@ __all__ = ["SETTINGS", "calibration_samples"]
 
 load = pretrained.load_own
 inspect = families.inspect
-compute_in_float32 = families.compute_in_float32
+multiply_in_float32 = families.multiply_in_float32
 
 PACKAGES = "autoround"  # a file in envs/
 FLOATS = ("NVFP4", "MXFP4", "FP8_BLOCK")

@@ -19,12 +19,12 @@ from quantharm.quantizers.calibration_samples import (
     samples_for,
 )
 from quantharm.quantizers.experts import conflict_of_experts
-from quantharm.quantizers.formats.awq import backend_config, compute_in_float32, computing_in, inspect
+from quantharm.quantizers.formats.awq import backend_config, computing_in, inspect, multiply_in_float32
 
 if TYPE_CHECKING:
     from quantharm.common.checkpoint_files import CheckpointConfig
 
-__all__ = ["SETTINGS", "calibration_samples", "compute_in_float32", "inspect"]
+__all__ = ["SETTINGS", "calibration_samples", "inspect", "multiply_in_float32"]
 
 SETTINGS: SettingsSchema = {
     "bits": {"enum": [4], "default": 4, "description": "Bits a weight; kernels exist for 4."},

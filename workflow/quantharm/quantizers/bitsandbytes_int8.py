@@ -58,13 +58,6 @@ def load(folder: Path, settings: Settings, source: SourceRecord, dtype: str, dev
     return model
 
 
-def compute_in_float32(model) -> None:
-    """Outlier columns and outputs are float32; activations are rounded to 8 bits as before."""
-    from quantharm.models.compute import to_float32
-
-    to_float32(model)
-
-
 def inspect(name: str, module, checkpoint: Path) -> "QuantizedMatrix | None":
     """A Linear8bitLt: N bytes of weights and one float32 scale a row."""
     if type(module).__name__ != "Linear8bitLt":

@@ -23,7 +23,7 @@ from quantharm.quantizers.formats import families
 
 load = pretrained.load_own
 inspect = families.inspect
-compute_in_float32 = families.compute_in_float32
+multiply_in_float32 = families.multiply_in_float32
 
 INTEGER_GROUPS = ("W3A16", "W4A16", "W8A16")
 DIVISORS = {"NVFP4A16": 16, "MXFP4A16": 32, "MXFP4": 32, "MXFP8": 32, "FP8_BLOCK": 128}  # of a layer's inputs

@@ -42,7 +42,7 @@ __all__ = ["SETTINGS", "calibration_samples"]
 
 load = pretrained.load_own
 inspect = families.inspect
-compute_in_float32 = families.compute_in_float32
+multiply_in_float32 = families.multiply_in_float32
 
 PACKAGES = "gguf"  # a file in envs/
 TYPES = ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_K_S", "Q3_K_M", "Q2_K", "IQ4_XS", "IQ4_NL", "Q4_0", "Q4_1")

@@ -28,7 +28,7 @@ __all__ = ["SETTINGS", "calibration_samples"]
 
 load = pretrained.load_own
 inspect = families.inspect
-compute_in_float32 = families.compute_in_float32
+multiply_in_float32 = families.multiply_in_float32
 
 SETTINGS: SettingsSchema = {
     "bits": {"enum": [2, 3, 4, 8], "default": 4, "description": "Bits a weight."},

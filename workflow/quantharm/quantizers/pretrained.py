@@ -81,10 +81,10 @@ def compute_in(model, dtype: str) -> None:
     model.config.dtype = wanted
 
 
-def compute_in_float32(model) -> None:
+def multiply_in_float32(module) -> None:
     from quantharm.quantizers.formats import families
 
-    families.compute_in_float32(model)
+    families.multiply_in_float32(module)
 
 
 def inspect(name: str, module, checkpoint: Path) -> "QuantizedMatrix | None":

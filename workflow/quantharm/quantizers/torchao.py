@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 load = pretrained.load_own
 inspect = families.inspect
-compute_in_float32 = families.compute_in_float32
+multiply_in_float32 = families.multiply_in_float32
 
 KINDS = ("int4_weight_only", "int8_weight_only", "int8_dynamic", "float8_weight_only", "float8_dynamic")
 

@@ -1,6 +1,6 @@
 """Stored formats: one module a family, which reads checkpoints of one format, whoever quantized them.
 
-`Family` is the Protocol of such a module; those after it, and quantizers' own `ComputesInFloat32`, are optional.
+`Family` is the Protocol of such a module; those after it, and quantizers' own `MultipliesInFloat32`, are optional.
 quantharm.quantizers.formats.families finds the family of a checkpoint. A quantizer that writes a format takes its
 family's `inspect`. Imports of ML libraries stay inside functions where the configuration needs a module.
 """

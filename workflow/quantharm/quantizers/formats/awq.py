@@ -152,21 +152,14 @@ def dequantize(checkpoint: Path, name: str, group: int) -> "Tensor":
     return levels.float() * scales.repeat_interleave(group, dim=1)
 
 
-def compute_in_float32(model) -> None:
-    """Gives AWQ layers a forward pass of their own, as gptqmodel's CPU kernels round float32 activations to 16 bits."""
-    from quantharm.models.compute import to_float32
-
-    for module in model.modules():
-        if is_awq_linear(module):
-            multiply_in_float32(module)
-    to_float32(model)
-
-
 def multiply_in_float32(module) -> None:
     """Gives an AWQ linear the forward pass y = x · ((codes - zeros) × scales) + bias in float32.
 
-    Codes less zeros are unpacked once, to a byte each ([groups, group, outputs]), by gptqmodel's own function.
+    gptqmodel's CPU kernels round float32 activations to 16 bits. Codes less zeros are unpacked once, to a byte each
+    ([groups, group, outputs]), by its own function.
     """
+    if not is_awq_linear(module):
+        return
     import torch
     from gptqmodel.quantization.awq.utils.packing_utils import dequantize_gemm
 

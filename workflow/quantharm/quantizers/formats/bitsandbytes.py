@@ -19,6 +19,6 @@ def inspect(name: str, module, checkpoint: Path) -> "QuantizedMatrix | None":
     return makers[0].inspect(name, module, checkpoint) or makers[1].inspect(name, module, checkpoint)
 
 
-def compute_in_float32(model) -> None:
+def multiply_in_float32(module) -> None:
     four_bits: Any = quantizer_named("bitsandbytes_4bit")
-    four_bits.compute_in_float32(model)
+    four_bits.multiply_in_float32(module)

@@ -1,4 +1,4 @@
-"""The family of a checkpoint, by which it is refused, loaded, inspected and computed.
+"""The family of a checkpoint, by which it is refused, loaded and inspected.
 
 `quant_method` in config.json names the family, or the file itself does (GGUF). A format that is not read here is
 refused by name when the checkpoint is fetched; so is one whose package is missing, or that needs a GPU.
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from quantharm.common.checkpoint_files import gguf_file, read_checkpoint_config
 from quantharm.common.errors import UserError
-from quantharm.quantizers import ComputesInFloat32
+from quantharm.quantizers import MultipliesInFloat32
 from quantharm.quantizers.formats import (
     ArrangesLoading,
     ChoosesKernel,
@@ -116,12 +116,11 @@ def inspect(name: str, module, checkpoint: Path) -> "QuantizedMatrix | None":
     return family.inspect(name, module, checkpoint) if family else None
 
 
-def compute_in_float32(model) -> None:
-    """Has a quantized model multiply in float32; each family changes the layers that it knows."""
-    from quantharm.models.compute import to_float32
-
+def multiply_in_float32(module) -> None:
+    """Has a layer multiply in float32, if it is one that a family has to change for that."""
     for family in FAMILIES:
-        (family.compute_in_float32 if isinstance(family, ComputesInFloat32) else to_float32)(model)
+        if isinstance(family, MultipliesInFloat32):
+            family.multiply_in_float32(module)
 
 
 def excluded_by_config(checkpoint: Path, names: Collection[str]) -> set[str]:

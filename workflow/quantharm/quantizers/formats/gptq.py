@@ -155,18 +155,13 @@ def inspect(name: str, module, checkpoint: Path) -> "QuantizedMatrix | None":
     )
 
 
-def compute_in_float32(model) -> None:
-    """Gives GPTQ layers a forward pass of their own on a CPU: gptqmodel's kernels multiply in 16 bits."""
-    from quantharm.models.compute import to_float32
-
-    for module in model.modules():
-        if is_gptq_linear(module):
-            multiply_in_float32(module)
-    to_float32(model)
-
-
 def multiply_in_float32(module) -> None:
-    """Gives a GPTQ linear a forward pass in float32, from the codes and scales that it holds."""
+    """Gives a GPTQ linear a forward pass in float32, from the codes and scales that it holds.
+
+    gptqmodel's CPU kernels multiply in 16 bits.
+    """
+    if not is_gptq_linear(module):
+        return
     import torch
 
     held = {"qweight": module.qweight, "qzeros": module.qzeros, "scales": module.scales, "g_idx": module.g_idx}

@@ -20,7 +20,7 @@ from quantharm.quantizers.formats import StatedQuantization
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from quantharm.quantizers.formats.files import Headers
     from quantharm.quantizers.quantized_layers import QuantizedMatrix
@@ -177,36 +177,24 @@ def rounded_to_bytes(values: "Tensor", of_all: bool, symmetric: bool) -> "Tensor
     return (((values.float() * (1 / scale)).round() + zero).clamp(-128, 127) - zero) * scale
 
 
-def own_layers(model) -> "list[nn.Linear]":
-    """Linear layers whose weight is a tensor of one of torchao's classes."""
-    import torch
+def is_torchao_linear(module) -> bool:
+    """Whether a module is a linear layer whose weight is a tensor of one of torchao's classes."""
+    from torch import nn
 
-    layers = [module for module in model.modules() if isinstance(module, torch.nn.Linear)]
-    return [layer for layer in layers if type(layer.weight).__module__.startswith("torchao")]
+    return isinstance(module, nn.Linear) and type(module.weight).__module__.startswith("torchao")
 
 
 def finish(model, dtype) -> None:
     """Gives layers that keep another dtype than the model's a forward pass that converts."""
-    for layer in own_layers(model):
-        if layer.weight.dtype != dtype:
-            multiply_through(layer)
-
-
-def compute_in_float32(model) -> None:
-    """Holds the model in float32 except the packed weights, which multiply in the dtype that they were made for."""
-    import torch
-
-    layers = own_layers(model)
-    packed = {id(layer.weight) for layer in layers}
-    for layer in layers:
-        multiply_through(layer)
-    for parameter in model.parameters():
-        if id(parameter) not in packed and parameter.dtype in (torch.bfloat16, torch.float16):
-            parameter.data = parameter.data.float()
     for module in model.modules():
-        for name, buffer in list(module.named_buffers(recurse=False)):
-            if buffer.dtype in (torch.bfloat16, torch.float16):
-                setattr(module, name, buffer.float())
+        if is_torchao_linear(module) and module.weight.dtype != dtype:
+            multiply_through(module)
+
+
+def multiply_in_float32(module) -> None:
+    """Gives a layer of torchao float32 inputs and outputs; it multiplies in the dtype that its weight was made for."""
+    if is_torchao_linear(module):
+        multiply_through(module)
 
 
 def multiply_through(layer) -> None:
