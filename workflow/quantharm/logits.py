@@ -17,7 +17,7 @@ import pandas
 import torch
 from tqdm import tqdm
 
-from quantharm.common.constants import TEXT_CATEGORY
+from quantharm.common.constants import HEAD_FILE, TEXT_CATEGORY
 from quantharm.common.errors import UserError
 from quantharm.common.files import read_json, read_parquet, replacing, write_json, write_parquet
 from quantharm.common.records.generation import GenerationRecord
@@ -35,7 +35,7 @@ from quantharm.models.cell import open_cell
 from quantharm.models.devices import torch_dtype
 from quantharm.scoring.forward import background_scorer, check_ids, last_hidden_states, output_head, slices_of
 from quantharm.scoring.hardware_floor import measure_floor
-from quantharm.scoring.output_heads import HEAD_FILE, OutputHead, narrowed, plain_head, write_head
+from quantharm.scoring.output_heads import OutputHead, narrowed, plain_head, write_head
 from quantharm.scoring.store_format import HIDDEN_STATES, LOG_PROBABILITIES
 from quantharm.scoring.store_metadata import store_metadata_of, text_id
 from quantharm.scoring.store_writer import StoreWriter

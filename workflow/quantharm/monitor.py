@@ -20,7 +20,7 @@ import numpy
 import pandas
 
 from quantharm.common import control_chart
-from quantharm.common.constants import TEXT_CATEGORY
+from quantharm.common.constants import HEAD_FILE, TEXT_CATEGORY
 from quantharm.common.errors import UserError
 from quantharm.common.files import read_parquet, sha256_of_text, write_parquet
 from quantharm.common.provenance import filled_here
@@ -36,11 +36,8 @@ from quantharm.scoring.store_metadata import store_metadata_of
 if TYPE_CHECKING:
     from quantharm.config.entries import Monitor
 
-SCORED = (
-    reference_check.STORE,
-    reference_check.HEAD,
-    reference_check.TRACE,
-)  # files of the store; its noise floor is not needed here
+# Files of the store; its noise floor is not needed here.
+SCORED = (reference_check.STORE, HEAD_FILE, reference_check.TRACE)
 
 
 def prompt_means(rows: pandas.DataFrame) -> pandas.Series:

@@ -12,13 +12,14 @@ import scipy.special
 import scipy.stats
 import torch
 
+from quantharm.common.constants import HEAD_FILE
 from quantharm.common.errors import UserError
 from quantharm.common.text import token_windows
 from quantharm.logits import form_of_store, head_to_keep, make_trace, target_logits, write_store
 from quantharm.scoring import kl_divergence
 from quantharm.scoring.divergence_figures import check_values, summarise
 from quantharm.scoring.forward import last_hidden_states, output_head
-from quantharm.scoring.output_heads import HEAD_FILE, plain_head, write_head
+from quantharm.scoring.output_heads import plain_head, write_head
 from quantharm.scoring.store_writer import StoreWriter
 from quantharm.scoring.worst_positions import WorstPositions
 

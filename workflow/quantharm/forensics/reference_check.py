@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import cast
 
 from quantharm.common.checkpoint_files import gguf_file, read_checkpoint_config
-from quantharm.common.constants import SELF_DIVERGENCE_LIMIT
+from quantharm.common.constants import HEAD_FILE, SELF_DIVERGENCE_LIMIT
 from quantharm.common.errors import UserError
 from quantharm.common.files import read_json, read_parquet
 from quantharm.common.records.divergence import DivergenceFigures, StoreShown
@@ -20,7 +20,6 @@ from quantharm.common.records.source import SourceRecord, Trust
 from quantharm.forensics import manifest
 
 STORE, TRACE, FLOOR = "logits.parquet", "trace.parquet", "divergence.json"
-HEAD = "output_head.safetensors"  # HEAD_FILE of scoring.output_heads, which needs torch
 NOISE_FACTOR = 10.0  # times the baseline's own divergence
 SAME, CANNOT_BE_TOLD, DIFFERENT = "same", "cannot be told", "different"
 # For a store without a hardware floor: ten times the most seen (tests/benchmark/hardware_floor.py).
@@ -28,14 +27,14 @@ UNMEASURED_LIMITS = {"bfloat16": 1e-2, "float16": 1e-4, "float32": SELF_DIVERGEN
 
 
 def verify_store(
-    folder: Path, public_key: Path, signature: Path, names: Sequence[str] = (STORE, HEAD, TRACE, FLOOR)
+    folder: Path, public_key: Path, signature: Path, names: Sequence[str] = (STORE, HEAD_FILE, TRACE, FLOOR)
 ) -> Files:
     """The verification of a store whose files are the signed ones; raises UserError for any other store.
 
     A store of log-probabilities may lack the output head; a store of hidden states without it is refused when it is
     read.
     """
-    handed_on = [name for name in names if name != HEAD or (folder / HEAD).exists()]
+    handed_on = [name for name in names if name != HEAD_FILE or (folder / HEAD_FILE).exists()]
     verification = manifest.verify(folder, public_key, signature, only=handed_on)
     if not verification["verified"]:
         raise UserError(

@@ -14,7 +14,7 @@ import pandas
 import torch
 from tqdm import tqdm
 
-from quantharm.common.constants import TEXT_CATEGORY
+from quantharm.common.constants import HEAD_FILE, TEXT_CATEGORY
 from quantharm.common.errors import UserError
 from quantharm.scoring.forward import (
     GIVEN_TOKENS,
@@ -29,7 +29,7 @@ from quantharm.scoring.forward import (
     slices_of,
 )
 from quantharm.scoring.lower_bound import lower_bounds, top_and_target
-from quantharm.scoring.output_heads import HEAD_FILE, Logits, is_same, logits_of, on, plain_head, read_head
+from quantharm.scoring.output_heads import Logits, is_same, logits_of, on, plain_head, read_head
 from quantharm.scoring.stored_logits import Positions, Wanted, read_store, store_metadata
 from quantharm.scoring.vocabulary_sums import vocabulary_sums
 from quantharm.scoring.worst_positions import WorstPositions

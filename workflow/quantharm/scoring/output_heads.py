@@ -20,7 +20,6 @@ from quantharm.common.files import replacing
 from quantharm.common.records.logits import HeadDescription, HeadSettings
 from quantharm.common.text import language_config
 
-HEAD_FILE = "output_head.safetensors"  # beside the store whose hidden states it turns into logits
 ROWS_COMPARED_AT_ONCE = 4096  # of the weights of two heads
 Logits = Callable[[torch.Tensor], torch.Tensor]  # hidden states [n, width] → logits [n, vocabulary] float32
 
