@@ -8,7 +8,8 @@ min_version("9.0")
 
 
 include: "workflow/rules/configuration.smk"  # reads config.yaml
-include: "workflow/rules/common.smk"
+include: "workflow/rules/common.smk"  # what the rules share: jobs
+include: "workflow/rules/files.smk"  # and files
 include: "workflow/rules/left_out.smk"  # what is done about failed jobs
 include: "workflow/rules/stage.smk"  # what the rules below begin with
 include: "workflow/rules/environment.smk"
