@@ -100,6 +100,17 @@ def test_16_bit_parameters_and_buffers_become_float32_and_integers_stay():
         assert torch.equal(tensor, before[name].to(tensor.dtype))
 
 
+class OfALibrary(torch.Tensor):
+    """A tensor of a class of its own, as quantized ones are."""
+
+
+def test_a_librarys_own_kind_of_tensor_stays():
+    module = torch.nn.Linear(3, 2, bias=False)
+    module.weight = torch.nn.Parameter(torch.ones(2, 3, dtype=torch.bfloat16).as_subclass(OfALibrary))
+    compute.to_float32(module)
+    assert (type(module.weight.data), module.weight.dtype) == (OfALibrary, torch.bfloat16)
+
+
 class AWQuantLinear(SimpleNamespace):
     """A layer as the format's module sees it: it is known by its class's name."""
 

@@ -44,10 +44,11 @@ def multiplies_bytes_exactly() -> bool:
 def to_float32(model) -> None:
     """Converts every 16-bit parameter and buffer to float32, in place; the layers then multiply in float32.
 
-    Numbers stay the same, tied parameters stay tied, and a quantized layer's packed integers stay as they are.
+    Numbers stay the same, tied parameters stay tied, and a quantized layer's packed integers stay as they are, as does
+    a tensor of a library's own class, whose dtype is that in which it multiplies.
     """
     for parameter in model.parameters():
-        if parameter.dtype in FLOATS_16:
+        if parameter.dtype in FLOATS_16 and type(parameter.data) is torch.Tensor:
             parameter.data = parameter.data.float()
     for module in model.modules():
         for name, buffer in module.named_buffers(recurse=False):

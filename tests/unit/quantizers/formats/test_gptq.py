@@ -1,6 +1,7 @@
 """GPTQ, by gptqmodel itself and packed by hand."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -135,3 +136,34 @@ def test_without_an_order_groups_are_neighbours(theirs, foreign, logits_of, tmp_
     assert check_bits_per_weight(read.record)["status"] == "pass"
     layer = read.model.get_submodule("model.layers.0.self_attn.q_proj")
     assert layer.g_idx.tolist() == [0] * 32 + [1] * 32
+
+
+class BaseQuantLinear(SimpleNamespace):
+    """A layer as the format's module sees it: it is known by its class's name."""
+
+
+@pytest.mark.parametrize("bias", [None, torch.linspace(-3, 3, 32, dtype=torch.float16)], ids=["without", "with"])
+def test_a_layer_in_float32_is_its_codes_and_scales_and_bias(bias):
+    """Whichever kernel it came with: some multiply in 16 bits on a CPU."""
+    random = torch.Generator().manual_seed(0)
+    inputs, outputs, groups = 64, 32, 2
+    layer = BaseQuantLinear(
+        qweight=torch.randint(-(2**31), 2**31, (inputs // 8, outputs), generator=random).int(),
+        qzeros=torch.randint(-(2**31), 2**31, (groups, outputs // 8), generator=random).int(),
+        scales=torch.rand(groups, outputs, generator=random).half(),
+        g_idx=(torch.randperm(inputs, generator=random) % groups).int(),
+        bits=4,
+        bias=bias,
+    )
+    gptq.multiply_in_float32(layer)
+    tensors = {name: getattr(layer, name) for name in ("qweight", "qzeros", "scales", "g_idx")}
+    weight = gptq.dequantize(tensors, 4, False).double()
+    x = torch.randn(5, inputs, generator=random)
+    expected = x.double() @ weight.t() + (0 if bias is None else bias.double())
+    assert layer.forward(x).double() == pytest.approx(expected, rel=1e-5, abs=1e-4)
+
+
+def test_a_layer_without_codes_stays_as_it_is():
+    layer = BaseQuantLinear(bits=4)  # gptqmodel's for 8-bit integers
+    gptq.multiply_in_float32(layer)
+    assert not hasattr(layer, "forward")

@@ -12,6 +12,7 @@ from quantharm.forensics.checks.kernel import check_kernel
 from quantharm.forensics.checks.logits import mean_kl
 from quantharm.forensics.checks.weights import check_stored_weights
 from quantharm.models.compute import multiplies_bytes_exactly
+from quantharm.models.loading import set_compute_dtype
 from quantharm.quantizers.formats import torchao
 
 # kind → bits a weight of the 64-wide model: codes of a byte, a float32 scale and an 8-bit zero point a row (or group)
@@ -207,3 +208,18 @@ def test_the_layout_for_gpus_is_refused_on_a_cpu():
     stated = {"quant_type": {"default": {"_type": "Int4WeightOnlyConfig"}}}
     assert "made for GPUs" in torchao.unreadable(stated, "cpu")
     assert torchao.unreadable(stated, "cuda") is None
+
+
+def test_in_float32_its_layers_take_and_give_float32(theirs, foreign, logits_of):
+    """As on a CPU without 16-bit instructions; they multiply in the dtype that they were made for."""
+    cell = foreign(theirs("int8"), "bfloat16")
+    before = {m.name: cell.model.get_submodule(m.name).weight.dequantize() for m in cell.matrices}
+    set_compute_dtype(cell.model, "pretrained", "bfloat16", "cpu", "float32")
+    assert logits_of(cell).dtype == torch.float32
+    for name, weight in before.items():
+        layer = cell.model.get_submodule(name)
+        assert layer.weight.dtype == torch.bfloat16
+        assert torch.equal(layer.weight.dequantize(), weight)
+        x = torch.randn(3, layer.in_features, generator=torch.Generator().manual_seed(0))
+        assert layer(x).dtype == torch.float32
+        assert torch.equal(layer(x), torch.nn.functional.linear(x.bfloat16(), layer.weight).float())

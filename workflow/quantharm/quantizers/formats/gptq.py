@@ -158,9 +158,10 @@ def inspect(name: str, module, checkpoint: Path) -> "QuantizedMatrix | None":
 def multiply_in_float32(module) -> None:
     """Gives a GPTQ linear a forward pass in float32, from the codes and scales that it holds.
 
-    gptqmodel's CPU kernels multiply in 16 bits.
+    Some of gptqmodel's kernels multiply in 16 bits on a CPU (gptq_torch_fused, gptq_torch_aten). The one for 8-bit
+    integers keeps no codes, and multiplies as it does.
     """
-    if not is_gptq_linear(module):
+    if not is_gptq_linear(module) or not hasattr(module, "qweight"):
         return
     import torch
 
