@@ -25,7 +25,8 @@ from quantharm.config.architectures import read_architecture
 from quantharm.models.devices import choose_device
 from quantharm.models.loading import quiet
 from quantharm.scoring.forward import last_hidden_states
-from quantharm.scoring.kl_divergence import pieces_of, read_ahead, score_store, sequences_of
+from quantharm.scoring.kl_divergence import score_store
+from quantharm.scoring.paired_logits import pieces_of, read_ahead, sequences_of
 from quantharm.scoring.stored_logits import read_store
 from quantharm.scoring.worst_positions import WorstPositions
 from quantharm.synthesize import model_configuration

@@ -15,7 +15,7 @@ from statistics import median
 import torch
 
 from quantharm.scoring.forward import SLICE_ELEMENTS
-from quantharm.scoring.kl_divergence import READERS_FOR_GPU
+from quantharm.scoring.paired_logits import READERS_FOR_GPU
 from quantharm.scoring.store_writer import StoreWriter
 from quantharm.scoring.stored_logits import read_store
 

@@ -11,9 +11,10 @@ import torch
 
 from quantharm.forensics.checks.kernel import KERNEL_LIMIT, check_kernel
 from quantharm.forensics.detection.checkpoints import scan_dequantized
-from quantharm.logits import make_trace, write_store
+from quantharm.logits import make_trace
 from quantharm.quantizers import quantized_layers
 from quantharm.scoring.kl_divergence import score_store
+from quantharm.scoring.store_filling import write_store
 from quantharm.scoring.worst_positions import WorstPositions
 
 pytestmark = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")

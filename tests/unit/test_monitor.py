@@ -17,10 +17,11 @@ from quantharm.common.errors import UserError
 from quantharm.common.provenance import device_name, how_computed, versions
 from quantharm.forensics import manifest
 from quantharm.forensics.run_history import charted
-from quantharm.logits import form_of_store, head_to_keep, make_trace, write_store
+from quantharm.logits import make_trace
 from quantharm.models.loading import load_cell
 from quantharm.scoring.kl_divergence import score_store
 from quantharm.scoring.output_heads import write_head
+from quantharm.scoring.store_filling import form_of_store, head_to_keep, write_store
 from quantharm.scoring.store_metadata import store_metadata_of
 
 # The worked example of NIST's Engineering Statistics Handbook, 6.3.2.4.

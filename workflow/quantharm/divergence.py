@@ -14,7 +14,8 @@ from quantharm.common.records.divergence import DivergenceRecord
 from quantharm.common.stage import begin_model_stage, cell_parser, run_stage
 from quantharm.models.cell import open_cell
 from quantharm.scoring.divergence_figures import check_values, lower_bound_of, summarise
-from quantharm.scoring.kl_divergence import score_store, sequences_of
+from quantharm.scoring.kl_divergence import score_store
+from quantharm.scoring.paired_logits import sequences_of
 from quantharm.scoring.store_metadata import store_metadata_of
 from quantharm.scoring.stored_logits import require_same
 from quantharm.scoring.worst_positions import WorstPositions, with_texts

@@ -9,19 +9,14 @@ of other hardware and of 8-bit weights, by which a comparison on another machine
 token ids), logits.parquet (the store), the head, and logits.json.
 """
 
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pandas
-import torch
-from tqdm import tqdm
 
 from quantharm.common.constants import HEAD_FILE, TEXT_CATEGORY
-from quantharm.common.errors import UserError
 from quantharm.common.files import read_json, read_parquet, replacing, write_json, write_parquet
 from quantharm.common.records.generation import GenerationRecord
-from quantharm.common.records.logits import FormOfStore, HiddenStates, LogitsRecord, StoreMetadata
+from quantharm.common.records.logits import LogitsRecord, StoreMetadata
 from quantharm.common.stage import begin_model_stage, cell_parser, run_stage
 from quantharm.common.text import (
     bos_in_front,
@@ -32,13 +27,11 @@ from quantharm.common.text import (
     token_windows,
 )
 from quantharm.models.cell import open_cell
-from quantharm.models.devices import torch_dtype
-from quantharm.scoring.forward import background_scorer, check_ids, last_hidden_states, output_head, slices_of
 from quantharm.scoring.hardware_floor import measure_floor
-from quantharm.scoring.output_heads import OutputHead, narrowed, plain_head, write_head
+from quantharm.scoring.output_heads import write_head
+from quantharm.scoring.store_filling import form_of_store, head_to_keep, write_store
 from quantharm.scoring.store_format import HIDDEN_STATES, LOG_PROBABILITIES
 from quantharm.scoring.store_metadata import store_metadata_of, text_id
-from quantharm.scoring.store_writer import StoreWriter
 
 WINDOWS_OF_LOG_PROBABILITIES = 2  # unless the protocol sets a number: each takes 2 bytes × tokens × vocabulary
 
@@ -60,78 +53,6 @@ def make_trace(generation: pandas.DataFrame, windows: list[list[int]]) -> pandas
         for i, window in enumerate(windows)
     ]
     return pandas.DataFrame(rows)
-
-
-def target_logits(model, head, token_ids: list[int], first_target: int) -> Iterator[tuple[range, torch.Tensor]]:
-    """(positions, logits [n, vocabulary] float32) of token_ids[first_target:], in slices; one forward pass."""
-    vocabulary = model.get_output_embeddings().weight.shape[0]
-    hidden = last_hidden_states(model, token_ids)[first_target - 1 : -1]  # [targets, width]
-    for part in slices_of(len(hidden), vocabulary):
-        yield range(first_target + part.start, first_target + part.stop), head(hidden[part])
-
-
-def head_to_keep(model, asked: str, dtype: str) -> tuple[OutputHead | None, str | None]:
-    """(the output head to store with hidden states, None), or (None, the reason to store log-probabilities instead).
-
-    dtype: of the model's weights on disk; the head is stored in it where the model holds a wider one.
-    """
-    if asked == LOG_PROBABILITIES:
-        return None, "the protocol asks for log-probabilities"
-    head = plain_head(model)
-    if head is None:
-        kind = type(model.get_output_embeddings()).__name__
-        return None, f"the output head is a {kind} and no plain matrix, so hidden states alone do not give its logits"
-    if not all(bool(torch.isfinite(tensor).all()) for tensor in head.tensors().values()):
-        return None, "the output head holds NaN or infinity"
-    return narrowed(head, torch_dtype(dtype)), None
-
-
-def form_of_store(model, head: OutputHead | None, reason: str | None) -> FormOfStore:
-    """The metadata that describe a row of the store."""
-    if head is None:
-        return {"stored": "log_probabilities", "reason": reason}
-    states = last_hidden_states(model, [0])
-    dtype = str(states.dtype).removeprefix("torch.")
-    entries: HiddenStates = {"width": states.shape[-1], "dtype": dtype}
-    return {"stored": "hidden_states", "hidden_states": entries, "output_head": head.described()}
-
-
-def stored_values(model, row, of_states: bool) -> Iterator[tuple[range, torch.Tensor]]:
-    """(positions, values) of a row of the trace: its hidden states at once, or log-probabilities in slices."""
-    ids = [int(i) for i in row.token_ids]
-    check_ids(model, ids)
-    if of_states:
-        yield range(row.first_target, len(ids)), last_hidden_states(model, ids)[row.first_target - 1 : -1]
-    else:
-        yield from target_logits(model, output_head(model), ids, row.first_target)
-
-
-def write_store(model, trace: pandas.DataFrame, path: Path, metadata: StoreMetadata) -> None:
-    """Writes the store of a trace; while one prompt's positions are written, the model scores the next.
-
-    It holds hidden states where the metadata have `hidden_states`, else log-probabilities. Raises UserError where one
-    is not finite.
-    """
-    of_states = HIDDEN_STATES in metadata
-
-    def prepare(row: Any, positions: range, values: torch.Tensor) -> tuple[Any, range, torch.Tensor]:
-        return row, positions, values if of_states else torch.log_softmax(values, dim=-1)
-
-    def keep(prepared: tuple[Any, range, torch.Tensor]) -> None:
-        row, positions, values = prepared
-        if not torch.isfinite(values).all():
-            raise UserError(
-                f"the baseline of {metadata['model']} gives NaN or infinite logits on {row.prompt_id}; a model like "
-                "this cannot be compared with (try `dtype: bfloat16` or float32)"
-            )
-        targets = [int(row.token_ids[p]) for p in positions]
-        store.write(row.prompt_id, row.category, positions, targets, values)
-
-    vocabulary = model.get_output_embeddings().weight.shape[0]
-    with StoreWriter(path, vocabulary, metadata) as store, background_scorer(model.device) as in_background:
-        for row in tqdm(list(trace.itertuples()), desc="logits", unit="prompt", mininterval=5):
-            for positions, values in stored_values(model, row, of_states):
-                in_background(prepare, keep, row, positions, values)
 
 
 def main() -> None:

@@ -18,10 +18,10 @@ from tqdm import tqdm
 from quantharm.common.constants import TEXT_CATEGORY
 from quantharm.common.errors import UserError
 from quantharm.common.files import sha256_of_text, write_json, write_parquet
+from quantharm.common.ratios import weighted_mean_interval
 from quantharm.common.records.perplexity import PerplexityRecord
 from quantharm.common.records.quantization import QuantizationRecord
 from quantharm.common.stage import begin_model_stage, cell_parser, run_stage
-from quantharm.common.statistics import weighted_mean_interval
 from quantharm.common.text import (
     bos_in_front,
     context_length,
@@ -41,7 +41,8 @@ from quantharm.scoring.forward import (
     slices_of,
     token_losses,
 )
-from quantharm.scoring.kl_divergence import pieces_of, score
+from quantharm.scoring.kl_divergence import score
+from quantharm.scoring.paired_logits import pieces_of
 from quantharm.scoring.store_metadata import cell_metadata_of, text_id
 from quantharm.scoring.stored_logits import require_same
 from quantharm.scoring.text_divergence import NOT_COMPARED, TextDivergence

@@ -9,15 +9,14 @@ import pytest
 from scipy.stats import binomtest
 
 from quantharm.common.medians import median_interval, median_ratio_interval
+from quantharm.common.ratios import ratio_interval, weighted_mean_interval
 from quantharm.common.shares import paired_share_interval
 from quantharm.common.statistics import (
     borrowed_intervals,
     category_intervals,
     mean_interval,
     positive_interval,
-    ratio_interval,
     symmetric_interval,
-    weighted_mean_interval,
 )
 
 SETS = 4_000

@@ -9,16 +9,9 @@ import pytest
 import scipy.stats
 
 from quantharm.common.medians import describe, median_interval, median_ratio_interval
+from quantharm.common.ratios import weighted_mean_interval
 from quantharm.common.shares import paired_share_interval
-from quantharm.common.statistics import (
-    category_intervals,
-    holm,
-    mean_interval,
-    mean_of_means,
-    p_value,
-    stratified_mean,
-    weighted_mean_interval,
-)
+from quantharm.common.statistics import category_intervals, holm, mean_interval, mean_of_means, p_value, stratified_mean
 
 
 def test_mean_of_means_by_hand():

@@ -6,8 +6,9 @@ import numpy
 import pytest
 from scipy.stats import beta
 
+from quantharm.common.ratios import weighted_mean_interval
 from quantharm.common.shares import share_interval
-from quantharm.common.statistics import mean_interval, positive_interval, weighted_mean_interval
+from quantharm.common.statistics import mean_interval, positive_interval
 from quantharm.gating.limits import Limit
 from quantharm.gating.verdicts import BREACH, NOT_MEASURED, PASS, UNDECIDED, Figure, enough, is_accepted, judge
 

@@ -15,11 +15,13 @@ import torch
 from quantharm.common.constants import HEAD_FILE
 from quantharm.common.errors import UserError
 from quantharm.common.text import token_windows
-from quantharm.logits import form_of_store, head_to_keep, make_trace, target_logits, write_store
+from quantharm.logits import make_trace
 from quantharm.scoring import kl_divergence
 from quantharm.scoring.divergence_figures import check_values, summarise
 from quantharm.scoring.forward import last_hidden_states, output_head
 from quantharm.scoring.output_heads import plain_head, write_head
+from quantharm.scoring.paired_logits import Piece
+from quantharm.scoring.store_filling import form_of_store, head_to_keep, target_logits, write_store
 from quantharm.scoring.store_writer import StoreWriter
 from quantharm.scoring.worst_positions import WorstPositions
 
@@ -367,7 +369,7 @@ def test_positions_scored_together_give_what_each_row_group_gives_alone(store, t
 
 @pytest.mark.parametrize("sizes", [[5, 2, 256, 43, 256, 43], [256], [1] * 600, [300]])
 def test_batches_hold_all_pieces_in_order_and_no_more_positions_than_may_be(sizes):
-    pieces = [kl_divergence.Piece(None, slice(i, i + 1), None, torch.empty(n, 1)) for i, n in enumerate(sizes)]
+    pieces = [Piece(None, slice(i, i + 1), None, torch.empty(n, 1)) for i, n in enumerate(sizes)]
     batches = list(kl_divergence.batches_of(iter(pieces), 256))
     assert [p.part.start for batch in batches for p in batch] == list(range(len(sizes)))
     counts = [sum(len(p.logits) for p in batch) for batch in batches]

@@ -8,10 +8,10 @@ import zoo
 from test_zoo import CAUSAL, IDS
 
 from quantharm.common.errors import UserError
-from quantharm.logits import head_to_keep
 from quantharm.scoring import output_heads
 from quantharm.scoring.forward import last_hidden_states, output_head
 from quantharm.scoring.output_heads import OutputHead, is_same, logits_of, plain_head, read_head, write_head
+from quantharm.scoring.store_filling import head_to_keep
 
 
 def head(rows: int = 7, columns: int = 4, bias: bool = True, dtype=torch.bfloat16) -> OutputHead:

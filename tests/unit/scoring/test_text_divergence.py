@@ -12,9 +12,10 @@ import torch
 
 from quantharm.common.constants import HEAD_FILE
 from quantharm.common.errors import UserError
-from quantharm.logits import form_of_store, head_to_keep, make_trace, write_store
+from quantharm.logits import make_trace
 from quantharm.perplexity import score_against_store, score_windows
 from quantharm.scoring.output_heads import write_head
+from quantharm.scoring.store_filling import form_of_store, head_to_keep, write_store
 from quantharm.scoring.text_divergence import CONFIDENCE_EDGES, NOT_COMPARED, TextDivergence, position_edges
 
 WINDOWS = torch.randint(2, 380, (5, 41), generator=torch.Generator().manual_seed(0)).tolist()

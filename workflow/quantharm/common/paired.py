@@ -10,10 +10,10 @@ from quantharm.common.answers import endings
 from quantharm.common.errors import UserError
 from quantharm.common.files import read_json, read_parquet
 from quantharm.common.medians import median_interval
+from quantharm.common.ratios import weighted_mean_interval
 from quantharm.common.records.divergence import DivergenceRecord
 from quantharm.common.records.parts import Interval
 from quantharm.common.records.summary import PairedAnswers, PairedPerplexity
-from quantharm.common.statistics import weighted_mean_interval
 
 Scalar = float | int | str | bool | None
 UNTABLED = ("subtasks", "prompts_sha256", "decoding")  # keys of a task that are in summary.json alone

@@ -1,12 +1,12 @@
-"""Means and ratios with 95 % intervals that cover the truth 95 times in 100, with few values as well.
+"""Means with 95 % intervals that cover the truth 95 times in 100, with few values as well.
 
 The plain percentile bootstrap does not: it covers 80 % with two prompts in each of twelve categories and half with two
-values in all. So intervals are built from Student's t here, from order statistics in medians.py, from the binomial
-distribution in shares.py. tests/unit/common/test_coverage.py shows by simulation what they cover. A function gives None
-in place of an interval where nothing short covers.
+values in all. So intervals are built from Student's t here, from a jackknife in ratios.py, from order statistics in
+medians.py, from the binomial distribution in shares.py. tests/unit/common/test_coverage.py shows by simulation what
+they cover. A function gives None in place of an interval where nothing short covers.
 """
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Hashable, Mapping
 from typing import TypeVar
 
 import numpy
@@ -170,32 +170,3 @@ def holm(p_values: Mapping[Key, float]) -> dict[Key, float]:
         least = max(least, min(1.0, (len(p_values) - rank) * p_values[key]))
         adjusted[key] = least
     return {key: adjusted[key] for key in p_values}
-
-
-def jackknife_interval(values: numpy.ndarray, estimate, weights: numpy.ndarray) -> tuple[numpy.ndarray, numpy.ndarray]:
-    """estimate ± t × its jackknife standard error (Tukey 1958; Efron and Stein 1981).
-
-    values: [..., n] estimates with one unit left out; weights: [..., n], what a unit counts. Units of unequal weight
-    give fewer degrees of freedom: (Σw²)² / Σw⁴ - 1.
-    """
-    n = values.shape[-1]
-    error = numpy.sqrt((n - 1) / n * ((values - values.mean(-1, keepdims=True)) ** 2).sum(-1))
-    degrees = (weights**2).sum(-1) ** 2 / (weights**4).sum(-1) - 1
-    half = two_sided(numpy.maximum(degrees, 1.0)) * error
-    return estimate - half, estimate + half
-
-
-def ratio_interval(sums: numpy.ndarray, counts: numpy.ndarray) -> tuple[numpy.ndarray, numpy.ndarray]:
-    """Interval of Σ sums / Σ counts over windows; [..., n] both."""
-    total, over = sums.sum(-1, keepdims=True), counts.sum(-1, keepdims=True)
-    return jackknife_interval((total - sums) / (over - counts), (total / over)[..., 0], counts)
-
-
-def weighted_mean_interval(
-    sums: ArrayLike, counts: ArrayLike, transform: Callable[[numpy.ndarray], numpy.ndarray] = lambda x: x
-) -> Bounds:
-    """95 % interval of transform(Σ sums / Σ counts), transform rising; None for fewer than two windows."""
-    sums, counts = numpy.asarray(sums, dtype=numpy.float64), numpy.asarray(counts, dtype=numpy.float64)
-    if len(sums) < 2:
-        return None
-    return listed(*map(transform, ratio_interval(sums, counts)))

@@ -188,7 +188,7 @@ class PositionByPosition:
             "logit_bias": [[token, FORCED]],
             "temperature": 0.0,
             "cache_prompt": True,
-            **self.name_of_model(),
+            "model": self.model,  # for a server that holds several
         }
         answer = self.server.post("/completion", question)
         require_prompt(answer, before, self.server)
@@ -209,7 +209,7 @@ class PositionByPosition:
             "n_predict": new_tokens,
             "temperature": 0.0,
             "return_tokens": True,
-            **self.name_of_model(),
+            "model": self.model,  # for a server that holds several
         }
         question |= {"repeat_penalty": 1.0, "cache_prompt": False, "ignore_eos": to_the_end}
         seen = 0
@@ -222,10 +222,6 @@ class PositionByPosition:
             seen += len(tokens)
             yield tokens
             require_whole(part.get("stop_type"), seen, new_tokens, self.server)
-
-    def name_of_model(self) -> dict[str, str]:
-        """Names the model, for a server that holds several."""
-        return {"model": self.model}
 
 
 Dialect = PromptLogprobs | Generate | Echo | PositionByPosition

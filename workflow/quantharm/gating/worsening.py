@@ -16,8 +16,9 @@ import pandas
 
 from quantharm.common.constants import BASELINE, TEXT_CATEGORY
 from quantharm.common.files import read_parquet
+from quantharm.common.ratios import weighted_mean_interval
 from quantharm.common.records.summary import SummaryRow
-from quantharm.common.statistics import mean_of_means, stratified_mean, weighted_mean_interval
+from quantharm.common.statistics import mean_of_means, stratified_mean
 from quantharm.config.engines import NO_WEIGHTS
 from quantharm.config.entries import Budget
 from quantharm.gating.earlier import Earlier, differences

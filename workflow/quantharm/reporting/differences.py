@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy
 
-from quantharm.common import medians, shares, statistics
+from quantharm.common import medians, ratios, shares, statistics
 from quantharm.common.constants import TEXT_CATEGORY
 from quantharm.common.files import read_parquet
 from quantharm.common.records.generation import BenchmarkRecord, GenerationRecord
@@ -75,14 +75,14 @@ def prompt_changes(mine: Path, baseline: Path, spread: float) -> Changes:
         read_parquet(baseline / "generation.parquet", columns), on="prompt_id", suffixes=("", "_baseline")
     )
     seconds, reference = both["seconds"].to_numpy(), both["seconds_baseline"].to_numpy()
-    ratio, interval = seconds.sum() / reference.sum(), statistics.weighted_mean_interval(seconds, reference)
+    ratio, interval = seconds.sum() / reference.sum(), ratios.weighted_mean_interval(seconds, reference)
     tokens = (both["new_tokens"] - both["new_tokens_baseline"]).to_numpy(float)
     now, before = both["succeeded"].astype(bool), both["succeeded_baseline"].astype(bool)
     gained, lost = int((now & ~before).sum()), int((before & ~now).sum())
     share = shares.paired_share_interval(gained, lost, len(both))
     return {
         "seconds_percent": in_percent(ratio, medians.widened(ratio, interval, spread)),
-        "new_tokens": (float(tokens.mean()), statistics.weighted_mean_interval(tokens, numpy.ones(len(both)))),
+        "new_tokens": (float(tokens.mean()), ratios.weighted_mean_interval(tokens, numpy.ones(len(both)))),
         "succeeded_points": (100.0 * (gained - lost) / len(both), share and [100 * bound for bound in share]),
     }
 

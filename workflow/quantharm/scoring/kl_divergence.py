@@ -6,35 +6,19 @@ float64, with no epsilon.
 
 import collections
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy
 import pandas
 import torch
-from tqdm import tqdm
 
-from quantharm.common.constants import HEAD_FILE, TEXT_CATEGORY
-from quantharm.common.errors import UserError
-from quantharm.scoring.forward import (
-    GIVEN_TOKENS,
-    ask_ahead,
-    background_scorer,
-    check_ids,
-    index_of_largest,
-    known_tokens,
-    last_hidden_states,
-    output_head,
-    positions_at_once,
-    slices_of,
-)
+from quantharm.common.constants import TEXT_CATEGORY
+from quantharm.scoring.forward import ask_ahead, background_scorer, index_of_largest, positions_at_once
 from quantharm.scoring.lower_bound import lower_bounds, top_and_target
-from quantharm.scoring.output_heads import Logits, is_same, logits_of, on, plain_head, read_head
-from quantharm.scoring.stored_logits import Positions, Wanted, read_store, store_metadata
+from quantharm.scoring.paired_logits import Piece, pieces_of, sequences_of
 from quantharm.scoring.vocabulary_sums import vocabulary_sums
 from quantharm.scoring.worst_positions import WorstPositions
 
-READERS_FOR_GPU = 4  # it scores positions faster than one thread can read and verify them
 CHUNK_ELEMENTS = 2**17  # entries worked on at once: few enough for a core's cache, enough to be worth a call
 
 
@@ -88,22 +72,6 @@ def divergences(
     }
 
 
-@dataclass(frozen=True)
-class Piece:
-    """Positions of one row group of the store, with both models' logits there."""
-
-    group: Positions
-    part: slice
-    baseline: torch.Tensor  # [n, vocabulary] float32 logits or float16 log-probabilities
-    logits: torch.Tensor  # [n, vocabulary] float32
-    known: torch.Tensor | None = None  # [n, m] ids whose logits are the method's; None: all are
-
-    def of_group(self, name: str) -> numpy.ndarray:
-        """Of each position: a column of the group, or the same word n times."""
-        value = getattr(self.group, name)
-        return numpy.repeat(value, len(self.logits)) if isinstance(value, str) else value[self.part]
-
-
 def score(
     pieces: list[Piece], worst: WorstPositions | None = None, bounded: bool = False
 ) -> tuple[dict[str, numpy.ndarray], list[str], torch.Tensor]:
@@ -132,80 +100,6 @@ def on_device(ids: numpy.ndarray, device: torch.device) -> torch.Tensor:
 
 def joined(tensors: list[torch.Tensor]) -> torch.Tensor:
     return tensors[0] if len(tensors) == 1 else torch.cat(tensors)
-
-
-def read_ahead(model, store: Path, wanted: Wanted | None = None) -> Iterator[Positions]:
-    """The store's row groups, read by as many threads as the model's device wants beside its forward passes."""
-    on_gpu = model.device.type == "cuda"
-    return read_store(store, READERS_FOR_GPU if on_gpu else 1, on_gpu, wanted)
-
-
-def baseline_head(model, head: Logits, store: Path) -> Logits | None:
-    """From stored hidden states to the baseline's logits; None for a store of log-probabilities.
-
-    Most methods leave the output head as it is: where it is the baseline's own, `head` (the model's) does for both, so
-    that memory holds one and equal states give equal logits to the last bit.
-    """
-    description = store_metadata(store).get("output_head")
-    if description is None:
-        return None
-    baseline, own = read_head(store.with_name(HEAD_FILE), description), plain_head(model)
-    if own is not None and is_same(own, baseline):
-        return head
-    device = own.weight.device if own is not None else model.device
-    return logits_of(on(baseline, device))
-
-
-def pieces_of(
-    model,
-    store: Path,
-    sequences: dict[str, list[int]],
-    wanted: Wanted | None = None,
-    progress: bool = True,
-    stage: str = "divergence",
-) -> Iterator[Piece]:
-    """The store's positions in order, with the model's logits from one forward pass a prompt or window.
-
-    sequences: prompt_id → all its token ids; wanted: which row groups, all. stage: what the bar of progress says.
-
-    Raises UserError unless the store has all sequences, and these tokens.
-    """
-    head = output_head(model)
-    from_states = baseline_head(model, head, store)
-    vocabulary = model.get_output_embeddings().weight.shape[0]
-    current, hidden, missing = None, torch.empty(0), dict.fromkeys(sequences)
-    with tqdm(total=len(sequences), desc=stage, unit="prompt", mininterval=5, disable=not progress) as bar:
-        for group in read_ahead(model, store, wanted):
-            if group.prompt_id not in sequences:
-                raise UserError(f"the log-prob store {store} has {group.prompt_id}, which the trace lacks; delete both")
-            ids = sequences[group.prompt_id]
-            if group.prompt_id != current:
-                check_ids(model, ids)
-                given = GIVEN_TOKENS if group.category == TEXT_CATEGORY else int(group.position[0])  # its prompt
-                hidden, current = last_hidden_states(model, ids, given), group.prompt_id  # [T, width]
-                missing.pop(current, None)
-                bar.update()
-            first, last = group.position[0], group.position[-1]
-            if ids[first : last + 1] != group.token_id.tolist():
-                raise UserError(f"the log-prob store {store} has other tokens than the trace in {current}; delete both")
-            states = hidden[first - 1 : last]  # those that predict the group's tokens
-            for part in slices_of(len(states), vocabulary):
-                logits = head(states[part])
-                baseline = baseline_entries(group, part, from_states, logits.device)
-                yield Piece(group, part, baseline, logits, known_tokens(model, states[part]))
-    if missing:
-        raise UserError(
-            f"the log-prob store {store} lacks {next(iter(missing))}; delete it and run the same command again"
-        )
-
-
-def baseline_entries(group: Positions, part: slice, from_states: Logits | None, device: torch.device) -> torch.Tensor:
-    """The baseline's logits or log-probabilities at some positions of a row group, on the method's device."""
-    if group.log_probabilities is not None:
-        return group.log_probabilities[part].to(device, non_blocking=True)
-    assert group.hidden_states is not None, "a row group holds one of the two"
-    assert from_states is not None, "a store of hidden states names its output head"
-    return from_states(group.hidden_states[part].to(device, non_blocking=True))
 
 
 def batches_of(pieces: Iterable[Piece], positions: int) -> Iterator[list[Piece]]:
@@ -244,8 +138,3 @@ def score_store(model, store: Path, trace: pandas.DataFrame, worst: WorstPositio
             columns[name].append(values)
     rows = pandas.DataFrame({name: numpy.concatenate(values) for name, values in columns.items()})
     return rows.astype({"top1_agrees": bool})
-
-
-def sequences_of(trace: pandas.DataFrame) -> dict[str, list[int]]:
-    """{prompt_id: all its token ids}."""
-    return {row.prompt_id: list(map(int, row.token_ids)) for row in trace.itertuples()}

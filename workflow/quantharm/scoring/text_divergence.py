@@ -11,8 +11,9 @@ import pandas
 
 from quantharm.common.errors import UserError
 from quantharm.common.files import finite_or_none
+from quantharm.common.ratios import weighted_mean_interval
 from quantharm.common.records.perplexity import KlOfBin, TextFigures
-from quantharm.common.statistics import Bounds, stratified_mean, weighted_mean_interval
+from quantharm.common.statistics import Bounds, stratified_mean
 from quantharm.scoring.divergence_figures import MOST_NEGATIVE_KL
 
 MEANS = ("kl_nats", "reverse_kl_nats", "js_nats", "delta_p", "delta_nll_nats", "top1_agrees")

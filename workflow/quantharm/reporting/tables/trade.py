@@ -8,7 +8,7 @@ import numpy
 import pandas
 
 from quantharm.common.files import read_parquet
-from quantharm.common.statistics import jackknife_interval
+from quantharm.common.ratios import jackknife_interval
 from quantharm.reporting.differences import Difference, is_measurable
 from quantharm.reporting.format import Bounds, fixed, number, percent, signed, size_unit
 from quantharm.reporting.ranking import beaten_by, front_of
