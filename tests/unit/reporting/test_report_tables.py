@@ -6,7 +6,6 @@ import pandas
 import pytest
 
 from quantharm.reporting.charts.base import log_ticks
-from quantharm.reporting.charts.marks import label_heights
 from quantharm.reporting.format import count, interval, listing, number, percent, share, signed, size
 from quantharm.reporting.tables.record import environment_table
 from quantharm.reporting.tables.table import (
@@ -105,13 +104,6 @@ def test_rows_as_columns():
     assert [c.label for c in turned.columns] == ["Figure", "a|b", "c †"]
     assert [row[0].value for row in turned.rows] == ["kl_nats", "note"]
     assert turned.rows[0][1].value == 0.5
-
-
-def test_labels_of_near_points_are_pushed_apart():
-    heights = label_heights([1.0, 1.0, 9.0], [5.0, 5.1, 5.0], 10.0, 17.0)
-    assert heights[0] == 5.0
-    assert heights[1] >= 6.0
-    assert heights[2] == 5.0
 
 
 def test_ticks_of_a_logarithmic_axis():

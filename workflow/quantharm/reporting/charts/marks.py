@@ -82,23 +82,6 @@ def bars(entries: pandas.DataFrame, title: str, order: list[str], marks: Marks) 
     return altair.layer(bar, rule, *ticks).properties(width=310, height=32 * len(order))
 
 
-def label_heights(x: list[float], y: list[float], width: float, height: float) -> list[float]:
-    """y for the labels of points, so that labels of points near each other do not overlap.
-
-    width, height: the axes' lengths in the units of x and y. A label takes a fifth of the width and a 17th of the
-    height; from the lowest point up, each label is pushed above those already placed beside it.
-    """
-    placed: dict[int, float] = {}
-    for i in sorted(range(len(x)), key=lambda i: (y[i], x[i])):
-        near = sorted(placed[j] for j in placed if abs(x[j] - x[i]) < width / 5)
-        at = y[i]
-        for other in near:
-            if abs(at - other) < height / 17:
-                at = other + height / 17
-        placed[i] = at
-    return [placed[i] for i in range(len(x))]
-
-
 def left_out(results: Results) -> str:
     """Says which methods a chart does not show."""
     names = [cell.method for cell in results.cells if cell.failed]

@@ -3,22 +3,20 @@
 import altair
 import pandas
 
-from quantharm.reporting.charts import crowd
-from quantharm.reporting.charts.base import INK, MUTED, Figure, figure_of
+from quantharm.reporting.charts import against_size
+from quantharm.reporting.charts.base import MUTED, Figure, figure_of
 from quantharm.reporting.charts.marks import (
     Entry,
     dots,
     entry_of,
-    label_heights,
     left_out,
     marked,
     names_of,
-    on_intervals,
-    staircase,
 )
 from quantharm.reporting.format import fixed, mean_kl, percent, size, size_unit
 from quantharm.reporting.results import Cell, Results
 
+TITLES = {"kl_nats_mean": "Mean KL, nats", "perplexity_change_percent": "Perplexity change, %"}
 STRETCHED_FROM = {"kl_nats_mean": 1e-3, "perplexity_change_percent": 0.1}  # where many methods are shown
 
 
@@ -47,29 +45,16 @@ def quality_against_size(results: Results) -> Figure:
     scale, unit = size_unit(results.baseline.figure(key))
     front = lower_left(shown)
     marks = marked(names_of(results))
-    end = 1.2 * max(cell.figure(key) for cell in shown) / scale
 
     def rows_of(figure: str) -> list[Entry]:
         return [entry_of(cell, figure, size=cell.figure(key) / scale, front=cell.method in front) for cell in shown]
 
-    def crowded(figure: str, title: str) -> altair.LayerChart:
-        return crowd.panel(rows_of(figure), title, f"Weights {where}, {unit}", STRETCHED_FROM[figure], marks)
-
-    def panel(figure: str, title: str) -> altair.LayerChart:
-        entries = pandas.DataFrame(rows_of(figure))
-        low, top = min(0.0, entries["low"].min()), max(entries["high"].max(), 1e-9)
-        entries["label"] = label_heights(list(entries["size"]), list(entries["value"]), end, top - low)
-        x = altair.X("size:Q", title=f"Weights {where}, {unit}", scale=altair.Scale(domain=[0, end], nice=False))
-        y = {"title": title, "scale": altair.Scale(domain=[low - 0.04 * (top - low), top * 1.08], nice=False)}
-        base = altair.Chart(entries).encode(x=x)
-        names = base.mark_text(align="left", dx=10, dy=-9, color=INK)
-        return altair.layer(
-            staircase(entries, x, altair.Y("value:Q", **y)),
-            *on_intervals(base, "y", marks, 1.6, 130, **y),
-            names.encode(y=altair.Y("label:Q", title=title), text="method:N"),
-        ).properties(width=330, height=280)
-
-    panels = [("kl_nats_mean", "Mean KL, nats"), ("perplexity_change_percent", "Perplexity change, %")]
+    panels = [
+        against_size.panel(rows_of(figure), title, f"Weights {where}, {unit}", marks, STRETCHED_FROM[figure])
+        for figure, title in TITLES.items()
+    ]
+    tallest = max(panel.height for panel in panels)  # a panel grows with its labels
+    panels = [panel.properties(height=tallest) for panel in panels]
     told = [
         f"{c.marked_name}: {size(c.figure(key))}, KL {mean_kl(c.row)} nats, perplexity "
         f"{percent(c.row['perplexity_change_percent'])}"
@@ -77,9 +62,7 @@ def quality_against_size(results: Results) -> Figure:
     ]
     return figure_of(
         "quality-against-size",
-        altair.vconcat(*(crowded(*each) for each in panels), spacing=30)
-        if len(shown) > crowd.MANY
-        else altair.hconcat(*(panel(*each) for each in panels), spacing=40),
+        altair.vconcat(*panels, spacing=30) if len(shown) > against_size.MANY else altair.hconcat(*panels, spacing=40),
         f"Two scatter charts of the size {where} against mean KL and against perplexity change. {'; '.join(told)}.",
         "Lower and further left is better. Bars are 95 % intervals; the dashed step is the Pareto front of the points "
         f"(size against KL), the same methods in both panels.{left_out(results)}",
