@@ -32,7 +32,7 @@ from quantharm.forensics.checks.kernel import check_kernel
 from quantharm.models import loading
 from quantharm.models.safety import hash_weights, verify_weights
 from quantharm.quantizers import against_original, quantized_layers
-from quantharm.quantizers.formats import gguf
+from quantharm.quantizers.formats import gguf_file as stored_gguf
 from quantharm.quantizers.formats.files import module_headers, read_tensor
 
 DAMAGES = {"× 8": 8.0, "× 2": 2.0, "× ½": 0.5, "zero": 0.0, "× −1": -1.0, "NaN": math.nan}
@@ -89,7 +89,7 @@ def data_offset(file: Path, key: str) -> int:
 def place_in(checkpoint: Path, name: str, chosen: random.Random) -> Place:
     """A random scale of a matrix."""
     if path := gguf_file(checkpoint):
-        tensor = gguf.stored_tensor(checkpoint, name)
+        tensor = stored_gguf.stored_tensor(checkpoint, name)
         kind = gguf_type(tensor.tensor_type.name)
         block = chosen.randrange(int(tensor.n_bytes) // kind.bytes)
         at = int(tensor.data_offset) + block * kind.bytes + HALF_AT.get(tensor.tensor_type.name, 0)

@@ -1,6 +1,7 @@
 """A small model as a GGUF file, by the package `gguf` alone."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import gguf
@@ -27,17 +28,19 @@ def write(
     file.add_rope_freq_base(config.rope_parameters["rope_theta"])
     file.add_vocab_size(config.vocab_size)
     file.add_name("tiny")
+    if head := getattr(config, "head_dim", None):
+        file.add_key_length(head)
     if tokenizer is not None:
         add_tokens(file, tokenizer)
     kind = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
     table = gguf.get_tensor_name_map(kind, config.num_hidden_layers)
-    for name, parameter in model.state_dict().items():
-        own, values = table.get_name(name, try_suffixes=(".weight", ".bias")), parameter.float().numpy()
+    for name, values in matrices_of(model, file):
+        own = table.get_name(name, try_suffixes=(".weight", ".bias"))
         if order and architecture == "llama" and (".q_proj" in name or ".k_proj" in name):
             heads = config.num_attention_heads if ".q_proj" in name else config.num_key_value_heads
             half = values.shape[0] // heads // 2
             values = values.reshape(heads, 2, half, -1).swapaxes(1, 2).reshape(values.shape)
-        wanted = next((t for part, t in types.items() if part in own and values.ndim == 2), "F32")
+        wanted = next((t for part, t in types.items() if part in own and values.ndim > 1), "F32")
         kind = gguf.GGMLQuantizationType[wanted]
         values = np.ascontiguousarray(values)
         file.add_tensor(own, values if wanted == "F32" else gguf.quants.quantize(values, kind), raw_dtype=kind)
@@ -45,6 +48,22 @@ def write(
     file.write_kv_data_to_file()
     file.write_tensors_to_file()
     file.close()
+
+
+def matrices_of(model, file: gguf.GGUFWriter) -> Iterator[tuple[str, np.ndarray]]:
+    """(transformers' name, values); of experts gate and up apart, as llama.cpp keeps them."""
+    if experts := getattr(model.config, "num_experts", None):
+        file.add_expert_count(experts)
+        file.add_expert_used_count(model.config.num_experts_per_tok)
+    for name, parameter in model.state_dict().items():
+        values = parameter.float().numpy()
+        if ".experts." not in name:
+            yield name, values
+        elif name.endswith("gate_up_proj"):
+            for kind, half in zip(("gate_proj", "up_proj"), np.split(values, 2, axis=1), strict=True):
+                yield f"{name.removesuffix('gate_up_proj')}{kind}.weight", half
+        else:
+            yield f"{name}.weight", values
 
 
 def add_tokens(file: gguf.GGUFWriter, folder: Path) -> None:

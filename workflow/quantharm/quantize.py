@@ -34,7 +34,7 @@ from quantharm.models.loading import load_as_stored, quiet
 from quantharm.models.safety import hash_weights, verify_weights
 from quantharm.quantizers import noise, quantizable, quantized_layers, quantizer_named
 from quantharm.quantizers.conditions import refuse_conflict
-from quantharm.quantizers.formats import gguf
+from quantharm.quantizers.formats import gguf_file as stored_gguf
 from quantharm.speed.trial import try_model
 
 POINTER = "pointer.json"
@@ -82,7 +82,7 @@ def inspect_checkpoint(record: CheckpointRecord, device: str) -> CheckpointMeasu
     return {
         "load_seconds": round(load_seconds, 3),
         "loaded_dtype": dtype_of(model),
-        "weight_bytes": gguf.tensor_bytes(folder) if packed else loaded_bytes,
+        "weight_bytes": stored_gguf.tensor_bytes(folder) if packed else loaded_bytes,
         "parameters": sum(m.rows * m.columns for m in matrices)
         + sum(p.numel() for n, p in model.named_parameters() if n.rpartition(".")[0] not in quantized),
         "bits_per_weight": measured,

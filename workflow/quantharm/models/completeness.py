@@ -76,6 +76,11 @@ def refuse_other_tensors(folder: Path, account: LoadAccount, name: str) -> None:
         faults.append(f"{len(shapes)} of another shape ({listed(shapes)})")
     if unexpected:
         faults.append(f"{len(unexpected)} that {name} has no place for ({listed(unexpected)})")
+    if faults and gguf_file(folder):
+        raise UserError(
+            f"{folder} is no file of the model that it is compared with, by its tensors: {'; '.join(faults)}; name "
+            "another file, or its own model"
+        )
     if faults:
         raise UserError(
             f"{folder} is not the model that its config.json describes, by its tensors: {'; '.join(faults)}; "

@@ -6,6 +6,7 @@ Nothing is quantized here: the checkpoint is loaded as its own config says, and 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from quantharm.common.checkpoint_files import gguf_file
 from quantharm.common.records.quantization import QuantizerOutput, Settings
 from quantharm.common.records.source import SourceRecord, Trust
 from quantharm.quantizers import SettingsSchema
@@ -37,18 +38,20 @@ def quantize(
 
 def load(folder: Path, settings: Settings, source: SourceRecord, dtype: str, device: str, gpus: int) -> Any:
     from quantharm.models.devices import torch_dtype
-    from quantharm.models.loading import load_checkpoint
+    from quantharm.models.loading import load_checkpoint, load_config
 
     # bitsandbytes' family asks for these by name; imported here, so that a cell runs again when one is edited.
     from quantharm.quantizers import bitsandbytes_4bit, bitsandbytes_int8  # noqa: F401
     from quantharm.quantizers.experts import loaded_apart
-    from quantharm.quantizers.formats import families
+    from quantharm.quantizers.formats import families, gguf_places
     from quantharm.quantizers.stored_states import refuse_damaged
 
     families.refuse_unreadable(folder, device)
     resolved = settings["resolved"]
     trusted: Trust = {"allow_pickle": resolved["allow_pickle"], "trust_remote_code": resolved["trust_remote_code"]}
     with loaded_apart(folder), families.loading(folder, settings["backend"], dtype, device) as arguments:
+        if gguf_file(folder) and "path" in source and not gguf_file(Path(source["path"])):
+            arguments["config"] = gguf_places.config_for(folder, load_config(source))
         model = load_checkpoint(folder, trusted, dtype, device, gpus, **arguments)
     families.finish(model, folder, torch_dtype(dtype))
     refuse_damaged(model, folder)

@@ -19,11 +19,14 @@ IDS = [0, 5, 77, 200, 31, 8, 9, 250, 3]
 
 @pytest.fixture(scope="session")
 def foreign(make_cell):
-    """foreign(folder, dtype): the cell of a third party's checkpoint, as a method of its model."""
+    """foreign(folder, dtype, source): the cell of a third party's checkpoint, as a method of its model.
 
-    def read(folder: Path, dtype: str = "float32") -> SimpleNamespace:
-        source = fetch.describe("theirs", str(folder), Path(folder), None, False, False, quantized=True)
-        return make_cell(source, "pretrained", {"resolved": source, "backend": None}, dtype)
+    source: the record of that model, if it matters.
+    """
+
+    def read(folder: Path, dtype: str = "float32", source: dict | None = None) -> SimpleNamespace:
+        resolved = fetch.describe("theirs", str(folder), Path(folder), None, False, False, quantized=True)
+        return make_cell(source or resolved, "pretrained", {"resolved": resolved, "backend": None}, dtype)
 
     return read
 

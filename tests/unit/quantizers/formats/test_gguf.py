@@ -4,6 +4,7 @@ import gguf
 import numpy as np
 import pytest
 import torch
+import transformers
 from gguf_writer import write
 
 from quantharm import fetch
@@ -12,12 +13,15 @@ from quantharm.config.sources import check_pretrained
 from quantharm.forensics.checks.kernel import check_kernel
 from quantharm.forensics.checks.logits import mean_kl
 from quantharm.forensics.checks.weights import check_method_is_real, check_stored_weights
+from quantharm.forensics.reference_check import open_checkpoint
 from quantharm.models.safety import verify_weights
 from quantharm.models.source import describe
 from quantharm.quantize import inspect_checkpoint
 from quantharm.quantizers.formats import families
 from quantharm.quantizers.formats.ggml import TYPES
+from quantharm.quantizers.formats.gguf import architectures
 
+IDS = [0, 5, 77, 200, 31, 8, 9, 250, 3]
 REVISION = 40 * "a"
 # As in a file that ends in _M: attention's values and the head in 8 bits, other kinds in fewer.
 MIXED = {"attn_v": "Q8_0", "ffn_down": "Q5_0", "blk": "Q4_0", "output.weight": "Q8_0", "token_embd": "Q8_0"}
@@ -79,6 +83,69 @@ def test_rows_in_the_wrong_order_would_be_noticed(mixed, foreign, monkeypatch):
     cell = foreign(mixed)
     monkeypatch.setattr(family, "PERMUTED", {})
     assert check_kernel(cell.model, cell.matrices, [0, 5, 77, 200])["status"] == "fail"
+
+
+LLAMA_31 = {
+    "rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 4,
+}  # fmt: skip
+SHAPE = {
+    "vocab_size": 384, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 128, "bos_token_id": 0, "eos_token_id": 1,
+}  # fmt: skip
+LOST = {  # what transformers makes no configuration of: architecture in a file, and the original's configuration
+    "biases": ("llama", transformers.LlamaConfig(**SHAPE, attention_bias=True, mlp_bias=True)),
+    "scaled positions": ("llama", transformers.LlamaConfig(**SHAPE, rope_parameters=LLAMA_31)),
+    "width of heads": ("qwen3", transformers.Qwen3Config(**SHAPE, head_dim=32)),
+    "class": ("llama", transformers.MistralConfig(**SHAPE, sliding_window=4)),
+}
+
+
+def made_of(configuration):
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(configuration).eval()
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            parameter.normal_(0, 0.3)
+    model.get_output_embeddings().weight.mul_(20.0)
+    return model
+
+
+@pytest.mark.parametrize("lost", LOST)
+def test_what_the_metadata_lose_is_taken_from_the_original(lost, foreign, save_checkpoint, logits_of, tmp_path):
+    architecture, configuration = LOST[lost]
+    model = made_of(configuration)
+    source = save_checkpoint(model, tmp_path / "original")
+    write(model, tmp_path / "m.gguf", {}, architecture)
+    read = logits_of(foreign(tmp_path / "m.gguf", "float32", source))
+    assert mean_kl(model(torch.tensor([IDS])).logits[0], read) < 1e-9
+
+
+def test_without_the_original_what_would_be_left_out_is_refused(tmp_path):
+    write(made_of(LOST["biases"][1]), tmp_path / "m.gguf", {})
+    with pytest.raises(UserError, match=r"has 14 tensors that transformers has no place for .*blk\.0\.attn_\w+\.bias"):
+        open_checkpoint(tmp_path / "m.gguf", "float32", "cpu", 1)
+
+
+def test_a_file_of_another_model_is_refused(mixed, foreign, tiny, save_checkpoint, tmp_path):
+    source = save_checkpoint(tiny("llama", hidden_size=32), tmp_path)
+    with pytest.raises(UserError, match=r"no file of the model that it is compared with.*of another shape"):
+        foreign(mixed, "float32", source)
+
+
+def test_each_expert_is_seen(foreign, passes, save_checkpoint, tmp_path):
+    configuration = transformers.Qwen3MoeConfig(
+        **SHAPE, head_dim=16, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32, norm_topk_prob=True
+    )
+    model = made_of(configuration)
+    source = save_checkpoint(model, tmp_path / "original")
+    write(model, tmp_path / "m.gguf", {"_inp.": "F32", "blk": "Q8_0"}, "qwen3moe")
+    cell = foreign(tmp_path / "m.gguf", "float32", source)
+    assert len(cell.matrices) == 2 * (4 + 3 * 4)
+    assert passes(cell, 8.5) < 1e-5
+    stored = check_stored_weights(cell.model, cell.matrices, tmp_path / "original", cell.record)
+    assert stored["status"] == "pass", stored
+    assert "in 32 matrices" in stored["explanation"]
 
 
 def test_what_a_file_holds_as_floats_is_no_fault(tiny, foreign, tmp_path):
@@ -175,3 +242,21 @@ def test_what_is_not_read_is_refused_when_it_is_fetched(mixed, tiny, tmp_path):
     (tmp_path / "t.gguf").write_bytes(blob[:at] + other + blob[at + 4 :])
     with pytest.raises(UserError, match=r"IQ1_M|not a whole"):
         families.refuse_unreadable(tmp_path / "t.gguf", "cpu")
+    (tmp_path / "f.gguf").write_bytes(blob[:at] + (133).to_bytes(4, "little") + blob[at + 4 :])
+    with pytest.raises(UserError, match=r"a type that the package gguf does not know \(.*133"):
+        families.refuse_unreadable(tmp_path / "f.gguf", "cpu")
+
+
+def test_one_part_of_a_split_file_is_refused(tmp_path):
+    file = gguf.GGUFWriter(str(tmp_path / "m-00001-of-00002.gguf"), "llama")
+    file.add_uint16("split.count", 2)
+    file.write_header_to_file()
+    file.write_kv_data_to_file()
+    file.close()
+    with pytest.raises(UserError, match="one of 2 parts of a model"):
+        families.refuse_unreadable(tmp_path / "m-00001-of-00002.gguf", "cpu")
+
+
+def test_architectures_go_by_the_names_that_files_give_them():
+    """qwen3moe, not transformers' qwen3_moe."""
+    assert {"llama", "qwen3moe", "qwen2moe", "gpt-oss", "qwen35"} <= architectures()

@@ -44,9 +44,9 @@ def scan_matrices(matrices: Iterable[Matrix]) -> list[MatrixScan]:
 
 def read_gguf(path: Path) -> tuple[Storage, Iterator[Matrix]]:
     """The storage of a GGUF file's matrices, and a sample of each that it stores as plain floats."""
-    from quantharm.quantizers.formats import gguf
+    from quantharm.quantizers.formats import gguf_file as stored_gguf
 
-    tensors = [t for t in gguf.tensors_of(path).values() if linear_shape([int(n) for n in reversed(t.shape)])]
+    tensors = [t for t in stored_gguf.tensors_of(path).values() if linear_shape([int(n) for n in reversed(t.shape)])]
     floats = [t for t in tensors if t.tensor_type.name in FLOATS_OF_GGUF]
     packed = [t.name for t in tensors if t.tensor_type.name not in FLOATS_OF_GGUF]
 

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from quantharm.quantizers.quantized_layers import QuantizedMatrix
 
 FAMILIES: tuple[Family, ...] = (awq, bitsandbytes, compressed_tensors, fp8, gguf, gptq, mxfp4, torchao)
+OWN_LAYOUTS = ("bitsandbytes", "fp8", "gguf")  # which gptqmodel writes otherwise than those who made the formats
 SKIPPED_KEYS = ("llm_int8_skip_modules", "modules_to_not_convert")
 
 
@@ -76,6 +77,11 @@ def refuse_unreadable(checkpoint: Path, device: str = "auto") -> None:
     if not stated:
         return
     family, method = family_of(stated), method_of(stated)
+    if method in OWN_LAYOUTS and made_by_gptqmodel(stated):
+        raise UserError(
+            f"{checkpoint} ({method}) is in a layout of gptqmodel's own, which is not read here; name one that another "
+            "library wrote, or one of gptqmodel's in GPTQ or AWQ"
+        )
     if family is None:
         raise UserError(
             f"{checkpoint} is stored in a format that is not read here ({method or 'without a quant_method'}); name a "
@@ -84,6 +90,12 @@ def refuse_unreadable(checkpoint: Path, device: str = "auto") -> None:
     reason = family.unreadable(stated, device) if isinstance(family, RefusesCheckpoints) else None
     if reason:
         raise UserError(f"{checkpoint} ({method}) cannot be loaded here: {reason}")
+
+
+def made_by_gptqmodel(stated: StatedQuantization) -> bool:
+    """Whether gptqmodel wrote a checkpoint, as its `meta` says."""
+    makers = (stated.get("meta") or {}).get("quantizer") or []
+    return "gptqmodel" in str(makers)
 
 
 @contextlib.contextmanager

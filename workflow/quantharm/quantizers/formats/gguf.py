@@ -6,73 +6,50 @@ another order. Embeddings and the output head may be quantized, too; the checks 
 """
 
 import contextlib
-import functools
 from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from quantharm.common.checkpoint_files import gguf_file
-from quantharm.common.errors import UserError, first_line
+from quantharm.quantizers.experts import ONE_EXPERT, take_apart
 from quantharm.quantizers.formats import LoadingArguments, StatedQuantization
+from quantharm.quantizers.formats.gguf_file import opened, stored_tensor, value
+from quantharm.quantizers.formats.gguf_places import every_tensor_in_its_place
 
 if TYPE_CHECKING:
-    from gguf import GGUFReader, ReaderTensor, TensorNameMap
+    from gguf import ReaderTensor
     from torch import Tensor
 
     from quantharm.quantizers.quantized_layers import QuantizedMatrix
 
 METHODS = ("gguf",)
 FLOATS = ("F32", "F16", "BF16", "F64")
+# {architecture in a file: transformers' name of it}, where they differ
+RENAMED = {"qwen2moe": "qwen2_moe", "qwen3moe": "qwen3_moe", "gpt-oss": "gpt_oss", "minimax-m2": "minimax_m2"}
 PERMUTED = {"llama": ("attn_q.", "attn_k.")}  # architecture: matrices whose rows lie in another order
-
-
-@functools.lru_cache(maxsize=2)
-def read_file(path: Path, modified_ns: int) -> "GGUFReader":
-    """The package's reader: the file is mapped, no tensor is read. Raises UserError for a file that is not whole."""
-    from gguf import GGUFReader
-
-    try:
-        return GGUFReader(path)
-    except (ValueError, OSError, KeyError, IndexError) as error:
-        raise UserError(f"{path} is not a whole GGUF file ({first_line(error)}); fetch it again") from None
-
-
-def opened(checkpoint: Path) -> "GGUFReader":
-    """The reader of the checkpoint's GGUF file."""
-    path = gguf_file(checkpoint)
-    assert path is not None, checkpoint
-    return read_file(path, path.stat().st_mtime_ns)
-
-
-def tensors_of(checkpoint: Path) -> "dict[str, ReaderTensor]":
-    """{llama.cpp's name: the package's tensor}."""
-    return {tensor.name: tensor for tensor in opened(checkpoint).tensors}
-
-
-def tensor_bytes(checkpoint: Path) -> int:
-    """Bytes of the tensors as the file packs them, which is what llama.cpp keeps in memory."""
-    return sum(int(tensor.n_bytes) for tensor in opened(checkpoint).tensors)
-
-
-def value(checkpoint: Path, key: str) -> Any:
-    """A value of the file's metadata; None where it has no such key."""
-    field = opened(checkpoint).get_field(key)
-    return None if field is None else field.contents()
 
 
 def unreadable(stated: StatedQuantization, device: str) -> str | None:
     """The file's architecture or types of tensors, where they are not read here; None where all are."""
-    from transformers.modeling_gguf_pytorch_utils import GGUF_SUPPORTED_ARCHITECTURES
-
     from quantharm.quantizers.formats.ggml import TYPES
 
     checkpoint = Path(stated["file"])
+    if (parts := value(checkpoint, "split.count") or 1) > 1:
+        return f"it is one of {parts} parts of a model; join them (`llama-gguf-split --merge`)"
     architecture = value(checkpoint, "general.architecture")
-    if architecture not in GGUF_SUPPORTED_ARCHITECTURES:
+    if architecture not in architectures():
         return f"transformers reads no GGUF files of the architecture {architecture!r}"
     types = {tensor.tensor_type.name for tensor in opened(checkpoint).tensors}
     unknown = sorted(types - set(TYPES) - set(FLOATS))
     return f"it has tensors of type {', '.join(unknown)}; {', '.join(TYPES)} are read here" if unknown else None
+
+
+def architectures() -> set[str]:
+    """The architectures that transformers reads, by the names that files give them."""
+    from transformers.integrations.gguf import GGUF_CONFIG_ARCHS
+    from transformers.modeling_gguf_pytorch_utils import GGUF_SUPPORTED_ARCHITECTURES
+
+    read = {*GGUF_SUPPORTED_ARCHITECTURES, *GGUF_CONFIG_ARCHS}
+    return read | {own for own, name in RENAMED.items() if name in read}
 
 
 @contextlib.contextmanager
@@ -81,23 +58,13 @@ def loading(
 ) -> Iterator[LoadingArguments]:
     from transformers import GgufConfig
 
-    yield {"quantization_config": GgufConfig(dequantize=True)}
+    with every_tensor_in_its_place(checkpoint):
+        yield {"quantization_config": GgufConfig(dequantize=True)}
 
 
-@functools.lru_cache(maxsize=4)
-def name_table(architecture: str, layers: int) -> "TensorNameMap":
-    """The package's table of names; its get_name gives llama.cpp's name for transformers'."""
-    from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
-
-    return get_tensor_name_map(next(key for key, name in MODEL_ARCH_NAMES.items() if name == architecture), layers)
-
-
-def stored_tensor(checkpoint: Path, name: str) -> "ReaderTensor | None":
-    """The tensor of the module `name`; None where the file holds none of that name."""
-    architecture = value(checkpoint, "general.architecture")
-    table = name_table(architecture, int(value(checkpoint, f"{architecture}.block_count")))
-    own = table.get_name(name)
-    return tensors_of(checkpoint).get(f"{own}.weight") if own else None
+def finish(model, dtype) -> None:
+    """Takes experts apart, which transformers keeps in one tensor, so that the matrix of each is seen."""
+    take_apart(model)
 
 
 def inspect(name: str, module, checkpoint: Path) -> "QuantizedMatrix | None":
@@ -116,12 +83,17 @@ def inspect(name: str, module, checkpoint: Path) -> "QuantizedMatrix | None":
         name,
         rows,
         columns,
-        stored_bytes=int(tensor.n_bytes),
+        stored_bytes=int(tensor.n_bytes) // matrices_in(tensor),
         formula_bytes=rows * columns / kind.weights * kind.bytes,
         dequantize=lambda: dequantize(checkpoint, name),
         held_dequantized=True,
         stored_as=tensor.tensor_type.name,
     )
+
+
+def matrices_in(tensor: "ReaderTensor") -> int:
+    """The number of experts whose matrices a tensor holds; 1 for a tensor of one matrix."""
+    return int(tensor.shape[2]) if len(tensor.shape) == 3 else 1
 
 
 def dequantize(checkpoint: Path, name: str) -> "Tensor":
@@ -133,8 +105,10 @@ def dequantize(checkpoint: Path, name: str) -> "Tensor":
     tensor = stored_tensor(checkpoint, name)
     assert tensor is not None, name  # `inspect` has seen it
     kind = TYPES[tensor.tensor_type.name]
-    columns, rows = (int(length) for length in tensor.shape)
-    blocks = torch.from_numpy(tensor.data.copy()).flatten().reshape(-1, kind.bytes)
+    columns, rows = (int(length) for length in tensor.shape[:2])
+    expert = ONE_EXPERT.match(f"{name}.")
+    data = tensor.data[int(expert[2])] if expert else tensor.data
+    blocks = torch.from_numpy(data.copy()).flatten().reshape(-1, kind.bytes)
     matrix = kind.dequantize(blocks).reshape(rows, columns)
     architecture = value(checkpoint, "general.architecture")
     if any(part in tensor.name for part in PERMUTED.get(architecture, ())):
