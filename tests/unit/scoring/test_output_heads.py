@@ -33,6 +33,36 @@ def test_what_is_kept_gives_the_models_own_logits(name, tmp_path):
     assert is_same(again, plain_head(model))
 
 
+MPT = {"d_model": 64, "n_heads": 4, "n_layers": 2, "max_seq_len": 256}
+GRIFFIN = {"lru_width": 64, "attention_window_size": 32, "block_types": ["recurrent", "attention"]}
+NAMED_OTHERWISE = {  # what architectures do to their logits, under other keys than Cohere, Granite and Gemma have
+    "a multiplier": zoo.Animal("FalconH1Config", zoo.ZOO["Falcon-H1"].settings | {"lm_head_multiplier": 0.3}),
+    "a factor called scaling": zoo.Animal("HyperCLOVAXConfig", {"logits_scaling": 0.25}),
+    "a factor that is not used": zoo.Animal("MptConfig", MPT | {"logit_scale": 0.125}),
+    "a factor in words": zoo.Animal("MptConfig", MPT | {"logit_scale": "inv_sqrt_d_model"}),
+    "a soft cap": zoo.Animal("RecurrentGemmaConfig", GRIFFIN | {"logits_soft_cap": 5.0}),
+}
+
+
+@pytest.mark.parametrize("name", NAMED_OTHERWISE)
+def test_what_an_architecture_does_to_its_logits_is_part_of_the_head(name, monkeypatch, tmp_path):
+    monkeypatch.setitem(zoo.ZOO, name, NAMED_OTHERWISE[name])
+    model = zoo.build(name)
+    kept, _ = head_to_keep(model, "hidden_states", "float32")
+    write_head(tmp_path / "head", kept)
+    again = read_head(tmp_path / "head", kept.described())
+    own = model(input_ids=torch.tensor([IDS]), use_cache=False).logits[0]
+    torch.testing.assert_close(logits_of(again)(last_hidden_states(model, IDS)), own, rtol=1e-5, atol=1e-5)
+
+
+def test_a_soft_cap_of_another_name_is_seen_in_the_largest_logits(monkeypatch):
+    """All logits together differ by less than rounding may; the likely tokens' are 7 % off."""
+    monkeypatch.setitem(zoo.ZOO, "capped", NAMED_OTHERWISE["a soft cap"])
+    monkeypatch.setattr(output_heads, "SOFT_CAPS", ())
+    with pytest.raises(UserError, match="changes its logits after the output head"):
+        output_head(zoo.build("capped"))
+
+
 def test_logits_by_hand():
     one = OutputHead(torch.tensor([[1.0, 2.0], [3.0, -1.0]]), torch.tensor([0.5, 0.0]), 2.0, 4.0)
     logits = logits_of(one)(torch.tensor([[1.0, 1.0]]))

@@ -21,6 +21,12 @@ from quantharm.common.records.logits import HeadDescription, HeadSettings
 from quantharm.common.text import language_config
 
 ROWS_COMPARED_AT_ONCE = 4096  # of the weights of two heads
+# Keys of configurations, as architectures of transformers name what they do to their logits.
+FACTORS = ("logit_scale", "lm_head_multiplier", "output_multiplier")
+DIVISORS = ("logits_scaling",)
+SOFT_CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
+MULTIPLIES_BY_DIVISORS = ("hyperclovax",)  # model types
+LEAVES_FACTORS_UNUSED = ("mpt",)
 Logits = Callable[[torch.Tensor], torch.Tensor]  # hidden states [n, width] → logits [n, vocabulary] float32
 
 
@@ -66,8 +72,13 @@ def bytes_of(tensor: torch.Tensor):
 def after_the_head(model) -> tuple[float, float | None]:
     """(scale, soft cap) that an architecture applies to its logits."""
     config = language_config(model.config)
-    scale = getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1)
-    return scale, getattr(config, "final_logit_softcapping", None)
+
+    def stated(keys: tuple[str, ...]) -> float | None:
+        return next((value for key in keys if (value := getattr(config, key, None))), None)
+
+    factor = None if config.model_type in LEAVES_FACTORS_UNUSED else stated(FACTORS)
+    divisor = stated(DIVISORS) or 1
+    return factor or (divisor if config.model_type in MULTIPLIES_BY_DIVISORS else 1 / divisor), stated(SOFT_CAPS)
 
 
 def plain_head(model) -> OutputHead | None:
