@@ -26,7 +26,7 @@ from quantharm.models.devices import choose_device
 from quantharm.models.loading import quiet
 from quantharm.scoring.forward import last_hidden_states
 from quantharm.scoring.kl_divergence import score_store
-from quantharm.scoring.paired_logits import pieces_of, read_ahead, sequences_of
+from quantharm.scoring.paired_logits import first_targets_of, pieces_of, read_ahead, sequences_of
 from quantharm.scoring.stored_logits import read_store
 from quantharm.scoring.worst_positions import WorstPositions
 from quantharm.synthesize import model_configuration
@@ -59,7 +59,7 @@ def parts(trace, store: Path) -> dict[str, Callable[[torch.nn.Module], None]]:
         reading.result()
 
     def logits_and_store(model) -> None:
-        for _ in pieces_of(model, store, sequences_of(trace)):
+        for _ in pieces_of(model, store, sequences_of(trace), first_targets=first_targets_of(trace)):
             pass
 
     def whole(model) -> None:

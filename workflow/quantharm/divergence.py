@@ -16,6 +16,7 @@ from quantharm.models.cell import open_cell
 from quantharm.scoring.divergence_figures import check_values, lower_bound_of, summarise
 from quantharm.scoring.kl_divergence import score_store
 from quantharm.scoring.paired_logits import sequences_of
+from quantharm.scoring.shared_tokens import require_tokens
 from quantharm.scoring.store_metadata import store_metadata_of
 from quantharm.scoring.stored_logits import require_same
 from quantharm.scoring.worst_positions import WorstPositions, with_texts
@@ -36,6 +37,7 @@ def main() -> None:
     identity = store_metadata_of(record, trace, device, protocol="")
     same = {key: value for key, value in identity.items() if key not in ("versions", "protocol")}
     metadata = require_same(arguments.logits, same)
+    require_tokens(model, tokenizer, arguments.logits, cell.title)
     with timing.part("model"):
         worst = WorstPositions()
         rows = score_store(model, arguments.logits, trace, worst)

@@ -80,14 +80,18 @@ def learn_limits(approved: Path, settings: "Monitor") -> control_chart.Limits:
 def score(model, store: Path, trace: pandas.DataFrame, prompts: list[str]) -> float:
     """Mean over the prompts of the mean KL from the stored baseline, in nats."""
     from quantharm.scoring import kl_divergence
-    from quantharm.scoring.paired_logits import pieces_of, sequences_of
+    from quantharm.scoring.paired_logits import first_targets_of, pieces_of, sequences_of
 
-    sequences = sequences_of(trace[trace["prompt_id"].isin(prompts)])
+    chosen = trace[trace["prompt_id"].isin(prompts)]
+    sequences, first_targets = sequences_of(chosen), first_targets_of(chosen)
     lacking = set(prompts) - sequences.keys()
     if lacking:
         raise UserError(f"the log-prob store {store} lacks {min(lacking)}; delete it and run the same command again")
     by_prompt: dict[str, list[float]] = {prompt: [] for prompt in prompts}
-    for piece in pieces_of(model, store, sequences, lambda prompt, _: prompt in sequences, progress=False):
+    pieces = pieces_of(
+        model, store, sequences, lambda prompt, _: prompt in sequences, False, first_targets=first_targets
+    )
+    for piece in pieces:
         _, names, measures = kl_divergence.score([piece])
         by_prompt[piece.group.prompt_id] += measures[names.index("kl_nats")].tolist()
     return float(numpy.mean([numpy.mean(values) for values in by_prompt.values()]))

@@ -43,6 +43,7 @@ from quantharm.scoring.forward import (
 )
 from quantharm.scoring.kl_divergence import score
 from quantharm.scoring.paired_logits import pieces_of
+from quantharm.scoring.shared_tokens import require_tokens
 from quantharm.scoring.store_metadata import cell_metadata_of, text_id
 from quantharm.scoring.stored_logits import require_same
 from quantharm.scoring.text_divergence import NOT_COMPARED, TextDivergence
@@ -139,6 +140,8 @@ def main() -> None:
 
     protocol = protocol_name(length, arguments.windows, bos)
     compared = stored_windows(arguments.logits, cell.record, device, windows, protocol) if arguments.logits else 0
+    if compared:
+        require_tokens(model, tokenizer, arguments.logits, cell.title)
     with timing.part("model"):
         losses, divergence = [], None  # [windows, N - 1]
         if compared:

@@ -4,9 +4,12 @@ import copy
 import dataclasses
 import math
 import shutil
+from types import SimpleNamespace
 
 import numpy
 import pandas
+import pyarrow
+import pyarrow.parquet
 import pytest
 import scipy.special
 import scipy.stats
@@ -16,11 +19,13 @@ from quantharm.common.constants import HEAD_FILE
 from quantharm.common.errors import UserError
 from quantharm.common.text import token_windows
 from quantharm.logits import make_trace
+from quantharm.perplexity import score_against_store
 from quantharm.scoring import kl_divergence
 from quantharm.scoring.divergence_figures import check_values, summarise
 from quantharm.scoring.forward import last_hidden_states, output_head
 from quantharm.scoring.output_heads import plain_head, write_head
 from quantharm.scoring.paired_logits import Piece
+from quantharm.scoring.shared_tokens import require_tokens
 from quantharm.scoring.store_filling import form_of_store, head_to_keep, target_logits, write_store
 from quantharm.scoring.store_writer import StoreWriter
 from quantharm.scoring.worst_positions import WorstPositions
@@ -396,6 +401,75 @@ def test_a_store_with_a_prompt_that_the_trace_lacks_is_refused(store, trace, ref
         score_store(reference_model, store, trace[trace.prompt_id != "x-01"])
 
 
+def rewritten(store, path, change):
+    """The store as another program may write it: `change` takes its row groups and gives others."""
+    file = pyarrow.parquet.ParquetFile(store)
+    with pyarrow.parquet.ParquetWriter(path, file.schema_arrow, compression="none") as writer:
+        for table in change([file.read_row_group(i) for i in range(file.num_row_groups)]):
+            writer.write_table(table)
+    return path
+
+
+def without_entries(table, column: int):
+    field = table.schema.field(column)
+    return table.set_column(column, field, pyarrow.nulls(len(table), field.type))
+
+
+EDITS = {
+    "a prompt twice": (lambda groups: [groups[0], *groups], "position 4 of x-01 where 9 follows"),
+    "a prompt at the end again": (lambda groups: [*groups, groups[0]], "position 4 of x-01 where 9 follows"),
+    "without first rows": (lambda groups: [t.slice(2) for t in groups], "position 6 of x-01 where 4 follows"),
+    "without last rows": (lambda groups: [groups[0].slice(0, 3), *groups[1:]], "lacks x-01 from position 7 on"),
+    "without a row": (lambda groups: [t.take([0, 1, 3]) for t in groups], "not consecutive"),
+    "without half a prompt": (lambda groups: [t for t in groups if t["position"][0].as_py() < 250], "lacks x-02 from"),
+    "without positions": (lambda groups: [without_entries(t, 2) for t in groups], "a row lacks an entry"),
+    "without figures": (lambda groups: [without_entries(t, 5) for t in groups], "a row lacks an entry"),
+}
+
+
+@pytest.mark.parametrize("edit", EDITS)
+def test_a_store_that_was_edited_gives_no_figure(edit, store, trace, reference_model, tmp_path):
+    change, words = EDITS[edit]
+    edited = rewritten(store, tmp_path / "edited.parquet", change)
+    with pytest.raises(UserError, match=words) as caught:
+        score_store(reference_model, edited, trace)
+    assert "delete it and run the same command again" in str(caught.value)
+
+
+def test_a_window_that_lacks_positions_has_no_loss(store, trace, reference_model, tmp_path):
+    """Of a position that no row scores nothing is known, not even that it is zero."""
+    windows = [list(ids) for ids in trace[trace.category == "text"].token_ids]
+    edited = rewritten(store, tmp_path / "edited.parquet", lambda groups: groups[:-1])
+    with pytest.raises(UserError, match=r"lacks text-02 from position \d+ on"):
+        score_against_store(reference_model, windows, edited, progress=False)
+
+
+@pytest.mark.parametrize(("rows", "of_baseline"), [(7, 0), (0, 5), (3, 9)])
+@pytest.mark.parametrize("form", ["hidden_states", "log_probabilities"])
+def test_padding_of_a_vocabulary_is_left_out(tiny, tmp_path, rows, of_baseline, form):
+    """Rows of an output head that the tokenizer does not know, in other numbers than the baseline's."""
+    plain, padded = {}, {}
+    for name, more, seed in (("method", rows, 1), ("baseline", of_baseline, 0)):
+        plain[name] = tiny("llama", seed=seed)
+        padded[name] = copy.deepcopy(plain[name])
+        padded[name].resize_token_embeddings(384 + more, mean_resizing=False)
+    trace = pandas.DataFrame({"prompt_id": ["a"], "category": "C", "token_ids": [[*range(3, 60)]], "first_target": 10})
+    fill(tmp_path, padded["baseline"], trace, form)
+    scored = score_store(padded["method"], tmp_path / "logits.parquet", trace)
+    p, q = (
+        m(torch.tensor([trace.token_ids[0]])).logits[0, 9:-1, :384].double()
+        for m in (plain["baseline"], plain["method"])
+    )
+    if min(rows, of_baseline) == 0:
+        tolerance = 1e-6 if form == "hidden_states" else 2e-3
+        numpy.testing.assert_allclose(scored["kl_nats"], kl(p.log_softmax(-1), q.log_softmax(-1)), rtol=tolerance)
+    names = SimpleNamespace(get_vocab=lambda: {"<a>": 0, "<last>": 383})
+    require_tokens(padded["method"], names, tmp_path / "logits.parquet", "m × x")
+    names = SimpleNamespace(get_vocab=lambda: {"<a>": 0, "<last>": 384 + max(rows, of_baseline) - 1})
+    with pytest.raises(UserError, match=f"m × x has {384 + rows} tokens and the baseline {384 + of_baseline}"):
+        require_tokens(padded["method"], names, tmp_path / "logits.parquet", "m × x")
+
+
 # ---------------------------------------------------------------- a store of hidden states
 
 
@@ -404,9 +478,9 @@ def exact_store(tmp_path_factory, reference_model, trace):
     return fill(tmp_path_factory.mktemp("exact"), reference_model, trace)
 
 
-def fill(folder, model, trace):
+def fill(folder, model, trace, form="hidden_states"):
     """A store as the stage `logits` fills it, its output head beside it."""
-    head, reason = head_to_keep(model, "hidden_states", "bfloat16")
+    head, reason = head_to_keep(model, form, "bfloat16")
     metadata = {"model": "m"} | form_of_store(model, head, reason)
     write_store(model, trace, folder / "logits.parquet", metadata)
     write_head(folder / HEAD_FILE, head, reason)

@@ -111,9 +111,9 @@ def relative_difference(first: torch.Tensor, second: torch.Tensor) -> float:
 
 
 def largest_of(first: torch.Tensor, second: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Of two tensors [T, vocabulary] the entries at the second's largest magnitude of each row: what a soft cap changes.
+    """Of two tensors [T, vocabulary] the entries [T, 1] where the second's magnitude is largest.
 
-    Small logits outnumber them, and nearly keep their values under it.
+    A soft cap changes these; the small logits, which outnumber them, nearly keep their values under it.
     """
     places = second.abs().argmax(-1, keepdim=True)
     return first.to(second.device).gather(-1, places), second.gather(-1, places)

@@ -15,7 +15,7 @@ import torch
 from quantharm.common.constants import TEXT_CATEGORY
 from quantharm.scoring.forward import ask_ahead, background_scorer, index_of_largest, positions_at_once
 from quantharm.scoring.lower_bound import lower_bounds, top_and_target
-from quantharm.scoring.paired_logits import Piece, pieces_of, sequences_of
+from quantharm.scoring.paired_logits import Piece, first_targets_of, pieces_of, sequences_of
 from quantharm.scoring.vocabulary_sums import vocabulary_sums
 from quantharm.scoring.worst_positions import WorstPositions
 
@@ -127,8 +127,11 @@ def score_store(model, store: Path, trace: pandas.DataFrame, worst: WorstPositio
     positions = positions_at_once(model.get_output_embeddings().weight.shape[0]) if on_gpu else 1
     prompts = trace[trace["category"] != TEXT_CATEGORY]
     sequences = sequences_of(prompts)
-    ask_ahead(model, [(sequences[row.prompt_id], int(row.first_target)) for row in prompts.itertuples()])
-    pieces = pieces_of(model, store, sequences, lambda _, category: category != TEXT_CATEGORY)
+    first_targets = first_targets_of(prompts)
+    ask_ahead(model, [(sequences[prompt_id], first) for prompt_id, first in first_targets.items()])
+    pieces = pieces_of(
+        model, store, sequences, lambda _, category: category != TEXT_CATEGORY, first_targets=first_targets
+    )
     with background_scorer(model.device) as in_background:
         for batch in batches_of(pieces, positions):
             in_background(score, scored.append, batch, worst, True)

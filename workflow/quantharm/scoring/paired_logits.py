@@ -3,7 +3,7 @@
 The baseline's come from its store, the method's from one forward pass a prompt or window.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from quantharm.scoring.forward import (
     slices_of,
 )
 from quantharm.scoring.output_heads import Logits, is_same, logits_of, on, plain_head, read_head
+from quantharm.scoring.shared_tokens import shared_vocabulary
 from quantharm.scoring.stored_logits import Positions, Wanted, read_store, store_metadata
 
 READERS_FOR_GPU = 4  # it scores positions faster than one thread can read and verify them
@@ -78,17 +79,21 @@ def pieces_of(
     wanted: Wanted | None = None,
     progress: bool = True,
     stage: str = "divergence",
+    first_targets: Mapping[str, int] | None = None,
 ) -> Iterator[Piece]:
     """The store's positions in order, with the model's logits from one forward pass a prompt or window.
 
     sequences: prompt_id → all its token ids; wanted: which row groups, all. stage: what the bar of progress says.
+    first_targets: prompt_id → the first position that is stored, where it is not 1.
 
-    Raises UserError unless the store has all sequences, and these tokens.
+    Raises UserError unless the store has all positions of all sequences, once, and these tokens.
     """
     head = output_head(model)
     from_states = baseline_head(model, head, store)
-    vocabulary = model.get_output_embeddings().weight.shape[0]
-    current, hidden, missing = None, torch.empty(0), dict.fromkeys(sequences)
+    vocabulary = shared_vocabulary(model, store)
+    current, hidden = None, torch.empty(0)
+    firsts = dict.fromkeys(sequences, 1) | dict(first_targets or {})
+    following = dict(firsts)  # the position of each that comes next
     with tqdm(total=len(sequences), desc=stage, unit="prompt", mininterval=5, disable=not progress) as bar:
         for group in read_ahead(model, store, wanted):
             if group.prompt_id not in sequences:
@@ -98,20 +103,27 @@ def pieces_of(
                 check_ids(model, ids)
                 given = GIVEN_TOKENS if group.category == TEXT_CATEGORY else int(group.position[0])  # its prompt
                 hidden, current = last_hidden_states(model, ids, given), group.prompt_id  # [T, width]
-                missing.pop(current, None)
                 bar.update()
-            first, last = group.position[0], group.position[-1]
+            first, last = int(group.position[0]), int(group.position[-1])
+            if first != following[current]:
+                raise UserError(
+                    f"the log-prob store {store} has position {first} of {current} where {following[current]} follows; "
+                    "delete it and run the same command again"
+                )
+            following[current] = last + 1
             if ids[first : last + 1] != group.token_id.tolist():
                 raise UserError(f"the log-prob store {store} has other tokens than the trace in {current}; delete both")
             states = hidden[first - 1 : last]  # those that predict the group's tokens
             for part in slices_of(len(states), vocabulary):
-                logits = head(states[part])
-                baseline = baseline_entries(group, part, from_states, logits.device)
+                logits = head(states[part])[:, :vocabulary]
+                baseline = baseline_entries(group, part, from_states, logits.device)[:, :vocabulary]
                 yield Piece(group, part, baseline, logits, known_tokens(model, states[part]))
-    if missing:
-        raise UserError(
-            f"the log-prob store {store} lacks {next(iter(missing))}; delete it and run the same command again"
-        )
+    for prompt_id, position in following.items():
+        if position < len(sequences[prompt_id]):
+            part = "" if position == firsts[prompt_id] else f" from position {position} on"
+            raise UserError(
+                f"the log-prob store {store} lacks {prompt_id}{part}; delete it and run the same command again"
+            )
 
 
 def baseline_entries(group: Positions, part: slice, from_states: Logits | None, device: torch.device) -> torch.Tensor:
@@ -121,3 +133,8 @@ def baseline_entries(group: Positions, part: slice, from_states: Logits | None, 
     assert group.hidden_states is not None, "a row group holds one of the two"
     assert from_states is not None, "a store of hidden states names its output head"
     return from_states(group.hidden_states[part].to(device, non_blocking=True))
+
+
+def first_targets_of(trace: pandas.DataFrame) -> dict[str, int]:
+    """{prompt_id: the position of its first token that is predicted and stored}."""
+    return {row.prompt_id: int(row.first_target) for row in trace.itertuples()}

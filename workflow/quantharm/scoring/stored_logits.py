@@ -102,8 +102,16 @@ Wanted = Callable[[str, str], bool]  # (prompt_id, category) of a row group → 
 
 
 def read_group(file: pyarrow.parquet.ParquetFile, group: int, entries: Entries, pinned: bool) -> Positions:
-    """One row group; pinned: in page-locked memory, which a GPU reads by itself."""
+    """One row group; pinned: in page-locked memory, which a GPU reads by itself.
+
+    Raises ValueError for one that no writer writes: another program may have written the file anew.
+    """
     table = file.read_row_group(group, use_threads=False)  # other threads of the caller read other groups
+    position = table.column("position").to_numpy()
+    if any(column.null_count for column in table.columns):
+        raise ValueError("a row lacks an entry")
+    if not numpy.array_equal(position, position[0] + numpy.arange(len(position))):
+        raise ValueError("the positions of a row group are not consecutive")
     chunks = table.column(entries.name).chunks
     stored = chunks[0] if len(chunks) == 1 else pyarrow.concat_arrays(chunks)
     flat = numpy.frombuffer(stored.buffers()[1], dtype=numpy.uint8, count=len(stored) * entries.row_bytes)
@@ -113,7 +121,7 @@ def read_group(file: pyarrow.parquet.ParquetFile, group: int, entries: Entries, 
     return Positions(
         table.column("prompt_id")[0].as_py(),
         table.column("category")[0].as_py(),
-        table.column("position").to_numpy(),
+        position,
         table.column("token_id").to_numpy(),
         table.column("top_token_id").to_numpy() if of_log_probabilities else None,
         **{entries.name: values},
