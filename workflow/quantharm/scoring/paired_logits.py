@@ -120,9 +120,9 @@ def pieces_of(
                 yield Piece(group, part, baseline, logits, known_tokens(model, states[part]))
     for prompt_id, position in following.items():
         if position < len(sequences[prompt_id]):
-            part = "" if position == firsts[prompt_id] else f" from position {position} on"
+            missing = "" if position == firsts[prompt_id] else f" from position {position} on"
             raise UserError(
-                f"the log-prob store {store} lacks {prompt_id}{part}; delete it and run the same command again"
+                f"the log-prob store {store} lacks {prompt_id}{missing}; delete it and run the same command again"
             )
 
 
