@@ -1,6 +1,9 @@
 """The source record of a checkpoint folder."""
 
-from quantharm.models.source import tokenizer_hashes
+import pytest
+
+from quantharm.common.errors import UserError
+from quantharm.models.source import describe, tokenizer_hashes
 
 
 def test_source_record_of_the_reference_model(reference_source):
@@ -17,3 +20,11 @@ def test_hash_of_the_tokenizer_changes_with_its_files(copy_of_reference, referen
     path = copy_of_reference / "tokenizer.json"
     path.write_text(path.read_text(encoding="utf-8") + " ", encoding="utf-8")
     assert tokenizer_hashes(copy_of_reference)["tokenizer_sha256"] != reference_source["tokenizer_sha256"]
+
+
+def test_a_pickled_quantized_checkpoint_is_refused_even_where_pickle_is_allowed(copy_of_reference):
+    for path in copy_of_reference.glob("*.safetensors*"):
+        path.unlink()
+    (copy_of_reference / "pytorch_model.bin").write_bytes(b"")
+    with pytest.raises(UserError, match="only as pickle, in which quantized checkpoints are not read here"):
+        describe("m", "m", copy_of_reference, None, True, False, quantized=True)

@@ -81,3 +81,18 @@ def test_rows_of_next_to_nothing_are_not_judged():
     held = weight.clone()
     held[5] *= -1
     assert multiplied_part(held, weight, False) is None
+
+
+@pytest.mark.parametrize("size", [32, 64, COLUMNS])
+def test_two_bits_let_a_third_of_the_largest_weight_go(size):
+    """Levels of -2 to 1 steps, a step of two thirds of the largest weight: 16 neighbours may all become zero."""
+    lost = 0
+    for seed in range(20):
+        weight = torch.randn(ROWS, COLUMNS, generator=torch.Generator().manual_seed(seed))
+        groups = weight.unflatten(1, (-1, size))
+        step = groups.abs().amax(-1, keepdim=True) / 1.5
+        held = ((groups / step).round().clamp(-2, 1) * step).flatten(1)
+        parts = held.unflatten(1, (-1, 16)).eq(0).all(-1)
+        lost += int((parts & (weight.unflatten(1, (-1, 16)).abs().amax(-1) > weight.abs().amax(1, True) / 4)).sum())
+        assert multiplied_part(held, weight, False) is None
+    assert lost > 0  # the parts in question occur

@@ -3,7 +3,15 @@
 import json
 from pathlib import Path
 
-from quantharm.common.checkpoint_files import folder_of, gguf_file, read_checkpoint_config, refuse_gguf
+from quantharm.common.checkpoint_files import (
+    folder_of,
+    gguf_file,
+    pickled_weight_files,
+    read_checkpoint_config,
+    refuse_gguf,
+    weight_files,
+)
+from quantharm.common.errors import UserError
 from quantharm.common.files import read_json, sha256_of_text
 from quantharm.common.records.source import SourceRecord, TokenizerHashes
 from quantharm.models.completeness import check_whole
@@ -45,6 +53,11 @@ def describe(
     packed = gguf_file(folder)
     if packed and not quantized:
         refuse_gguf([packed.name], folder, set())
+    if quantized and not packed and not weight_files(folder) and pickled_weight_files(folder):
+        raise UserError(
+            f"{folder} holds its weights only as pickle, in which quantized checkpoints are not read here; use a "
+            "safetensors version"
+        )
     refuse_unsafe(folder, allow_pickle, trust_remote_code)
     settings = {"architectures": ["GGUF"]} if packed else read_checkpoint_config(folder)
     if not packed:

@@ -59,16 +59,21 @@ def published_name(name: str) -> str:
 
 
 def stores_apart(folder: Path) -> bool:
-    """Whether a quantized checkpoint holds matrices of single experts."""
+    """Whether a quantized checkpoint holds quantized matrices of single experts.
+
+    Plain ones are joined by transformers' own rules: taken apart, bitsandbytes would hold them for packed ones.
+    """
     from quantharm.common.checkpoint_files import gguf_file, read_checkpoint_config, weight_files
-    from quantharm.quantizers.formats.files import headers_of_files
+    from quantharm.quantizers.formats.files import FLOATS, headers_of_files
 
     if gguf_file(folder):
         return False
     config = read_checkpoint_config(folder)
     if experts_of(config) == 1 or "quantization_config" not in config:
         return False
-    return any(ONE_EXPERT.match(f"{name}.") for name in headers_of_files(weight_files(folder)))
+    by_module = headers_of_files(weight_files(folder))
+    of_experts = (headers for name, headers in by_module.items() if ONE_EXPERT.match(f"{name}."))
+    return any(header.dtype not in FLOATS for headers in of_experts for header in headers.values())
 
 
 def stores_published_names(folder: Path) -> bool:

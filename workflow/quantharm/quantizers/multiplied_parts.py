@@ -19,6 +19,7 @@ ONE_LEVEL = 1.2  # sizes within this are one level
 SPARED = {32: 1, 16: 0}  # weights of the stronger half that may say otherwise
 WEAK = 0.1  # of the root mean square norm of a part: weaker ones are not judged
 LARGE = 0.25  # of the row's largest weight: 3 bits a group or row keep it
+HALF_STEP = 0.6  # of the row's first level beside zero: 2 bits let a third of the largest weight go
 KEPT_IN_BYTES = 1 / 254  # of the matrix's largest weight: 8 bits with one scale a matrix keep it
 DIFFERENT = 0.3  # relative error of a part that is looked at
 LET_GO = 1.01  # weights that rounding let go are off by no more than their norm, and
@@ -77,7 +78,8 @@ def of_size(
     sizes = held.gather(1, stronger).abs().sort(dim=1).values
     several = sizes[:, -1 - spared] > ONE_LEVEL * sizes[:, 0]
     peaks = original.abs().amax(1)
-    kept = (LARGE * peaks[looked_at * size // padded(original.shape[1], size)]).clamp_min(KEPT_IN_BYTES * peaks.max())
+    let_go = torch.maximum(LARGE * peaks, HALF_STEP * first_levels(dequantized, size))
+    kept = let_go[looked_at * size // padded(original.shape[1], size)].clamp_min(KEPT_IN_BYTES * peaks.max())
     zero = (held == 0).all(1) & (own.abs().amax(1) > kept)
     fallen = (lowest > 0) & (highest < FALL) & (not weighed)
     wrong = (several & ((lowest > RISE) | fallen)) | (highest < 0) | zero
@@ -86,6 +88,13 @@ def of_size(
     worst = int(own_norm[looked_at].where(wrong, torch.zeros(())).argmax())
     row, part = divmod(int(looked_at[worst]), padded(original.shape[1], size) // size)
     return Multiplied(float(ratios[worst].median()), row, part * size, size)
+
+
+def first_levels(dequantized: torch.Tensor, size: int) -> torch.Tensor:
+    """The smallest magnitude beside zero of a part of each row, of its part with the largest; [rows]."""
+    magnitudes = in_parts(dequantized.abs(), size)
+    smallest = magnitudes.where(magnitudes > 0, torch.inf).amin(1)
+    return smallest.where(smallest.isfinite(), torch.zeros(())).view(len(dequantized), -1).amax(1)
 
 
 def padded(columns: int, size: int) -> int:

@@ -8,8 +8,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from quantharm.forensics.checks.kernel import check_kernel
-from quantharm.forensics.checks.weights import check_bits_per_weight, check_method_is_real
+from quantharm.forensics.checks.weights import check_bits_per_weight, check_method_is_real, check_stored_weights
 from quantharm.quantizers.formats import gptq
+
+IDS = [0, 5, 77, 200, 31, 8, 9, 250, 3]
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +98,38 @@ def test_packed_by_hand(bits, first):
         [(codes[c] - zeros[order[c]]).float() * scales[order[c]].float() for c in range(columns)], dim=1
     )
     torch.testing.assert_close(gptq.dequantize(tensors | {"g_idx": order.int()}, bits, first), by_order)
+
+
+def test_the_transposed_matrices_of_gpt2(tiny, foreign, save_checkpoint, logits_of, tmp_path):
+    """Rounded and packed by hand: transformers' Conv1D keeps [inputs, outputs], as GPTQ's files do."""
+    model = tiny("gpt2", tie_word_embeddings=False)
+    source = save_checkpoint(model, tmp_path / "original")
+    save_checkpoint(model, tmp_path / "packed")
+    shifts, tensors = 4 * torch.arange(8), load_file(tmp_path / "packed" / "model.safetensors")
+    for name, module in model.named_modules():
+        if type(module).__name__ != "Conv1D":
+            continue
+        groups = module.weight.unflatten(0, (-1, 32))  # [groups, 32, outputs]
+        scales = (groups.abs().amax(1) / 7).half()
+        codes = (groups / scales.float().unsqueeze(1)).round().clamp(-8, 7).flatten(0, 1)
+        module.weight.copy_(codes * scales.float().repeat_interleave(32, 0))
+        words = ((codes.long() + 8).unflatten(0, (-1, 8)) << shifts.view(1, 8, 1)).sum(1)
+        del tensors[f"{name}.weight"]
+        tensors |= {
+            f"{name}.qweight": (words - (words >> 31 << 32)).int(),
+            f"{name}.qzeros": torch.full((len(scales), scales.shape[1] // 8), 0x77777777, dtype=torch.int32),
+            f"{name}.scales": scales,
+            f"{name}.g_idx": (torch.arange(len(codes)) // 32).int(),
+        }
+    save_file(tensors, tmp_path / "packed" / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((tmp_path / "packed" / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "gptq", "bits": 4, "group_size": 32, "desc_act": False}
+    (tmp_path / "packed" / "config.json").write_text(json.dumps(config))
+    cell = foreign(tmp_path / "packed", "float32", source)
+    assert len(cell.matrices) == 8
+    torch.testing.assert_close(logits_of(cell), model(torch.tensor([IDS])).logits[0], rtol=1e-4, atol=1e-4)
+    stored = check_stored_weights(cell.model, cell.matrices, tmp_path / "original", cell.record)
+    assert stored["status"] == "pass", stored
 
 
 def test_a_changed_scale_fails_the_kernel_check(theirs, foreign):

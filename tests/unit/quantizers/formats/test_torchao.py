@@ -223,3 +223,17 @@ def test_in_float32_its_layers_take_and_give_float32(theirs, foreign, logits_of)
         x = torch.randn(3, layer.in_features, generator=torch.Generator().manual_seed(0))
         assert layer(x).dtype == torch.float32
         assert torch.equal(layer(x), torch.nn.functional.linear(x.bfloat16(), layer.weight).float())
+
+
+def test_modules_for_which_a_configuration_states_nothing_are_excluded():
+    one = {"_type": "Int8WeightOnlyConfig", "_data": {}}
+    by_name = {"a.up": None, "re:.*down": None, "re:.*down_too": one, "b.up.weight": one}
+
+    def excluded(by_name, kept=None):
+        stated = {"quant_type": {"default": {"_type": "FqnToConfig", "_data": {"fqn_to_config": by_name}}}}
+        names = ["a.up", "a.down", "b.up", "a.gate"]
+        return torchao.excluded(stated | {"modules_to_not_convert": kept}, names)
+
+    assert excluded(by_name | {"_default": one}) == {"a.up", "a.down"}
+    assert excluded(by_name) == {"a.up", "a.down", "a.gate"}
+    assert excluded({"_default": one}, ["a.gate"]) == {"a.gate"}

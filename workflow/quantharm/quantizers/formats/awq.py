@@ -9,7 +9,7 @@ A group of -1 is a whole row. Formula: bits a weight, and 16 + bits a group.
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -48,8 +48,32 @@ def unreadable(stated: StatedQuantization, device: str) -> str | None:
 def loading(
     checkpoint: Path, stated: StatedQuantization, backend: str | None, dtype: str, device: str
 ) -> Iterator[LoadingArguments]:
+    from transformers import AutoConfig
+
+    arguments: LoadingArguments = {"quantization_config": backend_config(stated, backend, device)}
+    if stated.get("modules_to_not_convert"):
+        # autoawq looks for a key anywhere in a name, transformers at its beginning or end; the file knows.
+        config = AutoConfig.from_pretrained(checkpoint, local_files_only=True)
+        config.quantization_config = stated | {"modules_to_not_convert": plain_in_file(checkpoint)}
+        arguments["config"] = config
     with computing_in(dtype):
-        yield {"quantization_config": backend_config(stated, backend, device)}
+        yield arguments
+
+
+def plain_in_file(checkpoint: Path) -> list[str]:
+    """Modules whose matrix the file holds in plain floats."""
+    from quantharm.common.checkpoint_files import weight_files
+    from quantharm.quantizers.formats.files import FLOATS, headers_of_files
+
+    by_module = headers_of_files(weight_files(checkpoint))
+    stored = {name: headers["weight"] for name, headers in by_module.items() if "weight" in headers}
+    return sorted(name for name, weight in stored.items() if weight.dtype in FLOATS and len(weight.shape) == 2)
+
+
+def excluded(stated: StatedQuantization, names: Collection[str]) -> set[str]:
+    """Those in whose name a key of `modules_to_not_convert` stands, as autoawq reads it."""
+    keys = stated.get("modules_to_not_convert") or []
+    return {name for name in names if any(key in name for key in keys)}
 
 
 def backend_config(stated: StatedQuantization, backend: str | None, device: str) -> "AwqConfig":

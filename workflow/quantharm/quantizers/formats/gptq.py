@@ -18,6 +18,7 @@ from quantharm.quantizers.formats.gptq_matrices import (
     codes,
     dequantize,
     format_of,
+    inputs_and_outputs,
     shape_of,
 )
 
@@ -56,6 +57,7 @@ def reader(stated: StatedQuantization, backend: str):
     """A quantizer class for transformers that puts gptqmodel's linear layers where the file has a qweight."""
     import torch
     from torch import nn
+    from transformers.pytorch_utils import Conv1D
     from transformers.quantizers.base import HfQuantizer
 
     from quantharm.quantizers.experts import published_name
@@ -75,12 +77,13 @@ def reader(stated: StatedQuantization, backend: str):
                 model._keys_to_ignore_on_load_missing = {*ignored, r"\.g_idx$"}
             for name, module in list(model.named_modules()):
                 headers = by_module.get(name) or by_module.get(published_name(name), {})
-                if "qweight" not in headers or not isinstance(module, nn.Linear):
+                if "qweight" not in headers or not isinstance(module, (nn.Linear, Conv1D)):
                     continue
-                bits, group = shape_of(headers, module.in_features)
+                inputs, outputs = inputs_and_outputs(module)
+                bits, group = shape_of(headers, inputs)
                 settings = {
                     "bits": bits,
-                    "group_size": -1 if group == module.in_features else group,
+                    "group_size": -1 if group == inputs else group,
                     "desc_act": bool(stated.get("desc_act", False)),
                     "sym": bool(stated.get("sym", True)),
                     "format": format_of(stated),
@@ -92,12 +95,14 @@ def reader(stated: StatedQuantization, backend: str):
                     name,
                     layer(
                         **settings,
-                        in_features=module.in_features,
-                        out_features=module.out_features,
+                        in_features=inputs,
+                        out_features=outputs,
                         bias="bias" in headers,  # AutoGPTQ stores a bias of zeros where the model has none
                         register_buffers=True,
                     ).requires_grad_(False),
                 )
+                # GPT-2's attention would set its layers' weights anew, which these have not
+                model.get_submodule(name.rpartition(".")[0])._is_hf_initialized = True
 
         def _process_model_after_weight_loading(self, model, **settings):
             from gptqmodel.utils.model import convert_gptq_v1_to_v2_format_module, hf_gptqmodel_post_init

@@ -35,6 +35,13 @@ def shape_of(headers: "Headers", columns: int) -> tuple[int, int]:
     return 32 * headers["qweight"].shape[0] // columns, columns // headers["scales"].shape[0]
 
 
+def inputs_and_outputs(module) -> tuple[int, int]:
+    """Features of a linear layer, or of GPT-2's Conv1D, which is one with its matrix transposed."""
+    if hasattr(module, "in_features"):
+        return module.in_features, module.out_features
+    return tuple(module.weight.shape)
+
+
 def codes(tensors: "Mapping[str, Tensor]", bits: int, first: bool) -> "Tensor":
     """Code - zero of each weight, as stored; [rows, columns] int64. first: zero points are stored less 1."""
     import torch

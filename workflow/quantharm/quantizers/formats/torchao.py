@@ -1,8 +1,10 @@
 """torchao: integers and 8-bit floats in tensor subclasses, one scale a row or a group. Layouts: torchao_matrices.py."""
 
 import json
+import re
+from collections.abc import Collection
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from quantharm.quantizers.formats import StatedQuantization
 from quantharm.quantizers.formats.torchao_matrices import (
@@ -29,6 +31,23 @@ def unreadable(stated: StatedQuantization, device: str) -> str | None:
     if kind == "Int4WeightOnlyConfig" and device == "cpu":
         return "torchao's int4 layout is made for GPUs; set `device: cuda`"
     return None
+
+
+def excluded(stated: StatedQuantization, names: Collection[str]) -> set[str]:
+    """Those that `modules_to_not_convert` names, and those for which an FqnToConfig states none."""
+    from quantharm.quantizers.formats.families import skipped_by_name
+
+    left = skipped_by_name(stated, names)
+    data = ((stated.get("quant_type") or {}).get("default") or {}).get("_data") or {}
+    by_name = data.get("fqn_to_config")
+    return left if by_name is None else left | {name for name in names if config_of(by_name, name) is None}
+
+
+def config_of(by_name: dict[str, Any], name: str) -> Any:
+    """The configuration of a module: by its name, its weight's name, the first pattern that fits, or the default."""
+    patterns = (key for key in by_name if key.startswith("re:") and re.fullmatch(key.removeprefix("re:"), name))
+    known = next((key for key in (name, f"{name}.weight", *patterns) if key in by_name), "_default")
+    return by_name.get(known)
 
 
 def stored_class(headers: "Headers", name: str) -> tuple[str, TensorSettings]:

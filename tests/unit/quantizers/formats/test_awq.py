@@ -1,0 +1,32 @@
+"""AWQ packed by hand, with layers that its maker left in 16 bits."""
+
+import json
+import shutil
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from quantharm.forensics.checks.logits import mean_kl
+from quantharm.forensics.checks.weights import check_method_is_real
+
+
+@pytest.mark.parametrize(("key", "left"), [("self_attn", 8), ("layers.1.mlp", 3), ("down_proj", 2)])
+def test_layers_that_autoawq_left_alone(key, left, awq_checkpoint, awq_cell, foreign, logits_of, tmp_path):
+    """autoawq looks for a key anywhere in a name; transformers would make room for packed weights there."""
+    folder, _, known = awq_checkpoint
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    tensors = load_file(folder / "model.safetensors")
+    for name in known:
+        if key in name:
+            tensors = {k: t for k, t in tensors.items() if not k.startswith(f"{name}.")}
+            tensors[f"{name}.weight"] = known[name].half()
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"]["modules_to_not_convert"] = [key]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    cell = foreign(tmp_path, "float16")
+    assert len(cell.matrices) == len(known) - left
+    real = check_method_is_real(cell.record, cell.matrices, cell.model)
+    assert real["status"] == "pass", real
+    assert f"its config excludes {left} others" in real["explanation"]
+    assert mean_kl(logits_of(awq_cell), logits_of(cell)) < 1e-3
