@@ -16,13 +16,9 @@ import pandas
 
 from quantharm import monitor
 from quantharm.common import control_chart
-from quantharm.common.files import read_parquet
+from quantharm.common.prompt_means import read_prompt_means
 
 LONGEST = 5_000  # runs; chains without an alarm count as one more
-
-
-def means_of(cell: Path) -> pandas.Series:
-    return monitor.prompt_means(read_parquet(cell / "divergence.parquet", ["prompt_id", "category", "kl_nats"]))
 
 
 def all_draws(means: pandas.Series, per_category: int, shape: tuple[int, int], generator) -> numpy.ndarray:
@@ -63,14 +59,14 @@ def main() -> None:
     arguments = parser.parse_args()
     settings = {key: getattr(arguments, key) for key in ("per_category", "baseline_runs", "weight", "width")}
     limits = monitor.learn_limits(arguments.model / arguments.approved, settings)
-    own = means_of(arguments.model / arguments.approved)
+    own = read_prompt_means(arguments.model / arguments.approved)
     shape = (arguments.chains, LONGEST)
     undisturbed = all_draws(own, arguments.per_category, shape, numpy.random.default_rng(1))
     rows = [lengths_row(f"{arguments.approved} (nothing changed)", undisturbed, limits)]
     for cell in sorted(arguments.model.iterdir()):
         if (cell / "divergence.parquet").is_file() and cell.name != arguments.approved:
             shape = (arguments.chains, 500)
-            values = all_draws(means_of(cell), arguments.per_category, shape, numpy.random.default_rng(1))
+            values = all_draws(read_prompt_means(cell), arguments.per_category, shape, numpy.random.default_rng(1))
             rows.append(lengths_row(cell.name, values, limits))
     for rise in (0.05, 0.1, 0.2, 0.5, 1.0):
         rows.append(lengths_row(f"{arguments.approved}, KL {1 + rise:g} times", undisturbed * (1 + rise), limits))

@@ -14,6 +14,7 @@ import torch
 from quantharm import monitor
 from quantharm.common import control_chart
 from quantharm.common.errors import UserError
+from quantharm.common.prompt_means import prompt_means
 from quantharm.common.provenance import device_name, how_computed, versions
 from quantharm.forensics import manifest
 from quantharm.forensics.run_history import charted
@@ -170,7 +171,7 @@ def test_the_approved_checkpoint_raises_no_alarm_and_each_run_draws_anew(run, ce
     assert not history["alarm"].any()
     assert history["kl_nats"].nunique() == 3
     assert "run 3" in capsys.readouterr().out
-    means = monitor.prompt_means(cells.divergence).droplevel("category")
+    means = prompt_means(cells.divergence).droplevel("category")
     for row in history.itertuples():
         assert len(row.prompts) == 3
         assert row.kl_nats == pytest.approx(means[list(row.prompts)].mean(), rel=1e-6)

@@ -20,9 +20,10 @@ import numpy
 import pandas
 
 from quantharm.common import control_chart
-from quantharm.common.constants import HEAD_FILE, TEXT_CATEGORY
+from quantharm.common.constants import HEAD_FILE
 from quantharm.common.errors import UserError
 from quantharm.common.files import read_parquet, sha256_of_text, write_parquet
+from quantharm.common.prompt_means import read_prompt_means
 from quantharm.common.provenance import filled_here
 from quantharm.common.records.logits import StoreMetadata
 from quantharm.common.records.quantization import QuantizationRecord
@@ -40,14 +41,8 @@ if TYPE_CHECKING:
 SCORED = (reference_check.STORE, HEAD_FILE, reference_check.TRACE)
 
 
-def prompt_means(rows: pandas.DataFrame) -> pandas.Series:
-    """Mean KL in nats of each prompt, by (category, prompt_id); rows: of divergence.parquet."""
-    prompts = rows[rows["category"] != TEXT_CATEGORY]
-    return prompts.groupby(["category", "prompt_id"], sort=False)["kl_nats"].mean()
-
-
 def ids_by_category(means: pandas.Series) -> list[numpy.ndarray]:
-    """Ids of the prompts in each category; means: of prompt_means."""
+    """Ids of the prompts in each category; means: of read_prompt_means."""
     return [p.index.get_level_values("prompt_id").to_numpy() for _, p in means.groupby(level="category", sort=False)]
 
 
@@ -66,7 +61,7 @@ def draws(means: pandas.Series, per_category: int, runs: int, generator: numpy.r
 
 def learn_limits(approved: Path, settings: "Monitor") -> control_chart.Limits:
     """Limits from draws of the approved cell; raises UserError where its prompts leave nothing to draw."""
-    means = prompt_means(read_parquet(approved / "divergence.parquet", ["prompt_id", "category", "kl_nats"]))
+    means = read_prompt_means(approved)
     values = draws(means, settings["per_category"], settings["baseline_runs"], numpy.random.default_rng(0))
     try:
         return control_chart.learn(values, settings["weight"], settings["width"])
@@ -159,7 +154,7 @@ def main() -> None:
     metadata = require_same(store, {key: expected[key] for key in ("model", "weights_sha256", "trace_sha256", "dtype")})
     record = deployed_record(approved, arguments.checkpoint)
     run = len(history) + 1
-    means = prompt_means(read_parquet(arguments.approved / "divergence.parquet", ["prompt_id", "category", "kl_nats"]))
+    means = read_prompt_means(arguments.approved)
     # Seeded by the number of the run, so that its draw is none of those that the limits were learned from.
     prompts = draw(ids_by_category(means), arguments.settings["per_category"], numpy.random.default_rng([1, run]))
     kl = score(load_cell(record, device, metadata.get("compute_dtype")), store, trace, prompts)

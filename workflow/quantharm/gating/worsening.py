@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy
-import pandas
 
-from quantharm.common.constants import BASELINE, TEXT_CATEGORY
+from quantharm.common.constants import BASELINE
 from quantharm.common.files import read_parquet
+from quantharm.common.prompt_means import by_category, read_prompt_means
 from quantharm.common.ratios import weighted_mean_interval
 from quantharm.common.records.summary import SummaryRow
 from quantharm.common.statistics import mean_of_means, stratified_mean
@@ -70,27 +70,15 @@ def transformed(pair: tuple[float, Bounds], function: Callable[[float], float]) 
     return float(function(value)), bounds and [float(function(bound)) for bound in bounds]
 
 
-def prompt_means(folder: Path) -> pandas.Series | None:
-    """[category, prompt_id] → mean KL in nats of the prompt; None where there is no such file."""
-    path = folder / "divergence.parquet"
-    if not path.is_file():
-        return None
-    rows = read_parquet(path, ["prompt_id", "category", "kl_nats"])
-    rows = rows[rows["category"] != TEXT_CATEGORY]
-    return rows.groupby(["category", "prompt_id"], sort=False)["kl_nats"].mean()
-
-
-def strata_of(means: pandas.Series) -> list[numpy.ndarray]:
-    return [part.to_numpy() for _, part in means.groupby(level="category", sort=False)]
-
-
 def more_kl(cell: Cell, results: Results, earlier: Earlier) -> Figure:
     now, then = cell.row, earlier.rows[cell.method]
     prompts = sum(category["prompts"] for category in cell.by_category.values())
-    before = prompt_means(earlier.folder / cell.method) if now["trace_sha256"] == then["trace_sha256"] else None
-    if before is not None and math.isclose(mean_of_means(*strata_of(before)), then["kl_nats_mean"], rel_tol=1e-6):
-        paired = stratified_mean(strata_of((prompt_means(cell.folder) - before).dropna()))
-        return Figure(paired["mean"], paired["ci95"], prompts, "prompts", floor=results.least_kl)
+    folder = earlier.folder / cell.method
+    if now["trace_sha256"] == then["trace_sha256"] and (folder / "divergence.parquet").is_file():
+        before = read_prompt_means(folder)
+        if math.isclose(mean_of_means(*by_category(before)), then["kl_nats_mean"], rel_tol=1e-6):
+            paired = stratified_mean(by_category((read_prompt_means(cell.folder) - before).dropna()))
+            return Figure(paired["mean"], paired["ci95"], prompts, "prompts", floor=results.least_kl)
     value, bounds = independent_difference(
         now["kl_nats_mean"], now["kl_nats_ci95"], then["kl_nats_mean"], then["kl_nats_ci95"]
     )

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy
 
 from quantharm.common import medians, ratios, shares, statistics
-from quantharm.common.constants import TEXT_CATEGORY
 from quantharm.common.files import read_parquet
+from quantharm.common.prompt_means import by_category, read_prompt_means
 from quantharm.common.records.generation import BenchmarkRecord, GenerationRecord
 from quantharm.common.records.parts import Repeated
 from quantharm.reporting.format import Bounds
@@ -49,15 +49,10 @@ def kl_differences(folders: dict[str, Path], ranges: dict[str, float], floor: fl
     folders: of each method. ranges: how much KL varies with a method's calibration samples, in nats: intervals are
     widened by it on both sides. A difference of no more than it and `floor` (nats that say nothing) has the p-value 1.
     """
-    means = {}
-    for method, folder in folders.items():
-        rows = read_parquet(folder / "divergence.parquet", ["prompt_id", "category", "kl_nats"])
-        rows = rows[rows["category"] != TEXT_CATEGORY]
-        means[method] = rows.groupby(["category", "prompt_id"], sort=False)["kl_nats"].mean()
+    means = {method: read_prompt_means(folder) for method, folder in folders.items()}
     figures, p_values = {}, {}
     for first, second in itertools.combinations(means, 2):
-        difference = (means[first] - means[second]).dropna()
-        strata = [part.to_numpy() for _, part in difference.groupby(level="category", sort=False)]
+        strata = by_category((means[first] - means[second]).dropna())
         extra = ranges.get(first, 0.0) + ranges.get(second, 0.0)
         overall = statistics.stratified_mean(strata)
         bounds = overall["ci95"] and [overall["ci95"][0] - extra, overall["ci95"][1] + extra]

@@ -5,6 +5,7 @@ import pandas
 
 from quantharm.common.constants import TEXT_CATEGORY
 from quantharm.common.errors import UserError
+from quantharm.common.prompt_means import by_category, prompt_means
 from quantharm.common.records.divergence import CategoryDivergence, DivergenceFigures, LowerBound
 from quantharm.common.records.perplexity import TextFigures
 from quantharm.common.statistics import category_intervals, mean_of_means, stratified_mean
@@ -34,8 +35,7 @@ def lower_bound_of(prompts: pandas.DataFrame, kl: float, shown: int | None) -> L
 
     shown: tokens that a server shows of each position, so that `kl` is the bound itself; None where all are known.
     """
-    means = prompts.groupby(["category", "prompt_id"], sort=False)["kl_lower_bound_nats"].mean()
-    bound = mean_of_means(*(part.to_numpy() for _, part in means.groupby(level="category", sort=False)))
+    bound = mean_of_means(*by_category(prompt_means(prompts, "kl_lower_bound_nats")))
     known = shown is None and kl > LEAST_KL
     return {
         "top_tokens": TOP_TOKENS if shown is None else shown,
@@ -50,28 +50,25 @@ def summarise(prompts: pandas.DataFrame, text: TextFigures | None = None) -> Div
     prompts: a row a position, as in divergence.parquet. text: perplexity.json, whose figures of natural text are
     repeated beside those of the categories.
     """
-    means = prompts.groupby(["category", "prompt_id"], sort=False)["kl_nats"].mean()  # prompt means
-    strata = [means[c].to_numpy() for c in prompts["category"].unique()]
-    kl = prompts["kl_nats"]
+    strata, kl = by_category(prompt_means(prompts)), prompts["kl_nats"]
 
     def overall(column: str) -> float:
-        per_prompt = prompts.groupby(["category", "prompt_id"], sort=False)[column].mean()
-        return float(mean_of_means(*[per_prompt[c].to_numpy() for c in prompts["category"].unique()]))
+        return float(mean_of_means(*by_category(prompt_means(prompts, column))))
 
-    by_category: dict[str, CategoryDivergence] = {}
+    categories: dict[str, CategoryDivergence] = {}
     intervals = category_intervals(strata)
     positions_of = prompts.groupby("category", sort=False)
-    for (category, positions), prompt_means, ci95 in zip(positions_of, strata, intervals, strict=True):
-        by_category[category] = {
-            "kl_nats_mean": float(prompt_means.mean()),
+    for (category, positions), means, ci95 in zip(positions_of, strata, intervals, strict=True):
+        categories[category] = {
+            "kl_nats_mean": float(means.mean()),
             "ci95": ci95,
             "top1_agreement": float(positions["top1_agrees"].mean()),
-            "prompts": len(prompt_means),
+            "prompts": len(means),
             "positions": len(positions),
         }
     of_text, kl_of_text = (text["text"], text["kl_nats"]) if text else (None, None)
     if of_text and kl_of_text:
-        by_category[TEXT_CATEGORY] = {
+        categories[TEXT_CATEGORY] = {
             "kl_nats_mean": of_text["kl_nats_mean"],
             "ci95": kl_of_text["ci95"],
             "top1_agreement": of_text["top1_agreement"],
@@ -94,7 +91,7 @@ def summarise(prompts: pandas.DataFrame, text: TextFigures | None = None) -> Div
             "mean": float(prompts["delta_p"].mean()),
             "rms": float((prompts["delta_p"] ** 2).mean() ** 0.5),
         },
-        "by_category": by_category,
+        "by_category": categories,
         "by_depth": kl_by_depth(prompts),
         "positions": len(prompts),
         "text": of_text,
