@@ -90,7 +90,7 @@ def test_what_is_no_causal_language_model_is_not_fetched(name, tmp_path, monkeyp
 )
 def test_other_kinds_are_named(settings, words):
     with pytest.raises(UserError, match=words) as refused:
-        refuse_unless_causal(settings, "folder")
+        refuse_unless_causal(settings, "folder", trust_remote_code=False)
     assert "\n" not in str(refused.value)
 
 
@@ -105,14 +105,14 @@ def test_other_kinds_are_named(settings, words):
     ],
 )
 def test_causal_language_models_are_taken(settings):
-    refuse_unless_causal(settings, "folder")
+    refuse_unless_causal(settings, "folder", trust_remote_code=False)
 
 
 def test_own_code_that_is_trusted_is_not_judged_by_its_name():
     settings = {"model_type": "own", "architectures": ["Own"], "auto_map": {"AutoModelForCausalLM": "own.Own"}}
     refuse_unless_causal(settings, "folder", trust_remote_code=True)
     with pytest.raises(UserError, match="own"):
-        refuse_unless_causal(settings, "folder")
+        refuse_unless_causal(settings, "folder", trust_remote_code=False)
 
 
 def test_an_encoder_is_found_out_by_what_it_computes():

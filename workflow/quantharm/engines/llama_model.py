@@ -39,7 +39,10 @@ class LlamaCppModel:
     """
 
     def __init__(self, path: Path, config, threads: int, kv_cache: KvCache, device: str) -> None:
-        """config: transformers' configuration of the model. Raises UserError where llama.cpp does not load the file."""
+        """config: transformers' configuration of the model; device: cpu or cuda.
+
+        Raises UserError where llama.cpp does not load the file.
+        """
         self.library, self.path, self.config, self.threads = library(), path, config, threads
         self.kv_cache: dict[str, str] = {name: kv_cache.get(name, DEFAULT_CACHE) for name in PARTS}
         self.on_gpu = device == "cuda" and self.library.llama_supports_gpu_offload()

@@ -4,24 +4,17 @@ import re
 from xml.etree import ElementTree
 
 from quantharm.common.sanitize import visible
-from quantharm.gating.advice import Advice
+from quantharm.gating.advice import Advice, named
 from quantharm.gating.judging import UNFINISHED
 from quantharm.gating.limits import kind_of
 from quantharm.gating.verdicts import BREACH, PASS, Line
 from quantharm.reporting.format import MISSING, interval
-from quantharm.reporting.tables.table import Column, Field, Table, markdown_table, name_field, text_field
+from quantharm.reporting.tables.columns import text
+from quantharm.reporting.tables.table import Column, Field, Table, markdown_table, name_field, table_of, text_field
+from quantharm.reporting.text import markdown as escaped
 from quantharm.reporting.text import one_line
 
 TONES = {PASS: "pass", BREACH: "fail"}
-COLUMNS = [
-    Column("model", "Model", "left"),
-    Column("method", "Method", "left"),
-    Column("limit", "Limit on", "left"),
-    Column("figure", "Figure [95\u00a0%]"),
-    Column("bound", "Limit"),
-    Column("over", "Over"),
-    Column("verdict", "Verdict", "left"),
-]
 
 
 def cell_of(entry: Line) -> str:
@@ -32,7 +25,7 @@ def limit_on(entry: Line) -> str:
     """`mean KL in Translation`"""
     if entry["limit"] == UNFINISHED:
         return "the cell"
-    return kind_of(entry["limit"]).label + (f" in {entry['subject']}" if entry["subject"] else "")
+    return named(entry)
 
 
 def bound_of(entry: Line) -> str:
@@ -43,12 +36,18 @@ def bound_of(entry: Line) -> str:
     return f"{'≤' if entry['at_most'] else '≥'} {kind.show(entry['bound'])}{kind.unit}"
 
 
-def figure_text(entry: Line) -> str:
-    """`0.031 nats [0.027, 0.036]`"""
+def figure_of(entry: Line) -> Field:
+    """`0.031 nats`, and `[0.027, 0.036]` beside it."""
     if entry["value"] is None:
-        return MISSING
+        return Field(MISSING)
     kind = kind_of(entry["limit"])
-    return f"{kind.show(entry['value'])}{kind.unit} {interval(entry['ci95'], kind.show)}".strip()
+    shown = f"{kind.show(entry['value'])}{kind.unit}"
+    return Field(shown, entry["value"], entry["ci95"], interval(entry["ci95"], kind.show))
+
+
+def words_of(field: Field) -> str:
+    """`0.031 nats [0.027, 0.036]`"""
+    return f"{field.text} {field.aside}".strip()
 
 
 def over(entry: Line) -> str:
@@ -56,65 +55,45 @@ def over(entry: Line) -> str:
     return f"{entry['counted']:,} {entry['of']}" if entry["counted"] else MISSING
 
 
-def budget_table(lines: list[Line]) -> Table:
-    def figure(entry: Line) -> Field:
-        if entry["value"] is None:
-            return Field(MISSING)
-        kind = kind_of(entry["limit"])
-        return Field(
-            f"{kind.show(entry['value'])}{kind.unit}",
-            entry["value"],
-            entry["ci95"],
-            interval(entry["ci95"], kind.show),
-        )
+COLUMNS = [
+    Column("model", "Model", "left", lambda entry: name_field(entry["model"])),
+    Column("method", "Method", "left", lambda entry: name_field(entry["method"] or "all")),
+    text("limit", "Limit on", limit_on),
+    Column("figure", "Figure [95\u00a0%]", field=figure_of),
+    Column("bound", "Limit", field=lambda entry: Field(bound_of(entry), entry["bound"])),
+    text("over", "Over", over, align="right"),
+    Column(
+        "verdict",
+        "Verdict",
+        "left",
+        lambda entry: text_field(entry["verdict"], TONES.get(entry["verdict"], "undecided"), entry["reason"]),
+    ),
+]
 
-    rows = [
-        [
-            name_field(entry["model"]),
-            name_field(entry["method"] or "all"),
-            text_field(limit_on(entry)),
-            figure(entry),
-            Field(bound_of(entry), entry["bound"]),
-            text_field(over(entry)),
-            text_field(entry["verdict"], TONES.get(entry["verdict"], "undecided"), entry["reason"]),
-        ]
-        for entry in lines
-    ]
+
+def budget_table(lines: list[Line]) -> Table:
     note = (
         "A limit is kept where the whole 95 % interval is within it, and breached where the whole interval is beyond; "
         "undecided where the interval holds the limit."
     )
-    return Table("budget", "The budget", COLUMNS, rows, note if rows else "The config has no budget.")
+    return table_of("budget", COLUMNS, lines, note if lines else "The config has no budget.", "The budget")
 
 
 def terminal_table(lines: list[Line]) -> str:
     """Columns padded to their widest entry; reasons below their line."""
-    labels = [column.label for column in COLUMNS]
-    rows = [
-        [
-            entry["model"],
-            entry["method"] or "all",
-            limit_on(entry),
-            figure_text(entry),
-            bound_of(entry),
-            over(entry),
-            entry["verdict"],
-        ]
-        for entry in lines
-    ]
-    rows = [[one_line(text) for text in row] for row in [labels, *rows]]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(labels))]
-    text = []
+    rows = [[column.label for column in COLUMNS]]
+    rows += [[*map(words_of, figures), verdict.text] for *figures, verdict in budget_table(lines).rows]
+    rows = [[one_line(text) for text in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    told = []
     for row, reason in zip(rows, ["", *(entry["reason"] for entry in lines)], strict=True):
-        text.append("  ".join(word.ljust(width) for word, width in zip(row, widths, strict=True)).rstrip())
+        told.append("  ".join(word.ljust(width) for word, width in zip(row, widths, strict=True)).rstrip())
         if reason:
-            text.append(f"    {one_line(reason)}")
-    return "\n".join(text)
+            told.append(f"    {one_line(reason)}")
+    return "\n".join(told)
 
 
 def markdown(passed: bool, sentence: str, lines: list[Line], advice: list[Advice]) -> str:
-    from quantharm.reporting.text import markdown as escaped
-
     parts = [f"# Budget: {'passed' if passed else 'FAILED'}", escaped(sentence)]
     parts += [f"**{escaped(entry['model'])}**: {escaped(entry['sentence'])}" for entry in advice]
     return "\n\n".join([*parts, markdown_table(budget_table(lines))]) + "\n"
@@ -141,7 +120,9 @@ def junit(lines: list[Line]) -> str:
         for entry in own:
             name = f"{limit_on(entry)} {bound_of(entry)}".removesuffix(f" {MISSING}")
             case = ElementTree.SubElement(suite, "testcase", classname=xml_text(cell_of(entry)), name=xml_text(name))
-            words = f"{entry['verdict']}: {figure_text(entry)} over {over(entry)}".removesuffix(f" over {MISSING}")
+            words = f"{entry['verdict']}: {words_of(figure_of(entry))} over {over(entry)}".removesuffix(
+                f" over {MISSING}"
+            )
             words += f"; {entry['reason']}" if entry["reason"] else ""
             if not entry["accepted"]:
                 failure = ElementTree.SubElement(case, "failure", type=entry["verdict"], message=xml_text(words))

@@ -11,10 +11,8 @@ ANSWER_SECONDS = 5
 def ask_hub(name: str, revision: str | None, kind: str) -> str:
     """Why the hub cannot be reached, or "" where it can; kind: `model` or `dataset`.
 
-    Where it cannot, its client goes offline: it takes files from the cache without trying again.
-
-    Raises:
-        UserError: the hub was reached and has no such name or revision, or wants a login.
+    Where it cannot, its client goes offline: it takes files from the cache without trying again. Raises UserError where
+    the hub has no such name or revision, or wants a login.
     """
     from huggingface_hub import HfApi, constants, errors
 

@@ -61,7 +61,7 @@ def empty_model(folder: Path, source: Trust):
         return AutoModelForCausalLM.from_config(config, **trusted)
 
 
-def refuse_unless_causal(settings: CheckpointConfig, where: str, trust_remote_code: bool = False) -> None:
+def refuse_unless_causal(settings: CheckpointConfig, where: str, trust_remote_code: bool) -> None:
     """Raises UserError unless a config.json is that of a causal language model; settings: its content.
 
     `architectures` names the class that a checkpoint was saved from. transformers has classes that predict next tokens

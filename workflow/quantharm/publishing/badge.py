@@ -2,7 +2,7 @@
 
 from xml.sax.saxutils import escape, quoteattr
 
-from quantharm.common.sanitize import visible
+from quantharm.reporting.text import one_line
 
 COLOURS = {  # of the right field; white text has a contrast of at least 4.5 on each
     "negligible": "#1a7f37",
@@ -20,10 +20,6 @@ NARROW, WIDE = "ijlt.,:;|!'()[]fI1 ", "mwMWÅ@%—"
 def text_width(text: str) -> float:
     """Roughly, in pixels at SIZE; the SVG then fits the text to it (textLength)."""
     return sum(4.0 if c in NARROW else 10.0 if c in WIDE else 6.8 for c in text)
-
-
-def one_line(text: str) -> str:
-    return " ".join(visible(text).split())
 
 
 def badge(left: str, right: str, level: str) -> str:

@@ -25,7 +25,7 @@ Protocol = dict[str, dict[str, object]]  # {stage: {setting: value}}
 
 
 def protocol_of(
-    perplexity: PerplexityRecord, generation: GenerationRecord, tasks: Mapping[str, OneTask] | None = None
+    perplexity: PerplexityRecord, generation: GenerationRecord, tasks: Mapping[str, OneTask] | None
 ) -> Protocol:
     """The settings of a cell's records that decide what its figures are of; nothing of the model or the machine."""
     return {

@@ -106,7 +106,7 @@ def limits(row: SummaryRow, generation: GenerationRecord, perplexity: Perplexity
 def section(row: SummaryRow, reference: SummaryRow, records: CellRecords, text: str, protocol: str, badge: str) -> str:
     """row, reference: as table(); badge: the file beside the card."""
     quantization, checks = records["quantization"], records["checks"]["checks"]
-    settings = ", ".join(f"{key} {value}" for key, value in quantization["settings"].items() if not _is_long(value))
+    settings = ", ".join(f"{key} {value}" for key, value in quantization["settings"].items() if not is_long(value))
     where = row["source"] + (f" at {row['revision']}" if row["revision"] else "")
     passed = sum(check["status"] == "pass" for check in checks)
     ran = [check for check in checks if check["status"] != "skipped"]
@@ -127,14 +127,12 @@ def section(row: SummaryRow, reference: SummaryRow, records: CellRecords, text: 
     )
     files = {True: "no finding", False: "a FINDING", None: "not measured"}[row["integrity_verified"]]
     parts.append(f"Checks: {passed} of {len(ran)} passed. Integrity of the checkpoint: {files}.")
-    parts.append("### Limits of what was measured\n\n")
-    tasks = list(row.get("tasks") or {})
-    parts[-1] += "\n".join(
-        f"- {markdown(words)}" for words in limits(row, records["generation"], records["perplexity"], tasks)
-    )
+    parts.append("### Limits of what was measured")
+    told = limits(row, records["generation"], records["perplexity"], list(row.get("tasks") or {}))
+    parts.append("\n".join(f"- {markdown(words)}" for words in told))
     parts.append(f"Protocol sha256: `{protocol}`; measured {markdown(row['finished'])}, commit `{row['git_commit']}`.")
     return "\n\n".join(parts) + "\n"
 
 
-def _is_long(value: Any) -> bool:
+def is_long(value: Any) -> bool:
     return isinstance(value, dict | list) or len(str(value)) > 40
