@@ -111,11 +111,6 @@ def count(many: int, one: str, more: str | None = None) -> str:
     return f"{many:,} {one if many == 1 else more or one + 's'}"
 
 
-def counted(number: int, noun: str) -> str:
-    """`1 thread`, `4 threads`"""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
 def listing(words: list[str], last: str = "and") -> str:
     """`a`, `a and b`, `a, b and c`."""
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} {last} {words[-1]}" if words else "none"

@@ -68,6 +68,11 @@ def as_of(cell: Cell, verdict: Verdict, is_kl: bool = False) -> Verdict:
     return verdicts.not_judged(verdict) if cell.synthetic else verdict
 
 
+def believed(cell: Cell, verdict: Verdict) -> Verdict:
+    """A verdict, unless it rests on figures that are not to be believed."""
+    return Verdict("failed", "not judged: failed checks", "", "") if cell.failed else verdict
+
+
 def prefill_of(cell: Cell, results: Results) -> Verdict:
     """Whether prefill takes measurably more or less time than the baseline's."""
     spread = spreads_of(results)[device_of(results)]

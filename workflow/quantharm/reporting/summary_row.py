@@ -4,6 +4,7 @@ Differences from the baseline are paired: ΔPPL over the same windows, flips ove
 """
 
 from pathlib import Path
+from typing import cast
 
 from quantharm.common.files import read_json
 from quantharm.common.paired import paired_answers, paired_perplexity
@@ -24,21 +25,11 @@ from quantharm.common.records.summary import (
 )
 from quantharm.reporting.summary_tasks import NO_TASKS
 
-NO_INTEGRITY: IntegrityFigures = {
-    "integrity_verified": None,
-    "integrity_files_verified": None,
-    "integrity_scan": None,
-    "integrity_if_dequantized": None,
-    "integrity_if_dequantized_seen_as": None,
-    "integrity_behaves_as_the_original": None,
-    "integrity_explanation": None,
-}
-
 
 def integrity_figures(record: IntegrityRecord | None) -> IntegrityFigures:
     """Findings of integrity.json on a cell; keys that do not apply to it, or were not measured, hold None."""
     if record is None:
-        return NO_INTEGRITY
+        return cast(IntegrityFigures, dict.fromkeys(IntegrityFigures.__annotations__))
     if_dequantized = record["if_dequantized"]
     files = record["signed_manifest"] or record["manifest"]
     return {

@@ -5,14 +5,7 @@ import pandas
 
 from quantharm.reporting.charts import against_size
 from quantharm.reporting.charts.base import MUTED, Figure, figure_of
-from quantharm.reporting.charts.marks import (
-    Entry,
-    dots,
-    entry_of,
-    left_out,
-    marked,
-    names_of,
-)
+from quantharm.reporting.charts.marks import Entry, dots, entry_of, left_out, marked, names_of
 from quantharm.reporting.format import fixed, mean_kl, percent, size, size_unit
 from quantharm.reporting.results import Cell, Results
 

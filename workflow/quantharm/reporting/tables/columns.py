@@ -6,7 +6,9 @@ from functools import partial
 from typing import Any
 
 from quantharm.common.constants import BASELINE
-from quantharm.reporting.format import at_least, number, percent, times
+from quantharm.common.records.divergence import DepthBin
+from quantharm.common.records.perplexity import KlOfBin
+from quantharm.reporting.format import at_least, number, one_decimal, percent, times
 from quantharm.reporting.results import Cell
 from quantharm.reporting.tables.table import Column, Field, figure_field, name_field, text_field, verdict_field
 from quantharm.reporting.verdicts import Verdict
@@ -73,6 +75,16 @@ def by_method(
     ]
 
 
+def kl_by_method(cells: list[Cell], bin_of: Callable[[Cell, Any], KlOfBin | DepthBin | None]) -> list[Column]:
+    """A column a method with its mean KL in the bin of a row; bin_of: the method's own such bin, if it has one."""
+
+    def field_of(cell: Cell, item: Any) -> Field:
+        own = bin_of(cell, item)
+        return figure_field(own["kl_nats_mean"], number, own["ci95"]) if own else text_field("–")
+
+    return by_method("kl_nats_mean", cells, field_of, "{}, nats [95\u00a0%]")
+
+
 def but_baseline(column: Column, word: str = "–") -> Column:
     """The same column with a word in the baseline's row."""
 
@@ -97,6 +109,12 @@ def perplexity_change(
 ) -> Column:
     """The change from the baseline in percent, with its paired interval."""
     return figure(CHANGE, label, percent, bounds=CHANGE_CI95, tone=tone, baseline=baseline)
+
+
+def first_difference(label: str, bounds: str | None = None) -> Column:
+    """The median of the first tokens that differ from the baseline's answers."""
+    key = "first_difference_median"
+    return figure(f"{key}_token", label, one_decimal, key, bounds, baseline="–")
 
 
 def mean_kl(tone: Callable[[Cell], str] = lambda cell: "") -> Column:

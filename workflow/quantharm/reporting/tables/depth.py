@@ -4,10 +4,10 @@ from typing import Any
 
 from quantharm.common.answers import EARLY, FEWEST_CYCLES, LONG_TOKENS, SHORTEST_LOOP
 from quantharm.common.records.divergence import DepthBin
-from quantharm.reporting.format import number, one_decimal, share
+from quantharm.reporting.format import one_decimal, share
 from quantharm.reporting.results import Cell, Results
-from quantharm.reporting.tables.columns import METHOD, by_method, figure, named
-from quantharm.reporting.tables.table import Column, Field, Table, figure_field, table_of, text_field
+from quantharm.reporting.tables.columns import METHOD, figure, first_difference, kl_by_method, named
+from quantharm.reporting.tables.table import Column, Table, table_of
 
 Depths = list[DepthBin]
 
@@ -33,14 +33,7 @@ def long_answers_table(results: Results) -> Table:
         counted("answers_cut_off", "Do not end"),
         change("answers_cut_off_added_share", "More than the baseline's [95\u00a0%]"),
         counted("answers_ended_early", "End much sooner", baseline="–"),
-        figure(
-            "first_difference_median_token",
-            "First differing token, median [95\u00a0%]",
-            one_decimal,
-            "first_difference_median",
-            "first_difference_ci95",
-            baseline="–",
-        ),
+        first_difference("First differing token, median [95\u00a0%]", "first_difference_ci95"),
     ]
     longest = results.baseline.row["max_new_tokens"]
     note = (
@@ -66,15 +59,14 @@ def span(depth: DepthBin) -> str:
 def divergence_by_depth_table(results: Results) -> Table:
     """Rows are depths; the prompts whose answers are that long are the same for every method."""
 
-    def kl(cell: Cell, depth: DepthBin) -> Field:
-        own = next((d for d in depths_of(cell) if d["from_tokens"] == depth["from_tokens"]), None)
-        return figure_field(own["kl_nats_mean"], number, own["ci95"]) if own else text_field("–")
+    def same(cell: Cell, depth: DepthBin) -> DepthBin | None:
+        return next((d for d in depths_of(cell) if d["from_tokens"] == depth["from_tokens"]), None)
 
     columns = [
         named("depth_tokens", "Tokens of the answer before", span),
         figure("prompts", "Prompts", str),
         figure("positions", "Positions", lambda many: f"{many:,}"),
-        *by_method("kl_nats_mean", results.methods, kl, "{}, nats [95\u00a0%]"),
+        *kl_by_method(results.methods, same),
     ]
     note = (
         "Mean KL over the baseline's own answers, which every method is scored on. Deeper rows hold only the "

@@ -6,7 +6,7 @@ from functools import partial
 from quantharm.config.engines import OPENAI, TRANSFORMERS, engine_of
 from quantharm.reporting.format import (
     at_least,
-    counted,
+    count,
     number,
     one_decimal,
     percent,
@@ -110,7 +110,7 @@ def description(cell: Cell) -> str:
     if ran["name"] == OPENAI:
         version = f", version {ran['version']}" if ran["version"] else ""
         return f"{cell.method}: {ran['url']}{version}, {ran['top_tokens']} tokens of a position ({ran['dialect']})"
-    return f"{ran['name']} {ran['version']} ({ran['package']}), {counted(ran['threads'], 'thread')}"
+    return f"{ran['name']} {ran['version']} ({ran['package']}), {count(ran['threads'], 'thread')}"
 
 
 def engine_check(cells: Weights) -> Field:
@@ -135,7 +135,7 @@ def calibration(results: Results) -> str:
     shares = most if share(missed[0], 1) == most else f"{share(missed[0], 1)} to {most}"
     return (
         f"{words}. Where the whole distribution is known, a bound from {known[0]['top_tokens']} tokens misses "
-        f"{shares} of the mean KL ({counted(len(missed), 'method')} of this model)."
+        f"{shares} of the mean KL ({count(len(missed), 'method')} of this model)."
     )
 
 

@@ -8,7 +8,7 @@ from functools import partial
 
 from quantharm.common.provenance import computed_differently
 from quantharm.reporting.format import one_decimal, size, times, whole_percent
-from quantharm.reporting.judgement import judge_all
+from quantharm.reporting.judgement import believed, judge_all
 from quantharm.reporting.results import Cell, Results
 from quantharm.reporting.risks import criteria, risks
 from quantharm.reporting.tables.columns import METHOD, figure, mean_kl, named, perplexity_change, text, verdict
@@ -91,9 +91,8 @@ def verdict_table(
         results, _, verdicts = row
         if method not in verdicts:
             return text_field("–")
-        if method in {cell.method for cell in results.cells if cell.failed}:
-            return text_field("not judged: failed checks", "failed")
-        return verdict_field(verdicts[method], True)
+        cell = next(cell for cell in results.cells if cell.method == method)
+        return verdict_field(believed(cell, verdicts[method]), True)
 
     columns = [named("model", "Model", lambda row: row[0].model)]
     if judged_by:

@@ -2,25 +2,24 @@
 
 from functools import partial
 
-from quantharm.reporting.format import count, fixed, number, one_decimal, share_to_a_tenth
-from quantharm.reporting.judgement import kl_of, perplexity_of
+from quantharm.reporting.format import count, fixed, number, share_to_a_tenth
+from quantharm.reporting.judgement import believed, kl_of, perplexity_of
 from quantharm.reporting.limit_verdicts import largest
 from quantharm.reporting.results import Cell, Results
-from quantharm.reporting.tables.columns import METHOD, but_baseline, by_method, figure, named, perplexity_change, text
-from quantharm.reporting.tables.table import Column, Field, Table, figure_field, table_of, text_field, verdict_field
+from quantharm.reporting.tables.columns import (
+    METHOD,
+    but_baseline,
+    by_method,
+    figure,
+    first_difference,
+    named,
+    perplexity_change,
+    text,
+    verdict,
+)
+from quantharm.reporting.tables.table import Column, Field, Table, figure_field, table_of, text_field
 
 four_decimals = partial(fixed, decimals=4)
-
-
-def verdict_column(results: Results, verdict_of, reference: str) -> Column:
-    """No verdict on figures that are not to be believed; reference: the words in the baseline's row."""
-
-    def field_of(cell: Cell) -> Field:
-        if cell.failed:
-            return text_field("not judged: failed checks", "failed")
-        return verdict_field(verdict_of(cell, results))
-
-    return but_baseline(Column("verdict", "Verdict", "left", field_of), reference)
 
 
 def perplexity_table(results: Results) -> Table:
@@ -28,7 +27,7 @@ def perplexity_table(results: Results) -> Table:
         METHOD,
         figure("perplexity", "Perplexity [95\u00a0%]", four_decimals, bounds="perplexity_ci95"),
         perplexity_change("Change from the baseline [95\u00a0%, paired]", "reference"),
-        verdict_column(results, perplexity_of, "reference"),
+        verdict("verdict", "Verdict", lambda cell: believed(cell, perplexity_of(cell, results)), baseline="reference"),
         figure("bits_per_byte", "Bits per byte", four_decimals),
     ]
     first = results.baseline.perplexity
@@ -48,7 +47,7 @@ def divergence_table(results: Results) -> Table:
     columns = [
         METHOD,
         figure("kl_nats_mean", "Mean KL, nats [95\u00a0%]", bounds="kl_nats_ci95"),
-        verdict_column(results, kl_of, "the noise floor"),
+        verdict("verdict", "Verdict", lambda cell: believed(cell, kl_of(cell, results)), baseline="the noise floor"),
         figure("kl_nats_median", "Median"),
         figure("kl_nats_p99", "99th percentile"),
         figure("kl_nats_max", "Largest"),
@@ -100,13 +99,7 @@ def answers_table(results: Results) -> Table:
         figure("flips_right_to_wrong", "Correct → wrong", str, baseline="–"),
         figure("flips_wrong_to_right", "Wrong → correct", str, baseline="–"),
         but_baseline(counted("identical_responses", "Same as the baseline's", "prompts")),
-        figure(
-            "first_difference_median_token",
-            "First differing token, median",
-            one_decimal,
-            "first_difference_median",
-            baseline="–",
-        ),
+        first_difference("First differing token, median"),
         figure("degenerate", "Degenerate", str, lambda cell: cell.generation["degenerate"]),
     ]
     note = (

@@ -3,10 +3,11 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from quantharm.reporting.format import count, number, share
+from quantharm.common.records.perplexity import KlOfBin
+from quantharm.reporting.format import count, share
 from quantharm.reporting.results import Cell, Results
-from quantharm.reporting.tables.columns import METHOD, by_method, figure
-from quantharm.reporting.tables.table import Column, Field, Table, figure_field, table_of, text_field
+from quantharm.reporting.tables.columns import METHOD, figure, kl_by_method
+from quantharm.reporting.tables.table import Column, Field, Table, table_of
 
 
 def percent_of(value: float) -> str:
@@ -69,13 +70,12 @@ def context_depth_table(results: Results) -> Table:
         low, last = int(place[0]), int(place[1]) - 1
         return f"{low:,}" if low == last else f"{low:,} to {last:,}"
 
-    def kl(cell: Cell, place: tuple[float, float]) -> Field:
-        own = next((b for b in cell.perplexity["kl_by_position"] or [] if (b["low"], b["high"]) == place), None)
-        return figure_field(own["kl_nats_mean"], number, own["ci95"]) if own else text_field("–")
+    def same(cell: Cell, place: tuple[float, float]) -> KlOfBin | None:
+        return next((b for b in cell.perplexity["kl_by_position"] or [] if (b["low"], b["high"]) == place), None)
 
     columns = [
         Column("tokens_before", "Tokens before", "left", lambda place: Field(at(place), place[0], header=True)),
-        *by_method("kl_nats_mean", results.methods, kl, "{}, nats [95\u00a0%]"),
+        *kl_by_method(results.methods, same),
     ]
     note = "Means over positions, intervals over windows; a protocol with `window_tokens: 4096` shows long contexts."
     return table_of("context-depth", columns, places, note)
