@@ -18,8 +18,8 @@ pytestmark = pytest.mark.skipif(
 TEXT = "The quick brown fox jumps over the lazy dog, and nobody asks it why. " * 20
 
 
-def record_of(folder) -> dict:
-    source = {"path": str(BUILT_IN), "trust_remote_code": False, "allow_pickle": False}
+def record_of(folder, model_folder) -> dict:
+    source = {"path": str(model_folder), "trust_remote_code": False, "allow_pickle": False}
     resolved = source | {"path": str(folder)}
     return {
         "checkpoint": str(folder),
@@ -35,13 +35,15 @@ def record_of(folder) -> dict:
 @pytest.mark.parametrize("kind", ["Q8_0", "Q4_0"])
 def test_a_broken_kernel_fails_and_a_sound_one_passes(kind, tmp_path, monkeypatch):
     model = random_model()
+    model.config.save_pretrained(tmp_path / "model")
+    monkeypatch.setattr("quantharm.models.loading.load_tokenizer", lambda _: AutoTokenizer.from_pretrained(BUILT_IN))
     for name, folder in (("sound", tmp_path / "sound"), ("other", tmp_path / "other")):
         folder.mkdir()
         if name == "other":  # what a kernel would give that takes half of the blocks with another scale
             for layer in model.model.layers:
                 layer.mlp.down_proj.weight.data[:, ::2] *= 2
         write_gguf(model, folder / "model.gguf", kind)
-    record, broken = record_of(tmp_path / "sound"), record_of(tmp_path / "other")
+    record, broken = (record_of(tmp_path / name, tmp_path / "model") for name in ("sound", "other"))
     tokenizer, right = AutoTokenizer.from_pretrained(BUILT_IN), logits.engines.open_cell
     sound = logits.check_engine(record, load_in_transformers(record, "cpu"), "cpu", tokenizer, TEXT)
     assert sound["status"] == "pass"

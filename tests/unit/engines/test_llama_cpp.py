@@ -142,6 +142,24 @@ def test_a_cell_is_opened_from_a_file_or_its_folder(model, file, tmp_path, named
         open_cell(record | {"checkpoint": str(tmp_path), "weight_files": []}, "cpu")
 
 
+def test_an_answer_ends_where_the_baselines_does(model, file, tmp_path):
+    """A model that chats names several tokens in its generation config, its file one."""
+    for path in BUILT_IN.glob("*.json"):
+        (tmp_path / path.name).symlink_to(path)
+    (tmp_path / "generation_config.json").unlink(missing_ok=True)
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [7, 9]}')
+    record = {"checkpoint": str(file), "weight_files": hash_weights(file.parent), "settings": {"kv_cache": EXACT}}
+    engine = open_cell(record | {"source": {"path": str(tmp_path), "trust_remote_code": False}}, "cpu")
+    assert set(engine.generation_config.eos_token_id) == {7, 9, model.config.eos_token_id}
+
+
+def test_a_cache_that_does_not_fit_the_heads_is_told_apart_from_memory(tmp_path):
+    narrow = random_model(num_attention_heads=4)  # 16 wide, half a block of q8_0
+    write_gguf(narrow, tmp_path / "narrow.gguf")
+    with pytest.raises(UserError, match=r"n_embd_head_k=16\); choose other types for `kv_cache:`"):
+        served(tmp_path / "narrow.gguf", narrow, {"keys": "q8_0"})
+
+
 def test_the_same_file_through_its_server(model, file, tmp_path):
     """llama.cpp's own server on the loopback, asked position by position."""
     import xllamacpp

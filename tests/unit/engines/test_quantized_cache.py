@@ -4,6 +4,7 @@ import importlib.util
 
 import pytest
 import torch
+import zoo
 from tiny_qwen import random_model
 
 from quantharm.common.errors import UserError
@@ -67,3 +68,11 @@ def test_a_model_without_full_attention_everywhere_is_refused(model):
     config = type(model.config)(**model.config.to_dict() | {"layer_types": ["full_attention", "sliding_attention"]})
     with pytest.raises(UserError, match="cannot be used"):
         cache_maker(config, FP8)
+
+
+@pytest.mark.parametrize("name", ["RWKV", "xLSTM"])
+def test_a_model_without_keys_and_values_is_refused(name, monkeypatch):
+    """RWKV takes any argument, so that its steps would each begin anew, and its scores say nothing of a cache."""
+    monkeypatch.setitem(zoo.ZOO, "xLSTM", zoo.Animal("xLSTMConfig", {"num_heads": 2, "num_blocks": 2}))
+    with pytest.raises(UserError, match="keeps recurrent states instead of keys and values"):
+        serve_from_cache(zoo.build(name), FP8)

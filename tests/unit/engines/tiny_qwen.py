@@ -7,7 +7,7 @@ from gguf_writer import BUILT_IN, write
 from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
 
-def random_model() -> Qwen2ForCausalLM:
+def random_model(num_attention_heads: int = 2) -> Qwen2ForCausalLM:
     """Two layers, 64 wide; float32."""
     torch.manual_seed(0)
     tokenizer = AutoTokenizer.from_pretrained(BUILT_IN)
@@ -16,7 +16,7 @@ def random_model() -> Qwen2ForCausalLM:
         hidden_size=64,
         intermediate_size=128,
         num_hidden_layers=2,
-        num_attention_heads=2,
+        num_attention_heads=num_attention_heads,
         num_key_value_heads=1,
         max_position_embeddings=4096,
         bos_token_id=tokenizer.bos_token_id,

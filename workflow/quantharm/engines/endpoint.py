@@ -8,11 +8,11 @@ from pathlib import Path
 
 from quantharm.common.errors import UserError
 from quantharm.common.records.quantization import CheckpointRecord
-from quantharm.common.text import language_config
 from quantharm.engines.endpoint_dialects import Dialect, Echo, Generate, PositionByPosition, PromptLogprobs
 from quantharm.engines.endpoint_http import RefusedError, Server, key_of
 from quantharm.engines.endpoint_model import EndpointModel
 from quantharm.engines.endpoint_reading import as_dialect
+from quantharm.engines.stated_ends import stated_eos_token_ids
 
 PROBE = "The capital of France is Paris, and the capital of Italy is Rome."
 FEWER = (20, 10, 5, 2, 1)  # top tokens that are asked for where a server shows no more
@@ -94,14 +94,3 @@ def open_cell(record: CheckpointRecord, device: str) -> EndpointModel:
     folder = Path(record["checkpoint"]).parent / FOLDER
     eos_token_ids = stated_eos_token_ids(source["path"], config)
     return EndpointModel(dialect, config, eos_token_ids, top_tokens, settings["concurrency"], folder)
-
-
-def stated_eos_token_ids(folder: str, config) -> list[int]:
-    """The end-of-sequence tokens of a model's generation config, or else of its config, as transformers takes them."""
-    from transformers import GenerationConfig
-
-    try:
-        stated = GenerationConfig.from_pretrained(folder, local_files_only=True).eos_token_id
-    except OSError:
-        stated = language_config(config).eos_token_id
-    return stated if isinstance(stated, list) else [] if stated is None else [stated]

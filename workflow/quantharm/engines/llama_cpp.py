@@ -8,6 +8,7 @@ from quantharm.common.provenance import threads_of_process
 from quantharm.common.records.quantization import CheckpointRecord
 from quantharm.config.engines import KvCache
 from quantharm.engines.llama_model import LlamaCppModel
+from quantharm.engines.stated_ends import stated_eos_token_ids
 
 
 def check_vocabulary(model: LlamaCppModel, tokenizer) -> None:
@@ -47,6 +48,10 @@ def open_cell(record: CheckpointRecord, device: str) -> LlamaCppModel:
     if file is None:
         raise UserError(f"engine llama.cpp reads GGUF files, and {checkpoint} is none; choose another `engine:`")
     kv_cache: KvCache = record["settings"].get("kv_cache") or {}
-    model = LlamaCppModel(file, load_config(source), threads_of_process(), kv_cache, device)
+    config = load_config(source)
+    model = LlamaCppModel(file, config, threads_of_process(), kv_cache, device)
     check_vocabulary(model, load_tokenizer(source))
+    # A file names one token that ends an answer; models that chat have several, and the baseline ends at each.
+    ends = {*model.generation_config.eos_token_id, *stated_eos_token_ids(source["path"], config)}
+    model.generation_config.eos_token_id = sorted(ends)
     return model

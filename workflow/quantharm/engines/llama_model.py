@@ -48,6 +48,7 @@ class LlamaCppModel:
         self.on_gpu = device == "cuda" and self.library.llama_supports_gpu_offload()
         parameters = self.library.llama_model_default_params()
         parameters.gpu_layers = ANY_LAYERS if self.on_gpu else 0
+        last_errors().clear()
         self.model = self.library.llama_model_load_from_file(str(path).encode(), parameters)
         if not self.model:
             raise UserError(f"llama.cpp cannot load {path} ({', '.join(last_errors())}); fetch or make the file again")
@@ -77,12 +78,15 @@ class LlamaCppModel:
             parameters.flash_attention = 1  # no other attention reads quantized values
         if self.state:
             self.library.llama_free(self.state)
+        last_errors().clear()
         self.state = self.library.llama_init_from_model(self.model, parameters)
         if not self.state:
             size = f"{sequences} × {tokens}" if sequences > 1 else tokens
+            packed = any(name not in EXACT_CACHES for name in self.kv_cache.values())
             raise UserError(
-                f"llama.cpp cannot make a context of {size} tokens for {self.path} ({', '.join(last_errors())}); free "
-                "memory, or lower `max_new_tokens:` or `window_tokens:`"
+                f"llama.cpp cannot make a context of {size} tokens for {self.path} ({', '.join(last_errors())}); "
+                + ("choose other types for `kv_cache:`, " if packed else "")
+                + "free memory, or lower `max_new_tokens:` or `window_tokens:`"
             )
         self.memory = self.library.llama_get_memory(self.state)
         self.context, self.kept, self.sequences = tokens, 0, sequences

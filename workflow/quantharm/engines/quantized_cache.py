@@ -10,6 +10,7 @@ fp8 takes its one scale from the first call: SmolLM2-135M on 256 tokens is 0.004
 0.54 where it has one.
 """
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -43,9 +44,13 @@ def cache_maker(config, settings: KvCache) -> Callable[[], Any]:
     try:
         make()
     except (ImportError, ValueError) as error:
+        remedy = (
+            "install the packages that envs/quanto.txt names, or choose another backend"
+            if isinstance(error, ImportError)
+            else "name models whose layers all attend to the whole context as `models:` of the method"
+        )
         raise UserError(
-            f"`kv_cache:` with backend {settings['backend']} cannot be used ({first_line(error)}); choose another "
-            "backend, or run the method on another model"
+            f"`kv_cache:` with backend {settings['backend']} cannot be used ({first_line(error)}); {remedy}"
         ) from None
     return make
 
@@ -53,8 +58,13 @@ def cache_maker(config, settings: KvCache) -> Callable[[], Any]:
 def serve_from_cache(model, settings: KvCache) -> None:
     """Gives the model `new_cache()`, for decoding, and `own_states(ids, given)`, for scoring.
 
-    settings: the method's `kv_cache`.
+    settings: the method's `kv_cache`. Raises UserError for a model that keeps no keys and values.
     """
+    if "past_key_values" not in inspect.signature(model.base_model.forward).parameters:
+        raise UserError(
+            f"{type(model).__name__} keeps recurrent states instead of keys and values, so it cannot have a "
+            "`kv_cache:`; name other models as `models:` of the method"
+        )
     model.new_cache = cache_maker(model.config, settings)
     model.own_states = lambda ids, given: states_through_cache(model, ids, given, model.new_cache())
 

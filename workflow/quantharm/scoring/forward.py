@@ -66,10 +66,10 @@ def output_head(model) -> Logits:
     plain = plain_head(model)
     logits = logits_of_module(model) if plain is None else logits_of(plain)
     states, expected = probe(model, model.get_output_embeddings())
-    found = logits(states)
-    if is_near(found, expected) and is_near(*largest_of(found, expected)):
+    ours = logits(states)
+    if is_near(ours, expected) and is_near(*largest_of(ours, expected)):
         return logits
-    difference = max(relative_difference(found, expected), relative_difference(*largest_of(found, expected)))
+    difference = max(relative_difference(ours, expected), relative_difference(*largest_of(ours, expected)))
     raise UserError(
         f"{type(model).__name__} changes its logits after the output head (they differ by {difference:.1%}); such "
         "models are not supported: choose another"
