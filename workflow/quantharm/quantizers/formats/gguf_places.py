@@ -42,10 +42,10 @@ def every_tensor_in_its_place(checkpoint: Path) -> Iterator[None]:
     architecture = value(checkpoint, "general.architecture")
 
     def places_of(model, processor, model_type=None, num_layers=None, qual_name=""):
-        found = places(model, processor, model_type or architecture, num_layers, qual_name)
+        table = places(model, processor, model_type or architecture, num_layers, qual_name)
         if not qual_name:  # the whole model, not one of its parts
-            refuse_left_out(checkpoint, found, model)
-        return found
+            refuse_left_out(checkpoint, table, model)
+        return table
 
     reader.get_gguf_hf_weights_map = places_of
     try:
