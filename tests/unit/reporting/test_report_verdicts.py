@@ -1,10 +1,13 @@
 """Words from numbers: the rules of the report's verdicts, at their limits."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from quantharm.report import default_thresholds
 from quantharm.reporting.assessment import harm_in_a_sentence
 from quantharm.reporting.change_verdicts import change_verdict, speed_verdict, unsteadiness
+from quantharm.reporting.judgement import believed
 from quantharm.reporting.limit_verdicts import largest, risk_verdict, within
 from quantharm.reporting.results import other_hardware_kl
 from quantharm.reporting.verdicts import (
@@ -234,3 +237,11 @@ def test_the_stores_own_rounding_counts_where_it_is_larger():
 )
 def test_the_verdict_on_harm_is_a_noun_in_a_sentence(words, phrase):
     assert harm_in_a_sentence(Verdict("", words, "", "")) == phrase
+
+
+def test_a_cell_that_failed_a_check_gets_no_verdict_and_shows_no_figure():
+    verdict = Verdict("low", "low", "0.02 nats", "a rule")
+    assert believed(SimpleNamespace(failed=[]), verdict) is verdict
+    assert believed(SimpleNamespace(failed=["kernel"]), verdict) == Verdict(
+        "failed", "not judged: failed checks", "", ""
+    )
