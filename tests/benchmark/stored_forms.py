@@ -27,8 +27,8 @@ from quantharm.logits import make_trace
 from quantharm.models.devices import choose_device
 from quantharm.models.loading import quiet
 from quantharm.perplexity import score_against_store
+from quantharm.scoring.head_file import write_head
 from quantharm.scoring.kl_divergence import score_store
-from quantharm.scoring.output_heads import write_head
 from quantharm.scoring.store_filling import form_of_store, head_to_keep, write_store
 from quantharm.scoring.store_format import HIDDEN_STATES, LOG_PROBABILITIES
 from quantharm.synthesize import model_configuration

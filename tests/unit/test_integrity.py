@@ -25,7 +25,7 @@ from quantharm.forensics.detection.lattice_fit import CODEBOOKS
 from quantharm.models import loading
 from quantharm.models.loading import load_checkpoint, set_compute_dtype
 from quantharm.scoring import hardware_floor
-from quantharm.scoring.output_heads import write_head
+from quantharm.scoring.head_file import write_head
 from quantharm.scoring.store_filling import form_of_store, head_to_keep, write_store
 from quantharm.scoring.store_metadata import store_metadata_of
 

@@ -20,8 +20,8 @@ from quantharm.forensics import manifest
 from quantharm.forensics.run_history import charted
 from quantharm.logits import make_trace
 from quantharm.models.loading import load_cell
+from quantharm.scoring.head_file import write_head
 from quantharm.scoring.kl_divergence import score_store
-from quantharm.scoring.output_heads import write_head
 from quantharm.scoring.store_filling import form_of_store, head_to_keep, write_store
 from quantharm.scoring.store_metadata import store_metadata_of
 

@@ -28,7 +28,7 @@ from quantharm.common.text import (
 )
 from quantharm.models.cell import open_cell
 from quantharm.scoring.hardware_floor import measure_floor
-from quantharm.scoring.output_heads import write_head
+from quantharm.scoring.head_file import write_head
 from quantharm.scoring.store_filling import form_of_store, head_to_keep, write_store
 from quantharm.scoring.store_format import HIDDEN_STATES, LOG_PROBABILITIES
 from quantharm.scoring.store_metadata import store_metadata_of, text_id

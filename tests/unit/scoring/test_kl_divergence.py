@@ -23,7 +23,8 @@ from quantharm.perplexity import score_against_store
 from quantharm.scoring import kl_divergence
 from quantharm.scoring.divergence_figures import check_values, summarise
 from quantharm.scoring.forward import last_hidden_states, output_head
-from quantharm.scoring.output_heads import plain_head, write_head
+from quantharm.scoring.head_file import write_head
+from quantharm.scoring.output_heads import plain_head
 from quantharm.scoring.paired_logits import Piece
 from quantharm.scoring.shared_tokens import require_tokens
 from quantharm.scoring.store_filling import form_of_store, head_to_keep, target_logits, write_store

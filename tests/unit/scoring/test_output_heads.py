@@ -10,7 +10,8 @@ from test_zoo import CAUSAL, IDS
 from quantharm.common.errors import UserError
 from quantharm.scoring import output_heads
 from quantharm.scoring.forward import last_hidden_states, output_head
-from quantharm.scoring.output_heads import OutputHead, is_same, logits_of, plain_head, read_head, write_head
+from quantharm.scoring.head_file import read_head, write_head
+from quantharm.scoring.output_heads import OutputHead, is_same, logits_of, plain_head
 from quantharm.scoring.store_filling import head_to_keep
 
 

@@ -14,7 +14,7 @@ from quantharm.common.constants import HEAD_FILE
 from quantharm.common.errors import UserError
 from quantharm.logits import make_trace
 from quantharm.perplexity import score_against_store, score_windows
-from quantharm.scoring.output_heads import write_head
+from quantharm.scoring.head_file import write_head
 from quantharm.scoring.store_filling import form_of_store, head_to_keep, write_store
 from quantharm.scoring.text_divergence import CONFIDENCE_EDGES, NOT_COMPARED, TextDivergence, position_edges
 

@@ -1,4 +1,4 @@
-"""Output heads: from final hidden states to logits in float32, of a loaded model or of a file beside a store.
+"""Output heads: from final hidden states to logits in float32, of a loaded model or of a store (head_file.py).
 
 bfloat16 logits near 20 are 0.06 to 0.13 apart, more than the differences that are measured here. On CUDA the product
 reads the stored weights and accumulates in float32; elsewhere a float32 copy of the head is made once. The scale and
@@ -11,12 +11,9 @@ import itertools
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 
-from quantharm.common.errors import UserError
-from quantharm.common.files import replacing
 from quantharm.common.records.logits import HeadDescription, HeadSettings
 from quantharm.common.text import language_config
 
@@ -171,38 +168,3 @@ def is_same(first: OutputHead, second: OutputHead) -> bool:
     pairs = list(zip(row_slices(first.weight), row_slices(second.weight), strict=True))
     pairs += [] if first.bias is None or second.bias is None else [(first.bias, second.bias)]
     return all(torch.equal(a.float(), b.to(a.device).float()) for a, b in pairs)
-
-
-def write_head(path: Path, head: OutputHead | None, reason: str | None = None) -> None:
-    """Writes `weight` and `bias` as safetensors; where the store needs no head, a file with the reason alone."""
-    from safetensors.torch import save_file
-
-    tensors = {name: t.detach().cpu().contiguous() for name, t in head.tensors().items()} if head else {}
-    metadata = {"settings": json.dumps(head.settings())} if head else {"reason": reason or ""}
-    with replacing(path) as temporary:
-        save_file(tensors, temporary, metadata=metadata)
-        temporary.chmod(0o644)  # safetensors' files are their owner's alone; a store is passed on to others
-
-
-def read_head(path: Path, description: HeadDescription) -> OutputHead:
-    """The head that a store's metadata describe; raises UserError for a file that is missing, damaged or another."""
-    import safetensors
-    from safetensors.torch import load_file
-
-    try:
-        tensors = load_file(path)
-    except FileNotFoundError:
-        raise UserError(
-            f"{path} does not exist: the store beside it holds hidden states and needs this output head; run the stage "
-            "`logits`, or copy the file with the store"
-        ) from None
-    except (safetensors.SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"{path} is damaged ({error}); delete it and run the same command again") from None
-    if "weight" in tensors:
-        head = OutputHead(tensors["weight"], tensors.get("bias"), description["scale"], description["softcap"])
-        if head.sha256() == description["sha256"]:
-            return head
-    raise UserError(
-        f"{path} is not the output head that its store was filled with (sha256 {description['sha256'][:12]}…); delete "
-        "the store and run the same command again"
-    )

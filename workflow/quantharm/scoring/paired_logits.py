@@ -22,7 +22,8 @@ from quantharm.scoring.forward import (
     output_head,
     slices_of,
 )
-from quantharm.scoring.output_heads import Logits, is_same, logits_of, on, plain_head, read_head
+from quantharm.scoring.head_file import read_head
+from quantharm.scoring.output_heads import Logits, is_same, logits_of, on, plain_head
 from quantharm.scoring.shared_tokens import shared_vocabulary
 from quantharm.scoring.stored_logits import Positions, Wanted, read_store, store_metadata
 
