@@ -20,7 +20,7 @@ from quantharm.engines.endpoint import open_cell
 from quantharm.engines.endpoint_model import EndpointModel
 from quantharm.scoring.forward import ask_ahead, known_tokens, last_hidden_states, output_head
 from quantharm.scoring.kl_divergence import divergences
-from quantharm.speed import served
+from quantharm.speed import served, served_benchmark
 from quantharm.speed.decoding import continue_greedily
 
 DIALECTS = ["prompt_logprobs", "echo", "generate", "position"]
@@ -124,7 +124,7 @@ def test_an_end_that_is_not_sent_is_added(opened):
 
 def test_times_are_those_of_the_answers(opened):
     engine, fake = opened()
-    speed = served.benchmark(engine, 8, 4, 2, 0.0, [4], [1, 2])
+    speed = served_benchmark.benchmark(engine, 8, 4, 2, 0.0, [4], [1, 2])
     assert speed["prefill_seconds"]["median"] > 0
     assert len(speed["decode_tokens_per_second"]["values"]) == 2
     assert [(b["batch_size"], len(b["prefill_seconds"]["values"])) for b in speed["batches"]] == [(1, 2), (2, 6)]
@@ -406,7 +406,7 @@ def test_a_batch_that_a_server_refuses_has_a_reason_and_the_others_their_times(o
         return answer
 
     engine, _ = opened(change=limited)
-    sizes = {b["batch_size"]: b for b in served.benchmark(engine, 1, 4, 2, 0.0, [128], [1, 12])["batches"]}
+    sizes = {b["batch_size"]: b for b in served_benchmark.benchmark(engine, 1, 4, 2, 0.0, [128], [1, 12])["batches"]}
     assert sizes[1]["reason"] is None
     assert "too many" in sizes[12]["reason"]
     assert sizes[12]["decode_tokens_per_second"] is None
@@ -414,12 +414,12 @@ def test_a_batch_that_a_server_refuses_has_a_reason_and_the_others_their_times(o
 
 def test_lengths_leave_the_server_room_for_a_token(opened):
     engine, fake = opened()
-    speed = served.benchmark(engine, 8, 4, 2, 0.0, [4, 128, 2000])
+    speed = served_benchmark.benchmark(engine, 8, 4, 2, 0.0, [4, 128, 2000])
     assert [p["prompt_tokens"] for p in speed["prefill"]] == [4, 127]
     assert max(len(question.get("prompt", ())) for _, question in fake.questions) == 127
 
 
 def test_an_answer_in_one_piece_has_the_rate_of_its_whole_time():
-    assert served.rate_of([(2.0, 2.0, 0, 32)]) == 16.0
-    assert served.rate_of([(2.0, 2.001, 31, 32)]) == pytest.approx(32 / 2.001)
-    assert served.rate_of([(1.0, 3.0, 30, 31), (0.5, 2.5, 30, 31)]) == 24.0
+    assert served_benchmark.rate_of([(2.0, 2.0, 0, 32)]) == 16.0
+    assert served_benchmark.rate_of([(2.0, 2.001, 31, 32)]) == pytest.approx(32 / 2.001)
+    assert served_benchmark.rate_of([(1.0, 3.0, 30, 31), (0.5, 2.5, 30, 31)]) == 24.0

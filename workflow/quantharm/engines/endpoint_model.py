@@ -22,12 +22,11 @@ from quantharm.common.errors import UserError
 from quantharm.common.files import read_json, write_json
 from quantharm.common.records.parts import EngineRecord
 from quantharm.common.text import language_config
-from quantharm.engines.endpoint_dialects import Dialect, Known
+from quantharm.engines.endpoint_dialects import Dialect
 from quantharm.engines.endpoint_http import RefusedError
-from quantharm.engines.endpoint_reading import as_dialect
+from quantharm.engines.endpoint_reading import Known, as_dialect, checked
 from quantharm.scoring.lower_bound import NO_TOKEN, ROUNDING
 
-SUM_TOLERANCE = 1e-3  # of the probabilities that a server shows of one position, above 1
 TOO_LONG = (400, 413, 422)  # statuses with which servers refuse sequences that their context does not hold
 
 
@@ -84,10 +83,14 @@ class EndpointModel:
             return [dict(zip(tokens, values, strict=True)) for tokens, values in read_json(path)["known"]]
         with self.refusals(len(ids)), as_dialect():
             scores = self.dialect.scores(ids, first, self.top_tokens)
-        known = [checked(entries, ids[position], self) for position, entries in enumerate(scores, first)]
+        server, may_lack = self.dialect.server, self.dialect.leaves_out_tokens
+        known = [
+            checked(entries, ids[position], server, self.top_tokens, self.vocabulary_size, may_lack)
+            for position, entries in enumerate(scores, first)
+        ]
         if len(known) != len(ids) - first:
             raise UserError(
-                f"{self.dialect.server.url} gives log-probabilities of {len(known)} positions instead of "
+                f"{server.url} gives log-probabilities of {len(known)} positions instead of "
                 f"{len(ids) - first}; serve the model with another server"
             )
         write_json(path, {"known": [[list(entries), list(entries.values())] for entries in known]})
@@ -167,45 +170,6 @@ class EndpointModel:
 def sha256_of(question: list[object]) -> str:
     """The name of the file that keeps the answer to a question."""
     return hashlib.sha256(json.dumps(question).encode()).hexdigest()
-
-
-def checked(known: Known, token: int, model: EndpointModel) -> Known:
-    """The K most probable tokens of one position and `token`, the one given there, or K + 1 where it is among them.
-
-    Raises UserError where the server's figures are no log-probabilities of this model's tokens, or may lack the first
-    choice.
-    """
-    url = model.dialect.server.url
-    if token not in known:
-        raise UserError(
-            f"{url} gives no log-probability of token {token}, which it was given: it changes tokens or has others; "
-            "serve the model that `models:` names"
-        )
-    wrong = [value for value in known.values() if not value <= SUM_TOLERANCE]  # NaN, too
-    if wrong:
-        raise UserError(
-            f"{url} gives a log-probability of {wrong[0]}, which is none; serve the model with another server"
-        )
-    shown_share = sum(map(math.exp, known.values()))
-    if shown_share > 1 + SUM_TOLERANCE:
-        raise UserError(
-            f"{url} gives probabilities of one position that sum to more than 1; serve the model with another server"
-        )
-    if not 0 <= min(known) <= max(known) < model.vocabulary_size:
-        strange = max(known) if max(known) >= model.vocabulary_size else min(known)
-        raise UserError(
-            f"{url} knows token {strange}, the model has {model.vocabulary_size}: it serves another model; correct "
-            "`url` or `model` of the method"
-        )
-    fewer = len(known) < model.top_tokens and not model.dialect.leaves_out_tokens
-    if fewer and math.exp(max(known.values())) < 1 - shown_share:
-        raise UserError(
-            f"{url} shows {len(known)} tokens of a position instead of {model.top_tokens}, so that its first choice "
-            "may not be among them; lower `top_tokens` of the method, or serve the model with another server"
-        )
-    most = model.top_tokens + 1
-    shown = dict(sorted(known.items(), key=lambda entry: -entry[1])[:most])
-    return shown if token in shown else dict(list(shown.items())[: most - 1]) | {token: known[token]}
 
 
 def version_of_server(dialect: Dialect) -> str | None:

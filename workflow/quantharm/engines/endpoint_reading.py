@@ -4,12 +4,15 @@ Figures of other tokens than the given ones would look like those of a bad model
 """
 
 import contextlib
+import math
 from collections.abc import Iterator
 from typing import Any
 
 from quantharm.common.errors import UserError, first_line
 from quantharm.engines.endpoint_http import BusyError, Json, RefusedError, Server
 
+Known = dict[int, float]  # {token id: ln q} of one position
+SUM_TOLERANCE = 1e-3  # of the probabilities that a server shows of one position, above 1
 NO_ROOM = ("length", "limit")  # words for an answer that was cut where it was as long as it may be
 GIVEN_UP = ("abort", "error")
 OTHER_FORM = (KeyError, TypeError, ValueError, IndexError, AttributeError)
@@ -89,3 +92,43 @@ def require_whole(reason: str | None, given: int, asked: int, server: Server) ->
             f"{server.url} was asked for {asked} tokens and cut its answer after {given} ({reason}); serve the model "
             "with a longer context, or lower `max_new_tokens:` and `benchmark:` of the protocol"
         )
+
+
+def checked(known: Known, token: int, server: Server, top_tokens: int, vocabulary: int, may_lack: bool) -> Known:
+    """The K most probable tokens of one position and `token`, the one given there, or K + 1 where it is among them.
+
+    top_tokens: K; vocabulary: of the model; may_lack: whether the dialect leaves out tokens, so fewer are no fault.
+    Raises UserError where the server's figures are no log-probabilities of this model's tokens, or may lack the first
+    choice.
+    """
+    if token not in known:
+        raise UserError(
+            f"{server.url} gives no log-probability of token {token}, which it was given: it changes tokens or has "
+            "others; serve the model that `models:` names"
+        )
+    wrong = [value for value in known.values() if not value <= SUM_TOLERANCE]  # NaN, too
+    if wrong:
+        raise UserError(
+            f"{server.url} gives a log-probability of {wrong[0]}, which is none; serve the model with another server"
+        )
+    shown_share = sum(map(math.exp, known.values()))
+    if shown_share > 1 + SUM_TOLERANCE:
+        raise UserError(
+            f"{server.url} gives probabilities of one position that sum to more than 1; serve the model with another "
+            "server"
+        )
+    if not 0 <= min(known) <= max(known) < vocabulary:
+        strange = max(known) if max(known) >= vocabulary else min(known)
+        raise UserError(
+            f"{server.url} knows token {strange}, the model has {vocabulary}: it serves another model; correct "
+            "`url` or `model` of the method"
+        )
+    fewer = len(known) < top_tokens and not may_lack
+    if fewer and math.exp(max(known.values())) < 1 - shown_share:
+        raise UserError(
+            f"{server.url} shows {len(known)} tokens of a position instead of {top_tokens}, so that its first choice "
+            "may not be among them; lower `top_tokens` of the method, or serve the model with another server"
+        )
+    most = top_tokens + 1
+    shown = dict(sorted(known.items(), key=lambda entry: -entry[1])[:most])
+    return shown if token in shown else dict(list(shown.items())[: most - 1]) | {token: known[token]}

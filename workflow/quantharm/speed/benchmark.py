@@ -21,7 +21,7 @@ from transformers.cache_utils import CacheLayerMixin, LinearAttentionCacheLayerM
 from quantharm.common.records.generation import BenchmarkRecord, Roofline
 from quantharm.models import attention
 from quantharm.quantizers.quantized_layers import model_bytes, parts_of, tensor_bytes
-from quantharm.speed import served
+from quantharm.speed import served, served_benchmark
 from quantharm.speed.batches import REPETITIONS, batch_benchmark, batch_of_one
 from quantharm.speed.decoding import Cache, decode_one_token, prefill
 from quantharm.speed.device_meters import EnergyMeter, PeakMemory, copy_bandwidth, kernel_seconds
@@ -131,7 +131,9 @@ def benchmark(
     Lengths are cut to what the model's context leaves room for.
     """
     if served.is_served(model):
-        return served.benchmark(model, prompt_tokens, new_tokens, repetitions, seconds, prefill_tokens, batch_sizes)
+        return served_benchmark.benchmark(
+            model, prompt_tokens, new_tokens, repetitions, seconds, prefill_tokens, batch_sizes
+        )
     prompt_tokens, lengths = fitting_lengths(model, prompt_tokens, new_tokens, prefill_tokens)
     prompt = random_prompt(model, prompt_tokens)
     meter = EnergyMeter(prompt.device)
