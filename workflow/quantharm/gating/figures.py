@@ -49,12 +49,19 @@ def decode_rate_ratio(cell: Cell) -> Figure:
     return Figure(1 + change / 100, ratios, repetitions, "repetitions")
 
 
+def prompts_of(cell: Cell) -> int:
+    """The prompts that its mean KL is over."""
+    return sum(category["prompts"] for category in cell.by_category.values())
+
+
 def mean_kl(limit: Limit, cell: Cell, results: Results) -> Figure:
-    prompts = sum(category["prompts"] for category in cell.by_category.values())
-    return Figure(cell.row["kl_nats_mean"], cell.row["kl_nats_ci95"], prompts, "prompts", floor=results.least_kl)
+    """Nats, over all prompts."""
+    row = cell.row
+    return Figure(row["kl_nats_mean"], row["kl_nats_ci95"], prompts_of(cell), "prompts", floor=results.least_kl)
 
 
 def category_kl(limit: Limit, cell: Cell, results: Results) -> Figure:
+    """Nats, over the prompts of the limit's category."""
     measured = cell.by_category.get(limit.subject or "")
     if measured is None:
         return Figure(None, missing=f"no prompt of this run is of the category {limit.subject}")
@@ -62,6 +69,7 @@ def category_kl(limit: Limit, cell: Cell, results: Results) -> Figure:
 
 
 def text_kl(limit: Limit, cell: Cell, results: Results) -> Figure:
+    """Nats, over the windows of the evaluation text."""
     measured = cell.divergence["by_category"].get(TEXT_CATEGORY)
     if measured is None:
         return Figure(None, missing="no window of the text was compared (`text_windows` of the protocol is 0)")
@@ -69,6 +77,7 @@ def text_kl(limit: Limit, cell: Cell, results: Results) -> Figure:
 
 
 def perplexity_change(limit: Limit, cell: Cell, results: Results) -> Figure:
+    """Percent of the baseline's perplexity."""
     tokens = cell.row["perplexity_tokens_scored"]
     return Figure(
         cell.row["perplexity_change_percent"],

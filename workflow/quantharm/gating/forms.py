@@ -18,6 +18,7 @@ TONES = {PASS: "pass", BREACH: "fail"}
 
 
 def cell_of(entry: Line) -> str:
+    """`model × method`; of a whole model its name."""
     return entry["model"] if entry["method"] is None else f"{entry['model']} × {entry['method']}"
 
 
@@ -72,6 +73,7 @@ COLUMNS = [
 
 
 def budget_table(lines: list[Line]) -> Table:
+    """A row a line, for the report's page and for budget.md."""
     note = (
         "A limit is kept where the whole 95 % interval is within it, and breached where the whole interval is beyond; "
         "undecided where the interval holds the limit."
@@ -94,6 +96,7 @@ def terminal_table(lines: list[Line]) -> str:
 
 
 def markdown(passed: bool, sentence: str, lines: list[Line], advice: list[Advice]) -> str:
+    """budget.md: the outcome, the advice on each model, the table."""
     parts = [f"# Budget: {'passed' if passed else 'FAILED'}", escaped(sentence)]
     parts += [f"**{escaped(entry['model'])}**: {escaped(entry['sentence'])}" for entry in advice]
     return "\n\n".join([*parts, markdown_table(budget_table(lines))]) + "\n"

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from quantharm.config.entries import Budget
-from quantharm.reporting.format import fixed, number, percent, share_to_a_tenth, size
+from quantharm.reporting.format import number, percent, share_to_a_tenth, size, times
 
 LIMIT_ON_EACH_CATEGORY = "category_kl_nats"
 OF_THE_BASELINE_TOO = ("checks", "integrity")
@@ -27,16 +27,15 @@ class Kind:
 
 @dataclass(frozen=True)
 class Limit:
+    """A bound on a figure, in the figure's own unit."""
+
     key: str
     subject: str | None  # a category, where the limit is on each of them
     bound: float
 
 
-def times(value: float) -> str:
-    return f"{fixed(value, 2)}×"
-
-
 def whole(value: float) -> str:
+    """`3`"""
     return f"{value:.0f}"
 
 

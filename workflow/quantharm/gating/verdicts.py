@@ -85,6 +85,7 @@ def enough(bound: float, value: float, ci95: list[float], counted: int | None, o
 
 
 def line(model: str, method: str, limit: Limit, figure: Figure, budget: Budget) -> Line:
+    """The line of one limit on one cell; budget: decides which verdicts are accepted."""
     at_most = kind_of(limit.key).at_most
     verdict, reason = judge(limit, figure, at_most)
     return Line(
@@ -105,5 +106,6 @@ def line(model: str, method: str, limit: Limit, figure: Figure, budget: Budget) 
 
 
 def is_accepted(verdict: str, budget: Budget) -> bool:
+    """Whether the gate passes with a verdict."""
     allowed = {UNDECIDED: budget["undecided"], NOT_MEASURED: budget["not_measured"]}
     return verdict == PASS or allowed.get(verdict) == "pass"

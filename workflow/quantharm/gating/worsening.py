@@ -22,7 +22,7 @@ from quantharm.common.statistics import mean_of_means, stratified_mean
 from quantharm.config.engines import NO_WEIGHTS
 from quantharm.config.entries import Budget
 from quantharm.gating.earlier import Earlier, differences
-from quantharm.gating.figures import NO_TASKS, SYNTHETIC
+from quantharm.gating.figures import NO_TASKS, SYNTHETIC, prompts_of
 from quantharm.gating.limits import WORSE_KINDS, Limit
 from quantharm.gating.verdicts import Figure
 from quantharm.reporting.differences import process_spread
@@ -31,6 +31,7 @@ from quantharm.reporting.results import Cell, Results
 
 
 def worse_limits(budget: Budget) -> list[Limit]:
+    """The limits on what changed since an earlier run."""
     worse: Mapping[str, Any] = budget["worse"]
     return [Limit(f"worse.{key}", None, float(bound)) for key, bound in worse.items() if bound is not None]
 
@@ -66,13 +67,14 @@ def independent_difference(now: float, ci95: Bounds, then: float, then_ci95: Bou
 
 
 def transformed(pair: tuple[float, Bounds], function: Callable[[float], float]) -> tuple[float, Bounds]:
+    """A value and its interval through a rising function."""
     value, bounds = pair
     return float(function(value)), bounds and [float(function(bound)) for bound in bounds]
 
 
 def more_kl(cell: Cell, results: Results, earlier: Earlier) -> Figure:
-    now, then = cell.row, earlier.rows[cell.method]
-    prompts = sum(category["prompts"] for category in cell.by_category.values())
+    """Mean KL now - then, in nats."""
+    now, then, prompts = cell.row, earlier.rows[cell.method], prompts_of(cell)
     folder = earlier.folder / cell.method
     if now["trace_sha256"] == then["trace_sha256"] and (folder / "divergence.parquet").is_file():
         before = read_prompt_means(folder)
@@ -151,6 +153,7 @@ def less_speed(cell: Cell, results: Results, earlier: Earlier) -> Figure:
 
 
 def more_bytes(cell: Cell, results: Results, earlier: Earlier) -> Figure:
+    """Loaded bytes now ÷ then - 1."""
     then = earlier.rows[cell.method]["weight_bytes"]
     return Figure(None, missing=NO_WEIGHTS) if then is None else Figure(cell.weight_bytes / then - 1, exact=True)
 
@@ -169,6 +172,7 @@ def less_recovery(cell: Cell, results: Results, earlier: Earlier) -> Figure:
 
 
 def task_items(row: SummaryRow) -> dict[str, tuple[int, str | None]]:
+    """{task: (number of items, hash of all that was asked)}."""
     return {name: (task["items"], task.get("prompts_sha256")) for name, task in (row.get("tasks") or {}).items()}
 
 

@@ -37,4 +37,5 @@ def protocol_of(
 
 
 def protocol_sha256(protocol: Protocol) -> str:
+    """In hexadecimal; whatever the order of the settings."""
     return sha256_of_text(json.dumps(protocol, sort_keys=True))

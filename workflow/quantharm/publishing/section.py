@@ -64,6 +64,7 @@ def table(row: SummaryRow, reference: SummaryRow, text: str) -> list[Line]:
 
 
 def accuracy(name: str, task: OneTask) -> Line:
+    """The row of one task."""
     recovery = f"{share(task['recovery'], 1)} {interval(task['recovery_ci95'], share_to_a_tenth)}".strip()
     return (
         f"Accuracy in {name}, {count(task['items'], 'item')}",
@@ -135,4 +136,5 @@ def section(row: SummaryRow, reference: SummaryRow, records: CellRecords, text: 
 
 
 def is_long(value: Any) -> bool:
+    """Whether a setting takes more room than a sentence has."""
     return isinstance(value, dict | list) or len(str(value)) > 40
