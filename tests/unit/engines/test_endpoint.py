@@ -422,4 +422,6 @@ def test_lengths_leave_the_server_room_for_a_token(opened):
 def test_an_answer_in_one_piece_has_the_rate_of_its_whole_time():
     assert served_benchmark.rate_of([(2.0, 2.0, 0, 32)]) == 16.0
     assert served_benchmark.rate_of([(2.0, 2.001, 31, 32)]) == pytest.approx(32 / 2.001)
+    assert served_benchmark.rate_of([(0.01, 0.0105, 7, 8)]) == pytest.approx(8 / 0.0105)
+    assert served_benchmark.rate_of([(2.0, 2.031, 31, 32)]) == pytest.approx(1000)
     assert served_benchmark.rate_of([(1.0, 3.0, 30, 31), (0.5, 2.5, 30, 31)]) == 24.0

@@ -18,7 +18,7 @@ from quantharm.speed.batches import MOST_TOKENS, NOT_MEASURED, REPETITIONS
 from quantharm.speed.served import ELSEWHERE
 from quantharm.speed.timings import fitting_lengths, random_prompt
 
-AT_ONCE = 0.01  # of the time of an answer; one whose parts come within less of it was held back as a whole
+SHORTEST_STEP = 2e-4  # seconds a token; what comes faster was held back on its way, or waited to be read
 Times = tuple[float, float, int, int]  # seconds to an answer's first part and to its last, tokens after the first, all
 
 
@@ -103,11 +103,10 @@ def with_room_for_one(model, lengths: list[int]) -> list[int]:
 def rate_of(answers: list[Times]) -> float:
     """Tokens a second of answers that were asked for at once, after the first token of any.
 
-    Where a server, or something before it, holds answers back and sends each as a whole: all their tokens over all
-    their time.
+    Where tokens come faster than any server decodes them, all tokens over all the time.
     """
     begin, end = min(a[0] for a in answers), max(a[1] for a in answers)
-    if end - begin < AT_ONCE * end:
+    if any(last - first <= SHORTEST_STEP * after for first, last, after, _ in answers):
         return sum(a[3] for a in answers) / end
     return sum(a[2] for a in answers) / (end - begin)
 
