@@ -1,10 +1,10 @@
 """A model behind an address: what it shows is the model's own, and what a server does wrong ends in one sentence."""
 
 import contextlib
+import itertools
 import json
 import math
 import threading
-import time
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -395,16 +395,18 @@ def test_a_number_that_is_none_is_named_itself(opened):
         last_hidden_states(opened(change=at_position(last_is_none))[0], IDS)
 
 
-def test_a_batch_that_a_server_refuses_has_a_reason_and_the_others_their_times(opened):
-    busy = threading.Semaphore(2)
+def test_a_batch_that_a_server_refuses_has_a_reason_and_the_others_their_times(opened, monkeypatch):
+    """The server answers two of twelve."""
+    at_once, arrived, ask_all = threading.Event(), itertools.count(), served_benchmark.time_batch
 
     def limited(path, question, answer):
-        if not busy.acquire(blocking=False):
-            return 429, {}, {"error": "too many"}
-        time.sleep(0.01)
-        busy.release()
-        return answer
+        return (429, {}, {"error": "too many"}) if at_once.is_set() and next(arrived) % 12 >= 2 else answer
 
+    def time_batch(*arguments):
+        at_once.set()
+        return ask_all(*arguments)
+
+    monkeypatch.setattr(served_benchmark, "time_batch", time_batch)
     engine, _ = opened(change=limited)
     sizes = {b["batch_size"]: b for b in served_benchmark.benchmark(engine, 1, 4, 2, 0.0, [128], [1, 12])["batches"]}
     assert sizes[1]["reason"] is None
