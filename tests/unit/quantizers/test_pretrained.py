@@ -1,10 +1,14 @@
 """A third party's checkpoint computes in the dtype of its model, whatever it was saved in."""
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 import transformers
 
 from quantharm import fetch
+from quantharm.common.errors import UserError
 from quantharm.models.devices import dtype_of
 from quantharm.models.loading import load_checkpoint
 from quantharm.quantizers import pretrained, quantized_layers
@@ -34,8 +38,6 @@ def theirs(tiny, save_checkpoint, tmp_path_factory):
 
 
 def load(record, dtype: str):
-    from pathlib import Path
-
     settings = {"resolved": record, "backend": None}
     return pretrained.load(Path(record["path"]), settings, record, dtype, "cpu", 1)
 
@@ -74,6 +76,25 @@ def test_in_float32_it_is_exact(theirs, tiny, kind):
     error = (logits - expected).norm() / expected.norm()
     coarse = (load(theirs[kind], "bfloat16")(IDS).logits.float() - expected).norm() / expected.norm()
     assert error < 1e-5 < coarse
+
+
+CHANGES = {  # of config.json
+    r"9 missing, which would be random numbers \(model\.layers\.2": {"num_hidden_layers": 3},
+    r"cannot be loaded \(llm_int8_threshold must be a float": {"quantization_config": {"llm_int8_threshold": "6"}},
+}
+
+
+@pytest.mark.parametrize("fault", CHANGES)
+def test_a_config_that_does_not_fit_ends_in_a_sentence(fault, theirs, tmp_path):
+    """transformers cannot fill a missing matrix of bytes with random numbers, and says only that."""
+    folder = Path(theirs["nf4"]["path"])
+    for path in folder.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    config = json.loads((folder / "config.json").read_text())
+    own = {"quantization_config": config["quantization_config"] | CHANGES[fault].get("quantization_config", {})}
+    (tmp_path / "config.json").write_text(json.dumps(config | CHANGES[fault] | own))
+    with pytest.raises(UserError, match=fault):
+        load(theirs["nf4"] | {"path": str(tmp_path)}, "bfloat16")
 
 
 def test_an_awq_checkpoint_in_float32(awq_checkpoint):

@@ -9,7 +9,7 @@ tensors that it stores of each matrix (`stored_shapes`).
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypedDict
+from typing import TypedDict, cast
 
 from quantharm.common.checkpoint_files import gguf_file, listed, read_checkpoint_config, weight_files
 from quantharm.common.errors import UserError, first_line
@@ -50,16 +50,14 @@ def load_whole(folder: Path, **settings):
         model, account = AutoModelForCausalLM.from_pretrained(
             place, local_files_only=True, output_loading_info=True, ignore_mismatched_sizes=True, **settings
         )
-    except (OSError, ValueError, ImportError, KeyError, SafetensorError) as error:
-        raise UserError(f"the model in {folder} cannot be loaded ({first_line(error)}); fetch it again") from None
-    except RuntimeError as error:
-        unfit = conversion_errors(error)
-        if not unfit:
-            raise
+    except (OSError, ValueError, TypeError, ImportError, KeyError, SafetensorError, NotImplementedError) as error:
+        refuse_as_accounted(folder, error)
         raise UserError(
-            f"{folder} is not the model that its config.json describes: {len(unfit)} tensors cannot be put together "
-            f"from its parts ({listed(sorted(unfit))}), because parts are missing or of other shapes; {HOW_TO_MEND}"
+            f"the model in {folder} cannot be loaded ({first_line(error)}); fetch it again, or name another"
         ) from None
+    except RuntimeError as error:
+        refuse_as_accounted(folder, error)
+        raise
     refuse_other_tensors(folder, account, type(model).__name__)
     return model
 
@@ -88,14 +86,22 @@ def refuse_other_tensors(folder: Path, account: LoadAccount, name: str) -> None:
         )
 
 
-def conversion_errors(error: RuntimeError) -> list[str]:
-    """Names of the tensors that transformers could not convert; its exception leaves them to its log."""
+def refuse_as_accounted(folder: Path, error: Exception) -> None:
+    """Raises UserError where transformers' account of a load that failed shows that tensors are missing or do not fit.
+
+    Its exception may be about something else: the random numbers, say, that a missing matrix of bytes cannot be given.
+    """
     for frame, _ in traceback.walk_tb(error.__traceback__):
         account = frame.f_locals.get("loading_info")
-        names = getattr(account, "conversion_errors", None)
-        if names:
-            return list(names)
-    return []
+        if unfit := sorted(getattr(account, "conversion_errors", None) or []):
+            raise UserError(
+                f"{folder} is not the model that its config.json describes: {len(unfit)} tensors cannot be put "
+                f"together from its parts ({listed(unfit)}), because parts are missing or of other shapes; "
+                f"{HOW_TO_MEND}"
+            ) from None
+        if account is not None:
+            model = frame.f_locals.get("model")
+            refuse_other_tensors(folder, cast(LoadAccount, account.to_dict()), type(model).__name__)
 
 
 def check_whole(folder: Path, trust_remote_code: bool) -> None:

@@ -3,6 +3,7 @@
 A kernel computes faithfully with a scale that is wrong in the file, so the check `kernel` cannot see it. Here the
 dequantized matrix is compared with the weights of the model that was quantized, 32 columns of a row at a time. The
 rounding error is alike in all of these parts; a wrong scale, zero point or run of codes makes it many times larger.
+Its mean over a matrix is next to nothing, unless all zero points are read as other ones than they are.
 
 The error is divided by the part's own norm, by the row's largest weight and by the matrix's largest weight, since
 formats share a scale over a group, a row or a matrix; the smallest of the three ratios counts. Methods that rescale
@@ -30,6 +31,8 @@ PART = 32  # columns
 FACTOR_LIMIT = 16.0  # times the matrix's median error; sound parts reach 6.4 (tests/benchmark/wrong_scales.csv)
 LEAST_ERROR = 0.3  # of the norm of a part's weights; a part below it is not called wrong
 GAIN_LIMIT = 1.5  # norm of a matrix over the original's, at most; at least 1 over this
+SHIFT_LIMIT = 0.5  # mean error over its root mean square; a zero point off by one makes it 0.96; sound: up to 0.07
+LEAST_SHIFTED = 1e-3  # error over the weights, root mean squares; below, nothing was shifted
 LEAST_COSINE = 0.5  # between a matrix and the original's
 SHOWN_FAULTS = 3
 WEIGHED = ("gptq", "gguf")  # may round with a calibration text's weights; AWQ rescales, and then rounds all alike
@@ -46,6 +49,7 @@ class Worst(NamedTuple):
     column: int  # the first of the part, in the order of the groups
     matrix_gain: float  # norm of the matrix over the original's
     cosine: float
+    shift: float  # mean error of the matrix over its root mean square; 0 where that is next to nothing
     multiplied: Multiplied | None = None  # a part of which all weights moved alike
 
 
@@ -110,7 +114,14 @@ def worst_part(dequantized: torch.Tensor, original: torch.Tensor, weighed: bool 
         part * PART,
         norms[0] / max(norms[1], 1e-30),
         product / max(norms[0] * norms[1], 1e-30),
+        shift_of(dequantized - original, original),
     )
+
+
+def shift_of(error: torch.Tensor, original: torch.Tensor) -> float:
+    """Mean of the errors over their root mean square; 0 where they are next to nothing beside the original."""
+    size = float(error.square().mean().sqrt())
+    return float(error.mean()) / size if size > LEAST_SHIFTED * float(original.square().mean().sqrt()) else 0.0
 
 
 def compare(model, matrices: list[QuantizedMatrix], source: Path, weighed: bool) -> dict[str, Worst]:
@@ -149,6 +160,8 @@ def faults_of(name: str, part: Worst) -> list[str]:
     faults = []
     if not 1 / GAIN_LIMIT < part.matrix_gain < GAIN_LIMIT:
         faults.append(f"{name} is {part.matrix_gain:.3g} times the original's")
+    if abs(part.shift) > SHIFT_LIMIT:
+        faults.append(f"all of {name} is shifted {'up' if part.shift > 0 else 'down'}, as by other zero points")
     if part.factor > FACTOR_LIMIT:
         faults.append(f"{place}, is {part.gain:.3g} times the original's")
     elif part.multiplied is not None:

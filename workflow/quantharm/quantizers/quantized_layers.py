@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from quantharm.common.errors import UserError
+from quantharm.common.errors import UserError, first_line
 from quantharm.common.records.quantization import StoredKind
 from quantharm.quantizers import quantizer_named
 from quantharm.quantizers.formats.files import module_tensors
@@ -85,8 +85,32 @@ def quantized_matrices(model, checkpoint: Path, quantizer: str) -> list[Quantize
     for name, module in model.named_modules():
         if next(module.children(), None) is None:  # its weights are read by the name in the file
             matrix = inspect(stored_name(model, name), module, checkpoint)
-            matrices += [] if matrix is None else [dataclasses.replace(matrix, name=name)]
+            if matrix is not None:
+                matrices.append(dataclasses.replace(matrix, name=name, dequantize=checked(matrix, checkpoint)))
     return matrices
+
+
+def checked(matrix: QuantizedMatrix, checkpoint: Path) -> Callable[[], torch.Tensor] | None:
+    """`dequantize` of a matrix; it raises UserError where the tensors in the file make none of its shape."""
+    own = matrix.dequantize
+
+    def dequantize() -> torch.Tensor:
+        assert own is not None
+        try:
+            weight = own()
+        except (RuntimeError, IndexError, KeyError, ValueError) as error:
+            raise unfit(first_line(error)) from None
+        if weight.shape != (matrix.rows, matrix.columns):
+            raise unfit(f"they make {list(weight.shape)}")
+        return weight
+
+    def unfit(reason: str) -> UserError:
+        return UserError(
+            f"{checkpoint} is damaged, or not what its config.json says: the tensors of {matrix.name} are not those of "
+            f"a matrix of {matrix.rows} × {matrix.columns} ({reason}); fetch it again"
+        )
+
+    return own and dequantize
 
 
 def stored_name(model, module: str) -> str:

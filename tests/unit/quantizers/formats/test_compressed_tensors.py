@@ -279,6 +279,18 @@ def test_a_compressed_file_is_read_as_one_though_its_config_calls_it_frozen(
     assert torch.equal(logits_of(cell), logits_of(foreign(theirs(preset), "bfloat16")))
 
 
+def test_zero_points_of_another_shape_end_in_a_sentence(theirs, foreign, tmp_path):
+    """transformers takes them as they are."""
+    tensor = "model.layers.0.mlp.up_proj.weight_zero_point"
+    zeros = load_file(theirs("W4A16_ASYM") / "model.safetensors")[tensor]
+    cell = foreign(copied(theirs("W4A16_ASYM"), tmp_path, {tensor: zeros[:, :-1].contiguous()}), "bfloat16")
+    matrix = next(m for m in cell.matrices if m.name.endswith("layers.0.mlp.up_proj"))
+    with pytest.raises(
+        UserError, match=r"tensors of model\.layers\.0\.mlp\.up_proj are not those of .* of 128 × 64 \("
+    ):
+        matrix.dequantize()
+
+
 def test_weights_that_were_not_compressed_are_refused(theirs, foreign, tmp_path):
     name = "model.layers.0.mlp.up_proj"
     folder = copied(theirs("W8A8"), tmp_path, {f"{name}.weight": torch.ones(128, 64, dtype=torch.bfloat16)})

@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from quantharm.common.errors import UserError
 from quantharm.forensics.checks.kernel import check_kernel
 from quantharm.forensics.checks.weights import check_bits_per_weight, check_method_is_real, check_stored_weights
 from quantharm.quantizers.formats import gptq
@@ -138,11 +139,35 @@ def test_a_changed_scale_fails_the_kernel_check(theirs, foreign):
     assert check_kernel(broken.model, broken.matrices, [0, 5, 77, 200])["status"] == "fail"
 
 
+def test_a_matrix_without_scales_is_named(theirs, foreign, tmp_path):
+    tensors = load_file(theirs / "model.safetensors")
+    del tensors["model.layers.1.mlp.up_proj.scales"]
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    for name in ("tokenizer.json", "tokenizer_config.json", "config.json"):
+        (tmp_path / name).write_bytes((theirs / name).read_bytes())
+    with pytest.raises(UserError, match=r"is damaged: model\.layers\.1\.mlp\.up_proj has no scales"):
+        foreign(tmp_path, "bfloat16")
+
+
 @pytest.mark.parametrize("module", ["layers.0.mlp.up_proj", "layers.1.mlp.down_proj"])  # 4 bits in 32, 8 in 64
 def test_one_wrong_scale_in_the_file_is_noticed(cell, with_wrong_scale, module):
     check = with_wrong_scale(cell, f"model.{module}.scales", (1, 5))
     assert check["status"] == "fail"
     assert f"row 5 of model.{module}" in check["explanation"]
+
+
+def test_the_first_version_read_as_the_second_is_noticed(theirs, foreign, original, tmp_path):
+    """All zero points are one too small then: the kernel computes faithfully what the file does not mean."""
+    for name in ("tokenizer.json", "tokenizer_config.json", "model.safetensors"):
+        (tmp_path / name).write_bytes((theirs / name).read_bytes())
+    config = json.loads((theirs / "config.json").read_text())
+    config["quantization_config"] |= {"checkpoint_format": "gptq_v2", "format": "gptq_v2"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    cell = foreign(tmp_path, "bfloat16")
+    assert check_kernel(cell.model, cell.matrices, IDS)["status"] == "pass"
+    check = check_stored_weights(cell.model, cell.matrices, original, cell.record)
+    assert check["status"] == "fail", check
+    assert "is shifted up, as by other zero points" in check["explanation"]
 
 
 def test_autorounds_own_packing_is_the_same_layout(theirs, foreign, logits_of, cell, tmp_path):
@@ -157,6 +182,13 @@ def test_autorounds_own_packing_is_the_same_layout(theirs, foreign, logits_of, c
     read = foreign(tmp_path)
     assert torch.equal(logits_of(read), logits_of(cell))
     assert check_method_is_real(read.record, read.matrices, read.model)["status"] == "pass"
+
+
+def test_autoround_excludes_by_names_and_patterns():
+    bits = {"a.up": 16, r".*layers\.1\.mlp.*": 16, ".*down": 8, "a": 16}
+    stated = {"extra_config": {key: {"bits": value} for key, value in bits.items()}}
+    names = ["a.up", "a.up_too", "model.layers.1.mlp.gate", "model.layers.11.mlp.gate", "b.down"]
+    assert gptq.excluded(stated, names) == {"a.up", "model.layers.1.mlp.gate"}
 
 
 def test_without_an_order_groups_are_neighbours(theirs, foreign, logits_of, tmp_path):

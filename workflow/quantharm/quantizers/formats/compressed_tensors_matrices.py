@@ -55,7 +55,10 @@ def formula_bytes(weights: Rounding, rows: int, columns: int, headers: "Headers"
 
 
 def dequantize(tensors: "Mapping[str, Tensor]", weights: Rounding, rows: int, columns: int) -> "Tensor":
-    """The matrix in the file: (code - zero) × scale; [rows, columns] float32."""
+    """The matrix in the file: (code - zero) × scale; [rows, columns] float32.
+
+    Raises ValueError for another number of scales or zero points than the config states.
+    """
     import torch
 
     from quantharm.quantizers.formats.packing import expand, exponent_scale, unpack_fp4, unpack_words
@@ -74,6 +77,10 @@ def dequantize(tensors: "Mapping[str, Tensor]", weights: Rounding, rows: int, co
     scales = exponent_scale(scales) if scales.dtype == torch.uint8 else scales.float()
     if "weight_global_scale" in tensors:
         scales = scales / tensors["weight_global_scale"].float()
+    wanted = scale_count(weights, rows, columns)
+    for kind, held in (("scales", scales), ("zero points", zeros)):
+        if held is not None and held.numel() != wanted:
+            raise ValueError(f"{held.numel()} {kind}, not {wanted}")
     order = tensors.get("weight_g_idx")
     if order is not None and int(order.min()) >= 0:  # groups of columns that are not neighbours
         scales, zeros = scales[:, order.long()], None if zeros is None else zeros[:, order.long()]

@@ -183,14 +183,18 @@ def multiply_in_float32(module) -> None:
 
 
 def excluded(stated: StatedQuantization, names: Collection[str]) -> set[str]:
-    """Modules excluded by a `dynamic` rule or `extra_config`, or absent from `modules_in_block_to_quantize`."""
+    """Modules excluded by a `dynamic` rule or `extra_config` (names and patterns), or absent from
+    `modules_in_block_to_quantize`.
+    """
     import re
 
     left = [rule[2:] for rule in stated.get("dynamic") or {} if rule.startswith("-:")]
     kept = [part for parts in stated.get("modules_in_block_to_quantize") or [] for part in parts]
-    own = {key for key, value in (stated.get("extra_config") or {}).items() if value.get("bits", 4) >= 16}
+    own = [key for key, value in (stated.get("extra_config") or {}).items() if value.get("bits", 4) >= 16]
     return {
         name
         for name in names
-        if any(re.match(rule, name) for rule in left) or (kept and not name.endswith(tuple(kept))) or name in own
+        if any(re.match(rule, name) for rule in left)
+        or (kept and not name.endswith(tuple(kept)))
+        or any(re.fullmatch(key, name) for key in own)
     }

@@ -10,6 +10,7 @@ g_idx    [inputs] int32, the group of each input channel: neighbours, or in any 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from quantharm.common.errors import UserError
 from quantharm.quantizers.formats import StatedQuantization
 
 if TYPE_CHECKING:
@@ -31,7 +32,15 @@ def format_of(stated: StatedQuantization) -> str | None:
 
 
 def shape_of(headers: "Headers", columns: int) -> tuple[int, int]:
-    """(bits, group size) of a matrix with `columns` inputs, from the shapes of its tensors."""
+    """(bits, group size) of a matrix with `columns` inputs, from the shapes of its tensors.
+
+    Raises UserError where it has no scales.
+    """
+    if "scales" not in headers:
+        packed = headers["qweight"]
+        raise UserError(
+            f"{packed.file} is damaged: {packed.key.removesuffix('.qweight')} has no scales; fetch it again"
+        )
     return 32 * headers["qweight"].shape[0] // columns, columns // headers["scales"].shape[0]
 
 
