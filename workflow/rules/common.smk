@@ -1,4 +1,4 @@
-# What the rules share about a job: its interpreter, the modules that it is made of, its protocol, its resources.
+# Shared by the rules: the interpreter of a job, the modules that it is made of, its protocol, its resources.
 import atexit
 import os
 import re

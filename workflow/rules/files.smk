@@ -1,4 +1,4 @@
-# What the rules share about files: those that a job reads of a model, its texts and tasks, and those that others made.
+# Shared by the rules: the files that a job reads (of its model, texts, tasks, other jobs), and those of a report.
 import json
 from pathlib import Path
 from types import SimpleNamespace

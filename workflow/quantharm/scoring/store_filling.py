@@ -1,4 +1,4 @@
-"""What the store holds of a baseline, and the forward passes that fill it: one a row of the trace."""
+"""The contents of a baseline's store, and the forward passes that fill it, one for each row of the trace."""
 
 from collections.abc import Iterator
 from pathlib import Path
