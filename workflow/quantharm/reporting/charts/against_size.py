@@ -5,6 +5,7 @@ beyond, so that small values are told apart and 0 has a place.
 """
 
 import math
+from dataclasses import dataclass
 
 import altair
 import pandas
@@ -18,28 +19,31 @@ WIDTH, HEIGHT = 330, 280  # pixels
 WIDTH_OF_MANY, HEIGHT_OF_MANY = 800, 440
 
 
+@dataclass(frozen=True)
+class Stretch:
+    """From a figure to its height on the axis: linear up to `constant`, logarithmic beyond; as it is without one."""
+
+    constant: float | None
+
+    def height(self, value: float) -> float:
+        return value if self.constant is None else math.copysign(math.log1p(abs(value) / self.constant), value)
+
+    def value(self, height: float) -> float:
+        return height if self.constant is None else math.copysign(self.constant * math.expm1(abs(height)), height)
+
+
 def panel(rows: list[Entry], title: str, size_title: str, marks: Marks, constant: float) -> altair.LayerChart:
     """rows: method, size, value, low, high and front of each; constant: up to which a stretched axis is linear."""
     many = len(rows) > MANY
-
-    def stretch(value: float) -> float:
-        return math.copysign(math.log1p(abs(value) / constant), value) if many else value
-
-    def back(height: float) -> float:
-        return math.copysign(constant * math.expm1(abs(height)), height) if many else height
-
+    stretch = Stretch(constant if many else None)
+    width, height = (WIDTH_OF_MANY, HEIGHT_OF_MANY) if many else (WIDTH, HEIGHT)
     entries = pandas.DataFrame(rows)
     left, right = domain_of_sizes(entries["size"], many)
-    bottom, top = (
-        stretch(min(0.0, entries["low"].min())),
-        stretch(max(entries["high"].max(), constant if many else 1e-9)),
-    )
-    bottom, top = bottom - 0.04 * (top - bottom), top + 0.06 * (top - bottom)
-    width, height = (WIDTH_OF_MANY, HEIGHT_OF_MANY) if many else (WIDTH, HEIGHT)
+    bottom, top = domain_of_heights(entries, stretch)
     across, up = (right - left) / width, (top - bottom) / height  # units of a pixel
 
     def pixels(value: float) -> float:
-        return (stretch(value) - bottom) / up
+        return (stretch.height(value) - bottom) / up
 
     placed = places(
         [
@@ -48,11 +52,11 @@ def panel(rows: list[Entry], title: str, size_title: str, marks: Marks, constant
         ]
     )
     entries["label_x"] = [left + place.x * across for place in placed]
-    entries["label_y"] = [back(bottom + place.y * up) for place in placed]
+    entries["label_y"] = [stretch.value(bottom + place.y * up) for place in placed]
     # Room for all labels: where there are too many for the panel's height, it grows.
     below = max(0.0, LABEL_HEIGHT / 2 - min(place.y for place in placed))
     above = max(0.0, max(place.y for place in placed) + LABEL_HEIGHT / 2 - height)
-    low, high = back(bottom - below * up), back(top + above * up)
+    low, high = stretch.value(bottom - below * up), stretch.value(top + above * up)
 
     kind = {"type": "symlog", "constant": constant} if many else {}
     scale = altair.Scale(**kind, domain=[low, high], nice=False)
@@ -79,6 +83,13 @@ def domain_of_sizes(sizes: pandas.Series, many: bool) -> tuple[float, float]:
     least, most = sizes.min(), sizes.max()
     span = (most - least) or most
     return (least - 0.04 * span, most + 0.16 * span) if many else (0.0, 1.2 * most)
+
+
+def domain_of_heights(entries: pandas.DataFrame, stretch: Stretch) -> tuple[float, float]:
+    """Lower and upper end of the axis of quality, stretched; it holds 0, and what is linear of a stretched axis."""
+    least, most = min(0.0, entries["low"].min()), max(entries["high"].max(), stretch.constant or 1e-9)
+    bottom, top = stretch.height(least), stretch.height(most)
+    return bottom - 0.04 * (top - bottom), top + 0.06 * (top - bottom)
 
 
 def ticks(low: float, high: float, constant: float) -> list[float]:
