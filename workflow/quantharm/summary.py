@@ -117,7 +117,7 @@ def main() -> None:
         write_json(arguments.json, {"cells": rows, "left_out": left_out})
     print(short_table(table.head(len(rows))))
     for entry in left_out:
-        print(f"Left out: {name(entry)}: {sentence(entry)} ({entry['log']})")
+        print(f"Left out: {name(entry)}: {sentence(entry)}" + (f" ({entry['log']})" if entry["log"] else ""))
 
 
 if __name__ == "__main__":

@@ -103,3 +103,28 @@ def test_a_gate_has_no_size_of_it(run):
     assert of_mine["kl_nats"][0] == "undecided"
     assert "lower bound" in of_mine["kl_nats"][1]
     assert of_mine["weight_bytes"] == ("not measured", NO_WEIGHTS)
+
+
+def test_a_bound_is_marked_on_divergence_alone(run):
+    """Its perplexity, times and answers are figures like any other cell's."""
+    page = (run / "report.md").read_text(encoding="utf-8")
+    headers = [line for line in page.splitlines() if line.startswith("| ") and "served" in line and "nf4" in line]
+    assert [line for line in headers if "served ≥, nats" in line]
+    assert [line for line in headers if "served, s |" in line]
+    assert not [line for line in headers if "served ≥" in line and "nats" not in line]
+    alternatives = [line for line in page.splitlines() if line.startswith("![")]
+    assert not [line for line in alternatives if "served ≥" in line and "KL" not in line]
+
+
+def test_a_run_of_endpoints_alone_has_an_overview(run):
+    """One entry in the config is enough for a page; a chart of sizes has nothing to show then."""
+    from quantharm.report import default_thresholds
+    from quantharm.reporting.charts.overview import overview_figures
+    from quantharm.reporting.reading import read_results
+
+    results = read_results(run.folder, default_thresholds())
+    results.cells = [cell for cell in results.cells if cell.method != "nf4"]
+    charts = {figure.key: figure.chart.to_dict() for figure in overview_figures([results])}
+    assert "sizes are not seen" in str(charts["overview-quality-against-size"])
+    drawn = charts["overview-perplexity"]["datasets"].values()
+    assert {row["method"] for rows in drawn for row in rows if "method" in row} == {"served"}

@@ -87,7 +87,12 @@ class Cell:
 
     @property
     def marked_name(self) -> str:
-        """Its method; `†` marks one whose figures are not to be believed, `≥` one whose KL is a lower bound."""
+        """Its method; `†` marks one whose figures are not to be believed."""
+        return f"{self.method}{' †' if self.failed else ''}"
+
+    @property
+    def name_of_kl(self) -> str:
+        """Its marked name over figures of KL, of which `≥` says that they are lower bounds."""
         return f"{self.method}{' ≥' if self.bounded else ''}{' †' if self.failed else ''}"
 
     @property

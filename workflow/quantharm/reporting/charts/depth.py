@@ -4,7 +4,7 @@ import altair
 import pandas
 
 from quantharm.reporting.charts.base import Figure, figure_of, log_ticks, nothing_to_show
-from quantharm.reporting.charts.marks import entry, left_out, marked, names_of, on_intervals
+from quantharm.reporting.charts.marks import entry, left_out, marked, names_of_kl, on_intervals
 from quantharm.reporting.format import number
 from quantharm.reporting.results import Results
 from quantharm.reporting.tables.depth import depths_of, span
@@ -13,7 +13,7 @@ from quantharm.reporting.tables.depth import depths_of, span
 def kl_by_depth_chart(results: Results) -> Figure:
     """A line a method over the tokens of the answer before, with intervals; both axes logarithmic."""
     rows = [
-        entry(cell, d["kl_nats_mean"], d["ci95"], depth=span(d))
+        entry(cell, d["kl_nats_mean"], d["ci95"], method=cell.name_of_kl, depth=span(d))
         for cell in results.believed_methods
         for d in depths_of(cell)
         if d["kl_nats_mean"] > 0
@@ -24,7 +24,7 @@ def kl_by_depth_chart(results: Results) -> Figure:
     entries = pandas.DataFrame(rows)
     low, high = entries["low"].clip(lower=entries["value"].min() / 10).min() / 1.2, entries["high"].max() * 1.2
     entries["low"] = entries["low"].clip(lower=low)
-    marks = marked(names_of(results), legend=altair.Legend(values=list(dict.fromkeys(entries["method"]))))
+    marks = marked(names_of_kl(results), legend=altair.Legend(values=list(dict.fromkeys(entries["method"]))))
     scale = altair.Scale(type="log", domain=[low, high], nice=False)
     ticks = altair.Axis(values=log_ticks(low, high), format="~g")
     depths = [span(depth) for depth in depths_of(results.baseline)]

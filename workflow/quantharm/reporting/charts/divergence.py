@@ -11,7 +11,7 @@ from quantharm.common.constants import TEXT_CATEGORY
 from quantharm.common.files import read_parquet
 from quantharm.common.records.perplexity import KlOfBin
 from quantharm.reporting.charts.base import COLOURS, INK, KL_FLOOR, Figure, figure_of, log_ticks, nothing_to_show
-from quantharm.reporting.charts.marks import entry, left_out, marked, names_of, on_intervals
+from quantharm.reporting.charts.marks import entry, left_out, marked, names_of_kl, on_intervals
 from quantharm.reporting.format import number
 from quantharm.reporting.results import Cell, Results
 
@@ -23,7 +23,7 @@ def kl_by_category_chart(results: Results) -> Figure:
     """Heat map with the figure in every field: darker is more KL, on a logarithmic scale."""
     rows = [
         {
-            "method": cell.marked_name,
+            "method": cell.name_of_kl,
             "category": category,
             "kl": v["kl_nats_mean"],
             "shown": number(v["kl_nats_mean"], 2),
@@ -40,7 +40,7 @@ def kl_by_category_chart(results: Results) -> Figure:
     plain = {"domain": False, "ticks": False}
     top = altair.Axis(orient="top", labelAngle=0, **plain)
     base = altair.Chart(entries).encode(
-        x=altair.X("method:N", sort=[c.marked_name for c in results.methods], title=None, axis=top),
+        x=altair.X("method:N", sort=[c.name_of_kl for c in results.methods], title=None, axis=top),
         y=altair.Y("category:N", sort=results.categories, title=None, axis=altair.Axis(**plain)),
     )
     blues = altair.Scale(type="log", scheme="blues", domain=[low, high])
@@ -70,7 +70,7 @@ def kl_distribution(results: Results) -> Figure:
     measured = {}
     for cell in results.cells:
         rows = read_parquet(cell.folder / "divergence.parquet", ["category", "kl_nats"])
-        measured[cell.marked_name] = rows.loc[rows["category"] != TEXT_CATEGORY, "kl_nats"].to_numpy()
+        measured[cell.name_of_kl] = rows.loc[rows["category"] != TEXT_CATEGORY, "kl_nats"].to_numpy()
     kls = {method: kl.clip(min=KL_FLOOR) for method, kl in measured.items()}  # as drawn: 0 has no place on the axis
     lowest, highest = min(k.min() for k in kls.values()), max(k.max() for k in kls.values())
     edges = numpy.geomspace(lowest / 1.2, highest * 1.2, BINS + 1)
@@ -132,11 +132,11 @@ def text_divergence_chart(results: Results) -> Figure:
     if not compared:
         words = "No method was compared with the baseline along the text."
         return figure_of("text-divergence", nothing_to_show(words), words, words)
-    marks = marked(names_of(results), legend=altair.Legend(values=[cell.marked_name for cell in compared]))
+    marks = marked(names_of_kl(results), legend=altair.Legend(values=[cell.name_of_kl for cell in compared]))
 
     def panel(key: str, title: str, middle: Callable[[float, float], float], scale, **axis) -> altair.LayerChart:
         rows = [
-            entry(cell, one["kl_nats_mean"], one["ci95"], at=middle(one["low"], one["high"]))
+            entry(cell, one["kl_nats_mean"], one["ci95"], method=cell.name_of_kl, at=middle(one["low"], one["high"]))
             for cell in compared
             for one in bins_of(cell, key)
         ]
@@ -166,7 +166,7 @@ def text_divergence_chart(results: Results) -> Figure:
         least, most = (bins_of(cell, "kl_by_baseline_top1_p")[i]["kl_nats_mean"] for i in (0, -1))
         last = bins_of(cell, "kl_by_position")[-1]["kl_nats_mean"]
         told.append(
-            f"{cell.marked_name}: {number(last)} nats at the end of a window; {number(least)} where the baseline is "
+            f"{cell.name_of_kl}: {number(last)} nats at the end of a window; {number(least)} where the baseline is "
             f"least sure, {number(most)} where it is surest"
         )
     return figure_of(

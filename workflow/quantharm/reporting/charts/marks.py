@@ -21,6 +21,11 @@ def names_of(results: Results) -> list[str]:
     return [cell.marked_name for cell in results.cells]
 
 
+def names_of_kl(results: Results) -> list[str]:
+    """The same for a chart of KL, whose entries have `method=cell.name_of_kl`."""
+    return [cell.name_of_kl for cell in results.cells]
+
+
 def marked(methods: list[str], field: str = "method", legend: Any = None) -> Marks:
     """The channels colour and shape of each method, the same in every chart of a report; legend: None for none."""
     ranges = {"color": (altair.Color, COLOURS), "shape": (altair.Shape, SHAPES)}

@@ -30,12 +30,14 @@ def overview_figures(models: list[Results]) -> list[Figure]:
         chart = altair.layer(zero, *layers).properties(width=620, height=28 * len(methods))
         return chart.facet(row=row, spacing=14)
 
-    def against_size() -> altair.FacetChart:
+    def against_size() -> altair.FacetChart | altair.Chart:
         rows = [
             entry(c, max(KL_FLOOR, c.row["kl_nats_mean"]), model=c.row["model"], compression=c.row["compression"])
             for c in judged
             if not c.served
         ]
+        if not rows:
+            return nothing_to_show("All methods are behind addresses, where their sizes are not seen.")
         entries = pandas.DataFrame(rows)
         ticks = altair.Axis(values=log_ticks(entries["value"].min() / 2, entries["value"].max() * 2), format="~g")
         points = altair.Chart(entries).mark_point(filled=True, size=110, opacity=0.95)

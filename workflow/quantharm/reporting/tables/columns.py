@@ -70,8 +70,10 @@ def by_method(
     key: str, cells: list[Cell], field_of: Callable[[Cell, Any], Field], label="{}", align="right"
 ) -> list[Column]:
     """A column a method; field_of: what stands there of a method in the row of an item."""
+    names = [cell.name_of_kl if key.startswith("kl_nats") else cell.marked_name for cell in cells]
     return [
-        Column(f"{key}/{cell.method}", label.format(cell.marked_name), align, partial(field_of, cell)) for cell in cells
+        Column(f"{key}/{cell.method}", label.format(name), align, partial(field_of, cell))
+        for cell, name in zip(cells, names, strict=True)
     ]
 
 
