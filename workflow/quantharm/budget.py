@@ -3,18 +3,18 @@
 Writes budget.json, budget.md and junit.xml, also where a limit is breached: `quantharm.gate` then fails.
 """
 
+import itertools
 import json
 from pathlib import Path
 
 from quantharm.common.errors import UserError
-from quantharm.common.files import read_json, write_json, write_text
-from quantharm.common.left_out import LeftOut
+from quantharm.common.files import write_json, write_text
 from quantharm.common.stage import run_stage, stage_parser
 from quantharm.gating.advice import advise, outcome
 from quantharm.gating.forms import junit, markdown
 from quantharm.gating.judging import judged, unfinished
 from quantharm.gating.limits import has_limits
-from quantharm.reporting.reading import read_results
+from quantharm.reporting.reading import read_models
 
 
 def main() -> None:
@@ -30,17 +30,10 @@ def main() -> None:
     budget = arguments.budget
     if not has_limits(budget):
         raise UserError("the config's `budget:` limits nothing; give it a limit, `kl_nats: 0.05` for example")
-    lines, advice = [], []
-    left_out: list[LeftOut] = list(arguments.left_out)
-    for folder in arguments.models:
-        summary = read_json(folder / "summary.json")
-        left_out += summary.get("left_out", [])
-        if summary["cells"]:
-            results = read_results(folder, arguments.thresholds)
-            own = judged(results, budget)
-            lines += own
-            advice.append(advise(results, own, budget))
-    lines += unfinished(left_out, budget)
+    models, left_out = read_models(arguments.models, arguments.thresholds)
+    of_models = [judged(results, budget) for results in models]
+    advice = [advise(results, lines, budget) for results, lines in zip(models, of_models, strict=True)]
+    lines = [*itertools.chain(*of_models), *unfinished(arguments.left_out + left_out, budget)]
     passed, sentence = outcome(lines)
     write_text(arguments.markdown, markdown(passed, sentence, lines, advice))
     write_text(arguments.junit, junit(lines))

@@ -30,7 +30,7 @@ from quantharm.reporting.charts.base import Figure, nothing_to_show
 from quantharm.reporting.charts.overview import overview_figures
 from quantharm.reporting.judgement import judge_all
 from quantharm.reporting.page import drawn, write_page
-from quantharm.reporting.reading import read_results
+from quantharm.reporting.reading import read_models, read_results
 from quantharm.reporting.results import Results
 from quantharm.reporting.tables.columns import text
 from quantharm.reporting.tables.overview import overview_tables
@@ -116,17 +116,11 @@ def report_nothing(arguments: argparse.Namespace, left_out: list[LeftOut]) -> No
 
 
 def report_models(arguments: argparse.Namespace) -> None:
-    models: list[Results] = []
-    left_out: list[LeftOut] = list(arguments.left_out)
-    for folder in arguments.models:
-        summary = read_json(folder / "summary.json")
-        left_out += summary.get("left_out", [])
-        if summary["cells"]:
-            models.append(read_results(folder, arguments.thresholds))
+    models, left_out = read_models(arguments.models, arguments.thresholds)
     failed = [f"{r.model} × {cell.method}: {', '.join(cell.failed)}" for r in models for cell in r.cells if cell.failed]
     shown = {
         "models": [(results, [assess(j, results) for j in judge_all(results).values()]) for results in models],
-        "left_out": left_out,
+        "left_out": arguments.left_out + left_out,
         "failed": "; ".join(failed),
         "scales": model_page.scales(arguments.thresholds),
         "advice": advice_on(models, arguments.budget),

@@ -8,6 +8,7 @@ from pathlib import Path
 from quantharm.common.constants import BASELINE
 from quantharm.common.errors import UserError
 from quantharm.common.files import read_json, read_parquet
+from quantharm.common.left_out import LeftOut
 from quantharm.common.provenance import computed_differently
 from quantharm.common.records.summary import SummaryRow
 from quantharm.reporting.differences import (
@@ -57,6 +58,14 @@ def read_results(folder: Path, thresholds: Thresholds) -> Results:
     folders = {cell.method: cell.folder for cell in results.methods}
     results.kl_differences = kl_differences(folders, results.calibration_ranges, results.least_kl)
     return results
+
+
+def read_models(folders: list[Path], thresholds: Thresholds) -> tuple[list[Results], list[LeftOut]]:
+    """(the results of each model of which a cell can be compared, what the summaries of all of them lack)."""
+    summaries = [read_json(folder / "summary.json") for folder in folders]
+    left_out = [entry for summary in summaries for entry in summary.get("left_out", [])]
+    compared = [folder for folder, summary in zip(folders, summaries, strict=True) if summary["cells"]]
+    return [read_results(folder, thresholds) for folder in compared], left_out
 
 
 def changes_from_baseline(cell: Cell, baseline: Cell, spreads: dict[str, float]) -> Changes:
