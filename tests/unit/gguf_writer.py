@@ -11,11 +11,18 @@ BUILT_IN = Path(__file__).parents[2] / "data/reference-model"
 
 
 def write(
-    model, path, types: dict[str, str], architecture: str = "llama", order: bool = True, tokenizer: Path | None = None
+    model,
+    path,
+    types: dict[str, str],
+    architecture: str = "llama",
+    order: bool = True,
+    tokenizer: Path | None = None,
+    head: bool = True,
 ) -> None:
     """types: {part of llama.cpp's name of a matrix: type}, the first that fits; other matrices and vectors are F32.
 
-    order: whether Llama's query and key rows are in llama.cpp's order; tokenizer: a folder whose tokens are written.
+    order: whether Llama's query and key rows are in llama.cpp's order; tokenizer: a folder whose tokens are written;
+    head: whether the output head is written, which else is the embeddings.
     """
     config, file = model.config, gguf.GGUFWriter(str(path), architecture)
     file.add_block_count(config.num_hidden_layers)
@@ -28,14 +35,16 @@ def write(
     file.add_rope_freq_base(config.rope_parameters["rope_theta"])
     file.add_vocab_size(config.vocab_size)
     file.add_name("tiny")
-    if head := getattr(config, "head_dim", None):
-        file.add_key_length(head)
+    if width := getattr(config, "head_dim", None):
+        file.add_key_length(width)
     if tokenizer is not None:
         add_tokens(file, tokenizer)
     kind = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
     table = gguf.get_tensor_name_map(kind, config.num_hidden_layers)
     for name, values in matrices_of(model, file):
         own = table.get_name(name, try_suffixes=(".weight", ".bias"))
+        if own == "output.weight" and not head:
+            continue
         if order and architecture == "llama" and (".q_proj" in name or ".k_proj" in name):
             heads = config.num_attention_heads if ".q_proj" in name else config.num_key_value_heads
             half = values.shape[0] // heads // 2

@@ -199,9 +199,14 @@ def test_whether_channels_were_rescaled_is_told_by_the_norms(tmp_path):
         ("pretrained", False, "gptq", True),
         ("pretrained", False, "awq", False),
         ("pretrained", False, "fp8", False),
+        ("pretrained", False, "auto-round", True),
+        ("pretrained", False, "compressed-tensors", True),
     ],
 )
 def test_which_methods_may_let_weights_go(tmp_path, quantizer, calibrated, method, weighed):
     (tmp_path / "config.json").write_text(json.dumps({"quantization_config": {"quant_method": method}}))
-    record = {"quantizer": quantizer, "checkpoint": str(tmp_path)} | ({"calibration": {}} if calibrated else {})
+    record = {"quantizer": quantizer, "checkpoint": str(tmp_path), "bits_per_weight": 4.5}
+    record |= {"calibration": {}} if calibrated else {}
     assert against_original.rounding_was_weighed(record) == weighed
+    in_bytes = record | {"bits_per_weight": 8.1}
+    assert against_original.rounding_was_weighed(in_bytes) == (weighed and method in (None, "gptq"))

@@ -25,6 +25,7 @@ from quantharm.quantizers.formats import families
 from quantharm.quantizers.formats.files import Headers, headers_of_files, read_tensor
 from quantharm.quantizers.multiplied_parts import Multiplied, in_parts, multiplied_part, were_let_go
 from quantharm.quantizers.original_weights import original_weight, stored_by_inputs
+from quantharm.quantizers.plain_tensors import faults_of_plain
 from quantharm.quantizers.quantized_layers import QuantizedMatrix, stored_name
 
 PART = 32  # columns
@@ -36,6 +37,8 @@ LEAST_SHIFTED = 1e-3  # error over the weights, root mean squares; below, nothin
 LEAST_COSINE = 0.5  # between a matrix and the original's
 SHOWN_FAULTS = 3
 WEIGHED = ("gptq", "gguf")  # may round with a calibration text's weights; AWQ rescales, and then rounds all alike
+WEIGHED_IN_FEW_BITS = ("compressed-tensors", "compressed_tensors", "auto-round", "auto_round")
+FEW_BITS = 7.0  # a weight
 FACTOR_WEIGHTS = 256  # of a column or row, from which its factor is estimated
 RESCALED = 0.01  # relative change of a norm's weight
 
@@ -170,9 +173,13 @@ def faults_of(name: str, part: Worst) -> list[str]:
 
 
 def rounding_was_weighed(record: QuantizationRecord) -> bool:
-    """Whether a calibration text may have weighed the rounding; of a third party's GPTQ or GGUF nobody knows."""
+    """Whether a calibration text may have weighed the rounding; of a third party's GPTQ or GGUF nobody knows.
+
+    Nor of compressed-tensors, in which llm-compressor writes GPTQ, or of AutoRound; with 8 bits there it moved little.
+    """
     if record["quantizer"] == "pretrained":
-        return families.method_of(families.stated_quantization(Path(record["checkpoint"]))) in WEIGHED
+        method = families.method_of(families.stated_quantization(Path(record["checkpoint"])))
+        return method in WEIGHED or (method in WEIGHED_IN_FEW_BITS and (record["bits_per_weight"] or 0) < FEW_BITS)
     return record["quantizer"] in WEIGHED and record.get("calibration") is not None
 
 
@@ -193,6 +200,7 @@ def judge(model, matrices: list[QuantizedMatrix], source: Path, weighed: bool) -
         few = f"{len(unlike)} of {len(worst_parts)} matrices are nothing like the original's"
         return None, None, f"{few}: rotated, or another model's"
     faults = [fault for name, part in worst_parts.items() for fault in faults_of(name, part)]
+    faults += faults_of_plain(model, headers_of_files(weight_files(source)), {matrix.name for matrix in matrices})
     worst = max(part.factor for part in worst_parts.values())
     of = f"{len(worst_parts)} of {len(matrices)}" if len(worst_parts) < len(matrices) else f"{len(worst_parts)}"
     measured = f"largest error of {PART} weights of a row over their matrix's median, in {of} matrices"

@@ -133,6 +133,23 @@ def test_a_file_of_another_model_is_refused(mixed, foreign, tiny, save_checkpoin
         foreign(mixed, "float32", source)
 
 
+@pytest.mark.parametrize("head", [True, False])
+def test_a_model_may_share_its_head_with_the_embeddings(head, foreign, tiny, save_checkpoint, logits_of, tmp_path):
+    model = tiny("llama_tied")
+    source = save_checkpoint(model, tmp_path / "original")
+    write(model, tmp_path / "m.gguf", {}, head=head)
+    read = logits_of(foreign(tmp_path / "m.gguf", source=source))
+    assert mean_kl(model(torch.tensor([IDS])).logits[0], read) < 1e-9
+
+
+def test_a_file_that_lacks_the_head_of_a_model_is_refused(foreign, tiny, save_checkpoint, tmp_path):
+    """transformers and llama.cpp would take the embeddings."""
+    source = save_checkpoint(tiny("llama"), tmp_path / "original")
+    write(tiny("llama"), tmp_path / "m.gguf", {}, head=False)
+    with pytest.raises(UserError, match=r"no file of the model .* 1 missing.*lm_head\.weight"):
+        foreign(tmp_path / "m.gguf", source=source)
+
+
 def test_each_expert_is_seen(foreign, passes, save_checkpoint, tmp_path):
     configuration = transformers.Qwen3MoeConfig(
         **SHAPE, head_dim=16, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32, norm_topk_prob=True

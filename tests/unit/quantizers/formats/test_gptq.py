@@ -170,6 +170,14 @@ def test_the_first_version_read_as_the_second_is_noticed(theirs, foreign, origin
     assert "is shifted up, as by other zero points" in check["explanation"]
 
 
+def test_one_damaged_number_of_a_norm_is_noticed(theirs, foreign, original):
+    damaged = foreign(theirs)
+    damaged.model.model.layers[0].input_layernorm.weight[7] *= -1
+    check = check_stored_weights(damaged.model, damaged.matrices, original, damaged.record)
+    assert check["status"] == "fail"
+    assert "model.layers.0.input_layernorm.weight has 1 numbers that are not the original's" in check["explanation"]
+
+
 def test_autorounds_own_packing_is_the_same_layout(theirs, foreign, logits_of, cell, tmp_path):
     """As auto-round writes it: its own quant_method and the first version's zero points."""
     save_file(load_file(theirs / "model.safetensors"), tmp_path / "model.safetensors", metadata={"format": "pt"})

@@ -24,9 +24,13 @@ SCALED_POSITIONS = ("rope_freqs", "rope_factors_")  # tensors by which Llama 3.1
 
 
 def config_for(checkpoint: Path, original: "PretrainedConfig") -> "PretrainedConfig":
-    """The configuration for loading a file that was made of a model; original: that model's own."""
+    """The configuration for loading a file that was made of a model; original: that model's own.
+
+    A file may have a head of its own where the model shares it with the embeddings, never the other way round.
+    """
     config = copy.deepcopy(language_config(original))
-    config.tie_word_embeddings = HEAD not in tensors_of(checkpoint)
+    tied = config.tie_word_embeddings or original.tie_word_embeddings
+    config.tie_word_embeddings = tied and HEAD not in tensors_of(checkpoint)
     return config
 
 
