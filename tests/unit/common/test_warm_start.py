@@ -124,6 +124,17 @@ def test_a_fork_does_not_outlive_its_caller(stage):
     until(lambda: gone(fork))
 
 
+def test_a_fork_does_not_outlive_what_waits_for_it(stage):
+    """Its job fails then and is begun again: two of it would write the same files."""
+    process = stage("print(os.getppid(), flush=True)\ntime.sleep(600)")
+    fork = int(process.stderr.readline().split()[0])
+    process.stdout.readline()
+    os.kill(int(process.stdout.readline()), signal.SIGKILL)
+    _, err = process.communicate(timeout=HUNG_SECONDS)
+    assert (process.returncode, "run the same command again" in err) == (1, True)
+    until(lambda: gone(fork))
+
+
 def test_what_a_cluster_started_is_started_as_ever(stage):
     """A job of another process tree, or of a folder that is not on this host."""
     other = subprocess.Popen(["sleep", "600"])

@@ -44,6 +44,7 @@ LIBRARIES = (
     "transformers.models.auto.tokenization_auto",
 )
 CUDA_NOT_STARTED = 3  # CUDA_ERROR_NOT_INITIALIZED
+DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG
 SECONDS_BETWEEN_LOOKS = 1.0
 LARGEST_CALL_BYTES = 1 << 20
 
@@ -114,8 +115,10 @@ def attend(
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     text, files, _, _ = socket.recv_fds(connection, LARGEST_CALL_BYTES, 3)
     call: Call = json.loads(text)
+    attending = os.getpid()
     job = os.fork()
     if job == 0:
+        die_with(attending)
         connection.close()
         take_place(call, files)
         begin(call)
@@ -132,6 +135,13 @@ def attend(
     with contextlib.suppress(OSError):
         connection.sendall(str(status).encode())
     os._exit(0)
+
+
+def die_with(parent: int) -> None:
+    """From now on this process is killed when its parent ends; else a job would go on beside its own repetition."""
+    ctypes.CDLL(None).prctl(DIE_WITH_PARENT, int(signal.SIGKILL), 0, 0, 0)
+    if os.getppid() != parent:  # it has ended already
+        os._exit(1)
 
 
 def take_place(call: Call, files: list[int]) -> None:
