@@ -349,6 +349,13 @@ def test_an_answer_that_a_short_context_cuts_is_no_end_of_sequence(dialect, open
         served.answers(opened(dialect, cut)[0], [IDS], 6, {1})
 
 
+@pytest.mark.parametrize("token", [258, -1])
+def test_an_answer_in_tokens_of_another_model_is_none(token, opened):
+    answer = [{"choices": [{"text": "x", "token_ids": [40, token]}]}]
+    with pytest.raises(UserError, match=f"knows token {token}, the model has 258: it serves another model"):
+        list(opened(change=lambda p, q, a: answer if q.get("stream") else a)[0].answer(IDS, 6))
+
+
 def nothing_else(entries):
     token = str(IDS[-1])
     entries |= {token: {"logprob": -3.0}}

@@ -24,7 +24,7 @@ from quantharm.common.records.parts import EngineRecord
 from quantharm.common.text import language_config
 from quantharm.engines.endpoint_dialects import Dialect
 from quantharm.engines.endpoint_http import RefusedError
-from quantharm.engines.endpoint_reading import Known, as_dialect, checked
+from quantharm.engines.endpoint_reading import Known, as_dialect, checked, require_known
 from quantharm.scoring.lower_bound import NO_TOKEN, ROUNDING
 
 TOO_LONG = (400, 413, 422)  # statuses with which servers refuse sequences that their context does not hold
@@ -117,7 +117,9 @@ class EndpointModel:
         Raises BusyError where the answer may be asked for again, from its beginning (Server.patiently).
         """
         with self.refusals(len(ids) + new_tokens), as_dialect():
-            yield from self.dialect.answer(ids, new_tokens, to_the_end)
+            for tokens in self.dialect.answer(ids, new_tokens, to_the_end):
+                require_known(tokens, self.dialect.server, self.vocabulary_size)
+                yield tokens
 
     @contextlib.contextmanager
     def refusals(self, tokens: int) -> Iterator[None]:

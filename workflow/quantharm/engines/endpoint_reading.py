@@ -5,7 +5,7 @@ Figures of other tokens than the given ones would look like those of a bad model
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from quantharm.common.errors import UserError, first_line
@@ -94,6 +94,16 @@ def require_whole(reason: str | None, given: int, asked: int, server: Server) ->
         )
 
 
+def require_known(tokens: Iterable[int], server: Server, vocabulary: int) -> None:
+    """Raises UserError for a token that a model with so many does not have."""
+    strange = [token for token in tokens if not 0 <= token < vocabulary]
+    if strange:
+        raise UserError(
+            f"{server.url} knows token {strange[0]}, the model has {vocabulary}: it serves another model; correct "
+            "`url` or `model` of the method"
+        )
+
+
 def checked(known: Known, token: int, server: Server, top_tokens: int, vocabulary: int, may_lack: bool) -> Known:
     """The K most probable tokens of one position and `token`, the one given there, or K + 1 where it is among them.
 
@@ -117,12 +127,7 @@ def checked(known: Known, token: int, server: Server, top_tokens: int, vocabular
             f"{server.url} gives probabilities of one position that sum to more than 1; serve the model with another "
             "server"
         )
-    if not 0 <= min(known) <= max(known) < vocabulary:
-        strange = max(known) if max(known) >= vocabulary else min(known)
-        raise UserError(
-            f"{server.url} knows token {strange}, the model has {vocabulary}: it serves another model; correct "
-            "`url` or `model` of the method"
-        )
+    require_known(known, server, vocabulary)
     fewer = len(known) < top_tokens and not may_lack
     if fewer and math.exp(max(known.values())) < 1 - shown_share:
         raise UserError(
