@@ -9,10 +9,16 @@ from safetensors.torch import load_file, save_file
 from quantharm.forensics.checks.logits import mean_kl
 from quantharm.forensics.checks.weights import check_method_is_real
 
+BY_AUTOROUND = {"quant_method": "auto-round", "packing_format": "auto_round:auto_awq", "bits": 4, "group_size": 64}
 
-@pytest.mark.parametrize(("key", "left"), [("self_attn", 8), ("layers.1.mlp", 3), ("down_proj", 2)])
-def test_layers_that_autoawq_left_alone(key, left, awq_checkpoint, awq_cell, foreign, logits_of, tmp_path):
-    """autoawq looks for a key anywhere in a name; transformers would make room for packed weights there."""
+
+@pytest.mark.parametrize("by_autoround", [False, True])
+@pytest.mark.parametrize(("key", "left"), [("self_attn", 8), ("layers.1.mlp", 3)])
+def test_layers_that_were_left_alone(key, left, by_autoround, awq_checkpoint, awq_cell, foreign, logits_of, tmp_path):
+    """autoawq looks for a key anywhere in a name; transformers would make room for packed weights there.
+
+    AutoRound packs zero points that are not in the middle as AWQ, and names layers by patterns.
+    """
     folder, _, known = awq_checkpoint
     shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
     tensors = load_file(folder / "model.safetensors")
@@ -23,6 +29,8 @@ def test_layers_that_autoawq_left_alone(key, left, awq_checkpoint, awq_cell, for
     save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
     config = json.loads((folder / "config.json").read_text())
     config["quantization_config"]["modules_to_not_convert"] = [key]
+    if by_autoround:
+        config["quantization_config"] = BY_AUTOROUND | {"extra_config": {f".*{key}.*": {"bits": 16}}}
     (tmp_path / "config.json").write_text(json.dumps(config))
     cell = foreign(tmp_path, "float16")
     assert len(cell.matrices) == len(known) - left

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from quantharm.quantizers.formats import LoadingArguments, StatedQuantization
+from quantharm.quantizers.formats.gptq_matrices import kept_by_autoround
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from quantharm.quantizers.quantized_layers import QuantizedMatrix
 
 METHODS = ("awq",)
+PACKINGS = ("auto_round:auto_awq",)  # AutoRound's, where zero points are not in the middle
 TAKES_BACKEND = True
 GEMM_CHANNELS, IN_ORDER = (0, 2, 4, 6, 1, 3, 5, 7), tuple(range(8))
 LAYOUTS = ("gemm", "gemv")
@@ -51,10 +53,11 @@ def loading(
     from transformers import AutoConfig
 
     arguments: LoadingArguments = {"quantization_config": backend_config(stated, backend, device)}
-    if stated.get("modules_to_not_convert"):
+    if stated.get("modules_to_not_convert") or stated.get("packing_format") in PACKINGS:
         # autoawq looks for a key anywhere in a name, transformers at its beginning or end; the file knows.
+        own = {"quant_method": METHODS[0], "modules_to_not_convert": plain_in_file(checkpoint)}
         config = AutoConfig.from_pretrained(checkpoint, local_files_only=True)
-        config.quantization_config = stated | {"modules_to_not_convert": plain_in_file(checkpoint)}
+        config.quantization_config = stated | own
         arguments["config"] = config
     with computing_in(dtype):
         yield arguments
@@ -65,15 +68,15 @@ def plain_in_file(checkpoint: Path) -> list[str]:
     from quantharm.common.checkpoint_files import weight_files
     from quantharm.quantizers.formats.files import FLOATS, headers_of_files
 
-    by_module = headers_of_files(weight_files(checkpoint))
-    stored = {name: headers["weight"] for name, headers in by_module.items() if "weight" in headers}
+    parts = headers_of_files(weight_files(checkpoint)).items()
+    stored = {name: headers["weight"] for name, headers in parts if "weight" in headers}
     return sorted(name for name, weight in stored.items() if weight.dtype in FLOATS and len(weight.shape) == 2)
 
 
 def excluded(stated: StatedQuantization, names: Collection[str]) -> set[str]:
-    """Those in whose name a key of `modules_to_not_convert` stands, as autoawq reads it."""
+    """Those in whose name a key of `modules_to_not_convert` stands, as autoawq reads it; those that AutoRound kept."""
     keys = stated.get("modules_to_not_convert") or []
-    return {name for name in names if any(key in name for key in keys)}
+    return kept_by_autoround(stated, names) | {name for name in names if any(key in name for key in keys)}
 
 
 def backend_config(stated: StatedQuantization, backend: str | None, device: str) -> "AwqConfig":

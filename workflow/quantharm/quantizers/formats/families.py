@@ -62,6 +62,8 @@ def method_of(stated: StatedQuantization) -> str | None:
 
 def family_of(stated: StatedQuantization) -> Family | None:
     """The family that reads such a checkpoint; None without a stated quantization, or for an unknown one."""
+    if stated.get("packing_format") in awq.PACKINGS:
+        return awq
     method = method_of(stated)
     return next((family for family in FAMILIES if method in family.METHODS), None)
 

@@ -19,6 +19,7 @@ from quantharm.quantizers.formats.gptq_matrices import (
     dequantize,
     format_of,
     inputs_and_outputs,
+    kept_by_autoround,
     shape_of,
 )
 
@@ -183,18 +184,13 @@ def multiply_in_float32(module) -> None:
 
 
 def excluded(stated: StatedQuantization, names: Collection[str]) -> set[str]:
-    """Modules excluded by a `dynamic` rule or `extra_config` (names and patterns), or absent from
-    `modules_in_block_to_quantize`.
-    """
+    """Modules excluded by a `dynamic` rule or AutoRound, or absent from `modules_in_block_to_quantize`."""
     import re
 
     left = [rule[2:] for rule in stated.get("dynamic") or {} if rule.startswith("-:")]
     kept = [part for parts in stated.get("modules_in_block_to_quantize") or [] for part in parts]
-    own = [key for key, value in (stated.get("extra_config") or {}).items() if value.get("bits", 4) >= 16]
-    return {
+    return kept_by_autoround(stated, names) | {
         name
         for name in names
-        if any(re.match(rule, name) for rule in left)
-        or (kept and not name.endswith(tuple(kept)))
-        or any(re.fullmatch(key, name) for key in own)
+        if any(re.match(rule, name) for rule in left) or (kept and not name.endswith(tuple(kept)))
     }

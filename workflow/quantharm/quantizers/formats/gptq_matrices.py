@@ -7,7 +7,8 @@ scales   [groups, outputs] float16
 g_idx    [inputs] int32, the group of each input channel: neighbours, or in any order (`desc_act`); optional
 """
 
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING
 
 from quantharm.common.errors import UserError
@@ -29,6 +30,12 @@ def format_of(stated: StatedQuantization) -> str | None:
         return PACKINGS.get(stated["packing_format"])
     name = str(stated.get("checkpoint_format") or stated.get("format") or FIRST).lower()
     return name if name in (FIRST, SECOND) else None
+
+
+def kept_by_autoround(stated: StatedQuantization, names: Collection[str]) -> set[str]:
+    """Those that AutoRound's `extra_config` leaves in 16 bits, by names and patterns."""
+    kept = [key for key, value in (stated.get("extra_config") or {}).items() if value.get("bits", 4) >= 16]
+    return {name for name in names if any(re.fullmatch(key, name) for key in kept)}
 
 
 def shape_of(headers: "Headers", columns: int) -> tuple[int, int]:
