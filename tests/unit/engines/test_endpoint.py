@@ -182,6 +182,8 @@ def other_vocabulary(entries):
         (lambda p, q, a: {"choices": [{"text": ""}]} if "prompt" in q else a, "gives no log-probabilities of given"),
         (lambda p, q, a: (302, {"Location": "http://other.example/"}, {}), "302"),
         (lambda p, q, a: (401, {}, {"error": {"message": f"wrong key {KEY}"}}), "does not accept the key"),
+        (lambda p, q, a: (401, {}, {}) if p != "/v1/models" else a, "does not accept the key"),
+        (lambda p, q, a: (404, {}, {}), "; correct `url` of the method, under which it has none"),
         (lambda p, q, a: {"data": [{"id": "others"}]} if p == "/v1/models" else a, "serves no model 'tiny'"),
         (lambda p, q, a: (503, {}, {"error": f"loading, {KEY}"}) if p != "/v1/models" else a, "does not answer"),
         (lambda p, q, a: None, "does not answer"),

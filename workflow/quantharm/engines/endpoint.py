@@ -16,6 +16,7 @@ from quantharm.engines.stated_ends import stated_eos_token_ids
 
 PROBE = "The capital of France is Paris, and the capital of Italy is Rome."
 FEWER = (20, 10, 5, 2, 1)  # top tokens that are asked for where a server shows no more
+NOT_FOUND = 404
 TOO_MANY = (400, 422)  # statuses with which servers refuse to show so many tokens
 FOLDER = "answered"  # beside a cell's checkpoint
 
@@ -32,7 +33,7 @@ def find_dialect(server: Server, model: str, tokenizer, top_tokens: int) -> tupl
         Echo(server, model, single_tokens(tokenizer)),
         PositionByPosition(server, model),
     ]
-    reasons = []
+    reasons, has_paths = [], False
     for dialect in dialects:
         for top in dict.fromkeys([top_tokens, *(fewer for fewer in FEWER if fewer < top_tokens)]):
             try:
@@ -42,16 +43,29 @@ def find_dialect(server: Server, model: str, tokenizer, top_tokens: int) -> tupl
                     if top > 1 and list(known[0]) == ids[-1:]:
                         raise RefusedError("it shows no tokens beside the given one")
             except RefusedError as error:
+                refuse_wrong_key(server, error)
                 reasons.append(f"{dialect.name}: {error}")
+                has_paths = has_paths or error.status != NOT_FOUND
                 if error.status not in TOO_MANY:
                     break
                 continue
             return dialect, top if shown >= top else max(1, shown - 1)  # the token itself is one
     first_of_each = [next(r for r in reasons if r.startswith(f"{dialect.name}:")) for dialect in dialects]
+    remedy = "" if has_paths else "correct `url` of the method, under which it has none of the paths asked for, or "
     raise UserError(
-        f"{server.url} gives no log-probabilities of given tokens; serve the model with vLLM, SGLang, llama-server or "
-        f"another server of the completions API that takes token ids ({'; '.join(first_of_each)})"
+        f"{server.url} gives no log-probabilities of given tokens; {remedy}serve the model with vLLM, SGLang, "
+        "llama-server or another server of the completions API that takes token ids "
+        f"({'; '.join(first_of_each)})"
     )
+
+
+def refuse_wrong_key(server: Server, error: RefusedError) -> None:
+    """Raises UserError where a server refused the key, or that there is none."""
+    if error.status in (401, 403):
+        raise UserError(
+            f"{server.url} does not accept the key ({error}); correct the environment variable that "
+            "`api_key_variable` names, or name one"
+        ) from None
 
 
 def single_tokens(tokenizer) -> dict[str, int]:
@@ -67,11 +81,7 @@ def require_model(server: Server, model: str) -> None:
     try:
         answer = server.get("/v1/models")
     except RefusedError as error:
-        if error.status in (401, 403):
-            raise UserError(
-                f"{server.url} does not accept the key ({error}); correct the environment variable that "
-                "`api_key_variable` names"
-            ) from None
+        refuse_wrong_key(server, error)
         return
     listed = answer.get("data") if isinstance(answer, dict) else None
     entries = listed if isinstance(listed, list) else []
