@@ -70,6 +70,13 @@ def test_a_model_without_full_attention_everywhere_is_refused(model):
         cache_maker(config, FP8)
 
 
+@needs_quanto
+def test_groups_that_a_token_does_not_fill_are_refused_before_the_first_prompt():
+    """Prompts of some lengths would be whole groups by chance, and the stage end in a traceback at another."""
+    with pytest.raises(UserError, match=r"must be a divisor of \(32\)\); set `group_size:` to a divisor"):
+        serve_from_cache(random_model(), QUANTO | {"group_size": 64})
+
+
 @pytest.mark.parametrize("name", ["RWKV", "xLSTM"])
 def test_a_model_without_keys_and_values_is_refused(name, monkeypatch):
     """RWKV takes any argument, so that its steps would each begin anew, and its scores say nothing of a cache."""

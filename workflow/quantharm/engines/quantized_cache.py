@@ -58,7 +58,8 @@ def cache_maker(config, settings: KvCache) -> Callable[[], Any]:
 def serve_from_cache(model, settings: KvCache) -> None:
     """Gives the model `new_cache()`, for decoding, and `own_states(ids, given)`, for scoring.
 
-    settings: the method's `kv_cache`. Raises UserError for a model that keeps no keys and values.
+    settings: the method's `kv_cache`. Raises UserError for a model that keeps no keys and values, or in one token no
+    whole groups of them: prompts of some lengths could not be cut into groups then.
     """
     if "past_key_values" not in inspect.signature(model.base_model.forward).parameters:
         raise UserError(
@@ -66,6 +67,13 @@ def serve_from_cache(model, settings: KvCache) -> None:
             "`kv_cache:`; name other models as `models:` of the method"
         )
     model.new_cache = cache_maker(model.config, settings)
+    try:
+        states_through_cache(model, [0], 1, model.new_cache())
+    except ValueError as error:
+        raise UserError(
+            f"`kv_cache:` with backend {settings['backend']} cannot hold one token's keys or values of "
+            f"{type(model).__name__} ({first_line(error)}); set `group_size:` to a divisor of that number"
+        ) from None
     model.own_states = lambda ids, given: states_through_cache(model, ids, given, model.new_cache())
 
 
