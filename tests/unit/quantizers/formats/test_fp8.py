@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from quantharm.common.errors import UserError
 from quantharm.forensics.checks.kernel import check_kernel
@@ -91,3 +91,13 @@ def test_formats_that_need_a_gpu_say_so_when_they_are_fetched(theirs, tmp_path):
     families.refuse_unreadable(tmp_path, "cuda")
     with pytest.raises(UserError, match="kernels for GPUs only"):
         families.refuse_unreadable(tmp_path, "cpu")
+
+
+def test_scales_by_the_name_that_autofp8_gives_them_are_refused(theirs, foreign, tmp_path):
+    for path in theirs[0].iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    tensors = load_file(tmp_path / "model.safetensors")
+    renamed = {name.replace("weight_scale_inv", "weight_scale"): tensor for name, tensor in tensors.items()}
+    save_file(renamed, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"as `weight_scale`, as AutoFP8 does"):
+        foreign(tmp_path, "bfloat16")

@@ -142,6 +142,16 @@ def test_a_model_may_share_its_head_with_the_embeddings(head, foreign, tiny, sav
     assert mean_kl(model(torch.tensor([IDS])).logits[0], read) < 1e-9
 
 
+def test_a_file_may_have_more_embeddings_for_padding(foreign, tiny, save_checkpoint, logits_of, tmp_path):
+    model = tiny("llama")
+    source, expected = save_checkpoint(model, tmp_path / "original"), model(torch.tensor([IDS])).logits[0]
+    model.resize_token_embeddings(400)
+    write(model, tmp_path / "m.gguf", {})
+    read = logits_of(foreign(tmp_path / "m.gguf", source=source))
+    assert read.shape[1] == 400
+    assert mean_kl(expected, read[:, :384]) < 1e-9
+
+
 def test_a_file_that_lacks_the_head_of_a_model_is_refused(foreign, tiny, save_checkpoint, tmp_path):
     """transformers and llama.cpp would take the embeddings."""
     source = save_checkpoint(tiny("llama"), tmp_path / "original")

@@ -13,6 +13,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from quantharm.common.checkpoint_files import weight_files
+from quantharm.common.errors import UserError
 from quantharm.quantizers.formats import LoadingArguments, StatedQuantization
 
 if TYPE_CHECKING:
@@ -29,7 +31,20 @@ def loading(
 ) -> Iterator[LoadingArguments]:
     from transformers import FineGrainedFP8Config
 
+    refuse_other_scales(checkpoint)
     yield {"quantization_config": FineGrainedFP8Config(dequantize=True)}
+
+
+def refuse_other_scales(checkpoint: Path) -> None:
+    """Raises UserError for 8-bit floats whose scales have another name: AutoFP8 calls its method `fp8`, too."""
+    from quantharm.quantizers.formats.files import headers_of_files
+
+    for name, headers in headers_of_files(weight_files(checkpoint)).items():
+        if "weight_scale" in headers and "weight_scale_inv" not in headers:
+            raise UserError(
+                f"{checkpoint} keeps the scales of {name} and others as `weight_scale`, as AutoFP8 does, and "
+                "transformers reads `weight_scale_inv`; name a checkpoint by llm-compressor (compressed-tensors)"
+            )
 
 
 def block_of(stated: StatedQuantization, rows: int, columns: int) -> tuple[int, int]:

@@ -19,18 +19,21 @@ from quantharm.quantizers.formats.gguf_file import tensors_of, value
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-HEAD = "output.weight"
+EMBEDDINGS, HEAD = "token_embd.weight", "output.weight"
 SCALED_POSITIONS = ("rope_freqs", "rope_factors_")  # tensors by which Llama 3.1 and Phi-3 multiply positions
 
 
 def config_for(checkpoint: Path, original: "PretrainedConfig") -> "PretrainedConfig":
     """The configuration for loading a file that was made of a model; original: that model's own.
 
-    A file may have a head of its own where the model shares it with the embeddings, never the other way round.
+    A file may have a head of its own where the model shares it with the embeddings, never the other way round; and
+    more embeddings, for padding.
     """
-    config = copy.deepcopy(language_config(original))
+    config, tensors = copy.deepcopy(language_config(original)), tensors_of(checkpoint)
+    if EMBEDDINGS in tensors:
+        config.vocab_size = max(config.vocab_size, int(tensors[EMBEDDINGS].shape[1]))
     tied = config.tie_word_embeddings or original.tie_word_embeddings
-    config.tie_word_embeddings = tied and HEAD not in tensors_of(checkpoint)
+    config.tie_word_embeddings = tied and HEAD not in tensors
     return config
 
 
