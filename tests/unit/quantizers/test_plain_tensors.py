@@ -36,6 +36,14 @@ def test_numbers_that_are_next_to_nothing_are_not_judged():
     assert fault_of(torch.cat([norm(), torch.tensor([0.0])]).half(), weak) is None
 
 
+def test_a_bias_of_zeros_may_have_become_any_number_but_no_infinite_one():
+    held = torch.zeros(8, dtype=torch.bfloat16)
+    held[2] = 0.3
+    assert fault_of(held, torch.zeros(8)) is None
+    held[3] = torch.inf
+    assert fault_of(held, torch.zeros(8))
+
+
 def test_an_embedding_is_found_by_its_name_and_a_packed_matrix_is_not_looked_at(tiny, tmp_path):
     model = tiny("llama", torch.bfloat16)
     tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}

@@ -37,7 +37,9 @@ def faults_of_plain(model, headers: dict[str, Headers], quantized: set[str]) -> 
 def fault_of(held: torch.Tensor, original: torch.Tensor) -> str | None:
     """What is wrong with a tensor of 16 or 32 bits; None where nothing is. Both of one shape."""
     largest = max(abs(float(end)) for end in torch.aminmax(original))
-    if not all(abs(float(end)) <= LARGEST * largest for end in torch.aminmax(held)):
+    # Of zeros, as an untrained bias is, any number may have been made: what an outlier's shift leaves, for instance.
+    limit = LARGEST * largest if largest else torch.finfo(held.dtype).max
+    if not all(abs(float(end)) <= limit for end in torch.aminmax(held)):
         return "has numbers that are infinite, no numbers, or far above the original's"
     if held.dim() != 1 or largest == 0:
         return None
