@@ -28,3 +28,11 @@ def test_what_gptqmodel_writes_in_a_layout_of_its_own_is_refused(method, tmp_pat
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", "quantization_config": stated}))
     with pytest.raises(UserError, match=rf"\({method}\) is in a layout of gptqmodel's own"):
         families.refuse_unreadable(tmp_path, "cpu")
+
+
+@pytest.mark.parametrize("activation", ["w4afp8", {"mode": "w4afp8"}])
+def test_gptq_that_rounds_inputs_is_refused(activation, tmp_path):
+    stated = {"quant_method": "gptq", "bits": 4, "group_size": 128, "activation": activation}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", "quantization_config": stated}))
+    with pytest.raises(UserError, match=r"round what they are given \(`activation: w4afp8`\)"):
+        families.refuse_unreadable(tmp_path, "cpu")

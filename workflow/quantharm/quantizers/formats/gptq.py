@@ -35,6 +35,9 @@ def unreadable(stated: StatedQuantization, device: str) -> str | None:
     if format_of(stated) is None:
         layout = stated.get("packing_format") or stated.get("checkpoint_format") or stated.get("format")
         return f"its layout is {layout}; {FIRST}, {SECOND} and AutoRound's {', '.join(PACKINGS)} are read here"
+    if rounded := stated.get("activation"):
+        mode = rounded.get("mode") if isinstance(rounded, dict) else rounded
+        return f"its layers round what they are given (`activation: {mode}`), which is not read here"
     return None
 
 
