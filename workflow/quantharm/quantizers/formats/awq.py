@@ -52,25 +52,17 @@ def loading(
 ) -> Iterator[LoadingArguments]:
     from transformers import AutoConfig
 
+    from quantharm.quantizers.formats.files import plain_matrices
+
     arguments: LoadingArguments = {"quantization_config": backend_config(stated, backend, device)}
     if stated.get("modules_to_not_convert") or stated.get("packing_format") in PACKINGS:
         # autoawq looks for a key anywhere in a name, transformers at its beginning or end; the file knows.
-        own = {"quant_method": METHODS[0], "modules_to_not_convert": plain_in_file(checkpoint)}
+        own = {"quant_method": METHODS[0], "modules_to_not_convert": plain_matrices(checkpoint)}
         config = AutoConfig.from_pretrained(checkpoint, local_files_only=True)
         config.quantization_config = stated | own
         arguments["config"] = config
     with computing_in(dtype):
         yield arguments
-
-
-def plain_in_file(checkpoint: Path) -> list[str]:
-    """Modules whose matrix the file holds in plain floats."""
-    from quantharm.common.checkpoint_files import weight_files
-    from quantharm.quantizers.formats.files import FLOATS, headers_of_files
-
-    parts = headers_of_files(weight_files(checkpoint)).items()
-    stored = {name: headers["weight"] for name, headers in parts if "weight" in headers}
-    return sorted(name for name, weight in stored.items() if weight.dtype in FLOATS and len(weight.shape) == 2)
 
 
 def excluded(stated: StatedQuantization, names: Collection[str]) -> set[str]:

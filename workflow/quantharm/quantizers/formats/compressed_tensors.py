@@ -87,17 +87,9 @@ def plain_though_targeted(checkpoint: Path, stated: StatedQuantization) -> list[
 
     AutoRound does not exclude the head. transformers would give it scales from uninitialised memory: NaN.
     """
-    from quantharm.quantizers.formats.files import FLOATS, headers_of_files
+    from quantharm.quantizers.formats.files import plain_matrices
 
-    return sorted(
-        name
-        for name, headers in headers_of_files(weight_files(checkpoint)).items()
-        if "weight" in headers
-        and headers["weight"].dtype in FLOATS
-        and len(headers["weight"].shape) == 2
-        and not any(rest.startswith("weight_") for rest in headers)
-        and scheme_of(stated, name)
-    )
+    return [name for name in plain_matrices(checkpoint) if scheme_of(stated, name)]
 
 
 def is_fp8_by_row(scheme: Scheme) -> bool:

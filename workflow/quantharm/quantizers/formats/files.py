@@ -59,6 +59,18 @@ def headers_of_files(files: list[Path]) -> dict[str, Headers]:
     return headers_by_module(tuple((path, path.stat().st_mtime_ns, path.stat().st_size) for path in files))
 
 
+def plain_matrices(checkpoint: Path) -> list[str]:
+    """Modules whose matrix the checkpoint stores as plain floats, without a scale or the like beside it."""
+    return sorted(
+        name
+        for name, headers in headers_of_files(weight_files(checkpoint)).items()
+        if "weight" in headers
+        and headers["weight"].dtype in FLOATS
+        and len(headers["weight"].shape) == 2
+        and not any(rest.startswith("weight_") for rest in headers)
+    )
+
+
 @functools.lru_cache(maxsize=4)
 def headers_by_module(files: tuple[tuple[Path, int, int], ...]) -> dict[str, Headers]:
     """{module: its headers}; files: (path, time of change, bytes), by which a changed file is read again."""
