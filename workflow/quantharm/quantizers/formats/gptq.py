@@ -37,7 +37,10 @@ def unreadable(stated: StatedQuantization, device: str) -> str | None:
         return f"its layout is {layout}; {FIRST}, {SECOND} and AutoRound's {', '.join(PACKINGS)} are read here"
     if rounded := stated.get("activation"):
         mode = rounded.get("mode") if isinstance(rounded, dict) else rounded
-        return f"its layers round what they are given (`activation: {mode}`), which is not read here"
+        return (
+            f"its layers round what they are given (`activation: {mode}`), which is not read here; name a checkpoint "
+            "whose weights alone are quantized"
+        )
     return None
 
 
