@@ -71,6 +71,17 @@ def test_prompts_of_different_lengths_are_answered_by_one_graph(load, method, mo
     assert len(stopped.token_ids) <= 10
 
 
+@pytest.mark.parametrize("method", ["baseline", "nf4", "awq"])
+def test_prompts_are_read_by_graphs_where_they_share_a_length(load, method):
+    model = load(method)
+    prompts = [[(31 * i + 7 * k) % 32000 for k in range(20 + 9 * i)] for i in range(14)]  # 8 of 65 to 128 tokens
+    answers = answer_suite(model, prompts, 24, set())
+    assert (answers.decoding, answers.reason) == ("captured", None)
+    read = answers.check["prompts_read"]
+    assert (read["captured"], read["reason"]) == (8, None)
+    assert answers.check["tokens"] == answers.check["same_tokens_but_ties"] == 14 * 24
+
+
 def test_llm_int8_answers_eagerly_and_says_why(load):
     answers = answer_suite(load("int8"), PROMPTS[:1], 3, set())
     assert answers.decoding == "eager"

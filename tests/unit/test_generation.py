@@ -6,9 +6,8 @@ from stage_chain import Chain
 
 from quantharm.common.errors import UserError
 from quantharm.generation import check_prompt_tokens, row_of, summarise
-from quantharm.speed import cuda_graph
+from quantharm.speed import cuda_graph, prompt_reader, static_decoder
 from quantharm.speed.decoding import continue_greedily
-from quantharm.speed.static_decoder import StaticDecoder
 
 
 @pytest.fixture
@@ -101,11 +100,13 @@ def test_the_record_and_each_row_say_how_prompts_were_answered(cell, monkeypatch
     assert [batch["batch_size"] for batch in eager["benchmark"]["batches"]] == [2]
 
     monkeypatch.setattr(cuda_graph, "why_not_captured", lambda model: None)
-    monkeypatch.setattr(StaticDecoder, "capture", StaticDecoder.prefill)
+    for module in (static_decoder, prompt_reader):
+        monkeypatch.setattr(module, "record_graph", lambda *_: None)
     cell.call("generation")
     captured, again = cell.read("baseline/generation.json"), pandas.read_parquet(cell / "baseline/generation.parquet")
     assert (captured["decoding"], captured["decoding_reason"]) == ("captured", None)
     assert captured["decoding_check"]["same_tokens"] == captured["decoding_check"]["tokens"] == rows["new_tokens"].sum()
+    assert captured["decoding_check"]["prompts_read"]["reason"] is None
     assert set(again["decoding"]) == {"captured"}
     assert [list(ids) for ids in again["token_ids"]] == [list(ids) for ids in rows["token_ids"]]
     assert again["stop_reason"].tolist() == rows["stop_reason"].tolist()

@@ -5,7 +5,7 @@ import torch
 import zoo
 
 from quantharm.scoring.forward import last_hidden_states, output_head
-from quantharm.speed import answers, cuda_graph
+from quantharm.speed import answers, cuda_graph, prompt_reader
 from quantharm.speed.answers import answer_suite
 from quantharm.speed.decoding import continue_greedily
 from quantharm.speed.fixed_cache import why_no_fixed_cache
@@ -17,20 +17,14 @@ NEW_TOKENS = 12
 ALIBI = ("BLOOM",)  # makes its positions of a mask of two dimensions, which a fixed cache cannot give
 
 
-@pytest.fixture
-def steps_instead_of_graphs(monkeypatch):
-    """`captured` on a CPU: nothing is recorded, so that what would be replayed is computed."""
-    monkeypatch.setattr(cuda_graph, "why_not_captured", why_no_fixed_cache)
-    monkeypatch.setattr(StaticDecoder, "capture", StaticDecoder.prefill)
-
-
 def eager(model, new_tokens=NEW_TOKENS, eos_token_ids=frozenset(), context=None):
     return [continue_greedily(model, ids, new_tokens, set(eos_token_ids), context) for ids in PROMPTS]
 
 
 @pytest.mark.parametrize("name", CAUSAL)
-def test_every_architecture_answers_as_eager_decoding_does(name, steps_instead_of_graphs):
+def test_every_architecture_answers_as_eager_decoding_does(name, steps_instead_of_graphs, monkeypatch):
     """With end tokens that occur, prompts of different lengths and windows that are passed; or the reason why not."""
+    monkeypatch.setattr(prompt_reader, "FEWEST", 2)
     model = zoo.build(name)
     eos_token_ids = {result.token_ids[5] for result in eager(model)[:1]}
     answered = answer_suite(model, PROMPTS, NEW_TOKENS, eos_token_ids)
@@ -43,6 +37,10 @@ def test_every_architecture_answers_as_eager_decoding_does(name, steps_instead_o
         return
     reason = why_no_fixed_cache(model)
     assert (answered.decoding, answered.reason) == (("eager", reason) if reason else ("captured", None))
+    if not reason:  # both lengths are one when padded
+        read = answered.check["prompts_read"]
+        assert (read["captured"], read["reason"]) == (3, None)
+        assert read["kl_nats_max"] < 1e-5
 
 
 def test_prompts_that_fill_the_context_stop_there(tiny, steps_instead_of_graphs):

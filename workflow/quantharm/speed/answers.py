@@ -1,10 +1,11 @@
 """Answers to a prompt suite: by the captured step where its answers pass their check, else eagerly.
 
-One graph serves all prompts: each is read eagerly, then its keys and values are copied into the graph's cache. The step
-is compared with eager decoding before the first answer (cuda_graph.verify). Afterwards one ordinary forward pass over
-each prompt and its answer must choose the same tokens. It may choose another token only where two logits tie: by
-rounding, or by no more than eager decoding and one pass differ by on the first answer, since their kernels add in other
-orders. Where an answer fails, all prompts are answered again, eagerly, and the record gives the reason.
+One graph decodes all answers. Prompts are read into its cache by graphs of their own where many share a length
+(prompt_reader.py), else eagerly. All graphs are compared with eager decoding before the first answer. Afterwards one
+ordinary forward pass over each prompt and its answer must choose the same tokens. It may choose another token only
+where two logits tie: by rounding, or by no more than eager decoding and one pass differ by on the first answer, since
+their kernels add in other orders. Where an answer fails, all prompts are answered again, eagerly, and the record gives
+the reason.
 """
 
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from quantharm.scoring.forward import last_hidden_states, output_head, slices_of
 from quantharm.speed import served
 from quantharm.speed.cuda_graph import beyond_ties, captured_decoder, eager_logits
 from quantharm.speed.decoding import Continuation, Stopped, continue_greedily, never
+from quantharm.speed.prompt_reader import prompt_reader
 from quantharm.speed.static_decoder import WARM_UP_STEPS, StaticDecoder
 
 CAPTURED, EAGER = "captured", "eager"
@@ -55,18 +57,20 @@ def answer_suite(
     context = context_length(model.config)
     decoder, reason = suite_decoder(model, prompts, new_tokens, context)
     if decoder is not None:
+        reader = prompt_reader(decoder, prompts)
         continuations, memory = timed_answers(
             model,
             prompts,
-            lambda ids, tokens: decoder.continue_greedily(ids, tokens, eos_token_ids, context, stopped),
+            lambda ids, tokens: decoder.continue_greedily(ids, tokens, eos_token_ids, context, stopped, reader.read),
             new_tokens,
         )
         try:
             check = check_answers(model, prompts, continuations)
+            check["prompts_read"] = reader.record(prompts)
             return Answers(continuations, CAPTURED, None, check, memory)
         except UserError as error:
             reason = str(error)
-            del decoder
+            del decoder, reader
     continuations, memory = timed_answers(
         model,
         prompts,

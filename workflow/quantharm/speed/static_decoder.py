@@ -1,11 +1,13 @@
 """Greedy decoding over keys and values of a fixed size: one step that may be captured as a CUDA graph and replayed.
 
-The prompt is read in the ordinary way, over a growing cache with the model's own masks; its keys and values are then
-copied into buffers of a fixed size, in which decoding goes on. A step has a mask of its own: it hides the columns that
-hold no token yet and, in layers with a sliding window, those before the window.
+A prompt is read in the ordinary way, over a growing cache with the model's own masks; its keys and values are then
+copied into buffers of a fixed size, in which decoding goes on. (prompt_reader.py reads into these buffers at once.) A
+step has a mask of its own: it hides the columns that hold no token yet and, in layers with a sliding window, those
+before the window.
 """
 
 import time
+from collections.abc import Callable
 
 import torch
 from transformers.cache_utils import Cache, StaticLayer
@@ -32,6 +34,25 @@ class Reading:
         if self.arrived:
             self.arrived.synchronize()
         return int(self.copy)
+
+
+def record_graph(
+    compute: Callable[[], None], warm_ups: int, beside: torch.cuda.CUDAGraph | None = None
+) -> torch.cuda.CUDAGraph:
+    """A graph of what `compute` launches; it is called before, since libraries choose kernels and take memory then.
+
+    beside: a graph whose memory this one may use, since neither needs its own after it ran.
+    """
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(warm_ups):
+            compute()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, pool=beside and beside.pool()):
+        compute()
+    return graph
 
 
 class StaticDecoder:
@@ -110,16 +131,7 @@ class StaticDecoder:
     def capture(self, prompt: torch.Tensor) -> None:
         """Records one step, which `decode` then replays. Raises RuntimeError where something cannot be recorded."""
         self.prefill(prompt)
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(WARM_UP_STEPS):  # in which libraries choose kernels and take memory
-                self.step()
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            self.step()
-        self.graph = graph
+        self.graph = record_graph(self.step, WARM_UP_STEPS)
 
     def decode(self, steps: int, replay: bool = True) -> None:
         """Decodes `steps` tokens; replay: by the recorded step, where there is one."""
@@ -154,17 +166,21 @@ class StaticDecoder:
         eos_token_ids: set[int],
         context: int | None,
         stopped: Stopped = never,
+        read: Callable[[list[int]], None] | None = None,
     ) -> Continuation:
         """The answer of decoding.continue_greedily, by steps over the fixed cache, batch 1.
 
-        While the host checks whether a token ends the answer, the device computes the next one.
+        While the host checks whether a token ends the answer, the device computes the next one. read: fills the cache
+        with a prompt in place of `prefill`.
         """
         room = new_tokens if context is None else min(new_tokens, context - len(ids))
-        prompt = torch.tensor([ids], device=self.token.device)
         tokens: list[int] = []
         synchronise(self.token.device)
         begin = time.perf_counter()
-        self.prefill(prompt)
+        if read is None:
+            self.prefill(torch.tensor([ids], device=self.token.device))
+        else:
+            read(ids)
         ahead = Reading(self.outcome)
         ahead.token()
         first = time.perf_counter() - begin

@@ -66,6 +66,14 @@ class CapturedCheck(TypedDict):
     eager_kl_nats_limit: float
 
 
+class PromptsRead(TypedDict):
+    """How the prompts of captured answers were read, and what the check of that found."""
+
+    captured: int  # prompts that a graph read; the others eagerly
+    reason: str | None  # why no graph did where one could have served several prompts
+    kl_nats_max: float | None  # between eager decoding and what follows a prompt read by a graph
+
+
 class AnswersCheck(TypedDict):
     """Captured answers against one ordinary forward pass over each."""
 
@@ -73,6 +81,7 @@ class AnswersCheck(TypedDict):
     same_tokens: int  # that the forward pass chooses as well
     same_tokens_but_ties: int  # choices between logits nearer than rounding or noise not counted against it
     logit_noise: float  # difference of a choice's lead between eager decoding and one pass, on one answer
+    prompts_read: NotRequired[PromptsRead]
 
 
 class Captured(TypedDict):
