@@ -75,7 +75,7 @@ def without_factors(dequantized: torch.Tensor, original: torch.Tensor) -> torch.
     """
     for dimension in (0, 1):
         length = original.shape[dimension]
-        chosen = torch.linspace(0, length - 1, min(length, FACTOR_WEIGHTS)).long()
+        chosen = torch.linspace(0, length - 1, min(length, FACTOR_WEIGHTS)).long().to(original.device)
         some, held = (m.index_select(dimension, chosen) for m in (original, dequantized))
         strong = some.abs() >= some.abs().median(dimension, keepdim=True).values.clamp_min(1e-30)
         ratios = torch.where(strong, held / some, torch.nan)
@@ -106,7 +106,7 @@ def worst_part(dequantized: torch.Tensor, original: torch.Tensor, weighed: bool 
     if weighed:
         product = in_parts(dequantized * original, PART).sum(1).view_as(own)
         wrong &= ~were_let_go(error, held, own, product)
-    factor = factor.where(wrong, torch.zeros(()))
+    factor = factor.masked_fill(~wrong, 0.0)
     place = int(factor.argmax())
     row, part = divmod(place, factor.shape[1])
     product, norms = float((dequantized * original).sum()), [float(m.norm()) for m in (dequantized, original)]
@@ -132,6 +132,7 @@ def compare(model, matrices: list[QuantizedMatrix], source: Path, weighed: bool)
     headers = headers_of_files(weight_files(source))
     rescaled, worst_parts = is_rescaled(model, headers), {}
     by_inputs = stored_by_inputs(headers, matrices)
+    device = next((parameter.device for _, parameter in model.named_parameters()), torch.device("cpu"))
     for matrix in matrices:
         names = (matrix.name, stored_name(model, matrix.name))
         originals = (original_weight(headers, name, matrix.rows, matrix.columns, by_inputs) for name in names)
@@ -142,11 +143,19 @@ def compare(model, matrices: list[QuantizedMatrix], source: Path, weighed: bool)
         if matrix.column_order is not None:
             order = matrix.column_order()
             dequantized, original = dequantized[:, order], original[:, order]
-        original = without_factors(dequantized, original) if rescaled else original
-        worst_parts[matrix.name] = worst_part(dequantized, original, weighed)._replace(
-            multiplied=multiplied_part(dequantized, original, rescaled, weighed)
-        )
+        try:
+            worst = worst_of(dequantized.to(device), original.to(device), rescaled, weighed)
+        except torch.OutOfMemoryError:  # beside a model that fills its GPU
+            worst = worst_of(dequantized, original, rescaled, weighed)
+        worst_parts[matrix.name] = worst
     return worst_parts
+
+
+def worst_of(dequantized: torch.Tensor, original: torch.Tensor, rescaled: bool, weighed: bool) -> Worst:
+    """The worst part of a matrix, and a part of which all weights moved alike; about 30 passes over both."""
+    original = without_factors(dequantized, original) if rescaled else original
+    multiplied = multiplied_part(dequantized, original, rescaled, weighed)
+    return worst_part(dequantized, original, weighed)._replace(multiplied=multiplied)
 
 
 def place_of(name: str, row: int, column: int, size: int) -> str:

@@ -85,7 +85,7 @@ def of_size(
     wrong = (several & ((lowest > RISE) | fallen)) | (highest < 0) | zero
     if not bool(wrong.any()):
         return None
-    worst = int(own_norm[looked_at].where(wrong, torch.zeros(())).argmax())
+    worst = int(own_norm[looked_at].masked_fill(~wrong, 0.0).argmax())
     row, part = divmod(int(looked_at[worst]), padded(original.shape[1], size) // size)
     return Multiplied(float(ratios[worst].median()), row, part * size, size)
 
@@ -93,8 +93,8 @@ def of_size(
 def first_levels(dequantized: torch.Tensor, size: int) -> torch.Tensor:
     """The smallest magnitude beside zero of a part of each row, of its part with the largest; [rows]."""
     magnitudes = in_parts(dequantized.abs(), size)
-    smallest = magnitudes.where(magnitudes > 0, torch.inf).amin(1)
-    return smallest.where(smallest.isfinite(), torch.zeros(())).view(len(dequantized), -1).amax(1)
+    smallest = magnitudes.masked_fill(~(magnitudes > 0), torch.inf).amin(1)
+    return smallest.masked_fill(~smallest.isfinite(), 0.0).view(len(dequantized), -1).amax(1)
 
 
 def padded(columns: int, size: int) -> int:
