@@ -201,6 +201,26 @@ def test_what_runs_beside_is_collected_in_order_and_little_waits():
     assert max(ahead) <= 3  # two that wait, and the one that was just handed over
 
 
+def test_small_results_of_a_gpu_may_wait_in_larger_numbers():
+    """The host then launches the next pass while results of the last one are waited for."""
+    begun, ahead = threading.Event(), []
+
+    def collect(i: int) -> None:
+        assert begun.wait(HUNG_SECONDS)
+        collected.append(i)
+
+    for small, most in ((False, 2), (True, 32)):
+        collected: list[int] = []
+        begun.clear()
+        with background_scorer(torch.device("cuda"), small_results=small) as in_background:
+            for i in range(most + 1):
+                in_background(lambda i=i: i, collect, i)
+            ahead.append(most + 1 - len(collected))
+            begun.set()
+        assert collected == list(range(most + 1))
+    assert ahead == [3, 33]
+
+
 def test_what_one_beside_raises_ends_the_loop_and_threads_are_as_before():
     def compute(i: int) -> int:
         if i == 3:

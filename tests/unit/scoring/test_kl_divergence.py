@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import math
 import shutil
+from concurrent.futures import Future
 from types import SimpleNamespace
 
 import numpy
@@ -14,13 +15,15 @@ import pytest
 import scipy.special
 import scipy.stats
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from quantharm.common.constants import HEAD_FILE
 from quantharm.common.errors import UserError
 from quantharm.common.text import token_windows
 from quantharm.logits import make_trace
 from quantharm.perplexity import score_against_store
-from quantharm.scoring import kl_divergence
+from quantharm.scoring import head_file, kl_divergence
 from quantharm.scoring.divergence_figures import check_values, summarise
 from quantharm.scoring.forward import last_hidden_states, output_head
 from quantharm.scoring.head_file import write_head
@@ -543,6 +546,45 @@ def test_a_store_without_its_head_or_with_another_is_refused(exact_store, trace,
     write_head(tmp_path / HEAD_FILE, dataclasses.replace(other, softcap=30.0))
     with pytest.raises(UserError, match=r"is not the output head that its store was filled with"):
         score_store(reference_model, copied, trace)
+
+
+class AtOnce:
+    """A pool whose work is done when it is handed over."""
+
+    def __init__(self, threads):
+        pass
+
+    def submit(self, work):
+        future = Future()
+        try:
+            future.set_result(work())
+        except UserError as error:
+            future.set_exception(error)
+        return future
+
+    def shutdown(self, wait):
+        pass
+
+
+@pytest.mark.parametrize("compared_at_once", [False, True])
+def test_a_head_of_other_numbers_is_refused_at_the_end_or_before(
+    exact_store, trace, reference_model, tmp_path, monkeypatch, compared_at_once
+):
+    """Its sha256 is compared beside the passes, which end as soon as it is known to be another."""
+    copied = shutil.copy(exact_store, tmp_path / "logits.parquet")
+    with safe_open(exact_store.with_name(HEAD_FILE), "pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    tensors["weight"][3, 5] += 1
+    save_file(tensors, tmp_path / HEAD_FILE)
+    passes = []
+    sharper = copy.deepcopy(reference_model)
+    sharper.get_output_embeddings().weight.mul_(2.0)
+    sharper.base_model.register_forward_pre_hook(lambda *_: passes.append(1))
+    if compared_at_once:
+        monkeypatch.setattr(head_file, "ThreadPoolExecutor", AtOnce)
+    with pytest.raises(UserError, match=r"is not the output head that its store was filled with"):
+        score_store(sharper, copied, trace)
+    assert len(passes) <= 2 if compared_at_once else passes
 
 
 def in_float64(stored: torch.Tensor, logits: torch.Tensor) -> dict[str, torch.Tensor]:

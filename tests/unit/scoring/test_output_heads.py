@@ -21,6 +21,12 @@ def head(rows: int = 7, columns: int = 4, bias: bool = True, dtype=torch.bfloat1
     return OutputHead(weight, torch.randn(rows, generator=generator).to(dtype) if bias else None, 1.0, None)
 
 
+def read(path, description) -> OutputHead:
+    found, compared = read_head(path, description)
+    compared.result()
+    return found
+
+
 @pytest.mark.parametrize("name", CAUSAL)
 def test_what_is_kept_gives_the_models_own_logits(name, tmp_path):
     """Of each architecture, to the last bit: written, read, and applied to hidden states."""
@@ -28,7 +34,7 @@ def test_what_is_kept_gives_the_models_own_logits(name, tmp_path):
     kept, reason = head_to_keep(model, "hidden_states", "float32")
     assert reason is None
     write_head(tmp_path / "head", kept)
-    again = read_head(tmp_path / "head", kept.described())
+    again = read(tmp_path / "head", kept.described())
     states = last_hidden_states(model, IDS)
     assert torch.equal(logits_of(again)(states), output_head(model)(states))
     assert is_same(again, plain_head(model))
@@ -51,7 +57,7 @@ def test_what_an_architecture_does_to_its_logits_is_part_of_the_head(name, monke
     model = zoo.build(name)
     kept, _ = head_to_keep(model, "hidden_states", "float32")
     write_head(tmp_path / "head", kept)
-    again = read_head(tmp_path / "head", kept.described())
+    again = read(tmp_path / "head", kept.described())
     own = model(input_ids=torch.tensor([IDS]), use_cache=False).logits[0]
     torch.testing.assert_close(logits_of(again)(last_hidden_states(model, IDS)), own, rtol=1e-5, atol=1e-5)
 
@@ -89,9 +95,9 @@ def test_another_head_has_another_hash_and_is_not_the_same(change, tmp_path):
     write_head(tmp_path / "head", other)
     if change not in ("the scale", "the soft cap"):  # those stand in the store's metadata
         with pytest.raises(UserError, match="is not the output head that its store was filled with"):
-            read_head(tmp_path / "head", one.described())
+            read(tmp_path / "head", one.described())
     else:
-        assert is_same(read_head(tmp_path / "head", one.described()), one)
+        assert is_same(read(tmp_path / "head", one.described()), one)
 
 
 def test_the_dtype_is_part_of_the_hash_but_not_of_what_it_computes():
@@ -161,14 +167,14 @@ def test_a_damaged_file_ends_in_one_sentence(tmp_path):
     for damaged in (b"", content[:30], content[:-4], content[:-3] + b"\x07" + content[-2:]):
         (tmp_path / "head").write_bytes(damaged)
         with pytest.raises(UserError, match=r"is damaged|is not the output head") as caught:
-            read_head(tmp_path / "head", one.described())
+            read(tmp_path / "head", one.described())
         assert "\n" not in str(caught.value)
     (tmp_path / "head").unlink()
     with pytest.raises(UserError, match="run the stage `logits`, or copy the file with the store"):
-        read_head(tmp_path / "head", one.described())
+        read(tmp_path / "head", one.described())
 
 
 def test_a_store_of_log_probabilities_needs_none(tmp_path):
     write_head(tmp_path / "head", None, "the protocol asks for log-probabilities")
     with pytest.raises(UserError, match="is not the output head"):
-        read_head(tmp_path / "head", head().described())
+        read(tmp_path / "head", head().described())

@@ -4,6 +4,7 @@ The baseline's come from its store, the method's from one forward pass a prompt 
 """
 
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,20 +58,21 @@ def read_ahead(model, store: Path, wanted: Wanted | None = None) -> Iterator[Pos
     return read_store(store, READERS_FOR_GPU if on_gpu else 1, on_gpu, wanted)
 
 
-def baseline_head(model, head: Logits, store: Path) -> Logits | None:
-    """From stored hidden states to the baseline's logits; None for a store of log-probabilities.
+def baseline_head(model, head: Logits, store: Path) -> tuple[Logits | None, Future[None] | None]:
+    """(from stored hidden states to the baseline's logits, the comparison of the head's sha256, still going on).
 
-    Most methods leave the output head as it is: where it is the baseline's own, `head` (the model's) does for both, so
-    that memory holds one and equal states give equal logits to the last bit.
+    Both are None for a store of log-probabilities. Most methods leave the output head as it is: where it is the
+    baseline's own, `head` (the model's) does for both, so that memory holds one and equal states give equal logits to
+    the last bit.
     """
     description = store_metadata(store).get("output_head")
     if description is None:
-        return None
-    baseline, own = read_head(store.with_name(HEAD_FILE), description), plain_head(model)
+        return None, None
+    (baseline, compared), own = read_head(store.with_name(HEAD_FILE), description), plain_head(model)
     if own is not None and is_same(own, baseline):
-        return head
+        return head, compared
     device = own.weight.device if own is not None else model.device
-    return logits_of(on(baseline, device))
+    return logits_of(on(baseline, device)), compared
 
 
 def pieces_of(
@@ -87,16 +89,19 @@ def pieces_of(
     sequences: prompt_id → all its token ids; wanted: which row groups, all. stage: what the bar of progress says.
     first_targets: prompt_id → the first position that is stored, where it is not 1.
 
-    Raises UserError unless the store has all positions of all sequences, once, and these tokens.
+    Raises UserError unless the store has all positions of all sequences, once, and these tokens, and its head is the
+    one that it names; the last may be found after the first pieces were given.
     """
     head = output_head(model)
-    from_states = baseline_head(model, head, store)
+    from_states, compared = baseline_head(model, head, store)
     vocabulary = shared_vocabulary(model, store)
     current, hidden = None, torch.empty(0)
     firsts = dict.fromkeys(sequences, 1) | dict(first_targets or {})
     following = dict(firsts)  # the position of each that comes next
     with tqdm(total=len(sequences), desc=stage, unit="prompt", mininterval=5, disable=not progress) as bar:
         for group in read_ahead(model, store, wanted):
+            if compared is not None and compared.done():
+                compared.result()
             if group.prompt_id not in sequences:
                 raise UserError(f"the log-prob store {store} has {group.prompt_id}, which the trace lacks; delete both")
             ids = sequences[group.prompt_id]
@@ -119,6 +124,8 @@ def pieces_of(
                 logits = head(states[part])[:, :vocabulary]
                 baseline = baseline_entries(group, part, from_states, logits.device)[:, :vocabulary]
                 yield Piece(group, part, baseline, logits, known_tokens(model, states[part]))
+    if compared is not None:
+        compared.result()
     for prompt_id, position in following.items():
         if position < len(sequences[prompt_id]):
             missing = "" if position == firsts[prompt_id] else f" from position {position} on"
