@@ -36,9 +36,12 @@ def why_not_captured(model) -> str | None:
 
 
 def eager_logits(model, prompt: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-    """Logits [steps, batch, vocabulary] of eager decoding: `tokens` [steps, batch] are fed after prompt [batch, T]."""
-    _, cache = prefill(model, prompt)
-    rows = []
+    """Logits [steps + 1, batch, vocabulary] of eager decoding: after prompt [batch, T], then after each of `tokens`.
+
+    tokens: [steps, batch], fed one by one.
+    """
+    logits, cache = prefill(model, prompt)
+    rows = [logits]
     for token in tokens:
         logits, cache = decode_one_token(model, token.view(-1, 1), cache)
         rows.append(logits)
@@ -91,7 +94,7 @@ def verify(decoder: StaticDecoder, prompt: torch.Tensor, steps: int) -> Captured
     noise = float((plain.float() - again.float()).abs().max())
     kl_of_noise = largest_kl(plain, again)
     limit = limit_beside(kl_of_noise)
-    eager_kl, kl_of_kernels = largest_kl(eager, logits), None
+    eager_kl, kl_of_kernels = largest_kl(eager[1:], logits), None
     if not eager_kl <= limit:
         kl_of_kernels = kl_of_another_attention(decoder.model, prompt, fed, eager)
     chosen = choices.numel()
@@ -103,7 +106,7 @@ def verify(decoder: StaticDecoder, prompt: torch.Tensor, steps: int) -> Captured
         "kl_nats_max": largest_kl(plain, logits),
         "kl_nats_max_of_two_uncaptured": kl_of_noise,
         "logit_difference_max": float((logits.float() - plain.float()).abs().max()),
-        "eager_same_tokens": int((choices == eager.argmax(-1)).sum()),
+        "eager_same_tokens": int((choices == eager[1:].argmax(-1)).sum()),
         "eager_kl_nats_max": eager_kl,
         "eager_kl_nats_max_of_two_kernels": kl_of_kernels,
         "kl_nats_limit": limit,

@@ -10,8 +10,14 @@ import torch
 from quantharm.common.errors import first_line
 from quantharm.common.records.generation import PromptsRead
 from quantharm.models import attention
-from quantharm.speed.cuda_graph import KL_LIMIT, kl_of_another_attention, largest_kl, limit_beside, raise_beyond
-from quantharm.speed.decoding import decode_one_token, prefill
+from quantharm.speed.cuda_graph import (
+    KL_LIMIT,
+    eager_logits,
+    kl_of_another_attention,
+    largest_kl,
+    limit_beside,
+    raise_beyond,
+)
 from quantharm.speed.static_decoder import StaticDecoder, record_graph
 
 STEP = 64  # tokens between two captured lengths
@@ -123,11 +129,10 @@ class PromptReader:
         decoder.decode(1)
         assert decoder.logits is not None
         prompt = torch.tensor([ids], device=token.device)
-        logits, cache = prefill(decoder.model, prompt)
-        eager = torch.stack([logits, decode_one_token(decoder.model, token, cache)[0]])
+        eager = eager_logits(decoder.model, prompt, token)
         kl, limit = largest_kl(eager, torch.stack([first, decoder.logits])), KL_LIMIT
         if not kl <= limit:
-            limit = limit_beside(kl_of_another_attention(decoder.model, prompt, token[None], eager[1:]))
+            limit = limit_beside(kl_of_another_attention(decoder.model, prompt, token, eager))
         raise_beyond("of a prompt", kl, limit)
         return kl
 
