@@ -14,7 +14,7 @@ from quantharm.speed.timings import captured_benchmark, eager_benchmark, prefill
 
 MOST_TOKENS = 32  # decoded of each sequence in a repetition
 REPETITIONS = 6  # of a batch: the fewest whose range is a 95 % interval of their median
-CHECKED_TOKENS = 9  # of each sequence, decoded to check the captured step
+CHECKED_TOKENS = 9  # of each sequence, decoded to check the captured step of a batch
 NOT_MEASURED: BatchFigures = {
     "decoding": None,
     "decoding_reason": None,

@@ -10,7 +10,8 @@ kernels' own time; with `compile_too` also after torch.compile has fused its sma
     host_wait_share = 1 - kernels' seconds per token (by profiler) / eager seconds per token
 
 The first two repetitions are discarded (allocation, kernel choice). Medians with intervals, and all values. Where
-decoding can be captured, the eager loop, up to 25 times as slow, is repeated only as often as an interval needs.
+decoding can be captured, the eager loop, up to 25 times as slow, is repeated only as often as an interval needs, over
+at most MOST_TOKENS tokens.
 """
 
 from collections.abc import Sequence
@@ -22,7 +23,7 @@ from quantharm.common.records.generation import BenchmarkRecord, Roofline
 from quantharm.models import attention
 from quantharm.quantizers.quantized_layers import model_bytes, parts_of, tensor_bytes
 from quantharm.speed import served, served_benchmark
-from quantharm.speed.batches import REPETITIONS, batch_benchmark, batch_of_one
+from quantharm.speed.batches import MOST_TOKENS, REPETITIONS, batch_benchmark, batch_of_one
 from quantharm.speed.decoding import Cache, decode_one_token, prefill
 from quantharm.speed.device_meters import EnergyMeter, PeakMemory, copy_bandwidth, kernel_seconds
 from quantharm.speed.timings import (
@@ -138,9 +139,11 @@ def benchmark(
     prompt = random_prompt(model, prompt_tokens)
     meter = EnergyMeter(prompt.device)
     peak = PeakMemory(prompt.device)
+    eager_tokens = new_tokens
     captured = fastest_captured(model, prompt, new_tokens, repetitions, seconds, meter, compile_too=compile_too)
     if "decode_tokens_per_second" in captured:  # the rate that a user can reach: the eager one stands beside it
-        eager = eager_benchmark(model, prompt, new_tokens, min(REPETITIONS, repetitions), 0.0, meter)
+        eager_tokens = min(new_tokens, MOST_TOKENS)
+        eager = eager_benchmark(model, prompt, eager_tokens, min(REPETITIONS, repetitions), 0.0, meter)
         eager["prefill_seconds"] = prefill_benchmark(model, prompt, repetitions, meter)["seconds"]
     else:
         eager = eager_benchmark(model, prompt, new_tokens, repetitions, seconds, meter)
@@ -150,6 +153,7 @@ def benchmark(
     return {
         "prompt_tokens": prompt_tokens,
         "new_tokens": new_tokens,
+        "eager_new_tokens": eager_tokens,
         **eager,
         "prefill": [prefill_benchmark(model, random_prompt(model, n), repetitions, meter) for n in lengths],
         "captured": captured,

@@ -153,6 +153,7 @@ class Roofline(CopyBandwidth):
 class BenchmarkRecord(Eager):
     prompt_tokens: int
     new_tokens: int  # exactly so many
+    eager_new_tokens: NotRequired[int]  # fewer beside a captured rate
     prefill: list[PrefillRecord]  # at further lengths
     captured: FastestCaptured
     batches: list[BatchRecord]
