@@ -48,8 +48,12 @@ def test_benchmark_decodes_end_tokens_like_any_other(tiny):
 def test_beside_a_captured_rate_the_eager_one_is_timed_as_often_as_an_interval_needs(tiny, monkeypatch):
     captured = {"decode_tokens_per_second": {"median": 9.0}, "repetitions": 10, "compiled": False}
     monkeypatch.setattr("quantharm.speed.benchmark.fastest_captured", lambda *_, **__: captured)
-    result = benchmark(tiny("llama"), 4, 3, 10, 0.2)
+    model, calls = tiny("llama"), []
+    model.register_forward_pre_hook(lambda *_: calls.append(1))
+    result = benchmark(model, 4, 40, 10, 0.2)
     assert result["repetitions"] == len(result["decode_tokens_per_second"]["values"]) == 6
+    assert (result["new_tokens"], result["eager_new_tokens"]) == (40, 16)
+    assert len(calls) == 8 * 16 + 12 + 1  # eight repetitions, of the prompt alone twelve, one for the cache
     assert len(result["prefill_seconds"]["values"]) == 10
 
 

@@ -11,7 +11,7 @@ kernels' own time; with `compile_too` also after torch.compile has fused its sma
 
 The first two repetitions are discarded (allocation, kernel choice). Medians with intervals, and all values. Where
 decoding can be captured, the eager loop, up to 25 times as slow, is repeated only as often as an interval needs, over
-at most MOST_TOKENS tokens.
+at most EAGER_TOKENS tokens.
 """
 
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ from quantharm.common.records.generation import BenchmarkRecord, Roofline
 from quantharm.models import attention
 from quantharm.quantizers.quantized_layers import model_bytes, parts_of, tensor_bytes
 from quantharm.speed import served, served_benchmark
-from quantharm.speed.batches import MOST_TOKENS, REPETITIONS, batch_benchmark, batch_of_one
+from quantharm.speed.batches import REPETITIONS, batch_benchmark, batch_of_one
 from quantharm.speed.decoding import Cache, decode_one_token, prefill
 from quantharm.speed.device_meters import EnergyMeter, PeakMemory, copy_bandwidth, kernel_seconds
 from quantharm.speed.timings import (
@@ -36,6 +36,7 @@ from quantharm.speed.timings import (
 )
 
 PROFILED_TOKENS = 8
+EAGER_TOKENS = 16  # decoded of a prompt, where a captured rate is what users can reach
 
 
 def weights_read(model) -> int:
@@ -142,7 +143,7 @@ def benchmark(
     eager_tokens = new_tokens
     captured = fastest_captured(model, prompt, new_tokens, repetitions, seconds, meter, compile_too=compile_too)
     if "decode_tokens_per_second" in captured:  # the rate that a user can reach: the eager one stands beside it
-        eager_tokens = min(new_tokens, MOST_TOKENS)
+        eager_tokens = min(new_tokens, EAGER_TOKENS)
         eager = eager_benchmark(model, prompt, eager_tokens, min(REPETITIONS, repetitions), 0.0, meter)
         eager["prefill_seconds"] = prefill_benchmark(model, prompt, repetitions, meter)["seconds"]
     else:
