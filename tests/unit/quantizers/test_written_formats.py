@@ -1,5 +1,6 @@
 """Methods by gptqmodel, compressed-tensors, torchao: made, loaded from disk, and what they stand for by hand."""
 
+import importlib
 import importlib.util
 import json
 import shutil
@@ -57,6 +58,19 @@ SCHEMES = {"W4A16": 4 + 16 / 128, "W8A8": 8, "FP8_DYNAMIC": 8, "FP8_BLOCK": 8, "
 EXACT_BYTES = pytest.mark.skipif(
     not multiplies_bytes_exactly(), reason="PyTorch multiplies 8-bit integers wrongly on this processor (no VNNI)"
 )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def transformers_as_before():
+    """gptqmodel puts blocks of its own into transformers' modules, for the life of the process."""
+    models = [f"models.{kind}.modeling_{kind}" for kind in ("mixtral", "qwen3_moe", "gpt_oss")]
+    modules = [
+        importlib.import_module(f"transformers.{name}") for name in (*models, "conversion_mapping", "modeling_utils")
+    ]
+    before = [dict(vars(module)) for module in modules]
+    yield
+    for module, names in zip(modules, before, strict=True):
+        vars(module).update(names)
 
 
 @pytest.fixture(scope="module")
