@@ -41,8 +41,9 @@ from quantharm.scoring.forward import (
     slices_of,
     token_losses,
 )
+from quantharm.scoring.host_copy import HostCopy
 from quantharm.scoring.kl_divergence import score
-from quantharm.scoring.paired_logits import pieces_of
+from quantharm.scoring.paired_logits import Piece, pieces_of
 from quantharm.scoring.shared_tokens import require_tokens
 from quantharm.scoring.store_metadata import cell_metadata_of, text_id
 from quantharm.scoring.stored_logits import require_same
@@ -78,10 +79,14 @@ def score_against_store(
     divergence = TextDivergence(len(windows), len(windows[0]) - 1)
     losses = torch.empty(len(windows), len(windows[0]) - 1)
 
-    def keep(scored: tuple[dict[str, Any], list[str], torch.Tensor]) -> None:
-        known, names, values = scored
+    def score_and_send(pieces: list[Piece]) -> tuple[dict[str, Any], list[str], HostCopy]:
+        known, names, values = score(pieces)
+        return known, names, HostCopy(values)
+
+    def keep(scored: tuple[dict[str, Any], list[str], HostCopy]) -> None:
+        known, names, copy = scored
         window, position = numbers[known["prompt_id"][0]], known["position"]
-        measures = dict(zip(names, values.cpu().numpy(), strict=True))
+        measures = dict(zip(names, copy.tensor().numpy(), strict=True))
         losses[window, position - 1] = torch.from_numpy(measures["nll_nats"]).float()
         divergence.add(window, position, measures)
 
@@ -90,7 +95,7 @@ def score_against_store(
     pieces = pieces_of(model, store, sequences, lambda _, category: category == TEXT_CATEGORY, progress, "perplexity")
     with background_scorer(model.device, small_results=True) as in_background:
         for piece in pieces:
-            in_background(score, keep, [piece])
+            in_background(score_and_send, keep, [piece])
     return losses, divergence
 
 

@@ -13,27 +13,13 @@ import torch
 from transformers.cache_utils import Cache, StaticLayer
 
 from quantharm.models import attention
+from quantharm.scoring.host_copy import HostCopy
 from quantharm.speed.decoding import Continuation, Stopped, never, prefill, why_ended
 from quantharm.speed.device_meters import synchronise
 from quantharm.speed.fixed_cache import cache_layers, sliding_windows
 
 WARM_UP_STEPS = 3
 NOT_FINITE = -1  # in place of a token whose logits are not all finite
-
-
-class Reading:
-    """A token [1, 1] on its way to the host, which may launch more work before it waits for the token."""
-
-    def __init__(self, token: torch.Tensor):
-        self.copy = token.to("cpu", non_blocking=True, copy=True)
-        self.arrived = torch.cuda.Event() if token.is_cuda else None
-        if self.arrived:
-            self.arrived.record()
-
-    def token(self) -> int:
-        if self.arrived:
-            self.arrived.synchronize()
-        return int(self.copy)
 
 
 def record_graph(
@@ -181,16 +167,16 @@ class StaticDecoder:
             self.prefill(torch.tensor([ids], device=self.token.device))
         else:
             read(ids)
-        ahead = Reading(self.outcome)
-        ahead.token()
+        ahead = HostCopy(self.outcome)
+        ahead.tensor()
         first = time.perf_counter() - begin
         reason = "length" if room == new_tokens else "context"
         for step in range(room):
             current = ahead
             if step + 1 < room:
                 self.decode(1)
-                ahead = Reading(self.outcome)
-            token = current.token()
+                ahead = HostCopy(self.outcome)
+            token = int(current.tensor())
             if token == NOT_FINITE:
                 reason = "not_finite"
                 break
