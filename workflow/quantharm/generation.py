@@ -103,7 +103,7 @@ def main() -> None:
         "--benchmark-batch-sizes", type=int, nargs="*", default=[1], help="sequences decoded at once, a timing each"
     )
     parser.add_argument("--benchmark-repetitions", type=int, default=10, help="at least")
-    parser.add_argument("--benchmark-seconds", type=float, default=10.0, help="at least")
+    parser.add_argument("--benchmark-seconds", type=float, default=4.0, help="at least")
     parser.add_argument("--rows", type=Path, required=True, help="generation.parquet")
     parser.add_argument("--output", type=Path, required=True, help="generation.json")
     arguments = parser.parse_args()

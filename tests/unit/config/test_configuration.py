@@ -121,7 +121,7 @@ def test_a_minimal_config_is_completed_with_all_defaults(folder, schema_path):
         "compile": False,
         "new_tokens": 64,
         "repetitions": 10,
-        "seconds": 10,
+        "seconds": 4,
     }
     assert config["device"] == "auto"
     assert config["on_failed_check"] == "stop"
@@ -150,7 +150,7 @@ def test_two_entries_do_not_share_their_defaults(folder, schema_path):
     config["protocols"]["q"] = {"text": "t"}
     completed = complete(config, schema_path)
     completed["protocols"]["p"]["benchmark"]["seconds"] = 99
-    assert completed["protocols"]["q"]["benchmark"]["seconds"] == 10
+    assert completed["protocols"]["q"]["benchmark"]["seconds"] == 4
 
 
 def test_settings_of_a_method_are_what_its_quantizer_is_given(folder, schema_path):
