@@ -165,6 +165,28 @@ def test_what_eager_decoding_chooses_too_is_not_wrong(tiny, monkeypatch):
     assert answers.check_answers(model, PROMPTS[1:2], [one])["same_tokens_but_ties"] == 1
 
 
+def test_what_two_attention_kernels_differ_by_is_a_tie(tiny, monkeypatch):
+    """Of this answer, where one pass and the noise of the first answer explain nothing."""
+    model = tiny("llama")
+    ids, given = PROMPTS[0], torch.tensor(continue_greedily(model, PROMPTS[0], 6, set(), None).token_ids)
+    logits = output_head(model)(last_hidden_states(model, [*ids, *given.tolist()]))[len(ids) - 1 : -1]
+    second = torch.cat([given[:5], logits[5].topk(2).indices[1:]])
+    apart = float(logits[5].topk(2).values.diff().abs())
+    assert answers.beyond_ties_of_eager_decoding(model, ids, given, 0.0) == 0
+    assert answers.beyond_ties_of_eager_decoding(model, ids, second, 0.0) == 1
+    assert answers.beyond_ties_of_eager_decoding(model, ids, second, 0.51 * apart) == 0
+    decode = answers.decode_one_token
+
+    def by_the_kernel(*given):
+        logits, cache = decode(*given)
+        if not torch.backends.cuda.flash_sdp_enabled():  # only the plain kernel is
+            logits = logits + torch.tensor([0.0, 0.52 * apart] * 192)
+        return logits, cache
+
+    monkeypatch.setattr(answers, "decode_one_token", by_the_kernel)
+    assert answers.beyond_ties_of_eager_decoding(model, ids, second, 0.0) == 0
+
+
 def test_noise_of_eager_decoding_by_hand(tiny):
     model = tiny("llama")
     head = output_head(model)

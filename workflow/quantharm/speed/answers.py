@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
 from quantharm.common.errors import UserError
@@ -21,8 +22,8 @@ from quantharm.common.records.parts import Memory
 from quantharm.common.text import context_length
 from quantharm.scoring.forward import last_hidden_states, output_head, slices_of
 from quantharm.speed import served
-from quantharm.speed.cuda_graph import beyond_ties, captured_decoder, eager_logits
-from quantharm.speed.decoding import Continuation, Stopped, continue_greedily, never
+from quantharm.speed.cuda_graph import TIE, beyond_ties, captured_decoder, eager_logits
+from quantharm.speed.decoding import Continuation, Stopped, continue_greedily, decode_one_token, never, prefill
 from quantharm.speed.prompt_reader import prompt_reader
 from quantharm.speed.static_decoder import WARM_UP_STEPS, StaticDecoder
 
@@ -147,25 +148,41 @@ def check_answers(model, prompts: list[list[int]], continuations: list[Continuat
 def beyond_ties_of_eager_decoding(model, ids: list[int], tokens: torch.Tensor, noise: float) -> int:
     """The number of an answer's tokens that eager decoding after the same tokens does not choose either, but for ties.
 
-    One pass may differ from both ways of decoding by more on this answer than on the one whose noise was measured.
+    One pass may differ from both ways of decoding by more on this answer than on the one whose noise was measured. In a
+    tie logits are as near as rounding, `noise`, or two attention kernels in eager decoding of this answer differ by.
     """
-    logits = eager_logits(model, torch.tensor([ids], device=tokens.device), tokens[:-1].view(-1, 1))[:, 0]
-    return beyond_ties(tokens.to(logits.device), logits, noise)
+    prompt = torch.tensor([ids], device=tokens.device)
+    logits, cache = prefill(model, prompt)
+    with sdpa_kernel(SDPBackend.MATH):
+        other, other_cache = prefill(model, prompt)
+    behind = []  # (logits that each token is behind the first choice, what rounding explains)
+    for place, token in enumerate(tokens):
+        if place:
+            fed = tokens[place - 1].view(1, 1)
+            logits, cache = decode_one_token(model, fed, cache)
+            with sdpa_kernel(SDPBackend.MATH):
+                other, other_cache = decode_one_token(model, fed, other_cache)
+        noise = max(noise, change_of_lead(logits[0].float(), other[0].float()))
+        behind.append((float(logits.max() - logits[0, token]), TIE * float(logits.abs().max())))
+    return sum(not gap <= max(rounding, 2 * noise) for gap, rounding in behind)
 
 
 def noise_of_eager_decoding(model, head, ids: list[int], tokens: list[int]) -> float:
-    """The difference in logits between eager decoding and one forward pass over a prompt and `tokens`.
-
-    It is the largest change of the lead that the pass's first choice has over one of its nearest rivals: a shift of all
-    logits, or of unlikely ones, changes no choice.
-    """
+    """The change of lead between one forward pass over a prompt and `tokens` and eager decoding."""
     if not tokens:
         return 0.0
     device = model.get_input_embeddings().weight.device
     fed = torch.tensor(tokens, device=device).view(-1, 1)
     stepwise = eager_logits(model, torch.tensor([ids], device=device), fed)[1:, 0].float()
     at_once = head(last_hidden_states(model, [*ids, *tokens])[len(ids) :])
-    at_once = at_once.to(stepwise.device)
-    rivals = at_once.topk(min(RIVALS, at_once.shape[-1]), -1).indices  # the first choice in front
-    shifts = (stepwise - at_once).gather(-1, rivals)
-    return float((shifts - shifts[:, :1]).abs().max())
+    return change_of_lead(at_once.to(stepwise.device), stepwise)
+
+
+def change_of_lead(one: torch.Tensor, other: torch.Tensor) -> float:
+    """The largest change of the lead that the first choice of `one` has over one of its nearest rivals.
+
+    one, other: logits [..., vocabulary]. A shift of all logits, or of unlikely ones, changes no choice.
+    """
+    rivals = one.topk(min(RIVALS, one.shape[-1]), -1).indices  # the first choice in front
+    shifts = (other - one).gather(-1, rivals)
+    return float((shifts - shifts[..., :1]).abs().max())
