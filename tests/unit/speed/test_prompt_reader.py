@@ -73,6 +73,22 @@ def test_a_prompt_that_is_read_wrongly_is_noticed(tiny, steps_instead_of_graphs,
     assert "nats off (of a prompt, limit" in answers.check["prompts_read"]["reason"]
 
 
+@pytest.mark.parametrize("spoiled", ["padding", "rows"])
+def test_the_shortest_and_the_longest_prompt_of_a_length_are_checked(
+    tiny, steps_instead_of_graphs, monkeypatch, spoiled
+):
+    right = PromptReader.compute
+
+    def wrong(self, length):
+        right(self, length)
+        if (int(self.last) < 5) if spoiled == "padding" else (int(self.last) > 50):
+            self.logits.neg_()
+
+    monkeypatch.setattr(PromptReader, "compute", wrong)
+    prompts = [list(range(20, 40)), *MANY[:3], list(range(5, 60)), list(range(20, 50)), list(range(70, 90))]
+    assert "of a prompt" in answered(tiny("llama"), prompts).check["prompts_read"]["reason"]
+
+
 def test_what_was_read_before_leaves_nothing_behind(tiny, steps_instead_of_graphs):
     """A short prompt after a long one, and the other way round."""
     model = tiny("mistral", sliding_window=4)

@@ -142,9 +142,9 @@ def prompt_reader(decoder: StaticDecoder, prompts: list[list[int]]) -> PromptRea
     reader = PromptReader(decoder)
     try:
         for alike in by_shared_length(prompts, reader.room).values():
-            longest = max(alike, key=len)
-            reader.capture(longest)
-            reader.kl_nats_max = max(reader.kl_nats_max or 0.0, reader.check(longest))
+            reader.capture(alike[0])
+            for ids in (min(alike, key=len), max(alike, key=len)):  # the most padding, and the most of its rows
+                reader.kl_nats_max = max(reader.kl_nats_max or 0.0, reader.check(ids))
     except Exception as error:  # whatever a model, a kernel or a library raises that cannot be recorded
         reader.graphs, reader.kl_nats_max, reader.reason = {}, None, first_line(error)
     return reader
