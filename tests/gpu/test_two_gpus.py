@@ -9,12 +9,15 @@ import pandas
 import pytest
 import torch
 
+from quantharm.common.constants import HEAD_FILE
 from quantharm.forensics.checks.kernel import KERNEL_LIMIT, check_kernel
 from quantharm.forensics.detection.checkpoints import scan_dequantized
 from quantharm.logits import make_trace
+from quantharm.perplexity import score_against_store, score_windows
 from quantharm.quantizers import quantized_layers
+from quantharm.scoring.head_file import write_head
 from quantharm.scoring.kl_divergence import score_store
-from quantharm.scoring.store_filling import write_store
+from quantharm.scoring.store_filling import form_of_store, head_to_keep, write_store
 from quantharm.scoring.worst_positions import WorstPositions
 
 pytestmark = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
@@ -61,6 +64,20 @@ def test_a_model_over_two_gpus_scores_as_on_one(load, tmp_path, method):
     assert len({p.device for p in model.parameters()}) == 2
     rows = score_store(model, tmp_path / "store", trace, WorstPositions())
     assert rows["kl_nats"].abs().max() < ROUNDING_NATS
+
+
+def test_windows_over_two_gpus_score_as_on_one(load, tmp_path):
+    """Results come from the second GPU while the first one computes the next window."""
+    windows = [torch.arange(5 + 7 * i, 517 + 7 * i).tolist() for i in range(8)]
+    trace = make_trace(pandas.DataFrame(columns=["prompt_id"]), windows)
+    one, store = load("baseline"), tmp_path / "logits.parquet"
+    head, reason = head_to_keep(one, "hidden_states", "bfloat16")
+    write_store(one, trace, store, {"model": "wide"} | form_of_store(one, head, reason))
+    write_head(store.with_name(HEAD_FILE), head, reason)
+    expected = score_windows(one, windows, False)
+    losses, divergence = score_against_store(load("baseline", gpus=2), windows, store, False)
+    torch.testing.assert_close(losses, expected, rtol=1e-4, atol=1e-4)
+    assert abs(divergence.kl).max() < ROUNDING_NATS
 
 
 @pytest.mark.parametrize("method", ["int8", "nf4", "awq"])

@@ -13,7 +13,7 @@ class HostCopy:
         self.copy = tensor.to("cpu", non_blocking=True, copy=True)  # into page-locked memory
         self.arrived = torch.cuda.Event() if tensor.is_cuda else None
         if self.arrived:
-            self.arrived.record()
+            self.arrived.record(torch.cuda.current_stream(tensor.device))  # another GPU's than the current, maybe
 
     def tensor(self) -> torch.Tensor:
         """Waits for the numbers."""
