@@ -89,6 +89,22 @@ def test_the_shortest_and_the_longest_prompt_of_a_length_are_checked(
     assert "of a prompt" in answered(tiny("llama"), prompts).check["prompts_read"]["reason"]
 
 
+@pytest.mark.parametrize(("together", "captured"), [(True, 0), (False, 6)])
+def test_inputs_rounded_by_one_scale_for_all_tokens_are_not_padded(tiny, steps_instead_of_graphs, together, captured):
+    """The padding would move the scale, as torchao's and compressed-tensors' dynamic scale of a tensor."""
+
+    def round_inputs(_, arguments):
+        largest = arguments[0].abs().amax(None if together else -1, keepdim=True)
+        return ((arguments[0] / largest * 127).round() / 127 * largest,)
+
+    model = tiny("llama")
+    for layer in model.model.layers:
+        layer.mlp.down_proj.register_forward_pre_hook(round_inputs)
+    read = answer_suite(model, MANY, 3, set()).check["prompts_read"]
+    assert read["captured"] == captured
+    assert (read["reason"] or "").startswith("what follows a prompt changes its logits by " if together else "")
+
+
 def test_what_was_read_before_leaves_nothing_behind(tiny, steps_instead_of_graphs):
     """A short prompt after a long one, and the other way round."""
     model = tiny("mistral", sliding_window=4)

@@ -1,17 +1,19 @@
 """Reading prompts by captured passes: a small model's pass takes the host longer to launch than the GPU to compute.
 
 A graph holds one length, so a prompt is padded at its end to the next of a few. What follows a prompt changes none of
-its keys, values and logits, and decoding writes over the padding before a step sees it. A length is captured where
-enough prompts share it; all other prompts are read in the ordinary way.
+its keys, values and logits, unless layers round the inputs of all tokens by one scale or sort them to experts: then
+other padding gives other logits, and prompts are read in the ordinary way. Decoding writes over the padding before a
+step sees it. A length is captured where enough prompts share it.
 """
 
 import torch
 
-from quantharm.common.errors import first_line
+from quantharm.common.errors import UserError, first_line
 from quantharm.common.records.generation import PromptsRead
 from quantharm.models import attention
 from quantharm.speed.cuda_graph import (
     KL_LIMIT,
+    NOISE_FACTOR,
     eager_logits,
     kl_of_another_attention,
     largest_kl,
@@ -21,6 +23,7 @@ from quantharm.speed.cuda_graph import (
 from quantharm.speed.static_decoder import StaticDecoder, record_graph
 
 STEP = 64  # tokens between two captured lengths
+SAME = 1e-5  # of a norm: sums of float32 in another order
 LONGEST = 512  # tokens; over a longer prompt the GPU computes for as long as the host launches
 FEWEST = 6  # prompts that share a length: it takes as long to capture and check it as to read these
 
@@ -72,19 +75,25 @@ class PromptReader:
         if not self.captures(ids):
             self.decoder.prefill(torch.tensor([ids], device=self.tokens.device))
             return
-        length = padded(len(ids), self.room)
-        self.place(ids)
+        self.place(ids, ids[-1:])
+        self.replay(padded(len(ids), self.room))
+
+    def place(self, ids: list[int], padding: list[int]) -> None:
+        """Puts a prompt where its pass reads it, and `padding` after it, again and again."""
+        rest = padded(len(ids), self.room) - len(ids)
+        given = torch.tensor([ids + (padding * rest)[:rest]])
+        self.tokens[:, : given.shape[1]].copy_(given, non_blocking=True)
+        self.last.fill_(len(ids) - 1)
+
+    def replay(self, length: int) -> torch.Tensor:
+        """Runs the pass over a padded length: logits [1, vocabulary] after the prompt, until the next pass."""
         graph = self.graphs[length]
         if graph is None:
             self.compute(length)
         else:
             graph.replay()
-
-    def place(self, ids: list[int]) -> None:
-        """Puts a prompt where its pass reads it, padded by its own last token."""
-        length = padded(len(ids), self.room)
-        self.tokens[:, :length].copy_(torch.tensor([ids + ids[-1:] * (length - len(ids))]), non_blocking=True)
-        self.last.fill_(len(ids) - 1)
+        assert self.logits is not None  # the pass has written them
+        return self.logits
 
     def compute(self, length: int) -> None:
         """The pass over the first `length` of `tokens`, as a graph records it: the host waits for nothing."""
@@ -113,16 +122,17 @@ class PromptReader:
     def capture(self, ids: list[int]) -> None:
         """Records the pass over a prompt's padded length. Raises RuntimeError where something cannot be recorded."""
         length = padded(len(ids), self.room)
-        self.place(ids)
+        self.place(ids, ids[-1:])
         self.graphs[length] = record_graph(lambda: self.compute(length), 1, self.decoder.graph)
 
     def check(self, ids: list[int]) -> float:
         """Largest KL in nats between eager decoding and two rows of logits: after a prompt, and one step later.
 
         The step reads the keys and values of the prompt. Raises UserError where KL is beyond the limit of a captured
-        step, which another attention kernel's difference widens.
+        step, which another attention kernel's difference widens, or where other padding gives other logits.
         """
         decoder = self.decoder
+        self.check_padding(ids)
         self.read(ids)
         assert self.logits is not None  # read has written them
         first, token = self.logits.clone(), decoder.token.clone()
@@ -135,6 +145,17 @@ class PromptReader:
             limit = limit_beside(kl_of_another_attention(decoder.model, prompt, token, eager))
         raise_beyond("of a prompt", kl, limit)
         return kl
+
+    def check_padding(self, ids: list[int]) -> None:
+        """Raises UserError where what follows a prompt changes its logits by more than two passes differ by."""
+        passes = []
+        for padding in (list(range(5, 5 + STEP)), ids[-1:], ids[-1:]):
+            self.place(ids, padding)
+            passes.append(self.replay(padded(len(ids), self.room)).float().clone())
+        moved, noise = (passes[0] - passes[1]).norm(), (passes[1] - passes[2]).norm()
+        if not moved <= NOISE_FACTOR * noise + SAME * passes[1].norm():
+            share = float(moved / passes[1].norm())
+            raise UserError(f"what follows a prompt changes its logits by {share:.1e} of their norm in this model")
 
 
 def prompt_reader(decoder: StaticDecoder, prompts: list[list[int]]) -> PromptReader:

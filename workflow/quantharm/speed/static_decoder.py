@@ -29,15 +29,19 @@ def record_graph(
 
     beside: a graph whose memory this one may use, since neither needs its own after it ran.
     """
+    before = torch.cuda.current_stream()
     stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
+    stream.wait_stream(before)
     with torch.cuda.stream(stream):
         for _ in range(warm_ups):
             compute()
-    torch.cuda.current_stream().wait_stream(stream)
+    before.wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, pool=beside and beside.pool()):
-        compute()
+    try:
+        with torch.cuda.graph(graph, pool=beside and beside.pool()):
+            compute()
+    finally:  # a capture that fails would leave the process on its own stream
+        torch.cuda.set_stream(before)
     return graph
 
 
