@@ -187,6 +187,36 @@ def test_what_two_attention_kernels_differ_by_is_a_tie(tiny, monkeypatch):
     assert answers.beyond_ties_of_eager_decoding(model, ids, second, 0.0) == 0
 
 
+@pytest.mark.parametrize("steps_changed", [7, 10])  # two a place: those before the wrong token, or its own as well
+@pytest.mark.parametrize("change", [50.0, -torch.inf])
+def test_kernels_that_differ_elsewhere_or_without_end_excuse_nothing(tiny, monkeypatch, steps_changed, change):
+    """As where a router takes another expert at one place, or a kernel gives minus infinity."""
+    model = tiny("llama")
+    ids, given = PROMPTS[0], torch.tensor(continue_greedily(model, PROMPTS[0], 6, set(), None).token_ids)
+    logits = output_head(model)(last_hidden_states(model, [*ids, *given.tolist()]))[len(ids) - 1 : -1]
+    other = torch.cat([given[:5], logits[5].topk(10).indices[9:]])
+    decode, steps = answers.decode_one_token, []
+
+    def by_the_kernel(*given):
+        logits, cache = decode(*given)
+        steps.append(1)
+        if not torch.backends.cuda.flash_sdp_enabled() and len(steps) <= steps_changed:
+            logits = logits + torch.tensor([0.0, change] * 192)
+        return logits, cache
+
+    monkeypatch.setattr(answers, "decode_one_token", by_the_kernel)
+    assert answers.beyond_ties_of_eager_decoding(model, ids, other, 0.0) == 1
+
+
+def test_no_memory_for_the_check_is_a_reason_too(tiny, steps_instead_of_graphs, monkeypatch):
+    def no_memory(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 17 GiB")
+
+    monkeypatch.setattr(answers, "check_answers", no_memory)
+    answered = answer_suite(tiny("llama"), PROMPTS, 3, set())
+    assert (answered.decoding, answered.reason) == ("eager", "CUDA out of memory. Tried to allocate 17 GiB")
+
+
 def test_noise_of_eager_decoding_by_hand(tiny):
     model = tiny("llama")
     head = output_head(model)

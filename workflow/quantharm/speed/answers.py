@@ -8,6 +8,7 @@ their kernels add in other orders; or where eager decoding of that answer choose
 prompts are answered again, eagerly, and the record gives the reason.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -15,14 +16,14 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
-from quantharm.common.errors import UserError
+from quantharm.common.errors import UserError, first_line
 from quantharm.common.memory import forget_device_peaks, memory_bytes
 from quantharm.common.records.generation import AnswersCheck
 from quantharm.common.records.parts import Memory
 from quantharm.common.text import context_length
 from quantharm.scoring.forward import last_hidden_states, output_head, slices_of
 from quantharm.speed import served
-from quantharm.speed.cuda_graph import TIE, beyond_ties, captured_decoder, eager_logits
+from quantharm.speed.cuda_graph import beyond_ties, captured_decoder, eager_logits
 from quantharm.speed.decoding import Continuation, Stopped, continue_greedily, decode_one_token, never, prefill
 from quantharm.speed.prompt_reader import prompt_reader
 from quantharm.speed.static_decoder import WARM_UP_STEPS, StaticDecoder
@@ -32,6 +33,7 @@ VERIFIED_STEPS = 16  # compared with eager decoding before the first answer
 NOISE_STEPS = 32  # of the first answer, on which the noise is measured
 RIVALS = 10  # most probable tokens, among which a choice is made
 WARM_UP_TOKENS = 4
+LARGEST_NOISE = 0.5  # logits; two kernels that differ by more excuse no more
 
 
 @dataclass(frozen=True)
@@ -69,8 +71,8 @@ def answer_suite(
             check = check_answers(model, prompts, continuations)
             check["prompts_read"] = reader.record(prompts)
             return Answers(continuations, CAPTURED, None, check, memory)
-        except UserError as error:
-            reason = str(error)
+        except (UserError, torch.OutOfMemoryError) as error:
+            reason = first_line(error)
             del decoder, reader
     continuations, memory = timed_answers(
         model,
@@ -132,7 +134,7 @@ def check_answers(model, prompts: list[list[int]], continuations: list[Continuat
             logits, chosen = head(hidden[part]), tokens[part].to(hidden.device)
             check["same_tokens"] += int((logits.argmax(-1) == chosen).sum())
             wrong += beyond_ties(chosen.to(logits.device), logits, noise)
-        if wrong and continuation.finite:
+        if wrong:
             wrong = beyond_ties_of_eager_decoding(model, ids, tokens, noise)
         check["tokens"] += len(tokens)
         check["same_tokens_but_ties"] += len(tokens) - wrong
@@ -149,22 +151,22 @@ def beyond_ties_of_eager_decoding(model, ids: list[int], tokens: torch.Tensor, n
     """The number of an answer's tokens that eager decoding after the same tokens does not choose either, but for ties.
 
     One pass may differ from both ways of decoding by more on this answer than on the one whose noise was measured. In a
-    tie logits are as near as rounding, `noise`, or two attention kernels in eager decoding of this answer differ by.
+    tie logits are as near as rounding, `noise`, or what two attention kernels differ by at this place of this answer.
     """
     prompt = torch.tensor([ids], device=tokens.device)
     logits, cache = prefill(model, prompt)
     with sdpa_kernel(SDPBackend.MATH):
         other, other_cache = prefill(model, prompt)
-    behind = []  # (logits that each token is behind the first choice, what rounding explains)
+    wrong = 0
     for place, token in enumerate(tokens):
         if place:
             fed = tokens[place - 1].view(1, 1)
             logits, cache = decode_one_token(model, fed, cache)
             with sdpa_kernel(SDPBackend.MATH):
                 other, other_cache = decode_one_token(model, fed, other_cache)
-        noise = max(noise, change_of_lead(logits[0].float(), other[0].float()))
-        behind.append((float(logits.max() - logits[0, token]), TIE * float(logits.abs().max())))
-    return sum(not gap <= max(rounding, 2 * noise) for gap, rounding in behind)
+        of_kernels = min(change_of_lead(logits[0].float(), other[0].float()), LARGEST_NOISE)
+        wrong += beyond_ties(token.view(1).to(logits.device), logits, max(noise, of_kernels))
+    return wrong
 
 
 def noise_of_eager_decoding(model, head, ids: list[int], tokens: list[int]) -> float:
@@ -185,4 +187,5 @@ def change_of_lead(one: torch.Tensor, other: torch.Tensor) -> float:
     """
     rivals = one.topk(min(RIVALS, one.shape[-1]), -1).indices  # the first choice in front
     shifts = (other - one).gather(-1, rivals)
-    return float((shifts - shifts[..., :1]).abs().max())
+    change = float((shifts - shifts[..., :1]).abs().max())
+    return change if math.isfinite(change) else 0.0
