@@ -99,8 +99,11 @@ def test_spreads_by_hand():
     one, other = math.log(1.15), math.log(1.003)
     assert process_spread(15) == pytest.approx(1.96 * math.sqrt(2) * one)
     assert process_spread(15, 0.3) == pytest.approx(1.96 * math.sqrt(one**2 + other**2))
-    captured = {"decoding": "captured", "seconds_mean": 2.0, "time_to_first_token_seconds_mean": 0.5}
+    captured = {"decoding": "captured", "seconds_mean": 2.0, "time_to_first_token_seconds_mean": 0.5, "prompts": 96}
+    captured["decoding_check"] = None
     assert prompts_spread(captured, "cuda", SPREADS) == pytest.approx(0.25 * 15 + 0.75 * 0.3)
+    by_graphs = captured | {"decoding_check": {"prompts_read": {"captured": 72}}}  # a quarter of them eagerly
+    assert prompts_spread(by_graphs, "cuda", SPREADS) == pytest.approx(0.0625 * 15 + 0.9375 * 0.3)
     assert prompts_spread(captured | {"decoding": "eager"}, "cuda", SPREADS) == 15
 
 

@@ -6,6 +6,7 @@ import torch
 from quantharm.speed.benchmark import benchmark, cache_bytes, roofline, weights_read
 from quantharm.speed.decoding import prefill
 from quantharm.speed.device_meters import EnergyMeter, copy_bandwidth
+from quantharm.speed.timings import joules_of_more_tokens
 
 
 @pytest.fixture(autouse=True)
@@ -55,6 +56,14 @@ def test_beside_a_captured_rate_the_eager_one_is_timed_as_often_as_an_interval_n
     assert (result["new_tokens"], result["eager_new_tokens"]) == (40, 16)
     assert len(calls) == 8 * 16 + 12 + 1  # eight repetitions, of the prompt alone twelve, one for the cache
     assert len(result["prefill_seconds"]["values"]) == 10
+
+
+def test_joules_of_fewer_tokens_are_those_of_as_many_as_the_captured_ones():
+    """By hand: 60 J a prefill and 5 J a step; 16 tokens take 15 steps, 64 take 63."""
+    eager, first = {"joules_per_new_token": (60 + 15 * 5) / 16}, {"joules": 60.0}
+    assert joules_of_more_tokens(eager, first, 16, 64) == pytest.approx((60 + 63 * 5) / 64)
+    assert joules_of_more_tokens(eager, first, 16, 16) == (60 + 15 * 5) / 16
+    assert joules_of_more_tokens({"joules_per_new_token": None}, {"joules": None}, 16, 64) is None
 
 
 def test_lengths_are_cut_to_the_context(tiny):

@@ -112,10 +112,12 @@ def decode_spread(benchmark: BenchmarkRecord, device: str, spreads: dict[str, fl
 
 
 def prompts_spread(generation: GenerationRecord, device: str, spreads: dict[str, float]) -> float:
-    """Percent that processes differ by in the seconds of prompts; of captured ones, prefill alone is eager."""
+    """Percent that processes differ by in the seconds of prompts; of captured ones, prefill alone may be eager."""
     if generation["decoding"] != "captured":
         return spreads[device]
-    eager = min(1.0, generation["time_to_first_token_seconds_mean"] / generation["seconds_mean"])
+    check = generation.get("decoding_check")
+    by_graphs = check["prompts_read"]["captured"] / generation["prompts"] if check and "prompts_read" in check else 0.0
+    eager = (1 - by_graphs) * min(1.0, generation["time_to_first_token_seconds_mean"] / generation["seconds_mean"])
     return eager * spreads[device] + (1 - eager) * spreads[f"{device}_captured"]
 
 

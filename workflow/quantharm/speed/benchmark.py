@@ -30,6 +30,7 @@ from quantharm.speed.timings import (
     eager_benchmark,
     fastest_captured,
     fitting_lengths,
+    joules_of_more_tokens,
     prefill_benchmark,
     random_prompt,
     rate_of,
@@ -145,7 +146,9 @@ def benchmark(
     if "decode_tokens_per_second" in captured:  # the rate that a user can reach: the eager one stands beside it
         eager_tokens = min(new_tokens, EAGER_TOKENS)
         eager = eager_benchmark(model, prompt, eager_tokens, min(REPETITIONS, repetitions), 0.0, meter)
-        eager["prefill_seconds"] = prefill_benchmark(model, prompt, repetitions, meter)["seconds"]
+        first = prefill_benchmark(model, prompt, repetitions, meter)
+        eager["prefill_seconds"] = first["seconds"]
+        eager["joules_per_new_token"] = joules_of_more_tokens(eager, first, eager_tokens, new_tokens)
     else:
         eager = eager_benchmark(model, prompt, new_tokens, repetitions, seconds, meter)
     alone = batch_of_one(prompt, eager, captured, peak.bytes())

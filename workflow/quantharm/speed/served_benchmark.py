@@ -116,7 +116,7 @@ def time_prefill(model, tokens: int, repetitions: int) -> PrefillRecord:
     prompts = prompts_of(model, tokens)
     patiently = model.dialect.server.patiently
     times = [patiently(partial(time_answer, model, next(prompts), 1))[0] for _ in range(repetitions)]
-    return {"prompt_tokens": tokens, "seconds": describe(times)}
+    return {"prompt_tokens": tokens, "seconds": describe(times), "joules": None}
 
 
 def time_batch(model, size: int, prompt_tokens: int, new_tokens: int) -> BatchRecord:

@@ -52,6 +52,18 @@ def energy(joules: float | None, repetitions: int, prompt: torch.Tensor, new_tok
     return None if joules is None else joules / repetitions / new_tokens / len(prompt)
 
 
+def joules_of_more_tokens(eager: Eager, prefill: PrefillRecord, timed: int, wanted: int) -> float | None:
+    """Joules a new token of an eager decoding of `wanted` tokens, batch 1, by one of `timed` tokens.
+
+    Both include the prefill, whose share is the larger the fewer tokens follow.
+    """
+    of_each, of_prefill = eager["joules_per_new_token"], prefill["joules"]
+    if of_each is None or of_prefill is None or timed in (1, wanted):
+        return of_each
+    step = (of_each * timed - of_prefill) / (timed - 1)
+    return (of_prefill + step * (wanted - 1)) / wanted
+
+
 def eager_benchmark(model, prompt: torch.Tensor, new_tokens: int, repetitions: int, seconds: float, meter) -> Eager:
     """Prefill and eager decode of prompt [batch, T]; decode counts the tokens after the first, which prefill gives.
 
@@ -94,8 +106,12 @@ def prefill_benchmark(model, prompt: torch.Tensor, repetitions: int, meter: Ener
         synchronise(prompt.device)
         return (time.perf_counter() - begin,)
 
-    times = [value[0] for value in repeat(once, repetitions, 0.0, meter)[0]]
-    return {"prompt_tokens": prompt.shape[1], "seconds": describe(times)}
+    values, joules = repeat(once, repetitions, 0.0, meter)
+    return {
+        "prompt_tokens": prompt.shape[1],
+        "seconds": describe([value[0] for value in values]),
+        "joules": None if joules is None else joules / len(values),
+    }
 
 
 def captured_benchmark(

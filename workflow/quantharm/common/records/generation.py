@@ -107,12 +107,13 @@ class Eager(TypedDict):
     processor_wait_share: float | None  # of the time in which its threads were ready: others had the processors
     prefill_seconds: Repeated
     decode_tokens_per_second: Repeated
-    joules_per_new_token: float | None  # prefill included; null without a meter
+    joules_per_new_token: float | None  # prefill included, for `new_tokens` tokens; null without a meter
 
 
 class PrefillRecord(TypedDict):
     prompt_tokens: int
     seconds: Repeated
+    joules: float | None  # of one prefill; null without a meter
 
 
 class BatchFigures(TypedDict):

@@ -52,11 +52,13 @@ def benchmark_table(results: Results) -> Table:
             "own time. The verdict on decoding compares what a user can have: captured where it can be, else eager."
         )
     differ = spreads_of(results)[device_of(results)]
+    eagerly = speed.get("eager_new_tokens", speed["new_tokens"])
+    fewer = "" if eagerly == speed["new_tokens"] else f" ({eagerly} eagerly where decoding is captured)"
+    repetitions = min(c.generation["benchmark"]["repetitions"] for c in results.cells)
     note = (
-        f"A fixed prompt of {speed['prompt_tokens']} tokens, exactly {speed['new_tokens']} new ones, batch 1, at least "
-        f"{min(c.generation['benchmark']['repetitions'] for c in results.cells)} repetitions after warm-up; medians."
-        f"{how} Processes of one model differ by {differ:g} % (standard deviation, from the "
-        "config): intervals of changes include that, intervals of medians do not."
+        f"A fixed prompt of {speed['prompt_tokens']} tokens, exactly {speed['new_tokens']} new ones{fewer}, batch 1, "
+        f"at least {repetitions} repetitions after warm-up; medians.{how} Processes of one model differ by {differ:g} "
+        "% (standard deviation, from the config): intervals of changes include that, intervals of medians do not."
     )
     return table_of("benchmark", columns, results.cells, note)
 
