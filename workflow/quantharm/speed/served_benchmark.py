@@ -13,7 +13,6 @@ from functools import partial
 from quantharm.common.errors import UserError
 from quantharm.common.medians import describe
 from quantharm.common.records.generation import BatchFigures, BatchRecord, BenchmarkRecord, PrefillRecord
-from quantharm.common.text import context_length
 from quantharm.speed.batches import MOST_TOKENS, NOT_MEASURED, REPETITIONS
 from quantharm.speed.served import ELSEWHERE
 from quantharm.speed.timings import fitting_lengths, random_prompt
@@ -52,7 +51,8 @@ def benchmark(
     batch_sizes: Sequence[int] = (1,),
 ) -> BenchmarkRecord:
     """speed.benchmark of a server: prefill is the time to the first token, a batch is answers asked for at once."""
-    prompt_tokens, lengths = fitting_lengths(model, prompt_tokens, new_tokens, prefill_tokens)
+    # a server gives no time without an answer
+    prompt_tokens, lengths = fitting_lengths(model, prompt_tokens, new_tokens, prefill_tokens, answered=1)
     prompts = prompts_of(model, prompt_tokens)
 
     def once() -> Times:
@@ -82,7 +82,7 @@ def benchmark(
         "prefill_seconds": prefill_seconds,
         "decode_tokens_per_second": rates,
         "joules_per_new_token": None,
-        "prefill": [time_prefill(model, n, repetitions) for n in with_room_for_one(model, lengths)],
+        "prefill": [time_prefill(model, n, repetitions) for n in lengths],
         "captured": {"reason": ELSEWHERE, "compiled": False},
         "batches": [
             alone if size == 1 else time_batch(model, size, prompt_tokens, min(new_tokens, MOST_TOKENS))
@@ -92,12 +92,6 @@ def benchmark(
         "roofline": None,
         "energy_reason": ELSEWHERE,
     }
-
-
-def with_room_for_one(model, lengths: list[int]) -> list[int]:
-    """Prompt lengths, cut so that the context holds one more token: a server gives no time without an answer."""
-    context = context_length(model.config)
-    return lengths if context is None else sorted({min(length, context - 1) for length in lengths})
 
 
 def rate_of(answers: list[Times]) -> float:

@@ -39,12 +39,18 @@ def random_prompt(model, tokens: int, batch: int = 1) -> torch.Tensor:
     return torch.randint(0, embeddings.shape[0], (batch, tokens), generator=generator).to(embeddings.device)
 
 
-def fitting_lengths(model, prompt_tokens: int, new_tokens: int, prefill_tokens: Sequence[int]) -> tuple[int, list[int]]:
-    """(tokens of the benchmark's prompt, further prompt lengths), cut where the model's context is shorter."""
+def fitting_lengths(
+    model, prompt_tokens: int, new_tokens: int, prefill_tokens: Sequence[int], answered: int = 0
+) -> tuple[int, list[int]]:
+    """(tokens of the benchmark's prompt, further prompt lengths), cut where the model's context is shorter.
+
+    answered: tokens of an answer that the further prompts leave room for.
+    """
     context = context_length(model.config)
-    if context is not None:
-        prompt_tokens = min(prompt_tokens, context - new_tokens)
-    return prompt_tokens, sorted({min(tokens, context or tokens) for tokens in prefill_tokens} - {prompt_tokens})
+    if context is None:
+        return prompt_tokens, sorted(set(prefill_tokens) - {prompt_tokens})
+    prompt_tokens = min(prompt_tokens, context - new_tokens)
+    return prompt_tokens, sorted({min(tokens, context - answered) for tokens in prefill_tokens} - {prompt_tokens})
 
 
 def energy(joules: float | None, repetitions: int, prompt: torch.Tensor, new_tokens: int) -> float | None:
