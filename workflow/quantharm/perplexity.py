@@ -57,7 +57,7 @@ def score_windows(model, windows: list[list[int]], progress: bool = True) -> tor
     check_ids(model, windows[0])
     ask_ahead(model, [(window, 1) for window in windows])
     losses: list[torch.Tensor] = []
-    with background_scorer(model.device, small_results=True) as in_background:
+    with background_scorer(model.device) as in_background:
         for window in tqdm(windows, desc="perplexity", unit="window", mininterval=5, disable=not progress):
             hidden, targets = (
                 last_hidden_states(model, window)[:-1],

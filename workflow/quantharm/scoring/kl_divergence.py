@@ -132,7 +132,7 @@ def score_store(model, store: Path, trace: pandas.DataFrame, worst: WorstPositio
     pieces = pieces_of(
         model, store, sequences, lambda _, category: category != TEXT_CATEGORY, first_targets=first_targets
     )
-    with background_scorer(model.device, small_results=True) as in_background:
+    with background_scorer(model.device) as in_background:
         for batch in batches_of(pieces, positions):
             in_background(score, scored.append, batch, worst, True)
     columns: dict[str, list[numpy.ndarray]] = collections.defaultdict(list)
