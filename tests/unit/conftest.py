@@ -20,6 +20,8 @@ from safetensors.torch import load_file
 from quantharm import fetch, quantize
 from quantharm.models import loading, safety
 from quantharm.quantizers import quantized_layers
+from quantharm.speed import cuda_graph, prompt_reader, static_decoder
+from quantharm.speed.fixed_cache import why_no_fixed_cache
 
 ROOT = Path(__file__).resolve().parents[2]
 REFERENCE = ROOT / "data" / "reference-model"
@@ -53,6 +55,14 @@ def pytest_unconfigure() -> None:
 @pytest.fixture(scope="session")
 def root() -> Path:
     return ROOT
+
+
+@pytest.fixture
+def steps_instead_of_graphs(monkeypatch):
+    """`captured` on a CPU: nothing is recorded, so that what would be replayed is computed."""
+    monkeypatch.setattr(cuda_graph, "why_not_captured", why_no_fixed_cache)
+    for module in (static_decoder, prompt_reader):
+        monkeypatch.setattr(module, "record_graph", lambda *_: None)
 
 
 def make_tiny(kind: str, dtype=torch.float32, seed: int = 0, **settings):

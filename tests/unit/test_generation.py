@@ -6,7 +6,6 @@ from stage_chain import Chain
 
 from quantharm.common.errors import UserError
 from quantharm.generation import check_prompt_tokens, row_of, summarise
-from quantharm.speed import cuda_graph, prompt_reader, static_decoder
 from quantharm.speed.decoding import continue_greedily
 
 
@@ -91,7 +90,7 @@ def cell(tiny, save_checkpoint, tmp_path, monkeypatch):
     return chain
 
 
-def test_the_record_and_each_row_say_how_prompts_were_answered(cell, monkeypatch):
+def test_the_record_and_each_row_say_how_prompts_were_answered(cell, request):
     cell.call("generation", benchmark_batch_sizes=2)
     eager, rows = cell.read("baseline/generation.json"), pandas.read_parquet(cell / "baseline/generation.parquet")
     assert (eager["decoding"], eager["decoding_reason"]) == ("eager", "CUDA graphs need a GPU")
@@ -99,9 +98,7 @@ def test_the_record_and_each_row_say_how_prompts_were_answered(cell, monkeypatch
     assert set(rows["decoding"]) == {"eager"}
     assert [batch["batch_size"] for batch in eager["benchmark"]["batches"]] == [2]
 
-    monkeypatch.setattr(cuda_graph, "why_not_captured", lambda model: None)
-    for module in (static_decoder, prompt_reader):
-        monkeypatch.setattr(module, "record_graph", lambda *_: None)
+    request.getfixturevalue("steps_instead_of_graphs")
     cell.call("generation")
     captured, again = cell.read("baseline/generation.json"), pandas.read_parquet(cell / "baseline/generation.parquet")
     assert (captured["decoding"], captured["decoding_reason"]) == ("captured", None)
