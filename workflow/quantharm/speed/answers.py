@@ -33,7 +33,7 @@ VERIFIED_STEPS = 16  # compared with eager decoding before the first answer
 NOISE_STEPS = 32  # of the first answer, on which the noise is measured
 RIVALS = 10  # most probable tokens, among which a choice is made
 WARM_UP_TOKENS = 4
-LARGEST_NOISE = 0.5  # logits; two kernels that differ by more excuse no more
+LARGEST_NOISE = 0.5  # logits; where two kernels differ by more, no more than this is a tie
 
 
 @dataclass(frozen=True)

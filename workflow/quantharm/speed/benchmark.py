@@ -141,7 +141,6 @@ def benchmark(
     prompt = random_prompt(model, prompt_tokens)
     meter = EnergyMeter(prompt.device)
     peak = PeakMemory(prompt.device)
-    eager_tokens = new_tokens
     captured = fastest_captured(model, prompt, new_tokens, repetitions, seconds, meter, compile_too=compile_too)
     if "decode_tokens_per_second" in captured:  # the rate that a user can reach: the eager one stands beside it
         eager_tokens = min(new_tokens, EAGER_TOKENS)
@@ -150,7 +149,8 @@ def benchmark(
         eager["prefill_seconds"] = first["seconds"]
         eager["joules_per_new_token"] = joules_of_more_tokens(eager, first, eager_tokens, new_tokens)
     else:
-        eager = eager_benchmark(model, prompt, new_tokens, repetitions, seconds, meter)
+        eager_tokens = new_tokens
+        eager = eager_benchmark(model, prompt, eager_tokens, repetitions, seconds, meter)
     alone = batch_of_one(prompt, eager, captured, peak.bytes())
     rate = eager["decode_tokens_per_second"]["median"]
     captured_rate = rate_of(captured) or None

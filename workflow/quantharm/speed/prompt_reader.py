@@ -58,9 +58,13 @@ class PromptReader:
         self.kl_nats_max: float | None = None  # of the check of all graphs
         self.reason: str | None = None
 
+    def length_of(self, ids: list[int]) -> int:
+        """The padded length of a prompt."""
+        return padded(len(ids), self.room)
+
     def captures(self, ids: list[int]) -> bool:
         """Whether a graph reads this prompt."""
-        return padded(len(ids), self.room) in self.graphs
+        return self.length_of(ids) in self.graphs
 
     def record(self, prompts: list[list[int]]) -> PromptsRead:
         """For generation.json."""
@@ -76,17 +80,17 @@ class PromptReader:
             self.decoder.prefill(torch.tensor([ids], device=self.tokens.device))
             return
         self.place(ids, ids[-1:])
-        self.replay(padded(len(ids), self.room))
+        self.replay(self.length_of(ids))
 
     def place(self, ids: list[int], padding: list[int]) -> None:
         """Puts a prompt where its pass reads it, and `padding` after it, again and again."""
-        rest = padded(len(ids), self.room) - len(ids)
+        rest = self.length_of(ids) - len(ids)
         given = torch.tensor([ids + (padding * rest)[:rest]])
         self.tokens[:, : given.shape[1]].copy_(given, non_blocking=True)
         self.last.fill_(len(ids) - 1)
 
     def replay(self, length: int) -> torch.Tensor:
-        """Runs the pass over a padded length: logits [1, vocabulary] after the prompt, until the next pass."""
+        """Runs the pass over a padded length; returns logits [1, vocabulary], which the next pass overwrites."""
         graph = self.graphs[length]
         if graph is None:
             self.compute(length)
@@ -121,7 +125,7 @@ class PromptReader:
 
     def capture(self, ids: list[int]) -> None:
         """Records the pass over a prompt's padded length. Raises RuntimeError where something cannot be recorded."""
-        length = padded(len(ids), self.room)
+        length = self.length_of(ids)
         self.place(ids, ids[-1:])
         self.graphs[length] = record_graph(lambda: self.compute(length), 1, self.decoder.graph)
 
@@ -151,7 +155,7 @@ class PromptReader:
         passes = []
         for padding in (list(range(5, 5 + STEP)), ids[-1:], ids[-1:]):
             self.place(ids, padding)
-            passes.append(self.replay(padded(len(ids), self.room)).float().clone())
+            passes.append(self.replay(self.length_of(ids)).float().clone())
         moved, noise = (passes[0] - passes[1]).norm(), (passes[1] - passes[2]).norm()
         if not moved <= NOISE_FACTOR * noise + SAME * passes[1].norm():
             share = float(moved / passes[1].norm())
