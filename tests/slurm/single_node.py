@@ -14,7 +14,7 @@ import signal
 import socket
 import subprocess
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from limits import HUNG_SECONDS, wait_until
@@ -67,6 +67,11 @@ PartitionName=main Nodes={node} Default=YES MaxTime=INFINITE State=UP
 # The executor's job step drops SLURM_CONF before it calls srun; a real site has its configuration where srun looks.
 SRUN = """#!/bin/sh
 SLURM_CONF={folder}/slurm.conf exec {srun} "$@"
+"""
+# Answers when `held` is gone, and says with `asked` that it waits.
+SQUEUE = """#!/bin/sh
+while [ -e {folder}/held ]; do touch {folder}/asked; sleep 0.1; done
+exec {squeue} "$@"
 """
 
 
@@ -148,9 +153,10 @@ class SingleNode:
         (self.folder / "slurm.conf").write_text(text)
         devices = "".join(f"NodeName={NODE} Name=gpu File={file}\n" for file in GPU_FILES[: self.gpus])
         (self.folder / "gres.conf").write_text(devices)
-        wrapper = self.folder / "bin/srun"
-        wrapper.write_text(SRUN.format(folder=self.folder, srun=shutil.which("srun", path=SEARCH)))
-        wrapper.chmod(0o755)
+        for name, text in {"srun": SRUN, "squeue": SQUEUE}.items():
+            wrapper = self.folder / "bin" / name
+            wrapper.write_text(text.format(folder=self.folder, **{name: shutil.which(name, path=SEARCH)}))
+            wrapper.chmod(0o755)
 
     def daemon(self, program: str, *arguments: str) -> None:
         """Start a daemon; it goes to the background and leaves its process id in a file."""
@@ -207,6 +213,17 @@ class SingleNode:
     def set_node(self, state: str) -> None:
         reason = ["Reason=test"] if state == "DOWN" else []
         self.command("scontrol", "update", f"NodeName={NODE}", f"State={state}", *reason)
+
+    @contextlib.contextmanager
+    def holds_squeue(self) -> Iterator[None]:
+        """From when somebody asks squeue: it answers after this block."""
+        (self.folder / "asked").unlink(missing_ok=True)
+        (self.folder / "held").touch()
+        try:
+            self.wait((self.folder / "asked").is_file, "nobody asks squeue")
+            yield
+        finally:
+            (self.folder / "held").unlink()
 
     def wait(self, condition: Callable[[], object], complaint: str) -> None:
         """Until condition() is true; a command that fails meanwhile counts as not yet."""

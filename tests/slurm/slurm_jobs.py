@@ -47,12 +47,12 @@ def others(project: Project) -> dict[str, str]:
     return {str(f): hashlib.sha256(f.read_bytes()).hexdigest() for f in files if f.with_suffix("") != own}
 
 
-def hold_one(project, slurm):
-    """Start the stage and wait until its job runs; (Snakemake, the job's number)."""
+def hold_one(project, slurm, *targets: str):
+    """Start the stage, or what these targets need, and wait until its job runs; (Snakemake, the job's number)."""
     forget(project, STAGE)
     (project / HOLD).write_text(CALL)
     last = slurm.last_job()
-    running = project.start(STAGE)
+    running = project.start(*(targets or [STAGE]))
     slurm.wait(lambda: any(CALL in line for line in project.calls()), "no job has started")
     (job,) = slurm.jobs_after(last)
     assert job["JobState"] == "RUNNING"

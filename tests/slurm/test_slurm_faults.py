@@ -1,5 +1,6 @@
 """What goes wrong on a cluster: each fault ends in a state from which the same command completes."""
 
+import contextlib
 from pathlib import Path
 
 import pytest
@@ -112,14 +113,19 @@ def test_a_node_set_down_and_resumed(finished, slurm):
     assert others(finished) == before
 
 
-def test_ctrl_c_cancels_the_jobs_and_the_same_command_completes(finished, slurm):
+@pytest.mark.parametrize("while_asked", [False, True])
+def test_ctrl_c_cancels_the_jobs_and_the_same_command_completes(finished, slurm, while_asked):
+    """Also while Snakemake asks SLURM for their states, when it holds none to cancel. No report is made of the rest."""
     before = others(finished)
-    running, job = hold_one(finished, slurm)
-    running.interrupt()
+    running, job = hold_one(finished, slurm, "all")
+    with slurm.holds_squeue() if while_asked else contextlib.nullcontext():
+        running.interrupt()
+        slurm.wait(lambda: "Terminating processes on user request" in running.text(), "Snakemake goes on")
     result = running.wait()
     assert result.code != 0
     slurm.wait(lambda: slurm.jobs()[job]["JobState"] == "CANCELLED", "the job goes on")
     assert not (finished / STAGE).exists()
+    assert others(finished) == before
     (finished / HOLD).unlink()
     again = finished.snakemake(STAGE)
     assert again.code == 0, again.output[-4000:]

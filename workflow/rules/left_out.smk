@@ -107,8 +107,7 @@ def gather_finished():
     unfinished = list(workflow.dag.needrun_jobs())
     gathering = [job for job in unfinished if job.rule.name in GATHERING]
     targets = [str(job.output[0]) for job in gathering if job not in workflow.scheduler.failed]
-    asked_to_stop = workflow.scheduler._user_kill is not None
-    if LEFT_OUT_FILE or asked_to_stop or not targets or not all(map(os.path.exists, ENVIRONMENT)):
+    if LEFT_OUT_FILE or not targets or not all(map(os.path.exists, ENVIRONMENT)):
         return
     entries = entries_left_out(unfinished)
     with tempfile.NamedTemporaryFile("w", encoding="utf-8", suffix=".json") as file:
@@ -123,10 +122,6 @@ def gather_finished():
         done = subprocess.run(command, shell=True, env=environment, capture_output=True, text=True)
     if done.returncode != 0:
         print(done.stdout + done.stderr, file=sys.stderr)
-    lines = [f"  {left_out.name(entry)}: {left_out.sentence(entry)} ({entry['log']})" for entry in entries]
-    print("\nLeft out of summary and report:", *lines, sep="\n", file=sys.stderr)
+    lines = map(left_out.line, entries)
+    print("\nLeft out of summary and report:", *lines, sep="\n  ", file=sys.stderr)
     print("Mend the cause and run the same command again; finished jobs are not run again.", file=sys.stderr)
-
-
-onerror:
-    gather_finished()

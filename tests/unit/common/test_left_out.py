@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from quantharm.common.left_out import LeftOut, name, reason_in, sentence, without_baseline
+from quantharm.common.left_out import LeftOut, line, name, reason_in, sentence, without_baseline
 
 
 def entry(method: str | None, **given) -> LeftOut:
@@ -57,3 +57,8 @@ def test_words():
     assert sentence(entry("nf4")) == "stage quantize failed: why"
     assert sentence(entry("nf4", log=None)) == "stage quantize was not run: why"
     assert sentence(entry("nf4", compared=True)) == "its integrity is missing: stage quantize failed: why"
+
+
+def test_the_log_is_named_where_there_is_one():
+    assert line(entry("nf4")) == "m × nf4: stage quantize failed: why (a.log)"
+    assert line(entry("nf4", log=None)) == "m × nf4: stage quantize was not run: why"

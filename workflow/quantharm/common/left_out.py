@@ -67,3 +67,9 @@ def sentence(entry: LeftOut) -> str:
 def name(entry: LeftOut) -> str:
     """`reference × nf4`, or the model alone where all of it is left out."""
     return entry["model"] if entry["method"] is None else f"{entry['model']} × {entry['method']}"
+
+
+def line(entry: LeftOut) -> str:
+    """`reference × nf4: stage quantize failed: the disk is full (results/logs/quantize/reference/nf4.log)`"""
+    log = f" ({entry['log']})" if entry["log"] else ""
+    return f"{name(entry)}: {sentence(entry)}{log}"
