@@ -94,6 +94,25 @@ def test_prompts_are_read_by_graphs_where_they_share_a_length(load, method):
     assert answers.check["tokens"] == answers.check["same_tokens_but_ties"] == 14 * 24
 
 
+def test_prompts_that_cannot_be_captured_are_read_eagerly(load):
+    """Where a pass over several tokens waits for the GPU, and a step does not; the answers stay captured."""
+    model = load("baseline")
+    prompts = [list(range(5 + i, 90 + i)) for i in range(8)]
+    expected = [continue_greedily(model, ids, 24, set(), None).token_ids[0] for ids in prompts]
+
+    def waits(_, __, output):
+        return output * float(output.sum().isfinite()) if output.shape[1] > 1 else output
+
+    handle = model.model.norm.register_forward_hook(waits)
+    answers = answer_suite(model, prompts, 24, set())
+    handle.remove()
+    assert (answers.decoding, answers.reason) == ("captured", None)
+    read = answers.check["prompts_read"]
+    assert (read["captured"], read["kl_nats_max"]) == (0, None)
+    assert read["reason"]
+    assert [a.token_ids[0] for a in answers.continuations] == expected
+
+
 def test_llm_int8_answers_eagerly_and_says_why(load):
     answers = answer_suite(load("int8"), PROMPTS[:1], 3, set())
     assert answers.decoding == "eager"

@@ -101,9 +101,9 @@ def test_a_node_set_down_and_resumed(finished, slurm):
     """SLURM itself queues the job again; Snakemake waits for it and submits no second one."""
     before = others(finished)
     running, job = hold_one(finished, slurm)
-    (finished / HOLD).unlink()
     slurm.set_node("DOWN")
     slurm.wait(lambda: slurm.jobs()[job]["JobState"] == "PENDING", "the job is not queued again")
+    (finished / HOLD).unlink()
     assert slurm.node_state().startswith("DOWN")
     slurm.set_node("RESUME")
     result = running.wait()  # two minutes longer, which SLURM gives the node to get rid of the first attempt
