@@ -27,8 +27,8 @@ from quantharm.scoring import head_file, kl_divergence
 from quantharm.scoring.divergence_figures import check_values, summarise
 from quantharm.scoring.forward import last_hidden_states, output_head
 from quantharm.scoring.head_file import write_head
-from quantharm.scoring.output_heads import plain_head
-from quantharm.scoring.paired_logits import Piece
+from quantharm.scoring.output_heads import OutputHead, plain_head
+from quantharm.scoring.paired_logits import Piece, baseline_head
 from quantharm.scoring.shared_tokens import require_tokens
 from quantharm.scoring.store_filling import form_of_store, head_to_keep, target_logits, write_store
 from quantharm.scoring.store_writer import StoreWriter
@@ -536,6 +536,26 @@ def test_the_baselines_own_head_makes_its_logits(exact_store, trace, reference_m
     ]
     p = torch.cat(p).double()
     numpy.testing.assert_allclose(scored["kl_nats"], kl(p.log_softmax(-1), (2 * p).log_softmax(-1)), rtol=1e-5)
+
+
+def test_the_baselines_head_lies_where_the_methods_logits_are(tmp_path):
+    """On the last of several GPUs, also where the method's own head is quantized; here `meta` is the last one."""
+
+    class Quantized(torch.nn.Linear):
+        pass
+
+    kept = OutputHead(torch.randn(7, 4), None, 1.0, None)
+    write_head(tmp_path / HEAD_FILE, kept)
+    with StoreWriter(
+        tmp_path / "logits.parquet",
+        7,
+        {"hidden_states": {"width": 4, "dtype": "float32"}, "output_head": kept.described()},
+    ):
+        pass
+    model = SimpleNamespace(device=torch.device("cpu"), config=SimpleNamespace(model_type="llama"))
+    model.get_output_embeddings = lambda: Quantized(4, 7, device="meta")
+    from_states, _ = baseline_head(model, lambda states: states, tmp_path / "logits.parquet")
+    assert from_states(torch.ones(2, 4)).device.type == "meta"
 
 
 def test_a_store_without_its_head_or_with_another_is_refused(exact_store, trace, reference_model, tmp_path):

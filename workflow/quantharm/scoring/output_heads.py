@@ -7,7 +7,6 @@ the soft cap that some architectures apply to their logits are part of the head.
 
 import contextlib
 import hashlib
-import itertools
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -113,9 +112,15 @@ def logits_of(head: OutputHead) -> Logits:
 
 def logits_of_module(model) -> Logits:
     """The same for a head of a class of its own, such as a quantized one, whose own kernel is measured."""
-    head = model.get_output_embeddings()
-    device = next(itertools.chain(head.parameters(), head.buffers())).device
+    head, device = model.get_output_embeddings(), device_of_head(model)
     return scaled_and_capped(lambda hidden: head(hidden.to(device)).float(), *after_the_head(model))
+
+
+def device_of_head(model) -> torch.device:
+    """The device of a model's logits: that of its head, which need not be the model's first."""
+    head = model.get_output_embeddings()
+    held = [*head.parameters(), *head.buffers()] if isinstance(head, torch.nn.Module) else []
+    return held[0].device if held else model.device
 
 
 def scaled_and_capped(product: Logits, scale: float, softcap: float | None) -> Logits:

@@ -24,7 +24,7 @@ from quantharm.scoring.forward import (
     slices_of,
 )
 from quantharm.scoring.head_file import read_head
-from quantharm.scoring.output_heads import Logits, is_same, logits_of, on, plain_head
+from quantharm.scoring.output_heads import Logits, device_of_head, is_same, logits_of, on, plain_head
 from quantharm.scoring.shared_tokens import shared_vocabulary
 from quantharm.scoring.stored_logits import Positions, Wanted, read_store, store_metadata
 
@@ -71,8 +71,7 @@ def baseline_head(model, head: Logits, store: Path) -> tuple[Logits | None, Futu
     (baseline, compared), own = read_head(store.with_name(HEAD_FILE), description), plain_head(model)
     if own is not None and is_same(own, baseline):
         return head, compared
-    device = own.weight.device if own is not None else model.device
-    return logits_of(on(baseline, device)), compared
+    return logits_of(on(baseline, device_of_head(model))), compared
 
 
 def pieces_of(
