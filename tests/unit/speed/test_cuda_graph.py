@@ -1,5 +1,8 @@
 """Decoding over a cache of fixed size equals decoding over a growing one; capturing itself is tested on a GPU."""
 
+import contextlib
+import gc
+import weakref
 from types import SimpleNamespace
 
 import pytest
@@ -9,6 +12,7 @@ from quantharm.common.errors import UserError
 from quantharm.speed import cuda_graph
 from quantharm.speed.cuda_graph import beyond_ties, captured_decoder, eager_logits, largest_kl, verify, why_not_captured
 from quantharm.speed.decoding import continue_greedily
+from quantharm.speed.recording import record_graph
 from quantharm.speed.static_decoder import StaticDecoder
 
 PROMPT = torch.tensor([[5, 9, 40, 7, 200]])
@@ -185,6 +189,50 @@ def test_a_step_that_cannot_be_recorded_gives_a_reason(tiny, monkeypatch):
     decoder, reason = captured_decoder(tiny("llama"), PROMPT, 3)
     assert decoder is None
     assert reason == "the step could not be captured: operation not permitted when stream is capturing"
+
+
+def test_a_capture_that_failed_is_over_for_the_allocator(monkeypatch):
+    """It was told of the capture's memory pool; the process goes on on its own stream."""
+    happened = []
+    stream = SimpleNamespace(wait_stream=lambda _: None)
+    for name, instead in {
+        "current_stream": lambda: stream,
+        "Stream": lambda: stream,
+        "stream": contextlib.nullcontext,
+        "CUDAGraph": SimpleNamespace,
+        "graph": lambda _, pool: contextlib.nullcontext(happened.append(f"capture into {pool}")),
+        "graph_pool_handle": lambda: (0, 7),
+        "current_device": lambda: 2,
+        "set_stream": lambda given: happened.append("own stream" if given is stream else "another"),
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, instead)
+    monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", lambda *given: happened.append(f"ended {given}"))
+
+    def compute():
+        if happened:
+            raise RuntimeError("operation not permitted when stream is capturing")
+
+    with pytest.raises(RuntimeError, match="not permitted"):
+        record_graph(compute, 1)
+    assert happened == ["capture into (0, 7)", "ended (2, (0, 7))", "own stream"]
+    happened.clear()
+    beside = SimpleNamespace(pool=lambda: (0, 9))
+    assert record_graph(lambda: None, 1, beside) is not beside
+    assert happened == ["capture into (0, 9)", "own stream"]
+
+
+def test_a_decoder_that_nobody_uses_holds_no_memory(tiny):
+    """At once, not at the next collection of cycles: a batch's peak memory must not hold the batch before."""
+    decoder = StaticDecoder(tiny("llama"), 20)
+    decoder.prefill(PROMPT)
+    decoder.decode(2)
+    keys = weakref.ref(decoder.cache.layers[0].keys)
+    gc.disable()
+    try:
+        del decoder
+        assert keys() is None
+    finally:
+        gc.enable()
 
 
 def test_largest_kl_by_hand():

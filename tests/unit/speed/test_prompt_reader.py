@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from quantharm.common.errors import UserError
 from quantharm.speed import prompt_reader
 from quantharm.speed.answers import answer_suite
 from quantharm.speed.decoding import continue_greedily
@@ -103,6 +104,48 @@ def test_inputs_rounded_by_one_scale_for_all_tokens_are_not_padded(tiny, steps_i
     read = answer_suite(model, MANY, 3, set()).check["prompts_read"]
     assert read["captured"] == captured
     assert (read["reason"] or "").startswith("what follows a prompt changes its logits by " if together else "")
+
+
+@pytest.mark.parametrize("noise_at", [{1}, {1, 4, 6}])
+def test_passes_that_differ_by_themselves_now_and_then_may_be_padded(
+    tiny, steps_instead_of_graphs, monkeypatch, noise_at
+):
+    """By themselves: at first those of two paddings differ, and those of one agree by chance."""
+    read_with_noise(tiny("llama"), noise_at, monkeypatch)
+
+
+def test_what_moves_with_the_padding_each_time_is_no_noise(tiny, steps_instead_of_graphs, monkeypatch):
+    with pytest.raises(UserError, match="what follows a prompt changes its logits by"):
+        read_with_noise(tiny("llama"), {1, 4, 7}, monkeypatch)
+
+
+def read_with_noise(model, noise_at: set[int], monkeypatch) -> None:
+    """Checks the padding of a prompt; the passes of these numbers give slightly other logits."""
+    right, passes = PromptReader.compute, []
+
+    def noisy(self, length):
+        right(self, length)
+        passes.append(length)
+        if len(passes) in noise_at:
+            self.logits.add_(0.01 * torch.sin(torch.arange(self.logits.numel())))
+
+    monkeypatch.setattr(PromptReader, "compute", noisy)
+    decoder = StaticDecoder(model, 80)
+    decoder.prefill(torch.tensor([PROMPTS[0]]))
+    reader = PromptReader(decoder)
+    reader.capture(PROMPTS[2])
+    reader.check_padding(PROMPTS[2])
+
+
+def test_an_answer_that_is_not_finite_spoils_no_other(tiny, steps_instead_of_graphs):
+    """Its keys and values lie behind the padding of the next prompt, where a mask alone does not keep NaN away."""
+    model, prompts = tiny("llama"), [*MANY[:3], list(range(5, 67)), *MANY[3:], list(range(100, 163))]
+    tokens = continue_greedily(model, prompts[3], 9, set(), 128).token_ids
+    spoiled = next(token for token in tokens[2:] if token > 168)  # from position 64 on; in no prompt, and no padding
+    model.get_input_embeddings().weight[spoiled] = torch.nan
+    answers = answered(model, prompts)
+    assert [i for i, answer in enumerate(answers.continuations) if not answer.finite] == [3]
+    assert (answers.decoding, answers.check["prompts_read"]["captured"]) == ("captured", 8)
 
 
 def test_what_was_read_before_leaves_nothing_behind(tiny, steps_instead_of_graphs):

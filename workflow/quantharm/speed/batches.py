@@ -9,6 +9,7 @@ import torch
 
 from quantharm.common.errors import first_line
 from quantharm.common.records.generation import BatchFigures, BatchRecord, Captured, Eager
+from quantharm.models.devices import free_memory
 from quantharm.speed.device_meters import EnergyMeter, PeakMemory
 from quantharm.speed.timings import captured_benchmark, eager_benchmark, prefill_benchmark
 
@@ -51,7 +52,7 @@ def batch_benchmark(model, prompts: torch.Tensor, new_tokens: int, meter: Energy
             raise
         reason = f"out of memory ({first_line(error).split('. ')[0]})"
     if reason:
-        give_back(prompts.device)  # here, where the exception no longer holds the memory
+        free_memory(prompts.device.type)  # here, where the exception no longer holds it
     return {"batch_size": len(prompts), "prompt_tokens": prompts.shape[1], **figures, "reason": reason}
 
 
@@ -61,7 +62,7 @@ def time_batch(model, prompts: torch.Tensor, new_tokens: int, meter: EnergyMeter
     captured = captured_benchmark(model, prompts, new_tokens, REPETITIONS, 0.0, meter, checked_tokens=CHECKED_TOKENS)
     reason = captured.get("reason")
     if reason:
-        give_back(prompts.device)
+        free_memory(prompts.device.type)
         peak = PeakMemory(prompts.device)
         eager = eager_benchmark(model, prompts, new_tokens, REPETITIONS, 0.0, meter)
         prefill_seconds, rate = eager["prefill_seconds"], eager["decode_tokens_per_second"]
@@ -80,9 +81,3 @@ def time_batch(model, prompts: torch.Tensor, new_tokens: int, meter: EnergyMeter
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether PyTorch or the host had no memory left."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
-
-
-def give_back(device: torch.device) -> None:
-    """Frees the memory of a failed attempt; else the next one would have to fit into the rest of a GPU."""
-    if device.type == "cuda":
-        torch.cuda.empty_cache()

@@ -26,7 +26,9 @@ def copy_bandwidth(device: torch.device) -> CopyBandwidth:
     size = COPY_BYTES[device.type]
     if device.type == "cuda":
         size = min(size, torch.cuda.mem_get_info(device)[0] // 4)
-    source = torch.randint(256, (size,), dtype=torch.uint8, device=device)
+    # PyTorch's own generator of a GPU refuses to go on after a capture that failed.
+    generator = torch.Generator(device).manual_seed(0)
+    source = torch.randint(256, (size,), generator=generator, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     rates = []
     for _ in range(2 + COPY_REPETITIONS):

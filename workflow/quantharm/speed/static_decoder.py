@@ -17,32 +17,10 @@ from quantharm.scoring.host_copy import HostCopy
 from quantharm.speed.decoding import Continuation, Stopped, never, prefill, why_ended
 from quantharm.speed.device_meters import synchronise
 from quantharm.speed.fixed_cache import cache_layers, sliding_windows
+from quantharm.speed.recording import record_graph
 
 WARM_UP_STEPS = 3
 NOT_FINITE = -1  # in place of a token whose logits are not all finite
-
-
-def record_graph(
-    compute: Callable[[], None], warm_ups: int, beside: torch.cuda.CUDAGraph | None = None
-) -> torch.cuda.CUDAGraph:
-    """A graph of what `compute` launches; it is called before, since libraries choose kernels and take memory then.
-
-    beside: a graph whose memory this one may use, since neither needs its own after it ran.
-    """
-    before = torch.cuda.current_stream()
-    stream = torch.cuda.Stream()
-    stream.wait_stream(before)
-    with torch.cuda.stream(stream):
-        for _ in range(warm_ups):
-            compute()
-    before.wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    try:
-        with torch.cuda.graph(graph, pool=beside and beside.pool()):
-            compute()
-    finally:  # a capture that fails would leave the process on its own stream
-        torch.cuda.set_stream(before)
-    return graph
 
 
 class StaticDecoder:
@@ -64,7 +42,8 @@ class StaticDecoder:
         self.masked = torch.tensor(torch.finfo(dtype).min, dtype=dtype, device=device)
         self.logits: torch.Tensor | None = None  # [batch, vocabulary]
         self.graph: torch.cuda.CUDAGraph | None = None
-        self.forward = torch.compile(self.next_logits, dynamic=False) if compiled else self.next_logits
+        # The uncompiled step is not kept: an object that refers to itself holds its memory until some collection.
+        self.compiled = torch.compile(self.next_logits, dynamic=False) if compiled else None
 
     def mask(self, rows: torch.Tensor, window: int | None) -> torch.Tensor:
         """[1, 1, len(rows), length]: 0 where a row may attend to a column, the dtype's lowest number elsewhere.
@@ -111,7 +90,7 @@ class StaticDecoder:
     def step(self) -> None:
         """Decodes one token: logits, next token, next position. The host waits for none of them."""
         with attention.of_one_length():
-            logits = self.forward(self.token, self.position)
+            logits = (self.compiled or self.next_logits)(self.token, self.position)
         if self.logits is None:
             self.logits = torch.empty_like(logits)
         self.logits.copy_(logits)
@@ -182,6 +161,7 @@ class StaticDecoder:
                 ahead = HostCopy(self.outcome)
             token = int(current.tensor())
             if token == NOT_FINITE:
+                self.cache.reset()  # NaN in a masked column, too, would make the next answer NaN
                 reason = "not_finite"
                 break
             tokens.append(token)
