@@ -1,6 +1,8 @@
 """Synthetic weights, captured decode, its check, the device's meters."""
 
+import gc
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -76,7 +78,7 @@ def test_layers_that_round_their_inputs_are_answered_captured_or_as_eagerly(load
     model = load("int8-all")
     answers = answer_suite(model, PROMPTS, 24, set())
     if answers.decoding == "eager":
-        assert "other tokens than one forward pass" in answers.reason
+        assert re.search("other tokens than|logits are .* nats off", answers.reason), answers.reason
         eager = [continue_greedily(model, ids, 24, set(), None).token_ids for ids in PROMPTS]
         assert [a.token_ids for a in answers.continuations] == eager
     else:
@@ -166,6 +168,36 @@ def test_what_cannot_be_captured_ends_in_a_reason(load):
     assert reason.startswith("the step could not be captured: ")
     model.model.norm._forward_hooks.clear()
     assert captured_decoder(model, random_prompt(model, 8), 3)[0] is not None  # and the process goes on
+
+
+def test_a_benchmark_goes_on_where_no_step_can_be_captured(load):
+    """Eagerly; random numbers are drawn and memory is given back after captures that failed, as before them."""
+    model = load("baseline")
+    model.model.norm.register_forward_hook(lambda _, __, output: output * float(output.sum().isfinite()))  # waits
+    result = benchmark(model, 16, 8, 2, 0.0, batch_sizes=[1, 2])
+    assert result["captured"]["reason"].startswith("the step could not be captured: ")
+    assert [batch["decoding"] for batch in result["batches"]] == ["eager", "eager"]
+    assert result["roofline"]["copy_bytes_per_second"] > 1e11
+    held = torch.empty(2**30, dtype=torch.uint8, device="cuda")
+    del held
+    reserved = torch.cuda.memory_reserved()
+    torch.cuda.empty_cache()
+    assert torch.cuda.memory_reserved() <= reserved - 2**30
+
+
+def test_a_decoder_that_nobody_uses_gives_its_memory_back(load):
+    """1 GB of keys and values at once, not at the next collection of cycles."""
+    model = load("baseline")
+    before = torch.cuda.memory_allocated()
+    gc.disable()
+    try:
+        decoder = StaticDecoder(model, 2048, 64)
+        decoder.capture(random_prompt(model, 8, 64))
+        assert torch.cuda.memory_allocated() > before + 2**30
+        del decoder
+        assert torch.cuda.memory_allocated() < before + 2**28  # libraries keep their workspaces
+    finally:
+        gc.enable()
 
 
 def test_meters():
