@@ -111,7 +111,7 @@ def test_prompts_that_cannot_be_captured_are_read_eagerly(load):
     assert (answers.decoding, answers.reason) == ("captured", None)
     read = answers.check["prompts_read"]
     assert (read["captured"], read["kl_nats_max"]) == (0, None)
-    assert read["reason"]
+    assert "CUDA error" in read["reason"]  # of the capture, not of a check
     assert [a.token_ids[0] for a in answers.continuations] == expected
 
 

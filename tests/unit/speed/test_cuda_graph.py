@@ -192,7 +192,7 @@ def test_a_step_that_cannot_be_recorded_gives_a_reason(tiny, monkeypatch):
 
 
 def test_a_capture_that_failed_is_over_for_the_allocator(monkeypatch):
-    """It was told of the capture's memory pool; the process goes on on its own stream."""
+    """It was told of the capture's memory pool; the process goes on on its own stream, and collects garbage again."""
     happened = []
     stream = SimpleNamespace(wait_stream=lambda _: None)
     for name, instead in {
@@ -209,16 +209,19 @@ def test_a_capture_that_failed_is_over_for_the_allocator(monkeypatch):
     monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", lambda *given: happened.append(f"ended {given}"))
 
     def compute():
+        assert gc.isenabled() == (not happened)  # not within a capture
         if happened:
             raise RuntimeError("operation not permitted when stream is capturing")
 
     with pytest.raises(RuntimeError, match="not permitted"):
         record_graph(compute, 1)
     assert happened == ["capture into (0, 7)", "ended (2, (0, 7))", "own stream"]
+    assert gc.isenabled()
     happened.clear()
     beside = SimpleNamespace(pool=lambda: (0, 9))
     assert record_graph(lambda: None, 1, beside) is not beside
     assert happened == ["capture into (0, 9)", "own stream"]
+    assert gc.isenabled()
 
 
 def test_a_decoder_that_nobody_uses_holds_no_memory(tiny):

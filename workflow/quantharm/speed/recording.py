@@ -1,6 +1,7 @@
 """Recording what the host launches as a CUDA graph."""
 
 import contextlib
+import gc
 from collections.abc import Callable
 
 import torch
@@ -21,6 +22,8 @@ def record_graph(
             compute()
     before.wait_stream(stream)
     graph, pool = torch.cuda.CUDAGraph(), beside.pool() if beside else torch.cuda.graph_pool_handle()
+    collects = gc.isenabled()
+    gc.disable()  # an older graph that is collected during a capture makes it fail
     try:
         with torch.cuda.graph(graph, pool=pool):
             compute()
@@ -29,6 +32,8 @@ def record_graph(
         raise
     finally:  # a capture that fails would leave the process on its own stream
         torch.cuda.set_stream(before)
+        if collects:
+            gc.enable()
     return graph
 
 
