@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from conftest import HOLD, NEEDS_MB, SlurmProject
 from cut_model import cut_to_two_layers
+from limits import HUNG_SECONDS
 from slurm_jobs import CALL, STAGE, asked, forget, hold_one, others, stage_of
 from workflow_project import FAIL, PYTHON, Project, evaluation_python
 
@@ -115,12 +116,15 @@ def test_a_node_set_down_and_resumed(finished, slurm):
 
 @pytest.mark.parametrize("while_asked", [False, True])
 def test_ctrl_c_cancels_the_jobs_and_the_same_command_completes(finished, slurm, while_asked):
-    """Also while Snakemake asks SLURM for their states, when it holds none to cancel. No report is made of the rest."""
+    """Also twice, while Snakemake asks SLURM for their states and holds none. No report is made of the rest."""
     before = others(finished)
     running, job = hold_one(finished, slurm, "all")
     with slurm.holds_squeue() if while_asked else contextlib.nullcontext():
         running.interrupt()
         slurm.wait(lambda: "Terminating processes on user request" in running.text(), "Snakemake goes on")
+        if while_asked:
+            running.interrupt()
+            running.process.wait(HUNG_SECONDS)  # as it does not wait for the answer
     result = running.wait()
     assert result.code != 0
     slurm.wait(lambda: slurm.jobs()[job]["JobState"] == "CANCELLED", "the job goes on")

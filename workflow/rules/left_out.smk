@@ -102,6 +102,20 @@ def entries_left_out(unfinished):
     return found
 
 
+def call_quietly(command, environment):
+    """Calls Snakemake, says what it said if it fails, and returns what to tell the user; after Ctrl-C it is awaited."""
+    gathering = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        said, _ = gathering.communicate()
+    except KeyboardInterrupt:
+        gathering.terminate()
+        gathering.communicate()
+        return "Interrupted before summary and report were made; run the same command again."
+    if gathering.returncode != 0:
+        print(said, file=sys.stderr)
+    return "Mend the cause and run the same command again; finished jobs are not run again."
+
+
 def gather_finished():
     """Make the summaries and reports that were asked for, of what was finished, and say what they lack."""
     unfinished = list(workflow.dag.needrun_jobs())
@@ -110,6 +124,7 @@ def gather_finished():
     if LEFT_OUT_FILE or not targets or not all(map(os.path.exists, ENVIRONMENT)):
         return
     entries = entries_left_out(unfinished)
+    print("\nLeft out of summary and report:", *map(left_out.line, entries), sep="\n  ", file=sys.stderr)
     with tempfile.NamedTemporaryFile("w", encoding="utf-8", suffix=".json") as file:
         json.dump(entries, file)
         file.flush()
@@ -118,10 +133,5 @@ def gather_finished():
         command = f"{shlex.quote(sys.executable)} -m snakemake --snakefile {shlex.quote(workflow.main_snakefile)}"
         command += " --profile none --workflow-profile none --executor local --cores 1 --keep-going"
         command += f" {settings} --allowed-rules {shlex.join(GATHERING)} -- {shlex.join(targets)}"
-        environment = os.environ | {"QUANTHARM_LEFT_OUT": file.name}
-        done = subprocess.run(command, shell=True, env=environment, capture_output=True, text=True)
-    if done.returncode != 0:
-        print(done.stdout + done.stderr, file=sys.stderr)
-    lines = map(left_out.line, entries)
-    print("\nLeft out of summary and report:", *lines, sep="\n  ", file=sys.stderr)
-    print("Mend the cause and run the same command again; finished jobs are not run again.", file=sys.stderr)
+        advice = call_quietly(shlex.split(command), os.environ | {"QUANTHARM_LEFT_OUT": file.name})
+    print(advice, file=sys.stderr)

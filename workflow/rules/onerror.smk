@@ -1,21 +1,31 @@
 # How a run ends that did not go well: a failed job is left out of summaries and reports; a stopped one is cancelled.
+import atexit
 import subprocess
 
 
 def stopped():
     """Whether the user stopped the run; if not, it has come to its end, and a job of it failed."""
-    return bool(workflow.scheduler._user_kill or workflow.scheduler.running or not workflow.scheduler.failed)
+    scheduler = workflow.scheduler
+    goes_on = scheduler.running or (scheduler.keepgoing and workflow.dag.ready_jobs)
+    return bool(scheduler._user_kill or goes_on or not scheduler.failed)
 
 
-def cancel_jobs():
+def cancel_running():
     """Cancel what SLURM still has of this run, whose jobs all have the run's name.
 
     The executor itself cancels those of a list, and takes them out of it for as long as it asks SLURM for their states.
+    This is done at the very end, which a second Ctrl-C reaches as well: after that one Snakemake calls no onerror.
     """
-    run = getattr(workflow.scheduler._executor, "run_uuid", None)
-    if run:
+    scheduler = workflow.scheduler
+    run = scheduler and getattr(scheduler._executor, "run_uuid", None)
+    if run and scheduler.running:
         subprocess.run(["scancel", f"--name={run}"])
 
 
+if workflow.is_main_process:
+    atexit.register(cancel_running)
+
+
 onerror:
-    cancel_jobs() if stopped() else gather_finished()
+    if not stopped():
+        gather_finished()
