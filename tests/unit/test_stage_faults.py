@@ -484,3 +484,13 @@ def test_losses_of_a_cell_with_a_quantized_cache_are_laid_to_the_cache_first():
     with_cache = {"settings": {"kv_cache": {"backend": "fp8"}}}
     assert "quantized cache overflows" in perplexity.remedy(with_cache)
     assert "cache" not in perplexity.remedy({"settings": {}})
+
+
+@pytest.mark.parametrize("library", ["argparse", "torch"])
+def test_ctrl_c_while_a_stage_imports_its_libraries_ends_in_a_sentence(tmp_path, library):
+    (tmp_path / f"{library}.py").write_text("raise KeyboardInterrupt")
+    path = os.pathsep.join([str(tmp_path), str(Path(fetch.__file__).parents[1])])
+    command = [sys.executable, "-m", "quantharm.logits"]
+    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert done.stderr == "error: interrupted; run the same command again to go on\n"

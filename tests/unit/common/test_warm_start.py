@@ -169,6 +169,11 @@ def test_the_first_job_starts_the_server_and_is_started_as_ever(stage, tmp_path,
     assert not folder.exists()
 
 
+def test_a_server_whose_run_has_ended_imports_nothing_more(tmp_path, capsys):
+    fork_server.serve(str(tmp_path / "removed"), os.getpid(), ("decimal",))
+    assert capsys.readouterr().out == ""
+
+
 def test_stages_that_use_the_network_are_started_as_ever(server, monkeypatch):
     """They start the server for those that follow, once, where none is there."""
     started = []

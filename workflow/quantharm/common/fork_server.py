@@ -78,9 +78,11 @@ def can_be_imported(library: str) -> bool:
     return os.waitpid(trial, 0)[1] == 0
 
 
-def import_libraries(libraries: tuple[str, ...]) -> None:
-    """Imports those libraries that leave CUDA alone, and prints which."""
+def import_libraries(libraries: tuple[str, ...], goes_on: Callable[[], bool]) -> None:
+    """Imports those libraries that leave CUDA alone, and prints which, for as long as goes_on()."""
     for library in libraries:
+        if not goes_on():
+            return
         usable = can_be_imported(library)
         print(f"{library}: {'imported' if usable else 'left out'}", flush=True)
         if usable:
@@ -186,12 +188,13 @@ def begin_stage(call: Call) -> NoReturn:
 
 def serve(folder: str, run: int, libraries: tuple[str, ...]) -> None:
     """Answers until the process `run` has ended or the folder is gone."""
-    import_libraries(libraries)
-    answer(
-        f"{folder}/socket",
-        lambda: Path(folder).is_dir() and Path(f"/proc/{run}").is_dir(),
-        lambda connection: attend(connection, begin_stage),
-    )
+
+    def goes_on() -> bool:
+        return Path(folder).is_dir() and Path(f"/proc/{run}").is_dir()
+
+    import_libraries(libraries, goes_on)
+    if goes_on():
+        answer(f"{folder}/socket", goes_on, lambda connection: attend(connection, begin_stage))
     shutil.rmtree(folder, ignore_errors=True)
 
 

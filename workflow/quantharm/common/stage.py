@@ -64,8 +64,6 @@ def run_stage(main: Callable[[], None]) -> None:
         main()
     except UserError as error:
         sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("error: interrupted; run the same command again to go on")
     except Exception as error:
         sentence = sentence_for(error)
         if sentence is None:
