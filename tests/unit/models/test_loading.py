@@ -9,7 +9,7 @@ import torch
 from quantharm.common import stage
 from quantharm.common.checkpoint_files import read_checkpoint_config
 from quantharm.common.errors import UserError
-from quantharm.models.loading import load_cell, load_checkpoint, load_tokenizer, read_quantization
+from quantharm.models.loading import load_cell, load_checkpoint, load_config, load_tokenizer, read_quantization
 
 
 def message_of(function, *arguments) -> str:
@@ -82,6 +82,12 @@ def test_a_damaged_tokenizer_ends_in_one_sentence(copy_of_reference, reference_s
         (copy_of_reference / "tokenizer.json").write_bytes(content)
     source = reference_source | {"path": str(copy_of_reference)}
     assert "the tokenizer in" in message_of(load_tokenizer, source)
+
+
+@pytest.mark.parametrize("load", [load_tokenizer, load_config])
+def test_a_model_that_was_taken_away_is_not_sought_on_the_hub(tmp_path, reference_source, load):
+    gone = reference_source | {"path": str(tmp_path / "gone")}
+    assert f"{gone['path']}, where the model was, does not exist" in message_of(load, gone)
 
 
 @pytest.mark.parametrize("content", ["[]", '{"model": "m"}', '"text"', "{"])

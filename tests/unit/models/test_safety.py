@@ -108,7 +108,9 @@ def test_another_size_is_refused_whatever_the_time(weights, size):
 def test_missing_weights_are_refused(weights):
     path, record = weights
     path.unlink()
-    assert "is missing" in message_of(verify_weights, path.parent, record)
+    message = message_of(verify_weights, path.parent, record)
+    assert f"{path} is missing; restore it" in message
+    assert f"delete {path.parents[1]} " not in message  # beside a user's own model lie others
 
 
 def test_weights_that_were_added_are_refused(copy_of_reference, reference_source):

@@ -95,7 +95,11 @@ def require_pinned_hub_id(key: str, source: str, revision: str | None, kind: str
         raise UserError(
             f"`{key}.source` in the config is {source!r}, which is no folder with a config.json; correct the path"
         )
-    require_commit(key, revision, kind)
+    if not revision:
+        raise UserError(
+            f"`{key}.revision` in the config is missing: pin the hub {kind} to a commit; or, if `source` is "
+            f"meant as a path, correct it: there is no folder {source!r} here"
+        )
 
 
 def require_commit(key: str, revision: str | None, kind: str) -> None:

@@ -35,14 +35,22 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", category=DeprecationWarning)
 
 
+def place_of(source: Located) -> str:
+    """The path of a source record's model; raises UserError where it is gone: transformers would ask a hub for it."""
+    if not Path(source["path"]).exists():
+        raise UserError(f"{source['path']}, where the model was, does not exist; restore it, or fetch the model again")
+    return source["path"]
+
+
 def load_tokenizer(source: Located):
     """The tokenizer of a source record: the model's own, never a quantized checkpoint's copy."""
     from transformers import AutoTokenizer
 
     quiet()
+    place = place_of(source)
     try:
         return AutoTokenizer.from_pretrained(
-            source["path"], trust_remote_code=source["trust_remote_code"], local_files_only=True
+            place, trust_remote_code=source["trust_remote_code"], local_files_only=True
         )
     except (OSError, ValueError, ImportError) as error:
         raise UserError(
@@ -55,7 +63,7 @@ def load_config(source: Located):
     from transformers import AutoConfig
 
     return AutoConfig.from_pretrained(
-        source["path"], trust_remote_code=source["trust_remote_code"], local_files_only=True
+        place_of(source), trust_remote_code=source["trust_remote_code"], local_files_only=True
     )
 
 

@@ -82,7 +82,7 @@ def verify_weights(folder: Path, files: list[WeightFile], in_full: bool = False)
     for file in files:
         path = Path(folder) / file["name"]
         if not path.is_file():
-            raise UserError(f"{path} is missing; delete {Path(folder).parent} and run the same command again")
+            raise UserError(f"{path} is missing; restore it, or delete the cell's folder to make it again")
         if in_full or (path.stat().st_size, path.stat().st_mtime_ns) != (file["bytes"], file["modified_ns"]):
             doubtful[path] = file["sha256"]
     recorded = {file["name"] for file in files}
