@@ -38,6 +38,11 @@ def test_a_prompt_that_shares_no_length_is_read_eagerly(tiny, steps_instead_of_g
     assert answers.check["prompts_read"]["kl_nats_max"] < 1e-6
 
 
+def test_a_vocabulary_may_be_smaller_than_a_padding(tiny, steps_instead_of_graphs):
+    answers = answered(tiny("llama", vocab_size=64), MANY)
+    assert answers.check["prompts_read"]["captured"] == len(MANY)
+
+
 def test_few_prompts_are_not_worth_a_graph(tiny, steps_instead_of_graphs):
     answers = answered(tiny("llama"), PROMPTS)
     assert (answers.decoding, answers.check["prompts_read"]) == (
