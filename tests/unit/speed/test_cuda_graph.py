@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from quantharm.common.errors import UserError
+from quantharm.engines.quantized_cache import serve_from_cache
 from quantharm.speed import cuda_graph
 from quantharm.speed.cuda_graph import beyond_ties, captured_decoder, eager_logits, largest_kl, verify, why_not_captured
 from quantharm.speed.decoding import continue_greedily
@@ -177,6 +178,13 @@ def test_a_cache_that_cannot_be_of_fixed_size_is_a_reason(tiny, monkeypatch):
     assert why_not_captured(model) is None
     monkeypatch.setattr(cuda_graph, "why_no_fixed_cache", lambda asked: "recurrent states" if asked is model else None)
     assert why_not_captured(model) == "recurrent states"
+
+
+def test_quantized_keys_and_values_are_not_measured_by_others(tiny):
+    model = tiny("llama")
+    serve_from_cache(model, {"backend": "fp8"})
+    pretend_gpu(model)
+    assert why_not_captured(model).startswith("the method's `kv_cache:` quantizes keys and values")
 
 
 def test_a_step_that_cannot_be_recorded_gives_a_reason(tiny, monkeypatch):

@@ -18,6 +18,8 @@ def why_no_fixed_cache(model) -> str | None:
     """The reason why a model cannot decode over keys and values of a fixed size, None where it can."""
     if "past_key_values" not in inspect.signature(model.forward).parameters:
         return f"{type(model).__name__} keeps recurrent states instead of keys and values"
+    if hasattr(model, "new_cache"):
+        return "the method's `kv_cache:` quantizes keys and values, which a fixed cache holds as they are"
     others = {type(layer).__name__ for layer in cache_layers(model)} - set(GROWING_LAYERS)
     if others:
         return f"{type(model).__name__} keeps more than keys and values ({', '.join(sorted(others))})"
