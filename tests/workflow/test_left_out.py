@@ -5,7 +5,7 @@ import json
 import os
 
 import pytest
-from workflow_project import ALL, ENDS, FAIL, Project, job
+from workflow_project import ALL, ENDS, FAIL, PYTHON, Project, job
 
 OTHER = {"source": "data/reference-model", "protocol": "tiny"}
 MADE_TO_FAIL = """\
@@ -98,9 +98,15 @@ def test_the_next_run_does_what_failed_and_what_follows(failed, tmp_path):
 
 
 def test_a_baseline_that_fails_leaves_nothing_to_compare(finished):
-    """Named as the target of the summary alone; the reports were not asked for, and are made again by the next run."""
+    """Named as the target of the summary alone; the reports were not asked for, and are made again by the next run.
+
+    Meanwhile config.yaml is being edited, and is no YAML just then: the run goes on with what it began with.
+    """
     for name in ("baseline/perplexity.json", "summary.json"):
         finished.path(name).unlink()
+    config, wrapper = finished.config(), finished / PYTHON
+    edits = wrapper.read_text(encoding="utf-8").replace("exit 1", "echo '{' > config.yaml; exit 1")
+    wrapper.write_text(edits, encoding="utf-8")
     (finished / FAIL).write_text("quantharm.perplexity --quantization results/reference/baseline", encoding="utf-8")
     run = finished.snakemake("results/reference/summary.json", "results/reference/report.html")
     assert run.code != 0
@@ -113,6 +119,7 @@ def test_a_baseline_that_fails_leaves_nothing_to_compare(finished):
         assert "51." not in text
     assert (finished / "results/reference/tables/perplexity.csv").read_text().count("made to fail") == 4
     (finished / FAIL).unlink()
+    finished.write_config(config)
     assert finished.jobs() >= {job("baseline", "perplexity"), *ENDS}
 
 

@@ -125,13 +125,15 @@ def gather_finished():
         return
     entries = entries_left_out(unfinished)
     print("\nLeft out of summary and report:", *map(left_out.line, entries), sep="\n  ", file=sys.stderr)
-    with tempfile.NamedTemporaryFile("w", encoding="utf-8", suffix=".json") as file:
-        json.dump(entries, file)
-        file.flush()
+    with tempfile.TemporaryDirectory() as folder:
+        own_config, left_out_file = Path(folder, "config.json"), Path(folder, "left-out.json")
+        own_config.write_text(json.dumps(config), encoding="utf-8")  # config.yaml may be another by now
+        left_out_file.write_text(json.dumps(entries), encoding="utf-8")
         # As Snakemake calls itself for a job of its own, with this run's configuration.
         settings = workflow.spawned_job_args_factory.general_args(workflow.executor_plugin.common_settings)
         command = f"{shlex.quote(sys.executable)} -m snakemake --snakefile {shlex.quote(workflow.main_snakefile)}"
         command += " --profile none --workflow-profile none --executor local --cores 1 --keep-going"
-        command += f" {settings} --allowed-rules {shlex.join(GATHERING)} -- {shlex.join(targets)}"
-        advice = call_quietly(shlex.split(command), os.environ | {"QUANTHARM_LEFT_OUT": file.name})
+        command += f" {settings} --configfiles {shlex.quote(str(own_config))}"  # in place of those in the settings
+        command += f" --allowed-rules {shlex.join(GATHERING)} -- {shlex.join(targets)}"
+        advice = call_quietly(shlex.split(command), os.environ | {"QUANTHARM_LEFT_OUT": str(left_out_file)})
     print(advice, file=sys.stderr)
