@@ -1,4 +1,4 @@
-"""Ctrl-C at awkward moments: between two jobs, twice, and while the summary of a failed run is made."""
+"""Runs stopped at awkward moments: between two jobs, twice, with their terminal, and while a summary is made."""
 
 import os
 import signal
@@ -11,6 +11,10 @@ from workflow_project import CHECKOUT, ENDS, FAIL, Project, job
 
 # A job that fails and another; `ended` says how the run does. In `onstart`, because the scheduler exists from then on.
 SNAKEFILE = """
+import signal
+
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
 include: "{rules}/onerror.smk"
 
 def gather_finished():
@@ -19,7 +23,7 @@ def gather_finished():
 onstart:
     scheduler, select = workflow.scheduler, workflow.scheduler.job_selector
 
-    def stop(*_):
+    def stop(*_, **__):
         raise KeyboardInterrupt
 
     def between_jobs(jobs):
@@ -27,9 +31,11 @@ onstart:
 
     if config["stop"] == "between":
         scheduler.job_selector = between_jobs
+    scheduler._executor.run_uuid = "name-of-the-run"
     if config["stop"] == "twice":
-        scheduler._executor.run_uuid = "name-of-the-run"
         scheduler.run = scheduler._executor.cancel = stop
+    if config["stop"] == "hangup":
+        scheduler.run = lambda *_, **__: signal.raise_signal(signal.SIGHUP)
 
 rule all:
     input:
@@ -52,6 +58,7 @@ rule second:
 SCANCEL = """#!/bin/sh
 echo "$@" > cancelled
 """
+CANCELLED = "--name=name-of-the-run\n"
 
 
 @pytest.fixture
@@ -75,14 +82,21 @@ def run(tmp_path: Path, snakemakes, monkeypatch):
     ("stop", "flags", "gathered"),
     [("never", ["--keep-going"], True), ("never", [], True), ("between", ["--keep-going"], False)],
 )
-def test_what_a_failed_run_finished_is_gathered_unless_it_is_stopped(run, stop, flags, gathered):
+def test_what_a_failed_run_finished_is_gathered_unless_it_is_stopped(run, tmp_path, stop, flags, gathered):
     assert ("gathered" in run(stop, *flags)) == gathered
+    assert not (tmp_path / "cancelled").exists()  # as nothing ran
 
 
 def test_a_second_ctrl_c_leaves_no_job_of_the_cluster(run, tmp_path):
     """It comes while the executor cancels, and Snakemake then ends without a further word."""
     assert "gathered" not in run("twice")
-    assert (tmp_path / "cancelled").read_text() == "--name=name-of-the-run\n"
+    assert (tmp_path / "cancelled").read_text() == CANCELLED
+
+
+def test_a_closed_terminal_leaves_neither_a_job_nor_the_lock(run, tmp_path):
+    assert "Terminating processes on user request" in run("hangup")
+    assert (tmp_path / "cancelled").read_text() == CANCELLED
+    assert not list((tmp_path / ".snakemake/locks").glob("*"))
 
 
 def test_ctrl_c_while_the_summary_is_made_ends_in_a_sentence(finished: Project):

@@ -1,5 +1,7 @@
 # How a run ends that did not go well: a failed job is left out of summaries and reports; a stopped one is cancelled.
 import atexit
+import contextlib
+import signal
 import subprocess
 
 
@@ -24,6 +26,10 @@ def cancel_running():
 
 if workflow.is_main_process:
     atexit.register(cancel_running)
+    # A terminal that is closed counts as Ctrl-C, so that neither jobs nor the lock stay; except after nohup.
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:
+        with contextlib.suppress(ValueError):  # not the main thread
+            signal.signal(signal.SIGHUP, signal.default_int_handler)
 
 
 onerror:
