@@ -3,6 +3,7 @@
 # Snakemake starts no job whose inputs failed. So at the end of such a run it is called once more, for the summaries and
 # reports alone, with a file that names the unfinished cells, which are then no inputs. The exit code still tells of the
 # failure, and the next run does what failed, and the summaries and reports again, since their parameters changed.
+import signal
 import subprocess
 import tempfile
 import time
@@ -108,7 +109,7 @@ def call_quietly(command, environment):
     try:
         said, _ = gathering.communicate()
     except KeyboardInterrupt:
-        gathering.terminate()
+        gathering.send_signal(signal.SIGINT)  # SIGTERM can find Snakemake's scheduler in its own lock, for ever
         gathering.communicate()
         return "Interrupted before summary and report were made; run the same command again."
     if gathering.returncode != 0:
