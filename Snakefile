@@ -11,7 +11,7 @@ include: "workflow/rules/configuration.smk"  # reads config.yaml
 include: "workflow/rules/common.smk"  # what the rules share: jobs
 include: "workflow/rules/files.smk"  # and files
 include: "workflow/rules/left_out.smk"  # what is done about failed jobs
-include: "workflow/rules/onerror.smk"  # and when
+include: "workflow/rules/onerror.smk"  # and about stopped runs
 include: "workflow/rules/stage.smk"  # what the rules below begin with
 include: "workflow/rules/environment.smk"
 include: "workflow/rules/synthesize.smk"

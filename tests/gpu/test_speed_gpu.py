@@ -21,6 +21,11 @@ from quantharm.speed.timings import random_prompt
 PROMPTS = [[5, 900, 77, 12000], list(range(100, 190)), [31000 - 7 * i for i in range(40)], [9, 8, 7]]
 
 
+def wait_for_the_gpu(_module, _inputs, output):
+    """A forward hook that no capture can hold: the host reads a number."""
+    return output * float(output.sum().isfinite())
+
+
 def test_random_weights_are_finite_and_of_the_usual_scale(wide_source, load):
     folder = Path(wide_source["path"])
     assert wide_source["synthetic"]
@@ -102,10 +107,10 @@ def test_prompts_that_cannot_be_captured_are_read_eagerly(load):
     prompts = [list(range(5 + i, 90 + i)) for i in range(8)]
     expected = [continue_greedily(model, ids, 24, set(), None).token_ids[0] for ids in prompts]
 
-    def waits(_, __, output):
-        return output * float(output.sum().isfinite()) if output.shape[1] > 1 else output
+    def wait(module, inputs, output):
+        return wait_for_the_gpu(module, inputs, output) if output.shape[1] > 1 else output
 
-    handle = model.model.norm.register_forward_hook(waits)
+    handle = model.model.norm.register_forward_hook(wait)
     answers = answer_suite(model, prompts, 24, set())
     handle.remove()
     assert (answers.decoding, answers.reason) == ("captured", None)
@@ -162,7 +167,7 @@ def test_the_check_catches_a_graph_that_reads_other_memory(load):
 
 def test_what_cannot_be_captured_ends_in_a_reason(load):
     model = load("baseline")
-    model.model.norm.register_forward_hook(lambda _, __, output: output * float(output.sum().isfinite()))  # waits
+    model.model.norm.register_forward_hook(wait_for_the_gpu)
     decoder, reason = captured_decoder(model, random_prompt(model, 8), 3)
     assert decoder is None
     assert reason.startswith("the step could not be captured: ")
@@ -173,7 +178,7 @@ def test_what_cannot_be_captured_ends_in_a_reason(load):
 def test_a_benchmark_goes_on_where_no_step_can_be_captured(load):
     """Eagerly; random numbers are drawn and memory is given back after captures that failed, as before them."""
     model = load("baseline")
-    model.model.norm.register_forward_hook(lambda _, __, output: output * float(output.sum().isfinite()))  # waits
+    model.model.norm.register_forward_hook(wait_for_the_gpu)
     result = benchmark(model, 16, 8, 2, 0.0, batch_sizes=[1, 2])
     assert result["captured"]["reason"].startswith("the step could not be captured: ")
     assert [batch["decoding"] for batch in result["batches"]] == ["eager", "eager"]

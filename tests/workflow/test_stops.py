@@ -9,7 +9,7 @@ import pytest
 from limits import HUNG_SECONDS, wait_until
 from workflow_project import CHECKOUT, ENDS, FAIL, Project, job
 
-# A job that fails and another; `ended` says how the run does. In `onstart`, because the scheduler exists from then on.
+# A job that fails and another; `stop` says how the run ends. In `onstart`, because the scheduler exists from then on.
 SNAKEFILE = """
 import signal
 

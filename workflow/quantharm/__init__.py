@@ -6,7 +6,7 @@ import sys
 
 
 def end_in_words(kind, error, traceback):
-    """An excepthook: Ctrl-C is no fault at any moment, also while libraries are imported, which takes seconds."""
+    """An excepthook that answers Ctrl-C with a sentence, also while libraries are imported, which takes seconds."""
     if issubclass(kind, KeyboardInterrupt):
         print("error: interrupted; run the same command again to go on", file=sys.stderr)
     else:

@@ -104,7 +104,10 @@ def entries_left_out(unfinished):
 
 
 def call_quietly(command, environment):
-    """Calls Snakemake, says what it said if it fails, and returns what to tell the user; after Ctrl-C it is awaited."""
+    """Runs a command, prints what it said only if it fails, and returns the advice to the user.
+
+    On Ctrl-C the command is interrupted and awaited.
+    """
     gathering = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:
         said, _ = gathering.communicate()
@@ -132,9 +135,9 @@ def gather_finished():
         left_out_file.write_text(json.dumps(entries), encoding="utf-8")
         # As Snakemake calls itself for a job of its own, with this run's configuration.
         settings = workflow.spawned_job_args_factory.general_args(workflow.executor_plugin.common_settings)
-        command = f"{shlex.quote(sys.executable)} -m snakemake --snakefile {shlex.quote(workflow.main_snakefile)}"
-        command += " --profile none --workflow-profile none --executor local --cores 1 --keep-going"
-        command += f" {settings} --configfiles {shlex.quote(str(own_config))}"  # in place of those in the settings
-        command += f" --allowed-rules {shlex.join(GATHERING)} -- {shlex.join(targets)}"
-        advice = call_quietly(shlex.split(command), os.environ | {"QUANTHARM_LEFT_OUT": str(left_out_file)})
+        command = [sys.executable, "-m", "snakemake", "--snakefile", workflow.main_snakefile]
+        command += "--profile none --workflow-profile none --executor local --cores 1 --keep-going".split()
+        command += [*shlex.split(settings), "--configfiles", str(own_config)]  # in place of those in the settings
+        command += ["--allowed-rules", *GATHERING, "--", *targets]
+        advice = call_quietly(command, os.environ | {"QUANTHARM_LEFT_OUT": str(left_out_file)})
     print(advice, file=sys.stderr)

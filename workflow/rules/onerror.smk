@@ -15,8 +15,8 @@ def stopped():
 def cancel_running():
     """Cancel what SLURM still has of this run, whose jobs all have the run's name.
 
-    The executor itself cancels those of a list, and takes them out of it for as long as it asks SLURM for their states.
-    This is done at the very end, which a second Ctrl-C reaches as well: after that one Snakemake calls no onerror.
+    The executor cancels the jobs on a list of its own, which is empty while it asks SLURM for their states. This is done
+    as the process ends, also after a second Ctrl-C, when Snakemake no longer calls onerror.
     """
     scheduler = workflow.scheduler
     run = scheduler and getattr(scheduler._executor, "run_uuid", None)

@@ -95,17 +95,14 @@ def require_pinned_hub_id(key: str, source: str, revision: str | None, kind: str
         raise UserError(
             f"`{key}.source` in the config is {source!r}, which is no folder with a config.json; correct the path"
         )
-    if not revision:
-        raise UserError(
-            f"`{key}.revision` in the config is missing: pin the hub {kind} to a commit; or, if `source` is "
-            f"meant as a path, correct it: there is no folder {source!r} here"
-        )
+    or_else = f"; or, if `source` is meant as a path, correct it: there is no folder {source!r} here"
+    require_commit(key, revision, kind, or_else)
 
 
-def require_commit(key: str, revision: str | None, kind: str) -> None:
-    """kind: `model` or `checkpoint`."""
+def require_commit(key: str, revision: str | None, kind: str, or_else: str = "") -> None:
+    """kind: `model` or `checkpoint`; or_else: what else the user may have meant."""
     if not revision:
-        raise UserError(f"`{key}.revision` in the config is missing: pin the hub {kind} to a commit")
+        raise UserError(f"`{key}.revision` in the config is missing: pin the hub {kind} to a commit{or_else}")
 
 
 def has_chat_template(folder: Path) -> bool:

@@ -55,7 +55,7 @@ def torch_dtype(name: str):
 
 
 def free_memory(device: str) -> None:
-    """Frees the memory of a model that was just deleted; else the next one would have to fit into the rest of a GPU."""
+    """Frees the memory of what was just deleted; else what comes next would have to fit into the rest of a GPU."""
     gc.collect()
     if device == "cuda":
         import torch
