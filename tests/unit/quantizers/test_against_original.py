@@ -13,7 +13,7 @@ from quantharm.quantizers import against_original
 from quantharm.quantizers.against_original import FACTOR_LIMIT, worst_part
 from quantharm.quantizers.formats.files import headers_of_files
 from quantharm.quantizers.multiplied_parts import multiplied_part
-from quantharm.quantizers.original_weights import original_weight
+from quantharm.quantizers.original_weights import original_weight, pairs_of
 
 ROWS, COLUMNS = 64, 256
 UNWEIGHED = {"quantizer": "torchao"}
@@ -210,3 +210,25 @@ def test_which_methods_may_let_weights_go(tmp_path, quantizer, calibrated, metho
     assert against_original.rounding_was_weighed(record) == weighed
     in_bytes = record | {"bits_per_weight": 8.1}
     assert against_original.rounding_was_weighed(in_bytes) == (weighed and method in (None, "gptq"))
+
+
+def test_beside_a_gpu_threads_read_the_same_pairs(tmp_path):
+    """Without gradients, as in the thread that loads; nothing here asks for a GPU."""
+    save_file({f"m{i}.weight": original(i) for i in range(6)}, tmp_path / "model.safetensors")
+    learned = torch.nn.Parameter(torch.ones(1))
+    matrices = [
+        SimpleNamespace(
+            name=f"m{i}", rows=ROWS, columns=COLUMNS, dequantize=lambda i=i: original(i) * learned, column_order=None
+        )
+        for i in range(7)
+    ]
+    matrices[2].column_order = lambda: torch.arange(COLUMNS).flip(0)
+    threads = torch.get_num_threads()
+    both = [list(pairs_of(torch.nn.Module(), matrices, tmp_path, torch.device(name))) for name in ("cpu", "cuda")]
+    assert torch.get_num_threads() == threads
+    assert [pair is None for pair in both[1]] == [False] * 6 + [True]  # of the last there is no original
+    for here, there in zip(both[0][:6], both[1][:6], strict=True):
+        assert torch.equal(here.dequantized, there.dequantized)
+        assert torch.equal(here.original, there.original)
+        assert not there.dequantized.requires_grad
+    assert torch.equal(both[1][2].dequantized, original(2).flip(1))

@@ -24,9 +24,9 @@ from quantharm.common.records.quantization import QuantizationRecord
 from quantharm.quantizers.formats import families
 from quantharm.quantizers.formats.files import Headers, headers_of_files, read_tensor
 from quantharm.quantizers.multiplied_parts import Multiplied, in_parts, multiplied_part, were_let_go
-from quantharm.quantizers.original_weights import original_weight, stored_by_inputs
+from quantharm.quantizers.original_weights import pairs_of
 from quantharm.quantizers.plain_tensors import faults_of_plain
-from quantharm.quantizers.quantized_layers import QuantizedMatrix, stored_name
+from quantharm.quantizers.quantized_layers import QuantizedMatrix
 
 PART = 32  # columns
 FACTOR_LIMIT = 16.0  # times the matrix's median error; sound parts reach 6.4 (tests/benchmark/wrong_scales.csv)
@@ -129,24 +129,15 @@ def shift_of(error: torch.Tensor, original: torch.Tensor) -> float:
 
 def compare(model, matrices: list[QuantizedMatrix], source: Path, weighed: bool) -> dict[str, Worst]:
     """{matrix: its worst part}, for the matrices whose original lies in the folder `source`."""
-    headers = headers_of_files(weight_files(source))
-    rescaled, worst_parts = is_rescaled(model, headers), {}
-    by_inputs = stored_by_inputs(headers, matrices)
+    rescaled, worst_parts = is_rescaled(model, headers_of_files(weight_files(source))), {}
     device = next((parameter.device for _, parameter in model.named_parameters()), torch.device("cpu"))
-    for matrix in matrices:
-        names = (matrix.name, stored_name(model, matrix.name))
-        originals = (original_weight(headers, name, matrix.rows, matrix.columns, by_inputs) for name in names)
-        original = next((weight for weight in originals if weight is not None), None)
-        if original is None or matrix.dequantize is None:
+    for matrix, pair in zip(matrices, pairs_of(model, matrices, source, device), strict=True):
+        if pair is None:
             continue
-        dequantized = matrix.dequantize()
-        if matrix.column_order is not None:
-            order = matrix.column_order()
-            dequantized, original = dequantized[:, order], original[:, order]
         try:
-            worst = worst_of(dequantized.to(device), original.to(device), rescaled, weighed)
+            worst = worst_of(pair.dequantized.to(device), pair.original.to(device), rescaled, weighed)
         except torch.OutOfMemoryError:  # beside a model that fills its GPU
-            worst = worst_of(dequantized, original, rescaled, weighed)
+            worst = worst_of(*pair, rescaled, weighed)
         worst_parts[matrix.name] = worst
     return worst_parts
 

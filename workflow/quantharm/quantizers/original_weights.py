@@ -1,10 +1,60 @@
-"""The matrices of the model that was quantized, read from its files one at a time."""
+"""The matrices of the model that was quantized, read from its files one at a time, beside what became of them."""
+
+import concurrent.futures
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
+from quantharm.common.ahead import results_ahead
+from quantharm.common.checkpoint_files import weight_files
 from quantharm.quantizers.experts import ONE_EXPERT, published_name
-from quantharm.quantizers.formats.files import Headers, read_part, read_tensor
-from quantharm.quantizers.quantized_layers import QuantizedMatrix
+from quantharm.quantizers.formats.files import Headers, headers_of_files, read_part, read_tensor
+from quantharm.quantizers.quantized_layers import QuantizedMatrix, stored_name
+
+HOST_THREADS = 4  # each holds a matrix four times over, 1 GB of the largest of a 7B model
+
+
+class Pair(NamedTuple):
+    """A matrix of the quantized file and the original's, [rows, columns] float32, a group's columns side by side."""
+
+    dequantized: torch.Tensor
+    original: torch.Tensor
+
+
+def pairs_of(model, matrices: list[QuantizedMatrix], source: Path, device: torch.device) -> Iterator[Pair | None]:
+    """The pair of each matrix, in order; None where the folder `source` holds no original, or nothing dequantizes it.
+
+    device: which compares them. While a GPU does, threads read and dequantize the next ones, the most of the work then.
+    """
+    headers = headers_of_files(weight_files(source))
+    by_inputs = stored_by_inputs(headers, matrices)
+
+    def pair_of(matrix: QuantizedMatrix) -> Pair | None:
+        names = (matrix.name, stored_name(model, matrix.name))
+        originals = (original_weight(headers, name, matrix.rows, matrix.columns, by_inputs) for name in names)
+        original = next((weight for weight in originals if weight is not None), None)
+        if original is None or matrix.dequantize is None:
+            return None
+        dequantized = matrix.dequantize()
+        if matrix.column_order is not None:
+            order = matrix.column_order()
+            return Pair(dequantized[:, order], original[:, order])
+        return Pair(dequantized, original)
+
+    if device.type == "cpu":
+        yield from map(pair_of, matrices)
+        return
+    cores = torch.get_num_threads()
+    threads = min(HOST_THREADS, cores)
+    torch.set_num_threads(cores // threads)  # new threads take this number
+    no_gradients = (torch.set_grad_enabled, (False,))  # which loading says to its own thread alone
+    try:
+        with concurrent.futures.ThreadPoolExecutor(threads, "", *no_gradients) as pool:
+            yield from results_ahead(pool, pair_of, matrices, threads)
+    finally:
+        torch.set_num_threads(cores)
 
 
 def stored_by_inputs(headers: dict[str, Headers], matrices: list[QuantizedMatrix]) -> bool:

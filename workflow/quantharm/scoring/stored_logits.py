@@ -4,9 +4,7 @@ A store of anything but the caller's own trace, model, device or protocol is ref
 carry checksums, so that a flipped bit is an error, not a figure.
 """
 
-import collections
 import concurrent.futures
-import itertools
 import json
 import queue
 from collections.abc import Callable, Iterator, Mapping
@@ -19,6 +17,7 @@ import pyarrow
 import pyarrow.parquet
 import torch
 
+from quantharm.common.ahead import results_ahead
 from quantharm.common.errors import UserError
 from quantharm.common.records.logits import StoreMetadata
 from quantharm.scoring.store_format import FORMATS, LOG_PROBABILITIES, METADATA_KEY, Entries, entries_of, store_schema
@@ -158,11 +157,7 @@ def read_store(path: Path, readers: int = 1, pinned: bool = False, wanted: Wante
         finally:
             files.put(free)
 
-    groups = iter(range(file.num_row_groups))
     with concurrent.futures.ThreadPoolExecutor(readers) as pool:
-        ahead = collections.deque(pool.submit(read, group) for group in itertools.islice(groups, readers))
-        while ahead:
-            current = ahead.popleft().result()
-            ahead.extend(pool.submit(read, group) for group in itertools.islice(groups, 1))
+        for current in results_ahead(pool, read, range(file.num_row_groups), readers):
             if current is not None:
                 yield current

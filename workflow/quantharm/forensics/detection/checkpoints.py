@@ -1,6 +1,5 @@
 """The scan of a whole checkpoint: of a folder, or of a quantized cell's dequantized weights."""
 
-import collections
 import concurrent.futures
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from quantharm.common.ahead import results_ahead
 from quantharm.common.checkpoint_files import gguf_file, listed, weight_files
 from quantharm.common.records.integrity import DequantizedScan, FolderScan, MatrixScan
 from quantharm.common.records.quantization import QuantizationRecord
@@ -28,16 +28,11 @@ def scan_matrices(matrices: Iterable[Matrix]) -> list[MatrixScan]:
     """
     cores = torch.get_num_threads()
     threads = min(cores, SCAN_THREADS)
-    scanned: list[MatrixScan] = []
-    waiting: collections.deque = collections.deque()
     torch.set_num_threads(1)
     try:
         with concurrent.futures.ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            for matrix in tqdm(matrices, desc="scan", unit="matrix", mininterval=5):
-                waiting.append(pool.submit(scan_matrix, matrix))
-                if len(waiting) > 2 * threads:
-                    scanned.append(waiting.popleft().result())
-            return scanned + [scan.result() for scan in waiting]
+            shown = tqdm(matrices, desc="scan", unit="matrix", mininterval=5)
+            return list(results_ahead(pool, scan_matrix, shown, 2 * threads))
     finally:
         torch.set_num_threads(cores)
 
