@@ -1,5 +1,5 @@
 """Where the divergence stage's inner loop loses time: its parts, one after the other in each round, beside a bare
-forward loop over the same sequences. Random weights, a random trace of 96 prompts × 100 tokens and one text window.
+forward loop over the same sequences. Random weights, a random trace of 96 prompts × 100 tokens.
 
     PYTHONPATH=workflow python tests/benchmark/divergence_parts.py [--architecture mistral-7b --rounds 5]
 
@@ -87,7 +87,7 @@ def main() -> None:
     shape = read_architecture(arguments.architecture)
     model = random_model(model_configuration(shape, TOKENIZER), choose_device("auto", 1))
     size = Size(shape["num_hidden_layers"], shape["vocab_size"], arguments.prompts, arguments.new_tokens)
-    trace = random_trace(size, window_tokens=2048)
+    trace = random_trace(size, windows=[])
     with tempfile.TemporaryDirectory() as folder:
         store = Path(folder) / "logits.parquet"
         fill(model, trace, store, "hidden_states")

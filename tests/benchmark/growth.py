@@ -24,7 +24,7 @@ from quantharm.config.architectures import MISTRAL_7B
 from quantharm.logits import make_trace
 from quantharm.models.devices import choose_device
 from quantharm.models.loading import quiet
-from quantharm.perplexity import score_windows
+from quantharm.perplexity import score_against_store
 from quantharm.scoring.kl_divergence import score_store
 from quantharm.scoring.worst_positions import WorstPositions
 from quantharm.speed.decoding import continue_greedily
@@ -32,10 +32,9 @@ from quantharm.synthesize import model_configuration
 
 PROMPT_TOKENS = 48
 WINDOWS = 8
-TEXT_WINDOWS = 1
 GENERATED_PROMPTS = 3
 COLUMNS = ["layers", "vocabulary", "prompts", "new tokens", "parameters, 10^9", "generation, s a prompt", "logits, s"]
-COLUMNS += ["divergence, s", "share of a bare forward loop", "perplexity, s", "share", "store, MB"]
+COLUMNS += ["divergence, s", "share of a bare forward loop", "perplexity and KL, s", "share", "store, MB"]
 COLUMNS += ["peak over the weights, GB"]
 
 
@@ -51,8 +50,8 @@ def ids(generator: torch.Generator, vocabulary: int, count: int) -> list[int]:
     return torch.randint(5, vocabulary, (count,), generator=generator).tolist()
 
 
-def random_trace(size: Size, window_tokens: int) -> pandas.DataFrame:
-    """trace.parquet of random tokens: the prompts with their continuations, and TEXT_WINDOWS of text."""
+def random_trace(size: Size, windows: list[list[int]]) -> pandas.DataFrame:
+    """trace.parquet of random tokens: the prompts with their continuations, then the windows of text."""
     generator = torch.Generator().manual_seed(0)
     rows = [
         {
@@ -63,7 +62,6 @@ def random_trace(size: Size, window_tokens: int) -> pandas.DataFrame:
         }
         for i in range(size.prompts)
     ]
-    windows = [ids(generator, size.vocabulary, window_tokens) for _ in range(TEXT_WINDOWS)]
     return make_trace(pandas.DataFrame(rows), windows)
 
 
@@ -71,9 +69,9 @@ def measure(model, size: Size, window_tokens: int, rounds: int) -> list[str]:
     device = model.get_input_embeddings().weight.device
     generator = torch.Generator().manual_seed(1)
     windows = [ids(generator, size.vocabulary, window_tokens) for _ in range(WINDOWS)]
-    trace = random_trace(size, window_tokens)
-    sequences = [list(token_ids) for token_ids in trace["token_ids"]]
-    prompts = [sequence[:PROMPT_TOKENS] for sequence in sequences[: size.prompts]]
+    trace = random_trace(size, windows)
+    sequences = [list(token_ids) for token_ids in trace["token_ids"][: size.prompts]]
+    prompts = [sequence[:PROMPT_TOKENS] for sequence in sequences]
     continue_greedily(model, prompts[0], 4, set(), None)  # warm-up
     peak = "–"
     if device.type == "cuda":
@@ -84,16 +82,16 @@ def measure(model, size: Size, window_tokens: int, rounds: int) -> list[str]:
         seconds_of(continue_greedily, model, prompt, size.new_tokens, set(), None)
         for prompt in prompts[:GENERATED_PROMPTS]
     )
-    times: dict[str, list[float]] = {"logits": [], "divergence": [], "perplexity": [], "trace": [], "windows": []}
+    times: dict[str, list[float]] = {"logits": [], "divergence": [], "perplexity": [], "prompts": [], "windows": []}
     with tempfile.TemporaryDirectory() as folder:
         store = Path(folder) / "logits.parquet"
         for _ in range(rounds + 1):
             times["logits"].append(seconds_of(fill, model, trace, store, "hidden_states"))
             times["divergence"].append(seconds_of(score_store, model, store, trace, WorstPositions()))
-            times["perplexity"].append(seconds_of(score_windows, model, windows, False))
-            if device.type == "cuda" and not times["trace"]:
+            times["perplexity"].append(seconds_of(score_against_store, model, windows, store, False))
+            if device.type == "cuda" and not times["prompts"]:
                 peak = f"{(torch.cuda.max_memory_allocated() - before) / 1e9:.2f}"  # of the stages, not the bare loop
-            times["trace"].append(seconds_of(bare_forward, model, sequences))
+            times["prompts"].append(seconds_of(bare_forward, model, sequences))
             times["windows"].append(seconds_of(bare_forward, model, windows))
         megabytes = store.stat().st_size / 1e6
     measured = {name: values[1:] for name, values in times.items()}  # the first round warms up
@@ -107,7 +105,7 @@ def measure(model, size: Size, window_tokens: int, rounds: int) -> list[str]:
         f"{generation:.2f}",
         f"{median(measured['logits']):.2f}",
         f"{median(measured['divergence']):.2f}",
-        share("trace", "divergence"),
+        share("prompts", "divergence"),
         f"{median(measured['perplexity']):.2f}",
         share("windows", "perplexity"),
         f"{megabytes:.0f}",
