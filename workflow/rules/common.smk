@@ -41,6 +41,7 @@ if config["warm_start"] and workflow.is_main_process:
     folder_of_server = tempfile.mkdtemp(prefix="quantharm-")
     atexit.register(shutil.rmtree, folder_of_server, True)
     os.environ[warm_start.VARIABLE] = f"{folder_of_server}:{os.getpid()}"
+    os.environ[warm_start.PATH_VARIABLE] = os.environ.get("PYTHONPATH", "")
 
 
 wildcard_constraints:

@@ -147,6 +147,34 @@ def test_what_a_cluster_started_is_started_as_ever(stage):
     other.wait()
 
 
+def test_a_job_with_packages_of_its_own_is_started_as_ever(stage, tmp_path):
+    """The server's libraries were imported without them, and remember that they were not there."""
+    package, own = tmp_path / "package", tmp_path / "own"
+    out, err = (process := stage("", PYTHONPATH=f"{own}:{package}")).communicate(timeout=HUNG_SECONDS)
+    assert (int(err.split()[0]), out.endswith("False\n")) == (process.pid, True)
+    of_the_run = {warm_start.PATH_VARIABLE: f"workflow:{own}", "PYTHONPATH": f"{package}:workflow:{own}"}
+    out, err = (process := stage("", **of_the_run)).communicate(timeout=HUNG_SECONDS)
+    assert (int(err.split()[0]) != process.pid, out.endswith("True\n")) == (True, True)
+
+
+def test_the_server_has_the_libraries_of_the_runs_path(tmp_path, monkeypatch):
+    """A run with newer libraries in PYTHONPATH once computed with the interpreter's own, and recorded the newer."""
+    (tmp_path / "decimal.py").write_text("print('of the path')")
+    folder = tmp_path / "server"
+    folder.mkdir()
+    monkeypatch.setenv(warm_start.PATH_VARIABLE, str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path / 'extra'}:{PACKAGE}:{tmp_path}")  # of the job that starts it
+    started = []
+    with monkeypatch.context() as patched:
+        patched.setattr(subprocess, "Popen", lambda command, env, **_: started.append((command, env)))
+        warm_start.start_server(str(folder), str(os.getpid()))
+    command, environment = started[0]
+    with subprocess.Popen([*command, "decimal"], env=environment, stdout=subprocess.PIPE, text=True) as server:
+        until(lambda: (folder / "socket").exists())
+        server.kill()
+        assert server.stdout.read().startswith("of the path\n")
+
+
 def test_the_first_job_starts_the_server_and_is_started_as_ever(stage, tmp_path, monkeypatch):
     folder = tmp_path / "new"
     folder.mkdir()

@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import NoReturn
 
 VARIABLE = "QUANTHARM_WARM_START"  # FOLDER:PID, the folder of the socket and the process of the run
+PATH_VARIABLE = "QUANTHARM_WARM_PATH"  # PYTHONPATH of the run, from which the server takes its libraries, too
+PACKAGE = os.path.abspath(Path(__file__).parents[2])
 SERVER = Path(__file__).with_name("fork_server.py")
 # Stages that use the network; a fork of the server's libraries could not: those have been told to stay offline.
 ONLINE = ("quantharm.fetch", "quantharm.fetch_text", "quantharm.fetch_tasks")
@@ -24,10 +26,16 @@ FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def hand_over() -> None:
-    """Called first in a stage: a fork runs it, and this process ends as the fork ends. Returns without a server."""
+    """Called first in a stage: a fork runs it, and this process ends as the fork ends. Returns without a server.
+
+    A job that has folders of its own in its PYTHONPATH starts as ever: the server's libraries were imported without
+    them, may be other versions, and remember what was not there.
+    """
     folder, _, run = os.environ[VARIABLE].rpartition(":")
     words = sys.orig_argv[sys.orig_argv.index("-m") + 1 :]
     if not Path(folder).is_dir() or not is_ancestor(int(run)):
+        return
+    if libraries(os.environ.get("PYTHONPATH", "")) != libraries(os.environ.get(PATH_VARIABLE, "")):
         return
     if words[0] in ONLINE:
         start_server(folder, run)  # for those that follow
@@ -40,6 +48,11 @@ def hand_over() -> None:
             start_server(folder, run)
             return
         end_as(connection)
+
+
+def libraries(path: str) -> list[str]:
+    """The folders of a PYTHONPATH but this package's, which a fork imports anew."""
+    return [folder for folder in path.split(os.pathsep) if folder and os.path.abspath(folder) != PACKAGE]
 
 
 def is_ancestor(process: int) -> bool:
@@ -63,11 +76,12 @@ def start_server(folder: str, run: str) -> None:
         (Path(folder) / "starting").touch(exist_ok=False)
     except OSError:
         return
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    path = os.pathsep.join(libraries(os.environ.get(PATH_VARIABLE, "")))
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONPATH": path}
     with open(f"{folder}/log", "w") as log:
         subprocess.Popen(
             [sys.executable, "-P", str(SERVER), folder, run],  # -P: no module here may stand for one of Python's own
-            env={key: value for key, value in environment.items() if key not in ("PYTHONPATH", VARIABLE)},
+            env={key: value for key, value in environment.items() if key != VARIABLE},
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
