@@ -1,8 +1,12 @@
 """Where a store was filled, by all that decides how products are rounded."""
 
+import importlib.metadata
+import sys
+from types import SimpleNamespace
+
 import pytest
 
-from quantharm.common.provenance import device_name, filled_here, how_computed, versions
+from quantharm.common.provenance import device_name, filled_here, how_computed, version_of, versions
 
 
 @pytest.fixture
@@ -20,3 +24,16 @@ def test_another_device_library_or_instruction_set_is_elsewhere(store, key):
     assert not filled_here(store | {key: "another"}, "cpu")
     del store[key]
     assert not filled_here(store, "cpu")
+
+
+def test_the_version_is_of_the_module_that_runs(monkeypatch):
+    """Its folder may stand in front of the installed one's, without a word on its version."""
+    installed = importlib.metadata.version("tqdm")
+    for running, recorded in (("0.1", "0.1"), (installed, installed), (f"{installed}+cpu", installed)):
+        monkeypatch.setitem(sys.modules, "tqdm", SimpleNamespace(__version__=running))
+        assert version_of("tqdm") == recorded
+    monkeypatch.delitem(sys.modules, "tqdm")
+    assert version_of("tqdm") == installed
+    monkeypatch.setitem(sys.modules, "awq", SimpleNamespace(__version__="7"))
+    assert version_of("autoawq") == "7"
+    assert version_of("no-package") is None

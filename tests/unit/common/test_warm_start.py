@@ -159,11 +159,13 @@ def test_a_job_with_packages_of_its_own_is_started_as_ever(stage, tmp_path):
 
 def test_the_server_has_the_libraries_of_the_runs_path(tmp_path, monkeypatch):
     """A run with newer libraries in PYTHONPATH once computed with the interpreter's own, and recorded the newer."""
-    (tmp_path / "decimal.py").write_text("print('of the path')")
-    folder = tmp_path / "server"
-    folder.mkdir()
+    folder, own = tmp_path / "server", tmp_path / "own"
+    for made in (folder, own):
+        made.mkdir()
+    (tmp_path / "decimal.py").write_text("print('of the run')")
+    (own / "decimal.py").write_text("print('of one job')")
     monkeypatch.setenv(warm_start.PATH_VARIABLE, str(tmp_path))
-    monkeypatch.setenv("PYTHONPATH", f"{tmp_path / 'extra'}:{PACKAGE}:{tmp_path}")  # of the job that starts it
+    monkeypatch.setenv("PYTHONPATH", f"{own}:{PACKAGE}:{tmp_path}")  # of the job that starts it
     started = []
     with monkeypatch.context() as patched:
         patched.setattr(subprocess, "Popen", lambda command, env, **_: started.append((command, env)))
@@ -172,7 +174,7 @@ def test_the_server_has_the_libraries_of_the_runs_path(tmp_path, monkeypatch):
     with subprocess.Popen([*command, "decimal"], env=environment, stdout=subprocess.PIPE, text=True) as server:
         until(lambda: (folder / "socket").exists())
         server.kill()
-        assert server.stdout.read().startswith("of the path\n")
+        assert server.stdout.read().startswith("of the run\n")
 
 
 def test_the_first_job_starts_the_server_and_is_started_as_ever(stage, tmp_path, monkeypatch):

@@ -21,14 +21,20 @@ if TYPE_CHECKING:
 # The way in which a cell computed, beside its device's name; cells are compared only when all of it is equal.
 COMPUTE_KEYS = ("compute_dtype", "instruction_set", "onednn_instruction_set", "compute_capability", "tf32")
 PACKAGES = ["torch", "transformers", "tokenizers", "bitsandbytes", "autoawq", "gptqmodel", "numpy", "scipy", "pyarrow"]
+MODULES = {"autoawq": "awq"}  # where the name differs
 
 
 def version_of(package: str) -> str | None:
-    """Version of an installed package; None where it is missing."""
+    """Version of a package: as installed, but of the module that runs where it says another; None where it is missing.
+
+    A folder in PYTHONPATH may hold modules without a word on their version, in front of those that are installed.
+    """
+    running = getattr(sys.modules.get(MODULES.get(package, package)), "__version__", None)
     try:
-        return importlib.metadata.version(package)
+        installed = importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
-        return None
+        return running
+    return running if running and running.partition("+")[0] != installed.partition("+")[0] else installed
 
 
 @functools.cache
