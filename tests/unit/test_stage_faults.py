@@ -494,3 +494,29 @@ def test_ctrl_c_while_a_stage_imports_its_libraries_ends_in_a_sentence(tmp_path,
     done = subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True)
     assert done.returncode != 0
     assert done.stderr == "error: interrupted; run the same command again to go on\n"
+
+
+@pytest.mark.parametrize("library", ["argparse", "torch"])
+def test_a_library_that_an_interpreter_lacks_is_named(tmp_path, library):
+    """Of `python:` in the config; found when a stage begins, or inside a quantizer."""
+    (tmp_path / f"{library}.py").write_text("import a_library_that_is_not_there")
+    path = os.pathsep.join([str(tmp_path), str(Path(fetch.__file__).parents[1])])
+    command = [sys.executable, "-m", "quantharm.checks"]
+    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert done.stderr.startswith(
+        f"error: the interpreter {sys.executable} (`python:` in the config) lacks a module (No"
+    )
+    assert "'a_library_that_is_not_there'); install envs/evaluation.txt" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_module_of_the_project_that_is_not_there_is_our_fault(tmp_path):
+    """No advice to install anything: a traceback."""
+    package = tmp_path / "quantharm"
+    package.mkdir()
+    (package / "__init__.py").symlink_to(Path(fetch.__file__).with_name("__init__.py"))
+    (package / "stage.py").write_text("import quantharm.not_there")
+    command = [sys.executable, "-m", "quantharm.stage"]
+    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True)
+    assert "Traceback" in done.stderr

@@ -6,9 +6,14 @@ import sys
 
 
 def end_in_words(kind, error, traceback):
-    """An excepthook that answers Ctrl-C with a sentence, also while libraries are imported, which takes seconds."""
+    """An excepthook with a sentence for Ctrl-C, also while libraries are imported, and for one that is missing."""
     if issubclass(kind, KeyboardInterrupt):
         print("error: interrupted; run the same command again to go on", file=sys.stderr)
+    elif issubclass(kind, ModuleNotFoundError) and (error.name or "").partition(".")[0] != __name__:
+        from quantharm.common.errors import PINS, first_line
+
+        lacks = f"the interpreter {sys.executable} (`python:` in the config) lacks a module ({first_line(error)})"
+        print(f"error: {lacks}; install {PINS} into it", file=sys.stderr)
     else:
         sys.__excepthook__(kind, error, traceback)
 

@@ -183,3 +183,22 @@ def test_awq_refuses_what_is_not_whole_before_it_computes(changed, tmp_path, dam
     message = refused(awq.quantize, source, settings, "bfloat16", "cpu", 1, tmp_path / "out", text)
     words = {"missing": "1 missing", "cut": "is not a whole safetensors file", "pointer": "Git LFS pointer"}
     assert words[damage] in message
+
+
+@pytest.mark.parametrize(
+    ("error", "advice"),
+    [
+        (
+            ValueError("AConfig requires alib to be installed. Install with `pip install alib`"),
+            "in the versions of envs/",
+        ),
+        (ImportError("This file requires packages that were not found: einops"), "in the versions of envs/"),
+        (ValueError("its model type is not known\nor: pip install --upgrade transformers"), "fetch it again"),
+    ],
+)
+def test_a_package_that_loading_asks_for_is_no_fault_of_the_model(checkpoints, monkeypatch, error, advice):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", fail)
+    assert advice in refused(load_checkpoint, checkpoints["llama"], TRUSTED, "float32", "cpu", 1)

@@ -1,6 +1,10 @@
 """The exception for faults that the user can mend."""
 
+import sys
+
 from quantharm.common.sanitize import visible
+
+PINS = "envs/evaluation.txt (for packages of some methods only: another file there)"
 
 
 class UserError(Exception):
@@ -17,3 +21,10 @@ def first_line(error: BaseException) -> str:
     """The first line of an error's message, or the error's class where it has none."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__
+
+
+def remedy_for(error: BaseException, otherwise: str) -> str:
+    """What to do about an error of a library: install the package that it asks for, or what `otherwise` says."""
+    if isinstance(error, ImportError) or "pip install" in first_line(error):
+        return f"install what it asks for into {sys.executable}, in the versions of {PINS}"
+    return otherwise

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TypedDict, cast
 
 from quantharm.common.checkpoint_files import gguf_file, listed, read_checkpoint_config, weight_files
-from quantharm.common.errors import UserError, first_line
+from quantharm.common.errors import UserError, first_line, remedy_for
 
 HOW_TO_MEND = "fetch the model again, or take the config.json that belongs to it"
 
@@ -52,9 +52,8 @@ def load_whole(folder: Path, **settings):
         )
     except (OSError, ValueError, TypeError, ImportError, KeyError, SafetensorError, NotImplementedError) as error:
         refuse_as_accounted(folder, error)
-        raise UserError(
-            f"the model in {folder} cannot be loaded ({first_line(error)}); fetch it again, or name another"
-        ) from None
+        remedy = remedy_for(error, "fetch it again, or name another")
+        raise UserError(f"the model in {folder} cannot be loaded ({first_line(error)}); {remedy}") from None
     except RuntimeError as error:
         refuse_as_accounted(folder, error)
         raise

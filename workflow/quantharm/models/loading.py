@@ -10,7 +10,7 @@ from pathlib import Path
 
 from quantharm import engines
 from quantharm.common.checkpoint_files import weight_files
-from quantharm.common.errors import UserError, first_line
+from quantharm.common.errors import UserError, first_line, remedy_for
 from quantharm.common.files import read_json
 from quantharm.common.records.quantization import CheckpointRecord, QuantizationRecord
 from quantharm.common.records.source import Located, Trust
@@ -53,9 +53,8 @@ def load_tokenizer(source: Located):
             place, trust_remote_code=source["trust_remote_code"], local_files_only=True
         )
     except (OSError, ValueError, ImportError) as error:
-        raise UserError(
-            f"the tokenizer in {source['path']} cannot be loaded ({first_line(error)}); fetch the model again"
-        ) from None
+        remedy = remedy_for(error, "fetch the model again")
+        raise UserError(f"the tokenizer in {source['path']} cannot be loaded ({first_line(error)}); {remedy}") from None
 
 
 def load_config(source: Located):
