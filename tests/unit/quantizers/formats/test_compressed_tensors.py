@@ -309,6 +309,18 @@ def test_words_are_unpacked_over_their_ends():
     assert torch.equal(packing.unpack_words(packed, 3, 21), numbers)
 
 
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_words_are_unpacked_from_the_low_bits_up(bits):
+    """As the numbers that straddle no word; the highest bit of a word is no sign."""
+    numbers = torch.randint(0, 2**bits, (3, 2 * 32 // bits), generator=torch.Generator().manual_seed(0))
+    numbers[0] = 2**bits - 1
+    words = [sum(n << (bits * i) for i, n in enumerate(line)) for line in numbers.tolist()]
+    unsigned = torch.tensor([[w & 0xFFFFFFFF, w >> 32] for w in words])
+    packed = torch.where(unsigned >= 2**31, unsigned - 2**32, unsigned).int()
+    for stored in (packed, unsigned):  # GPTQ's zero points, one added, come as unsigned words
+        assert packing.unpack_words(stored, bits, numbers.shape[1] - 1).tolist() == numbers[:, :-1].tolist()
+
+
 def test_fp4_and_exponents_by_hand():
     assert packing.unpack_fp4(torch.tensor([[0x1F, 0x72]], dtype=torch.uint8)).tolist() == [[-6.0, 0.5, 1.0, 6.0]]
     assert packing.exponent_scale(torch.tensor([127, 128, 120], dtype=torch.uint8)).tolist() == [1.0, 2.0, 2.0**-7]

@@ -145,20 +145,22 @@ def is_gemv(tensors: "Mapping[str, Tensor]") -> bool:
 
 
 def unpack(packed: "Tensor", channels: tuple[int, ...]) -> "Tensor":
-    """[n, words] int32 → [n, 8 · words] 4-bit numbers; the i-th from the low bits of a word is channel channels[i]."""
+    """[words, n] int32 → [8 · words, n] 4-bit numbers, int8; the i-th from a word's low end is channel channels[i]."""
     import torch
 
-    return ((packed.unsqueeze(-1) >> (4 * torch.tensor(channels).argsort())) & 15).flatten(1)
+    shifts = (4 * torch.tensor(channels).argsort()).int()
+    return ((packed.unsqueeze(1) >> shifts[:, None]) & 15).to(torch.int8).flatten(0, 1)
 
 
 def codes(tensors: "Mapping[str, Tensor]", group: int) -> "Tensor":
-    """Code - zero of each weight, as stored; [rows, columns] int32."""
+    """Code - zero of each weight, as stored; [rows, columns] int8."""
+    packed, zeros = tensors["qweight"].t().contiguous(), tensors["qzeros"].t().contiguous()
     if is_gemv(tensors):
-        packed = unpack(tensors["qweight"], IN_ORDER)
-        zeros = unpack(tensors["qzeros"], IN_ORDER)[:, : packed.shape[1] // group]
-        return packed - zeros.repeat_interleave(group, dim=1)
-    zeros = unpack(tensors["qzeros"], GEMM_CHANNELS).repeat_interleave(group, dim=0)  # [groups, outputs] → [inputs, …]
-    return (unpack(tensors["qweight"], GEMM_CHANNELS) - zeros).t().contiguous()
+        levels = unpack(packed, IN_ORDER).t().contiguous()
+        zeros = unpack(zeros, IN_ORDER).t()[:, : levels.shape[1] // group]
+    else:  # [inputs, outputs / 8], [groups, outputs / 8]
+        levels, zeros = unpack(packed, GEMM_CHANNELS), unpack(zeros, GEMM_CHANNELS)
+    return (levels.unflatten(1, (-1, group)) - zeros.unsqueeze(-1)).flatten(1)
 
 
 def dequantize(checkpoint: Path, name: str, group: int) -> "Tensor":
@@ -168,7 +170,7 @@ def dequantize(checkpoint: Path, name: str, group: int) -> "Tensor":
     tensors = stored_tensors(checkpoint, name)
     levels, scales = codes(tensors, group), tensors["scales"].float()
     scales = scales[:, : levels.shape[1] // group] if is_gemv(tensors) else scales.t()
-    return levels.float() * scales.repeat_interleave(group, dim=1)
+    return (levels.float().unflatten(1, (-1, group)) * scales.unsqueeze(-1)).flatten(1)
 
 
 def multiply_in_float32(module) -> None:

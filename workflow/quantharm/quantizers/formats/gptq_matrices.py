@@ -59,7 +59,7 @@ def inputs_and_outputs(module) -> tuple[int, int]:
 
 
 def codes(tensors: "Mapping[str, Tensor]", bits: int, first: bool) -> "Tensor":
-    """Code - zero of each weight, as stored; [rows, columns] int64. first: zero points are stored less 1."""
+    """Code - zero of each weight, as stored; [rows, columns] int32. first: zero points are stored less 1."""
     import torch
 
     from quantharm.quantizers.formats.packing import unpack_words

@@ -6,11 +6,17 @@ FP4_LEVELS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)  # magnitudes of E2M1; the
 
 
 def unpack_words(packed: torch.Tensor, bits: int, count: int) -> torch.Tensor:
-    """[n, words] int32 → [n, count] integers of `bits` bits, from the low bits up; some straddle two words."""
+    """[n, words] int32 (or int64 of 32 bits) → [n, count] integers of `bits` bits, int32, from the low bits up.
+
+    Of 3, 5, 6 and 7 bits some straddle two words.
+    """
+    if 32 % bits == 0:
+        shifts = torch.arange(0, 32, bits, dtype=torch.int32)
+        return ((packed.to(torch.int32).unsqueeze(-1) >> shifts) & (2**bits - 1)).flatten(1)[:, :count]
     places = torch.arange(count) * bits
     word, shift = places // 32, places % 32
     words = torch.nn.functional.pad(packed.to(torch.int64) & 0xFFFFFFFF, (0, 1))
-    return ((words[:, word] | (words[:, word + 1] << 32)) >> shift) & (2**bits - 1)
+    return (((words[:, word] | (words[:, word + 1] << 32)) >> shift) & (2**bits - 1)).int()
 
 
 def unpack_fp4(packed: torch.Tensor) -> torch.Tensor:
