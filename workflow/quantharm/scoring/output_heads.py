@@ -16,7 +16,7 @@ import torch
 from quantharm.common.records.logits import HeadDescription, HeadSettings
 from quantharm.common.text import language_config
 
-ROWS_COMPARED_AT_ONCE = 4096  # of the weights of two heads
+ROWS_AT_ONCE = 4096  # of a head's weights
 # Keys of configurations, as architectures of transformers name what they do to their logits.
 FACTORS = ("logit_scale", "lm_head_multiplier", "output_multiplier")
 DIVISORS = ("logits_scaling",)
@@ -160,8 +160,8 @@ def on(head: OutputHead, device: torch.device) -> OutputHead:
 
 
 def row_slices(weight: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Slices of rows, so that comparing two heads takes little memory."""
-    return weight.split(ROWS_COMPARED_AT_ONCE)
+    """Slices of rows, so that looking at a head or comparing two takes little memory beside them."""
+    return weight.split(ROWS_AT_ONCE)
 
 
 def is_same(first: OutputHead, second: OutputHead) -> bool:

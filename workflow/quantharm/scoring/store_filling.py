@@ -12,7 +12,7 @@ from quantharm.common.errors import UserError
 from quantharm.common.records.logits import FormOfStore, HiddenStates, StoreMetadata
 from quantharm.models.devices import torch_dtype
 from quantharm.scoring.forward import background_scorer, check_ids, last_hidden_states, output_head, slices_of
-from quantharm.scoring.output_heads import OutputHead, narrowed, plain_head
+from quantharm.scoring.output_heads import OutputHead, narrowed, plain_head, row_slices
 from quantharm.scoring.store_format import HIDDEN_STATES, LOG_PROBABILITIES
 from quantharm.scoring.store_writer import StoreWriter
 
@@ -36,7 +36,7 @@ def head_to_keep(model, asked: str, dtype: str) -> tuple[OutputHead | None, str 
     if head is None:
         kind = type(model.get_output_embeddings()).__name__
         return None, f"the output head is a {kind} and no plain matrix, so hidden states alone do not give its logits"
-    if not all(bool(torch.isfinite(tensor).all()) for tensor in head.tensors().values()):
+    if not all(bool(torch.isfinite(rows).all()) for tensor in head.tensors().values() for rows in row_slices(tensor)):
         return None, "the output head holds NaN or infinity"
     return narrowed(head, torch_dtype(dtype)), None
 
