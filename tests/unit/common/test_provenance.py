@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from quantharm.common.provenance import device_name, filled_here, how_computed, version_of, versions
+from quantharm.common.provenance import device_name, filled_here, how_computed, provenance, version_of, versions
 
 
 @pytest.fixture
@@ -37,3 +37,16 @@ def test_the_version_is_of_the_module_that_runs(monkeypatch):
     monkeypatch.setitem(sys.modules, "awq", SimpleNamespace(__version__="7"))
     assert version_of("autoawq") == "7"
     assert version_of("no-package") is None
+
+
+def test_packages_of_one_method_are_recorded_apart(tmp_path, monkeypatch):
+    """Only its jobs see them, and all cells of a run are to have the same versions of the others."""
+    before = versions()
+    assert "compressed-tensors" in before
+    described = tmp_path / "auto_round-0.16.1.dist-info"
+    described.mkdir()
+    (described / "METADATA").write_text("Metadata-Version: 2.1\nName: auto-round\nVersion: 0.16.1\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    versions.cache_clear()
+    assert versions() == before
+    assert provenance("cpu")["versions_of_method"]["auto-round"] == "0.16.1"

@@ -111,7 +111,7 @@ def test_ticks_of_a_logarithmic_axis():
     assert log_ticks(0.02, 0.3) == pytest.approx([0.02, 0.05, 0.1, 0.2])
 
 
-def test_how_the_chat_template_was_used_is_in_the_technical_record():
+def test_how_the_chat_template_was_used_and_what_one_method_needs_are_in_the_technical_record():
     said = {"chat_template": "auto", "template_date": "2025-01-01"}
     known = said | {"thinking_switch": True, "thinking": False, "system_prompt": "Be brief."}
     ran = {"host_cpu": "x", "threads": 2, "versions": {}, "git_commit": "a"}
@@ -127,8 +127,13 @@ def test_how_the_chat_template_was_used_is_in_the_technical_record():
             quantization={"source": source},
             checks={"provenance": {"finished": "now"}},
         )
-        table = environment_table(SimpleNamespace(baseline=cell, cells=[cell], model="m", device="CPU: x"))
-        shown.append({row[0].text: row[1].text for row in table.rows}["Chat template"])
+        other = SimpleNamespace(
+            generation={"provenance": ran | {"versions_of_method": {"alib": "7"}}}, checks=cell.checks
+        )
+        table = environment_table(SimpleNamespace(baseline=cell, cells=[cell, other], model="m", device="CPU: x"))
+        facts = {row[0].text: row[1].text for row in table.rows}
+        assert facts["alib"] == "7"
+        shown.append(facts["Chat template"])
     assert shown[0] == "used: auto; told that today is 2025-01-01"
     assert shown[1] == (
         f"{shown[0]}; it has a switch for thinking, which was off; set `thinking: true` to measure with it; "

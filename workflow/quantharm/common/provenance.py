@@ -20,8 +20,19 @@ if TYPE_CHECKING:
 
 # The way in which a cell computed, beside its device's name; cells are compared only when all of it is equal.
 COMPUTE_KEYS = ("compute_dtype", "instruction_set", "onednn_instruction_set", "compute_capability", "tf32")
-PACKAGES = ["torch", "transformers", "tokenizers", "bitsandbytes", "autoawq", "gptqmodel", "numpy", "scipy", "pyarrow"]
-MODULES = {"autoawq": "awq"}  # where the name differs
+PACKAGES = [
+    "torch",
+    "transformers",
+    "tokenizers",
+    "bitsandbytes",
+    "autoawq",
+    "gptqmodel",
+    "compressed-tensors",
+    "torchao",
+]
+PACKAGES += ["gguf", "numpy", "scipy", "pyarrow"]
+OF_SOME_METHODS = ["auto-round", "ik-llama-cpp-python", "sentencepiece", "xllamacpp", "optimum-quanto"]  # as in envs/
+MODULES = {"autoawq": "awq", "compressed-tensors": "compressed_tensors"}  # where the name differs
 
 
 def version_of(package: str) -> str | None:
@@ -31,17 +42,21 @@ def version_of(package: str) -> str | None:
     """
     running = getattr(sys.modules.get(MODULES.get(package, package)), "__version__", None)
     try:
-        installed = importlib.metadata.version(package)
+        stated = importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return running
-    return running if running and running.partition("+")[0] != installed.partition("+")[0] else installed
+    return running if running and running.partition("+")[0] != stated.partition("+")[0] else stated
 
 
 @functools.cache
 def versions() -> dict[str, str]:
-    """{package: version} of Python and of the installed ones among PACKAGES."""
-    installed = {package: version_of(package) for package in PACKAGES}
-    return {"python": platform.python_version()} | {name: v for name, v in installed.items() if v}
+    """{package: version} of Python and of the installed ones among PACKAGES; the same for all cells of a run."""
+    return {"python": platform.python_version()} | installed(PACKAGES)
+
+
+def installed(packages: list[str]) -> dict[str, str]:
+    """{package: version} of those that are there."""
+    return {package: version for package in packages if (version := version_of(package))}
 
 
 def git_commit() -> str | None:
@@ -188,6 +203,8 @@ def provenance(device: str, dtype: str | None = None, compute_dtype: str | None 
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
+    if of_method := installed(OF_SOME_METHODS):
+        record["versions_of_method"] = of_method
     if device.startswith("cuda"):
         import torch
 

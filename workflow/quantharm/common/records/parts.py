@@ -48,6 +48,7 @@ class Provenance(HowComputed):
     device_type: str  # cpu or cuda
     dtype: str | None  # of the weights on disk
     versions: dict[str, str]  # {package: version}, `python` among them
+    versions_of_method: NotRequired[dict[str, str]]  # of packages that only some methods' jobs see
     git_commit: str | None  # of this project's checkout, with `-dirty` where files differ from it
     host_cpu: str  # its name
     threads: int  # that the process was given

@@ -89,6 +89,7 @@ def environment_table(results: Results) -> Table:
     ran = first.generation["provenance"]
     source = first.quantization["source"]
     generation, perplexity = first.generation, first.perplexity
+    of_methods = [cell.generation["provenance"].get("versions_of_method", {}) for cell in results.cells]
     facts = {
         "Model": results.model,
         "Source": f"{source['source']}{' at ' + source['revision'] if source['revision'] else ''}",
@@ -101,7 +102,7 @@ def environment_table(results: Results) -> Table:
         "Instruction set": ran.get("onednn_instruction_set") or ran.get("instruction_set") or "a GPU's",
         "Driver and CUDA": f"{ran.get('driver')}, CUDA {ran.get('cuda')}" if ran.get("cuda") else "no GPU used",
         "Host CPU": f"{ran['host_cpu']}, {ran['threads']} threads",
-        **{package: version for package, version in ran["versions"].items() if version},
+        **{package: version for versions in (ran["versions"], *of_methods) for package, version in versions.items()},
         "Evaluation text": f"{perplexity['dataset']}, sha256 {perplexity['dataset_sha256']}",
         "Prompts": f"{generation['prompts']} of {generation['suite']}, sha256 {generation['suite_sha256']}",
         "Chat template": chat_template(generation),
