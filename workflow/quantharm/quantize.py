@@ -84,7 +84,8 @@ def inspect_checkpoint(record: CheckpointRecord, device: str) -> CheckpointMeasu
         "loaded_dtype": dtype_of(model),
         "weight_bytes": stored_gguf.tensor_bytes(folder) if packed else loaded_bytes,
         "parameters": sum(m.rows * m.columns for m in matrices)
-        + sum(p.numel() for n, p in model.named_parameters() if n.rpartition(".")[0] not in quantized),
+        + sum(p.numel() for n, p in model.named_parameters() if n.rpartition(".")[0] not in quantized)
+        + sum(quantized_layers.bias_size(model.get_submodule(name)) for name in quantized),
         "bits_per_weight": measured,
         "bits_per_weight_formula": formula,
         "linear_classes": sorted({type(model.get_submodule(m.name)).__name__ for m in matrices}),

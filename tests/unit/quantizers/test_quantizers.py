@@ -13,7 +13,7 @@ from quantharm.config.methods import method_schema, quantizer_names
 from quantharm.config.validation import with_defaults
 from quantharm.models import loading
 from quantharm.models.loading import load_as_stored, load_cell, load_checkpoint
-from quantharm.quantizers import awq, quantizable, quantized_layers
+from quantharm.quantizers import awq, quantizable, quantized_layers, quantizer_named
 from quantharm.quantizers.calibration_samples import pack_calibration
 from quantharm.quantizers.formats import awq as awq_format
 from quantharm.quantizers.formats.activations import llm_int8
@@ -72,6 +72,17 @@ def test_the_baseline_has_no_quantized_matrix(baseline_cell, reference_weights):
     assert len(baseline_cell.record["kept_modules"]) == 57
     for name, tensor in baseline_cell.model.state_dict().items():
         assert torch.equal(tensor, reference_weights[name]), name
+
+
+@pytest.mark.parametrize("quantizer", ["unquantized", "bitsandbytes_4bit", "bitsandbytes_int8", "compressed_tensors"])
+def test_biases_of_quantized_matrices_are_parameters_too(quantizer, make_cell, tiny, save_checkpoint, tmp_path_factory):
+    """Else a quantized Qwen2 would have fewer parameters than its original."""
+    model = tiny("qwen2", torch.bfloat16, tie_word_embeddings=True)
+    source = save_checkpoint(model, tmp_path_factory.mktemp("biased"))
+    settings = {key: value.get("default") for key, value in quantizer_named(quantizer).SETTINGS.items()}
+    cell = make_cell(source, quantizer, settings | {"group_size": 32})
+    attention = 64 * 64 * 2 + 32 * 64 * 2 + 64 + 32 + 32  # four matrices, three biases
+    assert cell.record["parameters"] == 384 * 64 + 2 * (attention + 3 * 64 * 128 + 2 * 64) + 64
 
 
 def test_awq_matrices_are_found(awq_cell, awq_checkpoint):

@@ -78,6 +78,12 @@ def model_bytes(model) -> int:
     return total
 
 
+def bias_size(layer: torch.nn.Module) -> int:
+    """Numbers in a quantized layer's bias, 0 without one; a buffer in some libraries, a parameter in others."""
+    bias = getattr(layer, "bias", None)
+    return bias.numel() if isinstance(bias, torch.Tensor) else 0
+
+
 def quantized_matrices(model, checkpoint: Path, quantizer: str) -> list[QuantizedMatrix]:
     """Every linear layer of the model that the quantizer's module recognises as its own."""
     inspect = quantizer_named(quantizer).inspect
