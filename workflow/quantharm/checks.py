@@ -11,7 +11,7 @@ from pathlib import Path
 from quantharm.common.errors import UserError
 from quantharm.common.files import read_json, write_json
 from quantharm.common.prompts import read_prompts
-from quantharm.common.provenance import provenance
+from quantharm.common.provenance import git_commit, provenance
 from quantharm.common.records.checks import CalibrationEvidence, CheckRecord, ChecksRecord
 from quantharm.common.records.quantization import QuantizationRecord
 from quantharm.common.stage import Timing, add_device, begin_model_stage, run_stage, stage_parser
@@ -123,6 +123,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="checks.json")
     arguments = parser.parse_args()
     timing = begin_model_stage()
+    git_commit()  # of the modules that run now
     record = read_quantization(arguments.cell / "quantization.json")
     device = choose_device(arguments.device, record["gpus"])
     cell, baseline = scored_records(arguments.cell), scored_records(arguments.baseline)

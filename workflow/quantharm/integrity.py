@@ -21,7 +21,7 @@ from pathlib import Path
 
 from quantharm.common.checkpoint_files import gguf_file, read_checkpoint_config
 from quantharm.common.files import read_json, write_json
-from quantharm.common.provenance import provenance
+from quantharm.common.provenance import git_commit, provenance
 from quantharm.common.records.divergence import DivergenceRecord
 from quantharm.common.records.integrity import (
     Behaviour,
@@ -160,6 +160,7 @@ def main() -> None:
     if arguments.store_signature and not arguments.store:
         parser.error("--store-signature goes with --store")
     offline_environment()
+    git_commit()  # of the modules that run now
     timing = Timing()
     timing.started()
     if arguments.cell:

@@ -59,13 +59,34 @@ def installed(packages: list[str]) -> dict[str, str]:
     return {package: version for package in packages if (version := version_of(package))}
 
 
+@functools.cache
 def git_commit() -> str | None:
-    """The commit of this package's checkout, `-dirty` when tracked files differ from it; None outside git."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    """The commit of the checkout that tracks this package, `-dirty` where files or modules differ; None without one.
+
+    Stages ask when they begin, as the modules that they run are those of that moment. A package that was unpacked
+    inside another project's checkout has no commit. Modules that git does not track run as well, ignored or not.
+    """
+    here, root = Path(__file__), Path(__file__).parents[3]
+    if git(here.parent, "ls-files", "--error-unmatch", here.name) is None:
+        return None
+    commit = git(here.parent, "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*")
+    untracked = git(root, "ls-files", "--others", "--", "Snakefile", "workflow/*.py", "workflow/*.smk")
+    return f"{commit}-dirty" if commit and untracked and not commit.endswith("-dirty") else commit
+
+
+def git(folder: Path, *words: str) -> str | None:
+    """What git says of the checkout around a folder; None where it fails.
+
+    Within a hook the environment names the repository that the hook is of. A checkout that somebody else owns may be
+    asked, too, if it is this package's.
+    """
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
+    command = ["git", "-C", str(folder), "-c", f"safe.directory={Path(__file__).parents[3]}", *words]
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return None
+    return ran.stdout.strip()
 
 
 @functools.cache
@@ -182,8 +203,11 @@ def filled_here(store: "StoreMetadata", device: str) -> bool:
 
 
 def threads_of_process() -> int:
-    """Threads that this process may use for its products."""
-    return int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
+    """Threads that this process uses for its products, as PyTorch counts them once it is imported."""
+    if "torch" in sys.modules:
+        return sys.modules["torch"].get_num_threads()
+    stated = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]  # one number for each level of nesting
+    return int(stated) if stated.isdigit() else len(os.sched_getaffinity(0))
 
 
 def provenance(device: str, dtype: str | None = None, compute_dtype: str | None = None) -> Provenance:

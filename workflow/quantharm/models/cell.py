@@ -6,7 +6,7 @@ from typing import Any
 
 from quantharm import engines
 from quantharm.common.memory import forget_device_peaks, memory_bytes
-from quantharm.common.provenance import provenance
+from quantharm.common.provenance import git_commit, provenance
 from quantharm.common.records.parts import CellNames, Provenance
 from quantharm.common.records.quantization import QuantizationRecord
 from quantharm.common.stage import Timing
@@ -60,6 +60,7 @@ class Cell:
 
 def open_cell(quantization: Path, device: str, timing: Timing) -> Cell:
     """The cell of a quantization.json, loaded on `device` (cpu, cuda or auto); timed as `load`."""
+    git_commit()  # of the modules that run now
     record = read_quantization(quantization)
     device = choose_device(device, record["gpus"])
     with timing.part("load"):

@@ -107,7 +107,7 @@ def environment_table(results: Results) -> Table:
         "Prompts": f"{generation['prompts']} of {generation['suite']}, sha256 {generation['suite_sha256']}",
         "Chat template": chat_template(generation),
         "Longest answer": f"{generation['max_new_tokens']} tokens, greedy, batch 1, KV cache on",
-        "Code of the workflow": ran["git_commit"] or "not under git",
+        "Code of the workflow": ran["git_commit"] or "commit not known",
         "Finished": max(cell.checks["provenance"]["finished"] for cell in results.cells),
     }
     columns = [named("fact", "What"), text("value", "Value", facts.get)]
