@@ -173,6 +173,7 @@ def main() -> None:
         divergence.check(cell.title)
         rows = rows.join(divergence.rows())  # empty where the baseline's store has no such window
     write_parquet(arguments.rows, rows)
+    asked = len(windows) - len(cell.kept_answers)
     record: PerplexityRecord = {
         **cell.names(),
         "protocol": protocol,
@@ -188,7 +189,7 @@ def main() -> None:
         "bits_per_byte": mean * scored / math.log(2) / scored_text_bytes,
         **(divergence.figures() if divergence else NOT_COMPARED),
         "seconds": seconds,
-        "tokens_per_second": len(windows) * length / seconds,
+        "tokens_per_second": asked * length / seconds if asked else None,
         "kl_is_lower_bound": cell.shows_top_tokens is not None,
         "peak_memory_bytes": cell.peak_memory_bytes(),
         "timing": timing.record(),

@@ -16,7 +16,6 @@ from quantharm.common.accuracy import Pairs, accuracy_interval, compare, pairs_o
 from quantharm.common.chat import Asking
 from quantharm.common.errors import UserError
 from quantharm.common.files import read_parquet, sha256_of_text, write_json, write_parquet
-from quantharm.common.memory import memory_bytes
 from quantharm.common.provenance import version_of
 from quantharm.common.records.tasks import ComparedTasks, OneTask, OwnAnswers, TaskBasis, TaskComparison, TasksRecord
 from quantharm.common.stage import begin_model_stage, cell_parser, run_stage, sentence_for
@@ -160,7 +159,7 @@ def main() -> None:
         "tasks": by_task,
         "overall": compared["overall"],
         "seconds": timing.seconds["model"],
-        "peak_memory_bytes": memory_bytes(cell.device)["peak_bytes"],
+        "peak_memory_bytes": cell.peak_memory_bytes(),
         "timing": timing.record(),
         "provenance": cell.provenance(),
     }

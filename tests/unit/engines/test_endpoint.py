@@ -266,9 +266,28 @@ def test_what_was_answered_before_a_server_died_is_not_asked_again(opened):
     ask_ahead(again, [(ids, 4) for ids in sequences])
     states = [last_hidden_states(again, ids) for ids in sequences]
     assert len(fake.questions) - before == 3
+    assert len(again.kept) == 3
     assert all((s[3:-1, 0] >= 0).all() and (s[:3, 0] < 0).all() for s in states)
     again.finished()
     assert not engine.folder.exists()
+
+
+@pytest.mark.parametrize("changed", [{"url": "http://elsewhere"}, {"model": "another"}, {"dialect": "echo"}])
+def test_answers_of_another_server_are_not_read(changed, opened):
+    """A stopped run leaves them; the entry in the config may name another server when it goes on."""
+    engine, _ = opened()
+    last_hidden_states(engine, IDS)
+    dialect = engine.dialect
+    other = SimpleNamespace(
+        server=SimpleNamespace(url=changed.get("url", dialect.server.url)),
+        model=changed.get("model", dialect.model),
+        name=changed.get("dialect", dialect.name),
+    )
+    same, another = (EndpointModel(d, engine.config, [], engine.top_tokens, 2, engine.folder) for d in (dialect, other))
+    question = ("scores", engine.top_tokens, 1, IDS)
+    assert same.file_of(*question).is_file()
+    assert not another.file_of(*question).is_file()
+    assert same.file_of_answer(IDS, 6) != another.file_of_answer(IDS, 6)
 
 
 # ---- what a server does once, or half-way ----

@@ -12,6 +12,7 @@ from quantharm import fetch
 from quantharm.common.left_out import without_weights
 from quantharm.config.engines import NO_WEIGHTS
 from quantharm.config.methods import completed_method
+from quantharm.engines.endpoint_model import EndpointModel
 from quantharm.gating import judging
 
 METHODS = ("baseline", "nf4", "served")
@@ -42,6 +43,11 @@ def run(tmp_path_factory, tiny, byte_tokenizer):
             for method in METHODS[1:]:
                 for stage in ("generation", "perplexity", "divergence"):
                     chain.call(stage, method)
+            kept = {"rows": folder / "kept.parquet", "output": folder / "kept.json"}
+            with pytest.MonkeyPatch.context() as stopped:
+                stopped.setattr(EndpointModel, "finished", lambda _: None)
+                chain.call("perplexity", "served", **kept)
+            chain.call("perplexity", "served", **kept)
             for method in METHODS:
                 chain.call("checks", method)
                 if method != "served":
@@ -82,6 +88,14 @@ def test_its_records_say_what_was_asked_and_hold_no_key(run):
         assert NO_WEIGHTS in skipped[name]["explanation"]
     assert not (run / "served/answered").exists()
     assert not [path for path in run.folder.rglob("*") if path.is_file() and KEY.encode() in path.read_bytes()]
+
+
+def test_windows_answered_before_a_stop_took_no_time(run):
+    """Their scores lay in files: nothing was asked, and no rate is known."""
+    first, again = run.read("served/perplexity.json"), json.loads((run.folder.parent / "kept.json").read_text())
+    assert first["perplexity"] == pytest.approx(again["perplexity"])
+    assert first["tokens_per_second"] == pytest.approx(64 * first["windows"] / first["seconds"])
+    assert again["tokens_per_second"] is None
 
 
 def test_the_page_marks_it_and_says_what_the_bound_misses(run):

@@ -50,6 +50,7 @@ class EndpointModel:
         self.pool = concurrent.futures.ThreadPoolExecutor(concurrency)
         self.asked: dict[tuple[int, ...], tuple[int, concurrent.futures.Future]] = {}
         self.used: list[Path] = []
+        self.kept: list[Path] = []  # of them, those that hold scores given to a stage that was stopped
 
     def ask_ahead(self, sequences: list[tuple[list[int], int]]) -> None:
         """Begins to ask for sequences: (token ids, first position that is wanted)."""
@@ -77,9 +78,9 @@ class EndpointModel:
 
     def known_from(self, ids: list[int], first: int) -> list[Known]:
         """{token id: ln q} of a sequence's positions from `first` on; asked once, then read from a file."""
-        path = self.folder / f"{sha256_of(['scores', self.top_tokens, first, ids])}.json"
-        self.used.append(path)
+        path = self.file_of("scores", self.top_tokens, first, ids)
         if path.is_file():
+            self.kept.append(path)
             return [dict(zip(tokens, values, strict=True)) for tokens, values in read_json(path)["known"]]
         with self.refusals(len(ids)), as_dialect():
             scores = self.dialect.scores(ids, first, self.top_tokens)
@@ -140,7 +141,12 @@ class EndpointModel:
 
     def file_of_answer(self, ids: list[int], new_tokens: int) -> Path:
         """The file that keeps an answer until the stage is finished."""
-        path = self.folder / f"{sha256_of(['answer', new_tokens, ids])}.json"
+        return self.file_of("answer", new_tokens, ids)
+
+    def file_of(self, *question: object) -> Path:
+        """The file of one question to this server: another one's answers, left by a stopped run, are none of it."""
+        server = [self.dialect.server.url, self.dialect.model, self.dialect.name]
+        path = self.folder / f"{sha256_of([*server, *question])}.json"
         self.used.append(path)
         return path
 

@@ -41,6 +41,11 @@ class Cell:
         """Tokens that a server shows of each position, so that divergences are lower bounds; None for all."""
         return self.model.top_tokens if is_served(self.record["settings"]) else None
 
+    @property
+    def kept_answers(self) -> list[Path]:
+        """Files of a server's answers that a stopped run of this stage left, and that took no time now."""
+        return self.model.kept if is_served(self.record["settings"]) else []
+
     def peak_memory_bytes(self) -> int | None:
         """Most memory that this process held on the device; None where the model is behind an address."""
         return None if is_served(self.record["settings"]) else memory_bytes(self.device)["peak_bytes"]

@@ -63,7 +63,8 @@ class PerplexityRecord(CellNames, TextFigures, Finished):
     perplexity: float  # exp(nll_mean_nats)
     perplexity_ci95: Interval | None  # over windows
     bits_per_byte: float
-    seconds: float  # of forward passes and scoring
-    tokens_per_second: float
+    seconds: float  # of forward passes and scoring, in the process that finished
+    # Of the windows that this process asked for; null where a server had answered all for one that was stopped.
+    tokens_per_second: float | None
     kl_is_lower_bound: NotRequired[bool]  # a server shows some tokens only: KL, reverse KL and JS are lower bounds
     peak_memory_bytes: int | None  # null where the model is behind an address

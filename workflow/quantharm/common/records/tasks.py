@@ -70,7 +70,7 @@ class TasksRecord(CellNames, AnsweredTasks, Finished):
     seed: int  # of the examples that were drawn
     chat_template: bool
     seconds: float
-    peak_memory_bytes: int
+    peak_memory_bytes: int | None  # null where the model is behind an address
 
 
 class TaskData(TypedDict):
