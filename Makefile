@@ -60,7 +60,7 @@ right-python:
 
 .venv/installed: envs/workflow.txt | right-python
 	$(PYTHON) -m venv --clear .venv
-	.venv/bin/python -m pip install --quiet --no-compile --disable-pip-version-check --requirement envs/workflow.txt
+	.venv/bin/python -I -m pip install --quiet --no-compile --disable-pip-version-check --requirement envs/workflow.txt
 	touch $@
 
 $(EVALUATION): envs/evaluation.txt | right-python # as the rule of this name does for those who call snakemake
