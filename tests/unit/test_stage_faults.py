@@ -511,6 +511,19 @@ def test_a_library_that_an_interpreter_lacks_is_named(tmp_path, library):
     assert done.stderr.count("\n") == 1
 
 
+def test_an_interpreter_that_is_too_old_is_named(tmp_path):
+    """By a sentence; else by a traceback of the first line that it cannot read."""
+    (tmp_path / "sitecustomize.py").write_text("import sys; sys.version_info = (3, 9, 18); sys.version = '3.9.18 (x)'")
+    path = os.pathsep.join([str(tmp_path), str(Path(fetch.__file__).parents[1])])
+    command = [sys.executable, "-m", "quantharm.checks"]
+    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert done.stderr == (
+        f"error: the interpreter {sys.executable} (`python:` in the config) is Python 3.9.18; "
+        "name one of Python 3.11 or newer\n"
+    )
+
+
 def test_a_module_of_the_project_that_is_not_there_is_our_fault(tmp_path):
     """No advice to install anything: a traceback."""
     package = tmp_path / "quantharm"

@@ -4,6 +4,8 @@ import gc
 import os
 import sys
 
+OLDEST_PYTHON = (3, 11)
+
 
 def end_in_words(kind, error, traceback):
     """An excepthook with a sentence for Ctrl-C, also while libraries are imported, and for one that is missing."""
@@ -21,6 +23,11 @@ def end_in_words(kind, error, traceback):
 # A stage starts: torch and transformers make objects by the million and no garbage; looking for it takes 0.7 seconds
 # of each stage's 5, measured with the stage `checks`.
 if sys.argv[0] == "-m":
+    if sys.version_info < OLDEST_PYTHON:
+        sys.exit(
+            f"error: the interpreter {sys.executable} (`python:` in the config) is Python {sys.version.split()[0]}; "
+            f"name one of Python {'.'.join(map(str, OLDEST_PYTHON))} or newer"
+        )
     gc.set_threshold(100_000)
     sys.excepthook = end_in_words
     if "QUANTHARM_WARM_START" in os.environ:
