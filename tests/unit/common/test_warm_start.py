@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from limits import HUNG_SECONDS, wait_until
@@ -157,6 +158,40 @@ def test_a_job_with_packages_of_its_own_is_started_as_ever(stage, tmp_path):
     assert (int(err.split()[0]) != process.pid, out.endswith("True\n")) == (True, True)
 
 
+@pytest.mark.parametrize("variables", [{}, {"PYTHONSAFEPATH": "1"}], ids=["with its folder", "safe path"])
+def test_a_fork_looks_for_modules_where_its_caller_does(server, stage, variables):
+    jobs = [stage("print(sys.path)", folder=folder, **variables) for folder in (server, "/nowhere")]
+    warm, cold = (job.communicate(timeout=HUNG_SECONDS)[0].splitlines() for job in jobs)
+    assert (warm[0].endswith("True"), cold[0].endswith("False"), warm[1]) == (True, True, cold[1])
+
+
+def test_a_fork_takes_as_many_threads_as_its_caller_would(tmp_path, monkeypatch):
+    """With MKL no more than the processor has cores; a `--cores` beyond them once gave a fork other last digits."""
+    (tmp_path / "torch.py").write_text(
+        "from os import environ\n"
+        "def get_num_threads(): return min(3, int(environ['OMP_NUM_THREADS']), int(environ['MKL_NUM_THREADS']))"
+    )
+    monkeypatch.delitem(sys.modules, "torch", raising=False)
+    with monkeypatch.context() as patched:
+        patched.syspath_prepend(tmp_path)
+        assert fork_server.most_threads() == 3
+    assert "torch" not in sys.modules
+    taken = []
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(set_num_threads=taken.append))
+    monkeypatch.setitem(
+        sys.modules,
+        "threadpoolctl",
+        SimpleNamespace(threadpool_limits=lambda limits, user_api: taken.append((user_api, limits))),
+    )
+    monkeypatch.setitem(sys.modules, "numpy", sys)
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "1")
+    fork_server.set_threads(3)
+    monkeypatch.setenv("OMP_NUM_THREADS", "4")
+    fork_server.set_threads(3)
+    assert taken == [2, ("blas", 1), 3, ("blas", 1)]
+
+
 def test_the_server_has_the_libraries_of_the_runs_path(tmp_path, monkeypatch):
     """A run with newer libraries in PYTHONPATH once computed with the interpreter's own, and recorded the newer."""
     folder, own = tmp_path / "server", tmp_path / "own"
@@ -169,8 +204,10 @@ def test_the_server_has_the_libraries_of_the_runs_path(tmp_path, monkeypatch):
     started = []
     with monkeypatch.context() as patched:
         patched.setattr(subprocess, "Popen", lambda command, env, **_: started.append((command, env)))
+        patched.setattr(sys, "orig_argv", ["python", "-s", "-m", "quantharm.a_stage"])
         warm_start.start_server(str(folder), str(os.getpid()))
     command, environment = started[0]
+    assert command[:3] == [sys.executable, "-s", "-P"]  # with the flags of a program that calls the interpreter
     with subprocess.Popen([*command, "decimal"], env=environment, stdout=subprocess.PIPE, text=True) as server:
         until(lambda: (folder / "socket").exists())
         server.kill()

@@ -26,6 +26,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NoReturn, TypedDict
 
@@ -47,6 +48,7 @@ CUDA_NOT_STARTED = 3  # CUDA_ERROR_NOT_INITIALIZED
 DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG
 SECONDS_BETWEEN_LOOKS = 1.0
 LARGEST_CALL_BYTES = 1 << 20
+MANY_THREADS = 1024  # more than a processor has cores
 
 
 class Call(TypedDict):
@@ -55,6 +57,7 @@ class Call(TypedDict):
     words: list[str]  # the module and its flags
     folder: str
     environment: dict[str, str]
+    path: list[str]  # where its interpreter looks for modules
 
 
 def cuda_has_started() -> bool:
@@ -66,16 +69,39 @@ def cuda_has_started() -> bool:
         return False
 
 
+def in_a_fork(question: Callable[[], int]) -> int | None:
+    """What a fork of this process answers; None where it ends without an answer."""
+    reading, writing = os.pipe()
+    asked = os.fork()
+    if asked == 0:
+        with contextlib.suppress(BaseException):
+            os.write(writing, str(question()).encode())
+        os._exit(0)
+    os.close(writing)
+    answered = os.read(reading, 32)
+    os.close(reading)
+    os.waitpid(asked, 0)
+    return int(answered) if answered else None
+
+
 def can_be_imported(library: str) -> bool:
     """Whether a library is there and leaves CUDA alone while it is imported; tried in a fork."""
-    trial = os.fork()
-    if trial == 0:
-        code = 1
-        with contextlib.suppress(BaseException):
-            importlib.import_module(library)
-            code = int(cuda_has_started())
-        os._exit(code)
-    return os.waitpid(trial, 0)[1] == 0
+
+    def starts_cuda() -> int:
+        importlib.import_module(library)
+        return int(cuda_has_started())
+
+    return in_a_fork(starts_cuda) == 0
+
+
+def most_threads() -> int:
+    """Threads that torch begins with when it is told to take many: with MKL no more than the processor has cores."""
+
+    def threads() -> int:
+        os.environ.update(OMP_NUM_THREADS=str(MANY_THREADS), MKL_NUM_THREADS=str(MANY_THREADS))
+        return int(importlib.import_module("torch").get_num_threads())
+
+    return in_a_fork(threads) or MANY_THREADS
 
 
 def import_libraries(libraries: tuple[str, ...], goes_on: Callable[[], bool]) -> None:
@@ -176,12 +202,28 @@ def run_module(words: list[str]) -> NoReturn:
     os._exit(code)
 
 
-def begin_stage(call: Call) -> NoReturn:
-    """The job of a warm start: a stage, in a session of its own."""
+def set_threads(most: int) -> None:
+    """As many threads as a job's own interpreter would take; the libraries read how many when the server started.
+
+    most: as most_threads() returns it. The number decides how sums are divided, and so their last digits.
+    """
+    asked = int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(min(asked, most))
+    if "numpy" in sys.modules:
+        with contextlib.suppress(ImportError):  # many libraries bring it
+            import threadpoolctl
+
+            of_blas = int(os.environ.get("OPENBLAS_NUM_THREADS") or asked)
+            threadpoolctl.threadpool_limits(min(of_blas, len(os.sched_getaffinity(0))), user_api="blas")
+
+
+def begin_stage(call: Call, most: int) -> NoReturn:
+    """The job of a warm start: a stage, in a session of its own; it takes at most so many threads."""
     os.setsid()
-    if "torch" in sys.modules:  # which read its number of threads when the server started
-        sys.modules["torch"].set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1))
-    sys.path[:0] = [call["folder"], *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]  # as `-m` has it
+    added = [folder for folder in sys.path if folder not in call["path"]]  # by libraries, as they were imported
+    sys.path[:] = call["path"] + added
+    set_threads(most)
     sys.orig_argv = [sys.executable, "-m", *call["words"]]
     run_module(call["words"])
 
@@ -192,9 +234,10 @@ def serve(folder: str, run: int, libraries: tuple[str, ...]) -> None:
     def goes_on() -> bool:
         return Path(folder).is_dir() and Path(f"/proc/{run}").is_dir()
 
+    most = most_threads() if "torch" in libraries else MANY_THREADS
     import_libraries(libraries, goes_on)
     if goes_on():
-        answer(f"{folder}/socket", goes_on, lambda connection: attend(connection, begin_stage))
+        answer(f"{folder}/socket", goes_on, lambda connection: attend(connection, partial(begin_stage, most=most)))
     shutil.rmtree(folder, ignore_errors=True)
 
 

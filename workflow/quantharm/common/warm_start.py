@@ -78,9 +78,11 @@ def start_server(folder: str, run: str) -> None:
         return
     path = os.pathsep.join(libraries(os.environ.get(PATH_VARIABLE, "")))
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONPATH": path}
+    flags = sys.orig_argv[1 : sys.orig_argv.index("-m")]  # such as -s, in a program that `python:` names
     with open(f"{folder}/log", "w") as log:
         subprocess.Popen(
-            [sys.executable, "-P", str(SERVER), folder, run],  # -P: no module here may stand for one of Python's own
+            # -P: no module beside the server may stand for one of Python's own
+            [sys.executable, *flags, "-P", str(SERVER), folder, run],
             env={key: value for key, value in environment.items() if key != VARIABLE},
             stdin=subprocess.DEVNULL,
             stdout=log,
@@ -91,7 +93,7 @@ def start_server(folder: str, run: str) -> None:
 
 def call(connection: socket.socket, words: list[str], environment: Mapping[str, str]) -> None:
     """Asks a fork server for `python -m` with these words, in this process's folder and open files."""
-    asked = {"words": words, "folder": os.getcwd(), "environment": dict(environment)}
+    asked = {"words": words, "folder": os.getcwd(), "environment": dict(environment), "path": sys.path}
     socket.send_fds(connection, [json.dumps(asked).encode()], [0, 1, 2])
 
 
