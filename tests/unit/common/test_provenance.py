@@ -41,7 +41,7 @@ def test_another_device_library_or_instruction_set_is_elsewhere(store, key):
     assert not filled_here(store, "cpu")
 
 
-def test_the_version_is_of_the_module_that_runs(monkeypatch):
+def test_the_version_is_of_the_module_that_runs(tmp_path, monkeypatch):
     """Its folder may stand in front of the installed one's, without a word on its version."""
     installed = importlib.metadata.version("tqdm")
     for running, recorded in (("0.1", "0.1"), (installed, installed), (f"{installed}+cpu", installed)):
@@ -49,6 +49,13 @@ def test_the_version_is_of_the_module_that_runs(monkeypatch):
         assert version_of("tqdm") == recorded
     monkeypatch.delitem(sys.modules, "tqdm")
     assert version_of("tqdm") == installed
+    monkeypatch.syspath_prepend(tmp_path)
+    for written in ("__version__ = '9.8'", 'import os\n__version__: str = version = "9.8"', "version = '9.8'"):
+        (tmp_path / "tqdm").mkdir(exist_ok=True)
+        (tmp_path / "tqdm" / "__init__.py").write_text("raise ImportError")
+        (tmp_path / "tqdm" / "_version.py").write_text(written)
+        assert version_of("tqdm") == "9.8"  # in a cell that does not import it
+    assert "tqdm" not in sys.modules
     monkeypatch.setitem(sys.modules, "awq", SimpleNamespace(__version__="7"))
     assert version_of("autoawq") == "7"
     assert version_of("no-package") is None

@@ -1,11 +1,14 @@
 """The origin of a figure: versions, device, driver, commit. Part of every result record."""
 
+import contextlib
 import ctypes
 import datetime
 import functools
 import importlib.metadata
+import importlib.util
 import os
 import platform
+import re
 import subprocess
 import sys
 import tempfile
@@ -31,21 +34,42 @@ PACKAGES = [
     "torchao",
 ]
 PACKAGES += ["gguf", "numpy", "scipy", "pyarrow"]
+PACKAGES += ["kernels"]  # not of envs/; an interpreter that has it may multiply with other kernels
 OF_SOME_METHODS = ["auto-round", "ik-llama-cpp-python", "sentencepiece", "xllamacpp", "optimum-quanto"]  # as in envs/
 MODULES = {"autoawq": "awq", "compressed-tensors": "compressed_tensors"}  # where the name differs
+ASSIGNED = re.compile(
+    r"""^(?:__version__|version)\s*(?::[^=\n]+)?=\s*(?:\w+\s*=\s*)?["']([^"'\n]+)["']""", re.MULTILINE
+)
+VERSION_FILES = ("version.py", "_version.py", "__init__.py")  # of a package's folder
 
 
 def version_of(package: str) -> str | None:
     """Version of a package: as installed, but of the module that runs where it says another; None where it is missing.
 
-    A folder in PYTHONPATH may hold modules without a word on their version, in front of those that are installed.
+    A folder in PYTHONPATH may hold modules without a word on their version, in front of those that are installed. A
+    module that this process has not imported is not imported for it: what it says is read from its files, since the
+    cells of a run import different modules and are to record the same.
     """
-    running = getattr(sys.modules.get(MODULES.get(package, package)), "__version__", None)
+    module = MODULES.get(package, package)
+    running = getattr(sys.modules[module], "__version__", None) if module in sys.modules else written_version(module)
     try:
         stated = importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return running
     return running if running and running.partition("+")[0] != stated.partition("+")[0] else stated
+
+
+def written_version(module: str) -> str | None:
+    """The version that the files of a module's folder assign, without importing it; None where none does."""
+    found = importlib.util.find_spec(module)
+    if found is None or found.origin is None:
+        return None
+    for file in VERSION_FILES:
+        with contextlib.suppress(OSError, UnicodeDecodeError):
+            text = Path(found.origin).with_name(file).read_text(encoding="utf-8")
+            if assigned := ASSIGNED.search(text):
+                return assigned[1]
+    return None
 
 
 @functools.cache
