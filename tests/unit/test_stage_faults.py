@@ -533,3 +533,16 @@ def test_a_module_of_the_project_that_is_not_there_is_our_fault(tmp_path):
     command = [sys.executable, "-m", "quantharm.stage"]
     done = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True)
     assert "Traceback" in done.stderr
+
+
+def test_a_configuration_that_changes_between_stages_ends_in_a_sentence(chain_of, tiny):
+    """Its weights are still those recorded, but the records would describe two models."""
+    chain = chain_of(tiny("llama"))
+    chain.call("quantize")
+    chain.call("quantize", "nf4")
+    model = Path(chain.read("baseline/quantization.json")["checkpoint"])
+    for method, folder in (("nf4", chain / "nf4/checkpoint"), ("baseline", model)):
+        path = folder / "config.json"
+        path.write_text(path.read_text().replace('"rms_norm_eps": 1e-06', '"rms_norm_eps": 1e-02'))
+        assert f"{path} was changed after the checkpoint was recorded" in chain.fails("perplexity", method)
+    assert "was changed after" in chain.fails("quantize", "int8")

@@ -24,7 +24,7 @@ from quantharm.forensics.checks.outcome import outcome
 from quantharm.forensics.checks.texts import ScoredRecords, check_calibration, check_same_text
 from quantharm.forensics.checks.weights import check_bits_per_weight, check_method_is_real, check_stored_weights
 from quantharm.models.devices import choose_device, dtype_of, free_memory
-from quantharm.models.loading import load_in_transformers, load_tokenizer, read_quantization
+from quantharm.models.loading import load_in_transformers, load_tokenizer, read_quantization, verify_config
 from quantharm.models.safety import verify_weights
 from quantharm.quantizers import quantized_layers
 from quantharm.quantizers.calibration_evidence import calibration_evidence
@@ -42,6 +42,7 @@ def checks_of_weights(
     """(checks, calibration evidence, dtype of computing) of a cell whose checkpoint is here; loads it twice."""
     evaluation = read_text(arguments.text)
     verify_weights(Path(record["checkpoint"]), record["weight_files"], in_full=True)
+    verify_config(record)
 
     with timing.part("load"):
         tokenizer = load_tokenizer(record["source"])

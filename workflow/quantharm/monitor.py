@@ -105,6 +105,7 @@ def deployed_record(approved: QuantizationRecord, checkpoint: Path | None) -> Qu
         "quantizer": "pretrained",
         "checkpoint": str(checkpoint),
         "weight_files": description["weight_files"],
+        "config_files": description["config_files"],
         "settings": settings,
     }
 

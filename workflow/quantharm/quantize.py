@@ -31,7 +31,7 @@ from quantharm.config.noise import grid_of
 from quantharm.models.compute import compute_dtype
 from quantharm.models.devices import choose_device, dtype_of, free_memory, torch_dtype
 from quantharm.models.loading import load_as_stored, quiet
-from quantharm.models.safety import hash_weights, verify_weights
+from quantharm.models.safety import hash_config_files, hash_weights, verify_config_files, verify_weights
 from quantharm.quantizers import noise, quantizable, quantized_layers, quantizer_named
 from quantharm.quantizers.conditions import refuse_conflict
 from quantharm.quantizers.formats import gguf_file as stored_gguf
@@ -147,6 +147,7 @@ def main() -> None:
     if arguments.pretrained_source:
         settings["resolved"] = read_json(arguments.pretrained_source)
     verify_weights(Path(source["path"]), source["weight_files"])
+    verify_config_files(Path(source["path"]), source.get("config_files"), source["trust_remote_code"])
 
     refuse_conflict(arguments.method, arguments.quantizer, settings, source)
     with timing.part("model"):
@@ -156,6 +157,8 @@ def main() -> None:
     folder = Path(extra.pop("checkpoint", arguments.checkpoint))
     pointed = extra.pop("resolved", source if folder != arguments.checkpoint else None)
     files = pointed["weight_files"] if pointed else hash_weights(folder)
+    trusted = (pointed or source)["trust_remote_code"]
+    beside = pointed.get("config_files") if pointed else hash_config_files(folder, trusted)
     stored: CheckpointRecord = {
         "model": source["model"],
         "method": arguments.method,
@@ -171,6 +174,8 @@ def main() -> None:
         "seconds": round(timing.seconds["model"], 3),
         **cast(MadeByQuantizer, extra),
     }
+    if beside is not None:
+        stored["config_files"] = beside
     with timing.part("load"):
         measured = (asked_endpoint if is_served(settings) else inspect_checkpoint)(stored, device)
     record: QuantizationRecord = {

@@ -2,12 +2,22 @@
 
 import json
 import os
+from types import SimpleNamespace
 
 import pytest
 
+from quantharm.checks import checks_of_weights
 from quantharm.common.errors import UserError
+from quantharm.common.stage import Timing
+from quantharm.models import safety
 from quantharm.models.loading import load_checkpoint
-from quantharm.models.safety import hash_weights, refuse_unsafe, verify_weights
+from quantharm.models.safety import (
+    hash_config_files,
+    hash_weights,
+    refuse_unsafe,
+    verify_config_files,
+    verify_weights,
+)
 
 
 def checkpoint(folder, *files: str, **settings):
@@ -105,6 +115,22 @@ def test_another_size_is_refused_whatever_the_time(weights, size):
     assert "changed after it was recorded" in message_of(verify_weights, path.parent, record)
 
 
+def test_weights_that_change_while_they_are_hashed_are_not_those_recorded(weights, monkeypatch):
+    path, _ = weights
+    hashed = safety.sha256_of_files
+
+    def overwritten_meanwhile(files):
+        hashes = hashed(files)
+        path.write_bytes(bytes(999) + b"y")
+        os.utime(path, (2, 2))
+        return hashes
+
+    monkeypatch.setattr(safety, "sha256_of_files", overwritten_meanwhile)
+    record = hash_weights(path.parent)
+    monkeypatch.setattr(safety, "sha256_of_files", hashed)
+    assert "changed after it was recorded" in message_of(verify_weights, path.parent, record)
+
+
 def test_missing_weights_are_refused(weights):
     path, record = weights
     path.unlink()
@@ -126,3 +152,43 @@ def test_hashes_name_every_weight_file(reference_source, root):
     files = reference_source["weight_files"]
     assert [f["name"] for f in files] == ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
     assert sum(f["bytes"] for f in files) == reference_source["checkpoint_bytes"] == 20_988_344
+
+
+# ---------------------------------------------------------------- what lies beside them
+
+
+@pytest.mark.parametrize(
+    ("name", "trusted", "noticed"),
+    [
+        ("config.json", False, "changed"),
+        ("tokenizer.json", False, "added"),
+        ("added_tokens.json", False, "added"),
+        ("chat_template.jinja", False, "added"),  # stands before the one in tokenizer_config.json
+        ("generation_config.json", False, "added"),
+        ("modeling_x.py", True, "added"),
+        ("modeling_x.py", False, None),  # never run
+        ("notes.txt", False, None),
+    ],
+)
+def test_what_decides_the_figures_is_as_recorded(name, trusted, noticed, tmp_path):
+    folder = checkpoint(tmp_path / "m", "model.safetensors")
+    recorded = hash_config_files(folder, trusted)
+    verify_config_files(folder, recorded, trusted)
+    (folder / name).write_text("{}")
+    if noticed is None:
+        verify_config_files(folder, recorded, trusted)
+        return
+    assert f"{folder / name} was {noticed} after" in message_of(verify_config_files, folder, recorded, trusted)
+    (folder / name).unlink()
+    if noticed == "changed":
+        assert f"{folder / name} was removed after" in message_of(verify_config_files, folder, recorded, trusted)
+
+
+def test_the_checks_ask_too(baseline_cell, root):
+    record = baseline_cell.record | {"config_files": {"config.json": "0" * 64}}
+    arguments = SimpleNamespace(text=root / "data" / "evaluation.txt")
+    assert "was changed after" in message_of(checks_of_weights, arguments, record, {}, {}, "cpu", Timing())
+
+
+def test_an_older_record_names_no_files_beside_the_weights(tmp_path):
+    verify_config_files(checkpoint(tmp_path / "m", "model.safetensors"), None, False)

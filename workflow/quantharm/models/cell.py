@@ -12,7 +12,7 @@ from quantharm.common.records.quantization import QuantizationRecord
 from quantharm.common.stage import Timing
 from quantharm.config.engines import is_served
 from quantharm.models.devices import choose_device, dtype_of
-from quantharm.models.loading import load_cell, load_tokenizer, read_quantization
+from quantharm.models.loading import load_cell, load_tokenizer, read_quantization, verify_config
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,7 @@ def open_cell(quantization: Path, device: str, timing: Timing) -> Cell:
     record = read_quantization(quantization)
     device = choose_device(device, record["gpus"])
     with timing.part("load"):
+        verify_config(record)
         tokenizer = load_tokenizer(record["source"])
         model = load_cell(record, device)
     forget_device_peaks(device)

@@ -16,7 +16,7 @@ from quantharm.common.records.quantization import CheckpointRecord, Quantization
 from quantharm.common.records.source import Located, Trust
 from quantharm.models.completeness import check_whole, load_whole
 from quantharm.models.devices import device_map, torch_dtype
-from quantharm.models.safety import refuse_unsafe, verify_weights
+from quantharm.models.safety import refuse_unsafe, verify_config_files, verify_weights
 from quantharm.quantizers import MultipliesInFloat32, quantizer_named
 
 LARGEST_FILE = "5GB"  # of weights that are written; several files are hashed and read at once
@@ -91,6 +91,14 @@ def load_checkpoint(folder: Path, source: Trust, dtype: str, device: str, gpus: 
         parameter.requires_grad_(False)
     torch.set_grad_enabled(False)
     return model.eval()
+
+
+def verify_config(record: CheckpointRecord) -> None:
+    """Raises UserError where the configuration or tokenizer, of checkpoint or model, is not the recorded one."""
+    source = record["source"]
+    verify_config_files(Path(place_of(source)), source.get("config_files"), source["trust_remote_code"])
+    trusted = record["settings"].get("resolved", source)["trust_remote_code"]
+    verify_config_files(Path(record["checkpoint"]), record.get("config_files"), trusted)
 
 
 def load_as_stored(record: CheckpointRecord, device: str):

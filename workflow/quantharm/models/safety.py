@@ -20,6 +20,13 @@ from quantharm.common.errors import UserError
 from quantharm.common.files import sha256_of_files
 from quantharm.common.records.parts import WeightFile
 
+# What beside the weights decides the figures: the model's shape, its tokens, its chat template, when an answer ends.
+# All of them are fetched with a hub's model, so none is added to its folder in the hub's cache later on.
+CONFIG_FILES = ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "vocab.json"]
+CONFIG_FILES += ["vocab.txt", "merges.txt", "special_tokens_map.json", "added_tokens.json", "*.model", "*.jinja"]
+CONFIG_FILES += ["additional_chat_templates/*.jinja"]
+CODE_FILES = ["*.py"]  # of a checkpoint that is trusted
+
 
 def refuse_unsafe(folder: Path, allow_pickle: bool, trust_remote_code: bool) -> None:
     """Raises UserError for a folder that is no whole model, or whose weights or code may run code unallowed.
@@ -65,9 +72,10 @@ def hash_weights(folder: Path, allow_pickle: bool = False) -> list[WeightFile]:
     files = weight_files(folder)
     if not files and allow_pickle:
         files = pickled_weight_files(folder)
+    states = {path: path.stat() for path in files}  # before: a file that changes while it is hashed is hashed again
     hashes = sha256_of_files(files)
     return [
-        {"name": p.name, "bytes": p.stat().st_size, "modified_ns": p.stat().st_mtime_ns, "sha256": hashes[p]}
+        {"name": p.name, "bytes": states[p].st_size, "modified_ns": states[p].st_mtime_ns, "sha256": hashes[p]}
         for p in files
     ]
 
@@ -99,3 +107,28 @@ def verify_weights(folder: Path, files: list[WeightFile], in_full: bool = False)
                 f"{path} changed after it was recorded (its sha256 is no longer {doubtful[path][:12]}…), so results "
                 "would not describe one checkpoint; restore it, or delete the cell's folder to make it again"
             )
+
+
+def hash_config_files(folder: Path, trust_remote_code: bool = False) -> dict[str, str]:
+    """{name: sha256} of the files beside the weights that decide the figures; empty for a GGUF file, which has all."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        return {}
+    patterns = CONFIG_FILES + (CODE_FILES if trust_remote_code else [])
+    paths = sorted({path for pattern in patterns for path in folder.glob(pattern) if path.is_file()})
+    return {path.relative_to(folder).as_posix(): sha256 for path, sha256 in sha256_of_files(paths).items()}
+
+
+def verify_config_files(folder: Path, recorded: dict[str, str] | None, trust_remote_code: bool) -> None:
+    """Raises UserError where a file beside the weights is not the recorded one; None: of an older record."""
+    if recorded is None or not Path(folder).exists():  # which is said where its weights are looked for
+        return
+    present = hash_config_files(folder, trust_remote_code)
+    differing = [name for name in sorted(recorded | present) if recorded.get(name) != present.get(name)]
+    if differing:
+        name = differing[0]
+        fate = "changed" if name in recorded and name in present else "removed" if name in recorded else "added"
+        raise UserError(
+            f"{Path(folder) / name} was {fate} after the checkpoint was recorded, so results would not describe one "
+            "model; restore it, or fetch the model again (of a quantized checkpoint: delete the cell's folder)"
+        )

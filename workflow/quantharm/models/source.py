@@ -17,7 +17,7 @@ from quantharm.common.records.source import SourceRecord, TokenizerHashes
 from quantharm.models.completeness import check_whole
 from quantharm.models.language_models import refuse_unless_causal, shape_of
 from quantharm.models.loading import SYNTHETIC_MARK, quiet
-from quantharm.models.safety import hash_weights, refuse_unsafe
+from quantharm.models.safety import hash_config_files, hash_weights, refuse_unsafe
 
 
 def tokenizer_hashes(folder: Path) -> TokenizerHashes:
@@ -79,6 +79,7 @@ def describe(
         **shape_of(folder, trust_remote_code),
         "checkpoint_bytes": sum(f["bytes"] for f in files),
         "weight_files": files,
+        "config_files": hash_config_files(folder, trust_remote_code),
         "weights_sha256": sha256_of_text("".join(f["sha256"] for f in files)),
         "synthetic": mark.is_file(),
         **tokenizer_hashes(folder_of(folder)),

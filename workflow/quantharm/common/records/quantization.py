@@ -106,6 +106,7 @@ class CheckpointRecord(CellNames, MadeByQuantizer):
     checkpoint: str  # folder
     checkpoint_bytes: int | None  # on disk
     weight_files: list[WeightFile]
+    config_files: NotRequired[dict[str, str]]  # {name: sha256} of the files beside them that decide the figures
     seconds: float  # of quantizing and saving
 
 

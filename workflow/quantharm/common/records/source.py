@@ -30,6 +30,7 @@ class Trust(TypedDict):
 
 class Located(Trust):
     path: str  # folder that it is loaded from
+    config_files: NotRequired[dict[str, str]]  # {name: sha256} of its configuration, tokenizer and trusted code
 
 
 class SourceRecord(Located, TokenizerHashes, Shape, Sealed):
