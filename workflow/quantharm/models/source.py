@@ -28,11 +28,18 @@ def tokenizer_hashes(folder: Path) -> TokenizerHashes:
     for path in (folder / "chat_template.jinja", folder / "tokenizer_config.json"):
         if template is None and path.is_file():
             text = path.read_text(encoding="utf-8")
-            template = text if path.suffix == ".jinja" else json.loads(text).get("chat_template")
+            template = text if path.suffix == ".jinja" else default_of(json.loads(text).get("chat_template"))
     return {
         "tokenizer_sha256": sha256_of_text("".join(texts)),
         "chat_template_sha256": sha256_of_text(str(template)) if template else None,
     }
+
+
+def default_of(template: str | list[dict[str, str]] | None) -> str | None:
+    """The template that prompts are put by, where a tokenizer_config.json lists several by their names."""
+    if not isinstance(template, list):
+        return template
+    return next((entry["template"] for entry in template if entry.get("name") == "default"), str(template))
 
 
 def describe(
