@@ -120,18 +120,23 @@ def test_how_the_chat_template_was_used_and_what_one_method_needs_are_in_the_tec
     source = dict.fromkeys(["source", "revision", "architecture", "layers", "hidden_size", "context"])
     source |= {"vocabulary": 9, "weights_sha256": "w", "tokenizer_sha256": "t", "chat_template_sha256": "c"}
     shown = []
-    for asked in (said, known, known | {"thinking": True}):
+
+    def facts_of(asked: dict, **elsewhere) -> dict[str, str]:
+        records = {stage: {"provenance": ran} for stage in ("divergence", "checks")}
+        records["checks"] = {"provenance": ran | {"finished": "now"}}
         cell = SimpleNamespace(
             generation=suite | asked,
-            perplexity=text,
-            quantization={"source": source},
-            checks={"provenance": {"finished": "now"}},
+            perplexity=text | {"provenance": ran},
+            quantization={"source": source, "provenance": ran},
+            **records,
         )
-        other = SimpleNamespace(
-            generation={"provenance": ran | {"versions_of_method": {"alib": "7"}}}, checks=cell.checks
-        )
+        of_method = {"provenance": ran | {"versions_of_method": {"alib": "7"}} | elsewhere}
+        other = SimpleNamespace(**vars(cell) | {"generation": of_method})
         table = environment_table(SimpleNamespace(baseline=cell, cells=[cell, other], model="m", device="CPU: x"))
-        facts = {row[0].text: row[1].text for row in table.rows}
+        return {row[0].text: row[1].text for row in table.rows}
+
+    for asked in (said, known, known | {"thinking": True}, said | {"chat_template": "never"}):
+        facts = facts_of(asked)
         assert facts["alib"] == "7"
         shown.append(facts["Chat template"])
     assert shown[0] == "used: auto; told that today is 2025-01-01"
@@ -140,3 +145,10 @@ def test_how_the_chat_template_was_used_and_what_one_method_needs_are_in_the_tec
         "system prompt: Be brief."
     )
     assert shown[2] == f"{shown[0]}; it has a switch for thinking, which was on; system prompt: Be brief."
+    assert shown[3] == "not used: never"
+    assert (facts["Host CPU"], facts["Code of the workflow"]) == ("x, 2 threads", "a")
+    facts = facts_of(said, threads=3, git_commit=None)  # a cell that was made apart
+    assert facts["Host CPU"] == "x, 2 threads; x, 3 threads"
+    assert facts["Code of the workflow"] == "a; commit not known"
+    source["chat_template_sha256"] = None
+    assert facts_of(said)["Chat template"] == "not used: auto"

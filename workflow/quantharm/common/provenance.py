@@ -237,7 +237,7 @@ def threads_of_process() -> int:
 def provenance(device: str, dtype: str | None = None, compute_dtype: str | None = None) -> Provenance:
     """Versions, device, commit and command behind a record; `device` is `cpu` or `cuda`.
 
-    dtype: of the weights on disk. compute_dtype: in which matrices were multiplied.
+    dtype: that unquantized weights are loaded in. compute_dtype: in which matrices were multiplied.
     """
     record: Provenance = {
         "device": device_name(device),

@@ -46,7 +46,7 @@ class Provenance(HowComputed):
 
     device: str  # `NVIDIA H200` or `CPU: …`
     device_type: str  # cpu or cuda
-    dtype: str | None  # of the weights on disk
+    dtype: str | None  # that weights are loaded in where they are not quantized, as the config says
     versions: dict[str, str]  # {package: version}, `python` among them
     versions_of_method: NotRequired[dict[str, str]]  # of packages that only some methods' jobs see
     git_commit: str | None  # of this project's checkout, with `-dirty` where files differ from it

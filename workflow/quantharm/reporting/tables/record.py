@@ -1,10 +1,12 @@
 """Tables of the run itself: configuration of the cells, checks, environment, files."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from quantharm.common.records.checks import CheckRecord
 from quantharm.common.records.generation import GenerationRecord
+from quantharm.common.records.parts import Provenance
 from quantharm.reporting.format import MISSING, number, size, thousands
 from quantharm.reporting.results import Cell, Results
 from quantharm.reporting.tables.columns import METHOD, by_method, figure, named, text
@@ -24,6 +26,7 @@ FILES = {
     "integrity.json": "whether the checkpoint is what it is said to be",
     "checks.json": "whether the figures may be believed",
 }
+STAGES = ("quantization", "generation", "perplexity", "divergence", "checks")
 MODEL_FILES = {
     "summary.parquet": "all figures, one row a method",
     "summary.csv": "the same",
@@ -101,22 +104,35 @@ def environment_table(results: Results) -> Table:
         "Device": results.device,
         "Instruction set": ran.get("onednn_instruction_set") or ran.get("instruction_set") or "a GPU's",
         "Driver and CUDA": f"{ran.get('driver')}, CUDA {ran.get('cuda')}" if ran.get("cuda") else "no GPU used",
-        "Host CPU": f"{ran['host_cpu']}, {ran['threads']} threads",
+        "Host CPU": all_of(results, "generation", hosts),
         **{package: version for versions in (ran["versions"], *of_methods) for package, version in versions.items()},
         "Evaluation text": f"{perplexity['dataset']}, sha256 {perplexity['dataset_sha256']}",
         "Prompts": f"{generation['prompts']} of {generation['suite']}, sha256 {generation['suite_sha256']}",
-        "Chat template": chat_template(generation),
+        "Chat template": chat_template(generation, source["chat_template_sha256"] is not None),
         "Longest answer": f"{generation['max_new_tokens']} tokens, greedy, batch 1, KV cache on",
-        "Code of the workflow": ran["git_commit"] or "commit not known",
+        "Code of the workflow": all_of(results, "all", lambda ran: ran["git_commit"] or "commit not known"),
         "Finished": max(cell.checks["provenance"]["finished"] for cell in results.cells),
     }
     columns = [named("fact", "What"), text("value", "Value", facts.get)]
     return table_of("environment", columns, facts)
 
 
-def chat_template(generation: GenerationRecord) -> str:
-    """The use of the chat template, with the values that it was given."""
-    words = [f"used: {generation['chat_template']}", f"told that today is {generation.get('template_date', MISSING)}"]
+def all_of(results: Results, stage: str, fact: Callable[[Provenance], str]) -> str:
+    """A fact of the records of every cell, of one stage or of all; each once, as cells may have been made apart."""
+    stages = STAGES if stage == "all" else (stage,)
+    ran = [getattr(cell, name)["provenance"] for cell in results.cells for name in stages]
+    return "; ".join(dict.fromkeys(map(fact, ran)))
+
+
+def hosts(ran: Provenance) -> str:
+    return f"{ran['host_cpu']}, {ran['threads']} threads"
+
+
+def chat_template(generation: GenerationRecord, has_one: bool) -> str:
+    """The use of the chat template, with the values that it was given; has_one: whether the model has one."""
+    used = generation["chat_template"] != "never" and has_one
+    words = [f"{'' if used else 'not '}used: {generation['chat_template']}"]
+    words += [f"told that today is {generation.get('template_date', MISSING)}"] if used else []
     if generation.get("thinking_switch"):
         state = "on" if generation["thinking"] else "off; set `thinking: true` to measure with it"
         words.append(f"it has a switch for thinking, which was {state}")
