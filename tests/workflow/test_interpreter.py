@@ -8,7 +8,13 @@ from pathlib import Path
 
 from workflow_project import CHECKOUT
 
-VARIABLES = {"PYTHONPATH": ":lib::/more:", "PYTHONOPTIMIZE": "2", "PYTHONDONTWRITEBYTECODE": "1", "PYTHONSAFEPATH": ""}
+VARIABLES = {
+    "PYTHONPATH": ":lib::/more:",
+    "PYTHONOPTIMIZE": "2",
+    "PYTHONDONTWRITEBYTECODE": "1",
+    "PYTHONSAFEPATH": "",
+    "PYTHONIOENCODING": "ascii",
+}
 
 
 def test_a_stage_takes_no_libraries_from_the_runs_folder_and_keeps_assertions(small, monkeypatch):
@@ -26,6 +32,7 @@ def test_a_stage_takes_no_libraries_from_the_runs_folder_and_keeps_assertions(sm
         "PYTHONOPTIMIZE": None,
         "PYTHONDONTWRITEBYTECODE": None,
         "PYTHONSAFEPATH": "1",
+        "PYTHONIOENCODING": "utf-8",
     }
 
 

@@ -20,12 +20,13 @@ PYTHON = ".venv-evaluation/bin/python" if OWN_PYTHON else config["python"] or "p
 
 # Every stage but those that fetch sets itself offline. A PYTHONPATH that is set already is kept, after our own, but for
 # empty entries: they stand for this folder, and a `random.py` here is no library of a stage. Assertions stay on, those
-# of libraries too: some guard figures.
+# of libraries too: some guard figures. Logs are UTF-8 in every locale.
 # OpenMP threads that wait must not spin: where other programs use the cores, spinning makes a small model 50 times
 # slower. Compiled modules are kept, though containers like to forbid it: torch and transformers compiled at each start
 # cost 10 seconds. glibc keeps freed memory: returning it and faulting it in again doubles the time of a small model.
 # A killed stage cannot say so itself: its shell does, and Snakemake then names the rule and the log. (It stands in the
 # environment, because Snakemake prints the whole command of a failed job.)
+os.environ.update(PYTHONSAFEPATH="1", PYTHONUTF8="1", PYTHONIOENCODING="utf-8")
 if "PYTHONPATH" in os.environ:
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, os.environ["PYTHONPATH"].split(os.pathsep)))
 os.environ.update(
@@ -37,7 +38,7 @@ shell.prefix(
     " trap 'test $? -ne 137 || echo \"$KILLED\" >&2' EXIT;"
     f" test $OMP_NUM_THREADS -le {MOST_THREADS} || export OMP_NUM_THREADS={MOST_THREADS} MKL_NUM_THREADS={MOST_THREADS};"
     f" export PYTHONPATH={shlex.quote(str(PACKAGE))}${{{{PYTHONPATH:+:$PYTHONPATH}}}}"
-    f" PYTHONSAFEPATH=1 OMP_WAIT_POLICY=passive MALLOC_MMAP_THRESHOLD_=33554432 MALLOC_TRIM_THRESHOLD_=268435456"
+    f" OMP_WAIT_POLICY=passive MALLOC_MMAP_THRESHOLD_=33554432 MALLOC_TRIM_THRESHOLD_=268435456"
     f" WORKFLOW_PYTHON={shlex.quote(sys.executable)}; "
 )
 
