@@ -546,3 +546,12 @@ def test_a_configuration_that_changes_between_stages_ends_in_a_sentence(chain_of
         path.write_text(path.read_text().replace('"rms_norm_eps": 1e-06', '"rms_norm_eps": 1e-02'))
         assert f"{path} was changed after the checkpoint was recorded" in chain.fails("perplexity", method)
     assert "was changed after" in chain.fails("quantize", "int8")
+
+
+def test_a_setting_that_changes_nothing_is_recorded_as_one(chain_of, tiny):
+    chain = chain_of(tiny("llama"))
+    flags = {"quantizer": "compressed_tensors", "settings": json.dumps({"scheme": "FP8_DYNAMIC", "group_size": 64})}
+    chain.call("quantize", "nf4", **flags)
+    assert chain.read("nf4/quantization.json")["settings_without_effect"] == ["group_size"]
+    chain.call("quantize", "nf4", **flags | {"settings": json.dumps({"scheme": "W4A16", "group_size": 32})})
+    assert "settings_without_effect" not in chain.read("nf4/quantization.json")

@@ -32,7 +32,7 @@ from quantharm.models.compute import compute_dtype
 from quantharm.models.devices import choose_device, dtype_of, free_memory, torch_dtype
 from quantharm.models.loading import load_as_stored, quiet
 from quantharm.models.safety import hash_config_files, hash_weights, verify_config_files, verify_weights
-from quantharm.quantizers import noise, quantizable, quantized_layers, quantizer_named
+from quantharm.quantizers import LeavesSettings, noise, quantizable, quantized_layers, quantizer_named
 from quantharm.quantizers.conditions import refuse_conflict
 from quantharm.quantizers.formats import gguf_file as stored_gguf
 from quantharm.speed.trial import try_model
@@ -174,6 +174,9 @@ def main() -> None:
         "seconds": round(timing.seconds["model"], 3),
         **cast(MadeByQuantizer, extra),
     }
+    quantizer = quantizer_named(arguments.quantizer)
+    if isinstance(quantizer, LeavesSettings) and (idle := quantizer.without_effect(settings)):
+        stored["settings_without_effect"] = sorted(idle & settings.keys())
     if beside is not None:
         stored["config_files"] = beside
     with timing.part("load"):

@@ -15,6 +15,7 @@ OPTIONAL = [
     quantizers.RefusesConfigs,
     quantizers.RefusesModels,
     quantizers.Calibrates,
+    quantizers.LeavesSettings,
     MultipliesInFloat32,
 ]
 OPTIONAL_OF_FAMILIES = [

@@ -28,6 +28,7 @@ from quantharm.quantizers import (
     importance_matrix,
     llama_cpp_tools,
     quantizable,
+    quantizer_named,
 )
 from quantharm.quantizers.calibration_samples import samples_for
 
@@ -107,6 +108,41 @@ def passes(cell) -> None:
     real = check_method_is_real(cell.record, cell.matrices, cell.model)
     bits = check_bits_per_weight(cell.record)
     assert [check["status"] for check in (kernel, real, bits)] == ["pass"] * 3, (kernel, real, bits)
+
+
+@pytest.mark.parametrize(
+    ("quantizer", "chosen"),
+    [
+        ("compressed_tensors", {"scheme": "W4A16"}),
+        ("compressed_tensors", {"scheme": "FP8_DYNAMIC"}),
+        ("torchao", {"kind": "int8_weight_only"}),
+    ],
+)
+def test_a_setting_changes_the_checkpoint_unless_it_is_said_to_have_no_effect(quantizer, chosen, dense, make_cell):
+    module = quantizer_named(quantizer)
+    first, second = (
+        load_file(make_cell(dense, quantizer, chosen | {"group_size": size}).checkpoint / "model.safetensors")
+        for size in (32, 128)
+    )
+    same = first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+    assert same == ("group_size" in module.without_effect(chosen))
+
+
+@pytest.mark.parametrize("name", ["autoround", "gguf", "torchao", "compressed_tensors"])
+def test_settings_without_effect_are_settings(name):
+    module = quantizer_named(name)
+    default = {key: value["default"] for key, value in module.SETTINGS.items()}
+    for key, value in module.SETTINGS.items():
+        for choice in value.get("enum", [0, False, True]):
+            assert module.without_effect(default | {key: choice}) < module.SETTINGS.keys()
+    floats, rounded = default | {"scheme": "NVFP4"}, default | {"iterations": 0}
+    if name == "autoround":
+        assert module.without_effect(default) == set()
+        assert {"group_size", "symmetric"} <= module.without_effect(floats)
+        assert module.without_effect(rounded) == {"seed"}
+    if name == "gguf":
+        assert "calibration_samples" in module.without_effect(default)
+        assert module.without_effect(default | {"importance": True}) == set()
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)

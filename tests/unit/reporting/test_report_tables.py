@@ -7,7 +7,7 @@ import pytest
 
 from quantharm.reporting.charts.base import log_ticks
 from quantharm.reporting.format import count, interval, listing, number, percent, share, signed, size
-from quantharm.reporting.tables.record import environment_table
+from quantharm.reporting.tables.record import configuration_table, environment_table
 from quantharm.reporting.tables.table import (
     Column,
     Field,
@@ -152,3 +152,22 @@ def test_how_the_chat_template_was_used_and_what_one_method_needs_are_in_the_tec
     assert facts["Code of the workflow"] == "a; commit not known"
     source["chat_template_sha256"] = None
     assert facts_of(said)["Chat template"] == "not used: auto"
+
+
+def test_the_configuration_shows_the_settings_that_had_an_effect():
+    record = {"quantizer": "torchao", "settings": {"kind": "int8_weight_only", "group_size": 128, "noise": None}}
+    record |= {"linear_classes": [], "settings_without_effect": ["group_size"]}
+    cell = SimpleNamespace(
+        name="a",
+        marked_name="a",
+        method="a",
+        failed=[],
+        quantization=record,
+        generation={"provenance": {"compute_dtype": "float32"}},
+        checks={"provenance": {"finished": "now"}},
+        row={"parameters": 9, "quantize_seconds": 1.0},
+        figure=lambda key: 1.0,
+    )
+    table = configuration_table(SimpleNamespace(cells=[cell]))
+    shown = {column.key: field.text for column, field in zip(table.columns, table.rows[0], strict=True)}
+    assert shown["settings"] == "kind int8_weight_only"

@@ -107,7 +107,9 @@ def limits(row: SummaryRow, generation: GenerationRecord, perplexity: Perplexity
 def section(row: SummaryRow, reference: SummaryRow, records: CellRecords, text: str, protocol: str, badge: str) -> str:
     """row, reference: as table(); badge: the file beside the card."""
     quantization, checks = records["quantization"], records["checks"]["checks"]
-    settings = ", ".join(f"{key} {value}" for key, value in quantization["settings"].items() if not is_long(value))
+    idle = quantization.get("settings_without_effect", [])
+    given = [(key, value) for key, value in quantization["settings"].items() if key not in idle and not is_long(value)]
+    settings = ", ".join(f"{key} {value}" for key, value in given)
     where = row["source"] + (f" at {row['revision']}" if row["revision"] else "")
     passed = sum(check["status"] == "pass" for check in checks)
     ran = [check for check in checks if check["status"] != "skipped"]

@@ -94,6 +94,15 @@ class Calibrates(Protocol):
 
 
 @runtime_checkable
+class LeavesSettings(Protocol):
+    """A quantizer some of whose settings count only beside certain others; their descriptions say so."""
+
+    def without_effect(self, settings: Settings) -> set[str]:
+        """The settings that change nothing, given the others."""
+        ...
+
+
+@runtime_checkable
 class NeedsPackages(Protocol):
     """A quantizer whose packages lie in a folder that only its cells see, not in the evaluation environment."""
 

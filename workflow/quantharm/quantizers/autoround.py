@@ -71,6 +71,11 @@ def grid(settings: Settings) -> str | None:
     return f"int4-{settings['group_size']}" if settings["scheme"] == "W4A16" else None
 
 
+def without_effect(settings: Settings) -> set[str]:
+    idle = {"group_size", "symmetric", "backend"} if settings["scheme"] in FLOATS else set()
+    return idle if settings["iterations"] else idle | {"seed"}
+
+
 def conflict(settings: Settings, checkpoint_config: "CheckpointConfig") -> str | None:
     return conflict_of_experts(checkpoint_config, "auto-round, as it is used here,")
 

@@ -45,6 +45,10 @@ def divisor(settings: Settings) -> int:
     return settings["group_size"] if scheme in INTEGER_GROUPS else DIVISORS.get(scheme, 1)
 
 
+def without_effect(settings: Settings) -> set[str]:
+    return set() if settings["scheme"] in INTEGER_GROUPS else {"group_size"}
+
+
 def grid(settings: Settings) -> str | None:
     """The grid of a scheme that rounds to even steps; None for the schemes of floats."""
     if settings["scheme"] == "W4A16":

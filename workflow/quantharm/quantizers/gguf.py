@@ -63,6 +63,10 @@ SETTINGS: SettingsSchema = {
 }
 
 
+def without_effect(settings: Settings) -> set[str]:
+    return set() if settings["importance"] else set(CALIBRATION_SETTINGS)
+
+
 def conflict(settings: Settings, checkpoint_config: "CheckpointConfig") -> str | None:
     if settings["importance"] and experts_of(checkpoint_config) > 1:
         return "importance matrices are not made here for mixtures of experts; set `importance: false`"

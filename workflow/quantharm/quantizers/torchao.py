@@ -48,6 +48,10 @@ def grid(settings: Settings) -> str | None:
     return "int8" if settings["kind"].startswith("int8") else None
 
 
+def without_effect(settings: Settings) -> set[str]:
+    return set() if settings["kind"] == "int4_weight_only" else {"group_size"}
+
+
 def conflict(settings: Settings, checkpoint_config: "CheckpointConfig") -> str | None:
     return conflict_of_experts(checkpoint_config, "torchao")
 

@@ -100,6 +100,7 @@ class CheckpointRecord(CellNames, MadeByQuantizer):
 
     quantizer: str  # module in quantharm.quantizers
     settings: Settings
+    settings_without_effect: NotRequired[list[str]]  # of them, those that change nothing beside the others
     dtype: str  # that every cell of the model is loaded in
     gpus: int  # that the model is spread over
     source: SourceRecord  # of the unquantized model

@@ -37,7 +37,8 @@ MODEL_FILES = {
 def configuration_table(results: Results) -> Table:
     def settings(cell: Cell) -> str:
         given = cell.quantization["settings"].items()
-        return ", ".join(f"{key} {v}" for key, v in given if key != "resolved" and v is not None) or MISSING
+        left = {"resolved", *cell.quantization.get("settings_without_effect", [])}
+        return ", ".join(f"{key} {v}" for key, v in given if key not in left and v is not None) or MISSING
 
     columns = [
         METHOD,
