@@ -174,8 +174,7 @@ def test_a_fork_takes_as_many_threads_as_its_caller_would(tmp_path, monkeypatch)
     monkeypatch.delitem(sys.modules, "torch", raising=False)
     with monkeypatch.context() as patched:
         patched.syspath_prepend(tmp_path)
-        assert fork_server.most_threads() == 3
-    assert "torch" not in sys.modules
+        assert fork_server.import_libraries(("decimal", "torch", "fractions"), lambda: True) == 3
     taken = []
     monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(set_num_threads=taken.append))
     monkeypatch.setitem(
@@ -254,9 +253,9 @@ def test_stages_that_use_the_network_are_started_as_ever(server, monkeypatch):
 
 def test_a_library_that_starts_cuda_is_left_out(monkeypatch):
     assert not fork_server.cuda_has_started() or os.path.exists("/dev/nvidia0")
-    assert fork_server.can_be_imported("decimal")
-    assert not fork_server.can_be_imported("not_a_library")
+    assert fork_server.threads_with("decimal")
+    assert fork_server.threads_with("not_a_library") is None
     monkeypatch.setattr(fork_server, "cuda_has_started", lambda: "fractions" in sys.modules)
     sys.modules.pop("fractions", None)
-    assert not fork_server.can_be_imported("fractions")
+    assert fork_server.threads_with("fractions") is None
     assert "fractions" not in sys.modules  # tried in a fork

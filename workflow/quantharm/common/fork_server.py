@@ -84,35 +84,37 @@ def in_a_fork(question: Callable[[], int]) -> int | None:
     return int(answered) if answered else None
 
 
-def can_be_imported(library: str) -> bool:
-    """Whether a library is there and leaves CUDA alone while it is imported; tried in a fork."""
+def threads_with(library: str) -> int | None:
+    """Threads that a library begins with when it is told to take many; None where it is missing or starts CUDA.
 
-    def starts_cuda() -> int:
-        importlib.import_module(library)
-        return int(cuda_has_started())
-
-    return in_a_fork(starts_cuda) == 0
-
-
-def most_threads() -> int:
-    """Threads that torch begins with when it is told to take many: with MKL no more than the processor has cores."""
+    Tried in a fork. Torch takes no more than the processor has cores where it has MKL; of others this is not known.
+    """
 
     def threads() -> int:
         os.environ.update(OMP_NUM_THREADS=str(MANY_THREADS), MKL_NUM_THREADS=str(MANY_THREADS))
-        return int(importlib.import_module("torch").get_num_threads())
+        module = importlib.import_module(library)
+        if cuda_has_started():
+            os._exit(1)
+        return int(module.get_num_threads()) if library == "torch" else MANY_THREADS
 
-    return in_a_fork(threads) or MANY_THREADS
+    return in_a_fork(threads)
 
 
-def import_libraries(libraries: tuple[str, ...], goes_on: Callable[[], bool]) -> None:
-    """Imports those libraries that leave CUDA alone, and prints which, for as long as goes_on()."""
+def import_libraries(libraries: tuple[str, ...], goes_on: Callable[[], bool]) -> int:
+    """Imports those libraries that leave CUDA alone, and prints which, for as long as goes_on().
+
+    Returns the threads that a job takes at most, however many it is given.
+    """
+    most = MANY_THREADS
     for library in libraries:
         if not goes_on():
-            return
-        usable = can_be_imported(library)
-        print(f"{library}: {'imported' if usable else 'left out'}", flush=True)
-        if usable:
+            break
+        threads = threads_with(library)
+        print(f"{library}: {'left out' if threads is None else 'imported'}", flush=True)
+        if threads is not None:
             importlib.import_module(library)
+            most = min(most, threads)
+    return most
 
 
 def answer(address: str, goes_on: Callable[[], bool], attend_to: Callable[[socket.socket], NoReturn]) -> None:
@@ -205,7 +207,7 @@ def run_module(words: list[str]) -> NoReturn:
 def set_threads(most: int) -> None:
     """As many threads as a job's own interpreter would take; the libraries read how many when the server started.
 
-    most: as most_threads() returns it. The number decides how sums are divided, and so their last digits.
+    most: as import_libraries() returns it. The number decides how sums are divided, and so their last digits.
     """
     asked = int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
     if "torch" in sys.modules:
@@ -234,8 +236,7 @@ def serve(folder: str, run: int, libraries: tuple[str, ...]) -> None:
     def goes_on() -> bool:
         return Path(folder).is_dir() and Path(f"/proc/{run}").is_dir()
 
-    most = most_threads() if "torch" in libraries else MANY_THREADS
-    import_libraries(libraries, goes_on)
+    most = import_libraries(libraries, goes_on)
     if goes_on():
         answer(f"{folder}/socket", goes_on, lambda connection: attend(connection, partial(begin_stage, most=most)))
     shutil.rmtree(folder, ignore_errors=True)
