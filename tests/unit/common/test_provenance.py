@@ -22,6 +22,7 @@ from quantharm.common.provenance import (
     version_of,
     versions,
 )
+from quantharm.common.warm_start import FORKED
 
 
 @pytest.fixture
@@ -170,6 +171,14 @@ def test_a_stage_asks_for_the_commit_before_it_reads_anything(stage, flags, monk
     with pytest.raises(UserError):
         stage.main()
     assert git_commit.cache_info().currsize == 1
+
+
+def test_a_warm_start_is_recorded(monkeypatch):
+    """The peak of its memory lacks pages of libraries that it shares with the server."""
+    monkeypatch.delenv(FORKED, raising=False)
+    assert "warm_start" not in provenance("cpu")
+    monkeypatch.setenv(FORKED, "1")
+    assert provenance("cpu")["warm_start"] is True
 
 
 def test_threads_are_those_that_pytorch_uses(monkeypatch):

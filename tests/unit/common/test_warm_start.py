@@ -100,6 +100,12 @@ def test_it_ends_as_the_fork_ended(stage, ending, code, words):
     assert words in err
 
 
+def test_a_fork_knows_that_it_is_one(stage, tmp_path):
+    ending = f"print(os.environ.get({warm_start.FORKED!r}))"
+    assert stage(ending).communicate()[0].endswith("\n1\n")
+    assert stage(ending, folder=tmp_path / "no server").communicate()[0].endswith("\nNone\n")
+
+
 def test_an_edited_module_counts(stage):
     stage("print('first')").communicate(timeout=HUNG_SECONDS)
     out, _ = stage("print('second')").communicate(timeout=HUNG_SECONDS)

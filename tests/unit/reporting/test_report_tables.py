@@ -150,6 +150,7 @@ def test_how_the_chat_template_was_used_and_what_one_method_needs_are_in_the_tec
     facts = facts_of(said, threads=3, git_commit=None)  # a cell that was made apart
     assert facts["Host CPU"] == "x, 2 threads; x, 3 threads"
     assert facts["Code of the workflow"] == "a; commit not known"
+    assert facts_of(said, warm_start=True)["Host CPU"] == "x, 2 threads; x, 2 threads, warm start"
     source["chat_template_sha256"] = None
     assert facts_of(said)["Chat template"] == "not used: auto"
 

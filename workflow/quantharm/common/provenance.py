@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from quantharm.common.records.parts import HowComputed, HowComputedOrNull, Provenance
+from quantharm.common.warm_start import FORKED
 
 if TYPE_CHECKING:
     from quantharm.common.records.logits import StoreMetadata
@@ -251,6 +252,8 @@ def provenance(device: str, dtype: str | None = None, compute_dtype: str | None 
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
+    if os.environ.get(FORKED):
+        record["warm_start"] = True
     if of_method := installed(OF_SOME_METHODS):
         record["versions_of_method"] = of_method
     if device.startswith("cuda"):

@@ -18,6 +18,7 @@ from typing import NoReturn
 
 VARIABLE = "QUANTHARM_WARM_START"  # FOLDER:PID, the folder of the socket and the process of the run
 PATH_VARIABLE = "QUANTHARM_WARM_PATH"  # PYTHONPATH of the run, from which the server takes its libraries, too
+FORKED = "QUANTHARM_FORKED"  # set in a fork, which its record says
 PACKAGE = os.path.abspath(Path(__file__).parents[2])
 SERVER = Path(__file__).with_name("fork_server.py")
 # Stages that use the network; a fork of the server's libraries could not: those have been told to stay offline.
@@ -43,7 +44,8 @@ def hand_over() -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
         try:
             connection.connect(f"{folder}/socket")
-            call(connection, words, {key: value for key, value in os.environ.items() if key != VARIABLE})
+            environment = {key: value for key, value in os.environ.items() if key != VARIABLE}
+            call(connection, words, environment | {FORKED: "1"})
         except OSError:  # not there yet
             start_server(folder, run)
             return

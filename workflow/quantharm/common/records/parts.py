@@ -54,6 +54,7 @@ class Provenance(HowComputed):
     threads: int  # that the process was given
     command: list[str]
     finished: str  # ISO 8601, UTC
+    warm_start: NotRequired[bool]  # a fork of the warm server; absent where the process started by itself
     driver: NotRequired[str | None]  # of the GPU
     cuda: NotRequired[str | None]  # version that PyTorch was built for
     gpus: NotRequired[int]  # that the process saw
@@ -64,7 +65,8 @@ class Memory(TypedDict):
     """Memory of the stage's process. On a CPU its peak resident set stands for the device's."""
 
     peak_bytes: int  # most that was allocated on the device
-    host_peak_bytes: int  # largest resident set of the process
+    # Largest resident set of the process; of a warm start without the pages of libraries that it never read itself.
+    host_peak_bytes: int
     allocated_bytes: NotRequired[int]  # on the GPU, when it was asked
     reserved_bytes: NotRequired[int]  # most that PyTorch's allocator held of the GPU
 

@@ -126,7 +126,7 @@ def all_of(results: Results, stage: str, fact: Callable[[Provenance], str]) -> s
 
 
 def hosts(ran: Provenance) -> str:
-    return f"{ran['host_cpu']}, {ran['threads']} threads"
+    return f"{ran['host_cpu']}, {ran['threads']} threads{', warm start' if ran.get('warm_start') else ''}"
 
 
 def chat_template(generation: GenerationRecord, has_one: bool) -> str:
