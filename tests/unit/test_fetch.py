@@ -19,6 +19,8 @@ from limits import HUNG_SECONDS
 from quantharm import fetch
 from quantharm.common import stage
 from quantharm.common.errors import UserError
+from quantharm.common.files import sha256_of_text
+from quantharm.common.text import read_text
 from quantharm.models.hub import ANSWER_SECONDS, ask_hub
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -249,14 +251,19 @@ def test_a_text_from_a_file(tmp_path):
 
 @pytest.mark.slow
 def test_rows_of_a_data_set_are_joined_by_blank_lines(tmp_path):
-    rows = ["", " = Title = \n", "Some words.\n", "größer"]
+    rows = ["", " = Title = \r\n", "Some words.\n", "größer\ras"]
     folder = tmp_path / "set"
     folder.mkdir()
     pandas.DataFrame({"text": rows, "other": range(4)}).to_parquet(folder / "test-00000-of-00001.parquet")
     cache = tmp_path / "cache"
     run = fetch_text(tmp_path, "--dataset", folder, cache=cache, HF_HUB_OFFLINE="1")
     assert run.returncode == 0, run.stderr
-    assert (tmp_path / "text.txt").read_text(encoding="utf-8") == "\n\n".join(rows)
+    written = (tmp_path / "text.txt").read_bytes().decode("utf-8")
+    assert written == "\n\n".join(["", " = Title = \n", "Some words.\n", "größer\nas"])
+    # Stages read the file as text, so with other ends of lines they would score, and hash, another text.
+    assert json.loads((tmp_path / "text.json").read_text())["sha256"] == sha256_of_text(
+        read_text(tmp_path / "text.txt")
+    )
     message = one_sentence(fetch_text(tmp_path, "--dataset", folder, "--column", "words", cache=cache))
     assert "has no column 'words'" in message
 

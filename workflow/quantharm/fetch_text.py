@@ -14,7 +14,7 @@ from quantharm.models.hub import ask_hub
 
 
 def read_dataset(dataset: str, name: str | None, split: str, revision: str | None, column: str) -> str:
-    """All rows of one column, joined by blank lines."""
+    """All rows of one column, joined by blank lines; lines end as in a text that is read from a file."""
     # A folder of Parquet files is a data set too. Asked before `datasets` is imported, which takes over the answer.
     unreachable = "" if os.path.isdir(dataset) else ask_hub(dataset, revision, "dataset")
     import datasets
@@ -30,7 +30,7 @@ def read_dataset(dataset: str, name: str | None, split: str, revision: str | Non
         ) from None
     if column not in rows.column_names:
         raise UserError(f"the data set {dataset} has no column {column!r}; correct `column:` in the config")
-    return "\n\n".join(rows[column])
+    return "\n\n".join(rows[column]).replace("\r\n", "\n").replace("\r", "\n")
 
 
 def main() -> None:
