@@ -116,6 +116,19 @@ def test_answers_are_greedy_and_kept_until_the_stage_is_finished(dialect, opened
     assert not engine.folder.exists()
 
 
+def test_an_answer_that_other_stop_words_ended_is_not_read_as_whole(opened):
+    """Two tasks may ask the same question."""
+    engine, fake = opened()
+    [cut] = served.answers(engine, [IDS], 6, {1}, lambda tokens: len(tokens) == 2)
+    [whole] = served.answers(engine, [IDS], 6, {1})
+    assert (len(cut.token_ids), cut.stop_reason) == (2, "stopped")
+    assert len(whole.token_ids) > 2
+    assert whole.token_ids[:2] == cut.token_ids
+    asked = len(fake.questions)
+    assert served.answers(engine, [IDS], 6, {1}) == [whole]
+    assert len(fake.questions) == asked + 1  # the warm-up
+
+
 def test_an_end_that_is_not_sent_is_added(opened):
     engine, _ = opened(change=lambda path, question, answer: answer[:2] if isinstance(answer, list) else answer)
     [answer] = served.answers(engine, [IDS], 6, {1})

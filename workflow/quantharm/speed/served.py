@@ -35,7 +35,10 @@ def answer_to(
 ) -> Continuation:
     """At most `new_tokens` tokens after a prompt; path: of the file that keeps the answer."""
     if path.is_file():
-        return Continuation(**read_json(path)["answer"])
+        kept = Continuation(**read_json(path)["answer"])
+        # Two tasks may ask one question with other stop words: an answer that those of the first ended is half a one.
+        if kept.stop_reason != "stopped" or stopped(kept.token_ids):
+            return kept
     ask = partial(ask_for_answer, model, ids, new_tokens, eos_token_ids, stopped)
     answer = model.dialect.server.patiently(ask)
     write_json(path, {"answer": vars(answer)})
