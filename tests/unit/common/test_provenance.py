@@ -13,6 +13,7 @@ import quantharm.common.provenance
 from quantharm import checks, integrity, perplexity, quantize
 from quantharm.common.errors import UserError
 from quantharm.common.provenance import (
+    OF_PRODUCTS,
     device_name,
     filled_here,
     git_commit,
@@ -192,3 +193,12 @@ def test_threads_are_those_that_pytorch_uses(monkeypatch):
     for stated, threads in (("7", 7), ("3,2", 3), ("", len(os.sched_getaffinity(0)))):
         monkeypatch.setenv("OMP_NUM_THREADS", stated)
         assert threads_of_process() == threads
+
+
+def test_variables_that_decide_how_libraries_multiply_are_recorded(monkeypatch):
+    """MKL_CBWR=COMPATIBLE gives other last digits, and no instruction set that is recorded shows it."""
+    for name in OF_PRODUCTS:
+        monkeypatch.delenv(name, raising=False)
+    assert "environment" not in provenance("cpu")
+    monkeypatch.setenv("MKL_CBWR", "COMPATIBLE")
+    assert provenance("cpu")["environment"] == {"MKL_CBWR": "COMPATIBLE"}

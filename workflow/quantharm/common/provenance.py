@@ -38,6 +38,15 @@ PACKAGES += ["gguf", "numpy", "scipy", "pyarrow"]
 PACKAGES += ["kernels"]  # not of envs/; an interpreter that has it may multiply with other kernels
 OF_SOME_METHODS = ["auto-round", "ik-llama-cpp-python", "sentencepiece", "xllamacpp", "optimum-quanto"]  # as in envs/
 MODULES = {"autoawq": "awq", "compressed-tensors": "compressed_tensors"}  # where the name differs
+# Variables by which a user has libraries multiply in another way, which no record of instruction sets shows.
+OF_PRODUCTS = (
+    "MKL_CBWR",
+    "MKL_ENABLE_INSTRUCTIONS",
+    "ONEDNN_DEFAULT_FPMATH_MODE",
+    "DNNL_DEFAULT_FPMATH_MODE",
+    "OPENBLAS_CORETYPE",
+    "NVIDIA_TF32_OVERRIDE",
+)
 ASSIGNED = re.compile(
     r"""^(?:__version__|version)\s*(?::[^=\n]+)?=\s*(?:\w+\s*=\s*)?["']([^"'\n]+)["']""", re.MULTILINE
 )
@@ -252,6 +261,8 @@ def provenance(device: str, dtype: str | None = None, compute_dtype: str | None 
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
+    if of_products := {name: os.environ[name] for name in OF_PRODUCTS if os.environ.get(name)}:
+        record["environment"] = of_products
     if os.environ.get(FORKED):
         record["warm_start"] = True
     if of_method := installed(OF_SOME_METHODS):

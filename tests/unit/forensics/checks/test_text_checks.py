@@ -61,7 +61,7 @@ def test_same_text_fails_on_each_key(stage, key):
 
 
 @pytest.mark.parametrize("stage", ["perplexity", "generation", "divergence"])
-@pytest.mark.parametrize("key", ["device", "dtype", "versions"])
+@pytest.mark.parametrize("key", ["device", "dtype", "versions", "environment"])
 def test_same_text_fails_on_each_environment(stage, key):
     cell = results()
     cell[stage]["provenance"][key] = "other"

@@ -49,6 +49,7 @@ class Provenance(HowComputed):
     dtype: str | None  # that weights are loaded in where they are not quantized, as the config says
     versions: dict[str, str]  # {package: version}, `python` among them
     versions_of_method: NotRequired[dict[str, str]]  # of packages that only some methods' jobs see
+    environment: NotRequired[dict[str, str]]  # variables that are set and decide how libraries multiply
     git_commit: str | None  # of this project's checkout, with `-dirty` where files differ from it
     host_cpu: str  # its name
     threads: int  # that the process was given

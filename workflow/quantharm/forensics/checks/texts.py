@@ -26,7 +26,7 @@ class ScoredRecords(TextAndPromptsRecords):
 
 
 def check_same_text(cell: ScoredRecords, baseline: ScoredRecords) -> CheckRecord:
-    """Token ids, data, protocol, suite, trace, device, way of computing and library versions equal the baseline's."""
+    """Token ids, data, protocol, suite, trace, device, computing, versions and environment equal the baseline's."""
     differing = []
     for text_key in SAME_TEXT_KEYS:
         if cell["perplexity"][text_key] != baseline["perplexity"][text_key]:
@@ -42,6 +42,9 @@ def check_same_text(cell: ScoredRecords, baseline: ScoredRecords) -> CheckRecord
             differing.append(f"{stage} {key} ({value!r}, the baseline {other!r})")
         if mine["versions"] != reference["versions"]:
             differing.append(f"{stage} versions")
+        value, other = mine.get("environment", {}), reference.get("environment", {})
+        if value != other:
+            differing.append(f"{stage} environment ({value!r}, the baseline {other!r})")
     return outcome(
         "same_text",
         not differing,
