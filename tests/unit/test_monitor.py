@@ -15,7 +15,8 @@ from quantharm import monitor
 from quantharm.common import control_chart
 from quantharm.common.errors import UserError
 from quantharm.common.prompt_means import prompt_means
-from quantharm.common.provenance import device_name, how_computed, versions
+from quantharm.common.provenance import device_name, how_computed
+from quantharm.common.versions import versions
 from quantharm.forensics import manifest
 from quantharm.forensics.run_history import charted
 from quantharm.logits import make_trace

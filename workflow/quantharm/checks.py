@@ -8,10 +8,11 @@ and `engine`; the others read the cell's result files and the baseline's.
 import argparse
 from pathlib import Path
 
+from quantharm.common.commit import git_commit
 from quantharm.common.errors import UserError
 from quantharm.common.files import read_json, write_json
 from quantharm.common.prompts import read_prompts
-from quantharm.common.provenance import git_commit, provenance
+from quantharm.common.provenance import provenance
 from quantharm.common.records.checks import CalibrationEvidence, CheckRecord, ChecksRecord
 from quantharm.common.records.quantization import QuantizationRecord
 from quantharm.common.stage import Timing, add_device, begin_model_stage, run_stage, stage_parser

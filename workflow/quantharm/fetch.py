@@ -13,9 +13,9 @@ from quantharm.common.checkpoint_files import GGUF, gguf_on_hub, refuse_gguf_nam
 from quantharm.common.errors import UserError, first_line
 from quantharm.common.files import write_json
 from quantharm.common.prompts import read_prompts
-from quantharm.common.provenance import version_of
 from quantharm.common.sanitize import visible
 from quantharm.common.stage import run_stage, sentence_for, stage_parser
+from quantharm.common.versions import version_of
 from quantharm.models.hub import ask_hub
 from quantharm.models.loading import load_tokenizer
 from quantharm.models.source import describe

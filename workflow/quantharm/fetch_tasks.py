@@ -9,8 +9,8 @@ from pathlib import Path
 
 from quantharm.common.errors import UserError
 from quantharm.common.files import write_json
-from quantharm.common.provenance import version_of
 from quantharm.common.stage import run_stage, stage_parser
+from quantharm.common.versions import version_of
 from quantharm.models.hub import why_unreachable
 
 

@@ -20,8 +20,9 @@ import sys
 from pathlib import Path
 
 from quantharm.common.checkpoint_files import gguf_file, read_checkpoint_config
+from quantharm.common.commit import git_commit
 from quantharm.common.files import read_json, write_json
-from quantharm.common.provenance import git_commit, provenance
+from quantharm.common.provenance import provenance
 from quantharm.common.records.divergence import DivergenceRecord
 from quantharm.common.records.integrity import (
     Behaviour,

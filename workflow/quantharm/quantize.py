@@ -13,9 +13,10 @@ from typing import cast
 
 from quantharm import engines
 from quantharm.common.checkpoint_files import gguf_file
+from quantharm.common.commit import git_commit
 from quantharm.common.files import read_json, replacing_folder, write_json
 from quantharm.common.memory import memory_bytes
-from quantharm.common.provenance import git_commit, provenance
+from quantharm.common.provenance import provenance
 from quantharm.common.records.quantization import (
     CheckpointMeasured,
     CheckpointRecord,

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING
 
 from quantharm.common.errors import UserError, first_line
 from quantharm.common.files import read_json, replacing_folder, write_json
-from quantharm.common.provenance import device_name, versions
+from quantharm.common.provenance import device_name
 from quantharm.common.stage import add_device, begin_model_stage, run_stage, stage_parser
+from quantharm.common.versions import versions
 from quantharm.config.architectures import read_architecture
 from quantharm.models.devices import choose_device, torch_dtype
 from quantharm.models.loading import SYNTHETIC_MARK, quiet

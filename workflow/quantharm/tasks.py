@@ -16,9 +16,9 @@ from quantharm.common.accuracy import Pairs, accuracy_interval, compare, pairs_o
 from quantharm.common.chat import Asking
 from quantharm.common.errors import UserError
 from quantharm.common.files import read_parquet, sha256_of_text, write_json, write_parquet
-from quantharm.common.provenance import version_of
 from quantharm.common.records.tasks import ComparedTasks, OneTask, OwnAnswers, TaskBasis, TaskComparison, TasksRecord
 from quantharm.common.stage import begin_model_stage, cell_parser, run_stage, sentence_for
+from quantharm.common.versions import version_of
 from quantharm.config.tasks import TaskEntry
 from quantharm.models.cell import Cell, open_cell
 

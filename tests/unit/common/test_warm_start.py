@@ -45,7 +45,7 @@ def server(tmp_path_factory):
     """Its folder: a server that has imported `decimal`, of a run that is this process."""
     folder = tmp_path_factory.mktemp("server")
     command = [sys.executable, "-P", fork_server.__file__, str(folder), str(os.getpid()), "decimal", "not_a_library"]
-    process = subprocess.Popen(command)
+    process = subprocess.Popen(command, env={name: v for name, v in os.environ.items() if name != "PYTHONPATH"})
     until(lambda: (folder / "socket").exists())
     yield folder
     process.kill()

@@ -1,14 +1,10 @@
 """The origin of a figure: versions, device, driver, commit. Part of every result record."""
 
-import contextlib
 import ctypes
 import datetime
 import functools
-import importlib.metadata
-import importlib.util
 import os
 import platform
-import re
 import subprocess
 import sys
 import tempfile
@@ -16,7 +12,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from quantharm.common.commit import git_commit
 from quantharm.common.records.parts import HowComputed, HowComputedOrNull, Provenance
+from quantharm.common.versions import OF_SOME_METHODS, installed, versions
 from quantharm.common.warm_start import FORKED
 
 if TYPE_CHECKING:
@@ -24,20 +22,6 @@ if TYPE_CHECKING:
 
 # The way in which a cell computed, beside its device's name; cells are compared only when all of it is equal.
 COMPUTE_KEYS = ("compute_dtype", "instruction_set", "onednn_instruction_set", "compute_capability", "tf32")
-PACKAGES = [
-    "torch",
-    "transformers",
-    "tokenizers",
-    "bitsandbytes",
-    "autoawq",
-    "gptqmodel",
-    "compressed-tensors",
-    "torchao",
-]
-PACKAGES += ["gguf", "numpy", "scipy", "pyarrow"]
-PACKAGES += ["kernels"]  # not of envs/; an interpreter that has it may multiply with other kernels
-OF_SOME_METHODS = ["auto-round", "ik-llama-cpp-python", "sentencepiece", "xllamacpp", "optimum-quanto"]  # as in envs/
-MODULES = {"autoawq": "awq", "compressed-tensors": "compressed_tensors"}  # where the name differs
 # Variables by which a user has libraries multiply in another way, which no record of instruction sets shows.
 OF_PRODUCTS = (
     "MKL_CBWR",
@@ -47,80 +31,6 @@ OF_PRODUCTS = (
     "OPENBLAS_CORETYPE",
     "NVIDIA_TF32_OVERRIDE",
 )
-ASSIGNED = re.compile(
-    r"""^(?:__version__|version)\s*(?::[^=\n]+)?=\s*(?:\w+\s*=\s*)?["']([^"'\n]+)["']""", re.MULTILINE
-)
-VERSION_FILES = ("version.py", "_version.py", "__init__.py")  # of a package's folder
-
-
-def version_of(package: str) -> str | None:
-    """Version of a package: as installed, but of the module that runs where it says another; None where it is missing.
-
-    A folder in PYTHONPATH may hold modules without a word on their version, in front of those that are installed. A
-    module that this process has not imported is not imported for it: what it says is read from its files, since the
-    cells of a run import different modules and are to record the same.
-    """
-    module = MODULES.get(package, package)
-    running = getattr(sys.modules[module], "__version__", None) if module in sys.modules else written_version(module)
-    try:
-        stated = importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return running
-    return running if running and running.partition("+")[0] != stated.partition("+")[0] else stated
-
-
-def written_version(module: str) -> str | None:
-    """The version that the files of a module's folder assign, without importing it; None where none does."""
-    found = importlib.util.find_spec(module)
-    if found is None or found.origin is None:
-        return None
-    for file in VERSION_FILES:
-        with contextlib.suppress(OSError, UnicodeDecodeError):
-            text = Path(found.origin).with_name(file).read_text(encoding="utf-8")
-            if assigned := ASSIGNED.search(text):
-                return assigned[1]
-    return None
-
-
-@functools.cache
-def versions() -> dict[str, str]:
-    """{package: version} of Python and of the installed ones among PACKAGES; the same for all cells of a run."""
-    return {"python": platform.python_version()} | installed(PACKAGES)
-
-
-def installed(packages: list[str]) -> dict[str, str]:
-    """{package: version} of those that are there."""
-    return {package: version for package in packages if (version := version_of(package))}
-
-
-@functools.cache
-def git_commit() -> str | None:
-    """The commit of the checkout that tracks this package, `-dirty` where files or modules differ; None without one.
-
-    Stages ask when they begin, as the modules that they run are those of that moment. A package that was unpacked
-    inside another project's checkout has no commit. Modules that git does not track run as well, ignored or not.
-    """
-    here, root = Path(__file__), Path(__file__).parents[3]
-    if git(here.parent, "ls-files", "--error-unmatch", here.name) is None:
-        return None
-    commit = git(here.parent, "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*")
-    untracked = git(root, "ls-files", "--others", "--", "Snakefile", "workflow/*.py", "workflow/*.smk")
-    return f"{commit}-dirty" if commit and untracked and not commit.endswith("-dirty") else commit
-
-
-def git(folder: Path, *words: str) -> str | None:
-    """What git says of the checkout around a folder; None where it fails.
-
-    Within a hook the environment names the repository that the hook is of. A checkout that somebody else owns may be
-    asked, too, if it is this package's.
-    """
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
-    command = ["git", "-C", str(folder), "-c", f"safe.directory={Path(__file__).parents[3]}", *words]
-    try:
-        ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return ran.stdout.strip()
 
 
 @functools.cache

@@ -11,8 +11,8 @@ from lm_eval.tasks import TaskManager, manager
 from lm_eval.tasks._yaml_loader import load_yaml
 
 from quantharm.common.errors import UserError, first_line
-from quantharm.common.provenance import version_of
 from quantharm.common.stage import sentence_for
+from quantharm.common.versions import version_of
 from quantharm.config.tasks import TaskEntry
 
 NOT_LOADED = (OSError, ValueError, RuntimeError, ImportError, datasets.exceptions.DatasetsError)

@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from quantharm import engines
+from quantharm.common.commit import git_commit
 from quantharm.common.memory import forget_device_peaks, memory_bytes
-from quantharm.common.provenance import git_commit, provenance
+from quantharm.common.provenance import provenance
 from quantharm.common.records.parts import CellNames, Provenance
 from quantharm.common.records.quantization import QuantizationRecord
 from quantharm.common.stage import Timing

@@ -3,10 +3,11 @@
 import pandas
 
 from quantharm.common.constants import TEXT_CATEGORY
-from quantharm.common.provenance import device_name, how_computed, versions
+from quantharm.common.provenance import device_name, how_computed
 from quantharm.common.records.logits import CellIdentity, StoreIdentity
 from quantharm.common.records.quantization import QuantizationRecord
 from quantharm.common.text import sha256_of_windows
+from quantharm.common.versions import versions
 from quantharm.models.compute import compute_dtype
 
 
