@@ -26,12 +26,14 @@ PYTHON = ".venv-evaluation/bin/python" if OWN_PYTHON else config["python"] or "p
 # cost 10 seconds. glibc keeps freed memory: returning it and faulting it in again doubles the time of a small model.
 # A killed stage cannot say so itself: its shell does, and Snakemake then names the rule and the log. (It stands in the
 # environment, because Snakemake prints the whole command of a failed job.)
-os.environ.update(PYTHONSAFEPATH="1", PYTHONUTF8="1", PYTHONIOENCODING="utf-8")
-if "PYTHONPATH" in os.environ:
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, os.environ["PYTHONPATH"].split(os.pathsep)))
+folders = os.environ.get("PYTHONPATH", "").split(os.pathsep)
 os.environ.update(
+    PYTHONPATH=os.pathsep.join(filter(None, folders)),
+    PYTHONSAFEPATH="1",
+    PYTHONUTF8="1",
+    PYTHONIOENCODING="utf-8",
     KILLED="error: this job was killed (signal 9), most often because memory ran out; free some, or give the model's"
-    " jobs more by a larger `billion_parameters:` in the config, then run the same command again"
+    " jobs more by a larger `billion_parameters:` in the config, then run the same command again",
 )
 shell.prefix(
     "set -euo pipefail; unset PYTHONDONTWRITEBYTECODE PYTHONOPTIMIZE;"
