@@ -202,3 +202,29 @@ def test_a_package_that_loading_asks_for_is_no_fault_of_the_model(checkpoints, m
 
     monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", fail)
     assert advice in refused(load_checkpoint, checkpoints["llama"], TRUSTED, "float32", "cpu", 1)
+
+
+def conversion_that_raises(error, monkeypatch, checkpoints):
+    """What a load says whose quantizer raises an error while it makes a matrix."""
+    from transformers.integrations.bitsandbytes import Bnb4bitQuantize
+
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(Bnb4bitQuantize, "convert", fail)
+    config = transformers.BitsAndBytesConfig(load_in_4bit=True)
+    load_checkpoint(checkpoints["llama"], TRUSTED, "bfloat16", "cpu", 1, quantization_config=config)
+
+
+def test_a_quantizer_that_refuses_is_no_fault_of_the_model(checkpoints, monkeypatch):
+    """torchao's float8_dynamic on a CPU, say; the folder was called incomplete."""
+    message = refused(conversion_that_raises, AssertionError("only on a GPU\nof a kind"), monkeypatch, checkpoints)
+    assert "cannot be quantized here: only on a GPU (14 of its tensors, the first model.layers.0.mlp." in message
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory. Tried"), MemoryError("can't allocate memory: 9 bytes")]
+)
+def test_memory_that_runs_out_while_a_quantizer_works_is_said_so(checkpoints, monkeypatch, error):
+    with pytest.raises(type(error), match=str(error)[:20]):
+        conversion_that_raises(error, monkeypatch, checkpoints)

@@ -6,15 +6,17 @@ without reading weights. For quantized checkpoints the account is not enough: th
 tensors that it stores of each matrix (`stored_shapes`).
 """
 
+import re
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypedDict, cast
+from typing import NoReturn, TypedDict, cast
 
 from quantharm.common.checkpoint_files import gguf_file, listed, read_checkpoint_config, weight_files
 from quantharm.common.errors import UserError, first_line, remedy_for
 
 HOW_TO_MEND = "fetch the model again, or take the config.json that belongs to it"
+RAISED = re.compile(r"^([\w.]+(?:Error|Exception))(?:: (.*))?$", re.MULTILINE)  # the last line of a traceback
 
 
 class LoadAccount(TypedDict):
@@ -92,15 +94,35 @@ def refuse_as_accounted(folder: Path, error: Exception) -> None:
     """
     for frame, _ in traceback.walk_tb(error.__traceback__):
         account = frame.f_locals.get("loading_info")
-        if unfit := sorted(getattr(account, "conversion_errors", None) or []):
-            raise UserError(
-                f"{folder} is not the model that its config.json describes: {len(unfit)} tensors cannot be put "
-                f"together from its parts ({listed(unfit)}), because parts are missing or of other shapes; "
-                f"{HOW_TO_MEND}"
-            ) from None
+        if unmade := getattr(account, "conversion_errors", None):
+            refuse_conversion(folder, unmade)
         if account is not None:
             model = frame.f_locals.get("model")
             refuse_other_tensors(folder, cast(LoadAccount, account.to_dict()), type(model).__name__)
+
+
+def refuse_conversion(folder: Path, unmade: dict[str, str]) -> NoReturn:
+    """Raises what kept tensors from being made: too little memory, a quantizer that refused, parts that do not fit.
+
+    unmade: {tensor: traceback, then a line `Error` with the name of the operation}, as transformers keeps them.
+    """
+    import torch
+
+    names = sorted(unmade)
+    raised, _, operation = unmade[names[0]].rpartition("\nError")
+    kind, reason = (RAISED.findall(raised) or [("", first_line(Exception(raised)))])[-1]
+    if kind.endswith("OutOfMemoryError"):
+        raise torch.OutOfMemoryError(reason) from None
+    if "can't allocate memory" in reason:
+        raise MemoryError(reason) from None
+    if "Quantize" in operation:
+        refused = f"{len(names)} of its tensors, the first {names[0]}"
+        why = f"{(reason or kind).rstrip('.')} ({refused})"
+        raise UserError(f"{folder} cannot be quantized here: {why}; choose another method, or another device") from None
+    raise UserError(
+        f"{folder} is not the model that its config.json describes: {len(names)} tensors cannot be put together from "
+        f"its parts ({listed(names)}), because parts are missing or of other shapes; {HOW_TO_MEND}"
+    ) from None
 
 
 def check_whole(folder: Path, trust_remote_code: bool) -> None:
