@@ -6,6 +6,7 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
+from transformers import core_model_loading
 
 from quantharm import fetch
 from quantharm.common.errors import UserError
@@ -228,3 +229,27 @@ def test_a_quantizer_that_refuses_is_no_fault_of_the_model(checkpoints, monkeypa
 def test_memory_that_runs_out_while_a_quantizer_works_is_said_so(checkpoints, monkeypatch, error):
     with pytest.raises(type(error), match=str(error)[:20]):
         conversion_that_raises(error, monkeypatch, checkpoints)
+
+
+@pytest.mark.parametrize(
+    ("error", "raised", "words"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried"), torch.OutOfMemoryError, "out of memory"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), RuntimeError, "allocate"),
+        (OSError(5, "Input/output error"), UserError, "Input/output error"),
+    ],
+)
+def test_what_breaks_a_load_off_is_no_fault_of_the_model(checkpoints, monkeypatch, error, raised, words):
+    """A model too large for its GPU was said to lack the tensors that had not been read yet."""
+    read, copy = [], core_model_loading._materialize_copy
+
+    def fail(*arguments, **keywords):
+        read.append(1)
+        if len(read) > 5:
+            raise error
+        return copy(*arguments, **keywords)
+
+    monkeypatch.setattr(core_model_loading, "_materialize_copy", fail)
+    with pytest.raises(raised, match=words) as caught:
+        load_checkpoint(checkpoints["llama"], TRUSTED, "float32", "cpu", 1)
+    assert "missing" not in str(caught.value)

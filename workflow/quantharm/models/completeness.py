@@ -16,6 +16,7 @@ from quantharm.common.checkpoint_files import gguf_file, listed, read_checkpoint
 from quantharm.common.errors import UserError, first_line, remedy_for
 
 HOW_TO_MEND = "fetch the model again, or take the config.json that belongs to it"
+READS_TENSORS = "convert_and_load_state_dict_in_model"  # a function of transformers
 RAISED = re.compile(r"^([\w.]+(?:Error|Exception))(?:: (.*))?$", re.MULTILINE)  # the last line of a traceback
 
 
@@ -91,8 +92,13 @@ def refuse_as_accounted(folder: Path, error: Exception) -> None:
     """Raises UserError where transformers' account of a load that failed shows that tensors are missing or do not fit.
 
     Its exception may be about something else: the random numbers, say, that a missing matrix of bytes cannot be given.
+    While tensors are still being read, the account calls those missing that are not read yet: what broke that off, as
+    little memory does, is no fault of the model.
     """
-    for frame, _ in traceback.walk_tb(error.__traceback__):
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    if any(frame.f_code.co_name == READS_TENSORS for frame in frames):
+        return
+    for frame in frames:
         account = frame.f_locals.get("loading_info")
         if unmade := getattr(account, "conversion_errors", None):
             refuse_conversion(folder, unmade)
