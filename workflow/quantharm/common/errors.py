@@ -1,5 +1,6 @@
 """The exception for faults that the user can mend."""
 
+import os
 import sys
 
 from quantharm.common.sanitize import visible
@@ -28,3 +29,17 @@ def remedy_for(error: BaseException, otherwise: str) -> str:
     if isinstance(error, ImportError) or "pip install" in first_line(error):
         return f"install what it asks for into {sys.executable}, in the versions of {PINS}"
     return otherwise
+
+
+def refuse_unread(path: str | os.PathLike[str], error: BaseException) -> None:
+    """Raises what says so where a file could not be read for a fault of the machine, whatever the file holds.
+
+    Its permissions, too many open files, a disk that does not answer, too little memory: such a file is not damaged,
+    and is not to be deleted. safetensors says `(os error 5)` in words, or that an existing file does not exist.
+    """
+    if isinstance(error, MemoryError):
+        raise error
+    of_system = getattr(error, "errno", None) or "(os error" in str(error) or isinstance(error, FileNotFoundError)
+    if of_system and os.path.exists(path):
+        what_to_see = "see that this job may read it and that its disk answers, then run the same command again"
+        raise UserError(f"{path} cannot be read ({first_line(error)}); {what_to_see}") from None

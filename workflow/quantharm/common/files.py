@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from quantharm.common.errors import UserError
+from quantharm.common.errors import UserError, refuse_unread
 
 JsonObject = dict[str, Any]  # read from anybody's file; its keys and values are not checked yet
 DIGEST = "record_sha256"  # the key in each JSON record
@@ -94,7 +94,8 @@ def read_json(path: Path) -> Any:
         record = json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; run the stage that makes it") from None
-    except (ValueError, UnicodeDecodeError) as error:
+    except (ValueError, OSError) as error:
+        refuse_unread(path, error)
         raise UserError(f"{path} is damaged ({error}); delete it and run the same command again") from None
     if isinstance(record, dict) and record.pop(DIGEST, None) not in (None, digest_of(record)):
         raise UserError(f"{path} was changed after it was written; delete it and run the same command again")
@@ -143,6 +144,7 @@ def read_parquet(path: Path, columns: list[str] | None = None):
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; run the stage that makes it") from None
     except DAMAGE_OF_PARQUET as error:
+        refuse_unread(path, error)
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{path} is damaged ({reason}); delete it and run the same command again") from None
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NoReturn, TypedDict, cast
 
 from quantharm.common.checkpoint_files import gguf_file, listed, read_checkpoint_config, weight_files
-from quantharm.common.errors import UserError, first_line, remedy_for
+from quantharm.common.errors import UserError, first_line, refuse_unread, remedy_for
 
 HOW_TO_MEND = "fetch the model again, or take the config.json that belongs to it"
 READS_TENSORS = "convert_and_load_state_dict_in_model"  # a function of transformers
@@ -35,6 +35,7 @@ def open_weights(path: Path):
     try:
         return safe_open(path, framework="pt")
     except (SafetensorError, OSError) as error:
+        refuse_unread(path, error)
         raise UserError(f"{path} is not a whole safetensors file ({first_line(error)}); fetch it again") from None
 
 

@@ -4,7 +4,7 @@ import json
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-from quantharm.common.errors import UserError
+from quantharm.common.errors import UserError, refuse_unread
 from quantharm.common.files import replacing
 from quantharm.common.records.logits import HeadDescription
 from quantharm.scoring.output_heads import OutputHead
@@ -32,12 +32,14 @@ def read_head(path: Path, description: HeadDescription) -> tuple[OutputHead, Fut
 
     try:
         tensors = load_file(path)
-    except FileNotFoundError:
+    except FileNotFoundError as error:
+        refuse_unread(path, error)
         raise UserError(
             f"{path} does not exist: the store beside it holds hidden states and needs this output head; run the stage "
             "`logits`, or copy the file with the store"
         ) from None
     except (safetensors.SafetensorError, OSError, ValueError) as error:
+        refuse_unread(path, error)
         raise UserError(f"{path} is damaged ({error}); delete it and run the same command again") from None
     if "weight" not in tensors:
         raise another(path, description)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quantharm.common.checkpoint_files import gguf_file
-from quantharm.common.errors import UserError, first_line
+from quantharm.common.errors import UserError, first_line, refuse_unread
 from quantharm.quantizers.experts import ONE_EXPERT
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ def read_file(path: Path, modified_ns: int) -> "GGUFReader":
                 f"{path} has a tensor of a type that the package gguf does not know ({first_line(error)}): a "
                 "fork's of llama.cpp, or one newer than the package; name a file in another type"
             ) from None
+        refuse_unread(path, error)
         raise UserError(f"{path} is not a whole GGUF file ({first_line(error)}); fetch it again") from None
 
 
