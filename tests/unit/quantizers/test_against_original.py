@@ -215,12 +215,10 @@ def test_which_methods_may_let_weights_go(tmp_path, quantizer, calibrated, metho
 def test_beside_a_gpu_threads_read_the_same_pairs(tmp_path):
     """Without gradients, as in the thread that loads; nothing here asks for a GPU."""
     save_file({f"m{i}.weight": original(i) for i in range(6)}, tmp_path / "model.safetensors")
-    learned = torch.nn.Parameter(torch.ones(1))
+    learned, made = torch.nn.Parameter(torch.ones(1)), [original(i) for i in range(7)]
     matrices = [
-        SimpleNamespace(
-            name=f"m{i}", rows=ROWS, columns=COLUMNS, dequantize=lambda i=i: original(i) * learned, column_order=None
-        )
-        for i in range(7)
+        SimpleNamespace(name=f"m{i}", rows=ROWS, columns=COLUMNS, dequantize=lambda m=m: m * learned, column_order=None)
+        for i, m in enumerate(made)
     ]
     matrices[2].column_order = lambda: torch.arange(COLUMNS).flip(0)
     threads = torch.get_num_threads()
