@@ -183,7 +183,7 @@ def test_an_environment_whose_build_was_killed_is_built_anew(shipped):
         installers = []
         for process in psutil.Process(first.pid).children(recursive=True):
             try:
-                if process.cmdline()[1:4] == ["-m", "pip", "install"]:
+                if process.cmdline()[1:5] == ["-I", "-m", "pip", "install"]:
                     installers.append(process)
             except (psutil.Error, IndexError):
                 continue
