@@ -32,12 +32,12 @@ def measure(checkpoint: Path, dtype: str, **lengths) -> dict:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from quantharm.common.stage import offline_environment
+    from quantharm.common.stage import begin_offline_stage
     from quantharm.models.devices import choose_device
     from quantharm.models.loading import quiet
     from quantharm.speed.benchmark import benchmark
 
-    offline_environment()
+    begin_offline_stage()
     quiet()
     device = choose_device("auto", 1)
     model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=getattr(torch, dtype)).to(device).eval()

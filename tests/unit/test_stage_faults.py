@@ -486,24 +486,26 @@ def test_losses_of_a_cell_with_a_quantized_cache_are_laid_to_the_cache_first():
     assert "cache" not in perplexity.remedy({"settings": {}})
 
 
-@pytest.mark.parametrize("library", ["argparse", "torch"])
-def test_ctrl_c_while_a_stage_imports_its_libraries_ends_in_a_sentence(tmp_path, library):
-    (tmp_path / f"{library}.py").write_text("raise KeyboardInterrupt")
-    path = os.pathsep.join([str(tmp_path), str(Path(fetch.__file__).parents[1])])
-    command = [sys.executable, "-m", "quantharm.logits"]
+def begun_beside(folder, library: str, source: str) -> subprocess.CompletedProcess:
+    """What a stage says that finds a module of this name, with this source, before the real one; it fails."""
+    (folder / f"{library}.py").write_text(source)
+    path = os.pathsep.join([str(folder), str(Path(fetch.__file__).parents[1])])
+    command = [sys.executable, "-m", "quantharm.checks"]
     done = subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True)
     assert done.returncode != 0
+    return done
+
+
+@pytest.mark.parametrize("library", ["argparse", "torch"])
+def test_ctrl_c_while_a_stage_imports_its_libraries_ends_in_a_sentence(tmp_path, library):
+    done = begun_beside(tmp_path, library, "raise KeyboardInterrupt")
     assert done.stderr == "error: interrupted; run the same command again to go on\n"
 
 
 @pytest.mark.parametrize("library", ["argparse", "torch"])
 def test_a_library_that_an_interpreter_lacks_is_named(tmp_path, library):
     """Of `python:` in the config; found when a stage begins, or inside a quantizer."""
-    (tmp_path / f"{library}.py").write_text("import a_library_that_is_not_there")
-    path = os.pathsep.join([str(tmp_path), str(Path(fetch.__file__).parents[1])])
-    command = [sys.executable, "-m", "quantharm.checks"]
-    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True)
-    assert done.returncode != 0
+    done = begun_beside(tmp_path, library, "import a_library_that_is_not_there")
     assert done.stderr.startswith(
         f"error: the interpreter {sys.executable} (`python:` in the config) lacks a module (No"
     )
@@ -513,11 +515,8 @@ def test_a_library_that_an_interpreter_lacks_is_named(tmp_path, library):
 
 def test_an_interpreter_that_is_too_old_is_named(tmp_path):
     """By a sentence; else by a traceback of the first line that it cannot read."""
-    (tmp_path / "sitecustomize.py").write_text("import sys; sys.version_info = (3, 9, 18); sys.version = '3.9.18 (x)'")
-    path = os.pathsep.join([str(tmp_path), str(Path(fetch.__file__).parents[1])])
-    command = [sys.executable, "-m", "quantharm.checks"]
-    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True)
-    assert done.returncode != 0
+    old = "import sys; sys.version_info = (3, 9, 18); sys.version = '3.9.18 (x)'"
+    done = begun_beside(tmp_path, "sitecustomize", old)
     assert done.stderr == (
         f"error: the interpreter {sys.executable} (`python:` in the config) is Python 3.9.18; "
         "name one of Python 3.11 or newer\n"

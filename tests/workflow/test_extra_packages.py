@@ -1,20 +1,13 @@
 """Packages that only some methods need: installed once, in a folder that only their cells see."""
 
-import zipfile
-
-from workflow_project import TEXT, Project, evaluation_python, everything
+from workflow_project import TEXT, Project, evaluation_python, everything, toy_wheel
 
 TOY = "packages of envs/toy.txt, for the methods that need them (once)"
 
 
 def with_toy(project: Project) -> Project:
     """A method whose quantizer asks for a package, that package as a wheel, and an environment that is built."""
-    wheel = project / "toy-1.0-py3-none-any.whl"
-    with zipfile.ZipFile(wheel, "w") as archive:
-        archive.writestr("toy.py", "answer = 42\n")
-        archive.writestr("toy-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: toy\nVersion: 1.0\n")
-        archive.writestr("toy-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
-        archive.writestr("toy-1.0.dist-info/RECORD", "")
+    wheel = toy_wheel(project)
     (project / "envs/toy.txt").write_text(f"./{wheel.name}\n", encoding="utf-8")
     source = (project / "workflow/quantharm/quantizers/bitsandbytes_4bit.py").read_text(encoding="utf-8")
     (project / "workflow/quantharm/quantizers/toy.py").write_text(source + '\nPACKAGES = "toy"\n', encoding="utf-8")

@@ -6,7 +6,7 @@ import sys
 import zipfile
 from pathlib import Path
 
-from workflow_project import CHECKOUT
+from workflow_project import CHECKOUT, toy_wheel
 
 VARIABLES = {
     "PYTHONPATH": ":lib::/more:",
@@ -38,12 +38,7 @@ def test_a_stage_takes_no_libraries_from_the_runs_folder_and_keeps_assertions(sm
 
 def test_what_lies_in_pythonpath_is_installed_all_the_same(tmp_path):
     """Else an environment would lack what is pinned, or hold another version, once the variable is set differently."""
-    wheel = tmp_path / "toy-1.0-py3-none-any.whl"
-    with zipfile.ZipFile(wheel, "w") as archive:
-        archive.writestr("toy.py", "")
-        archive.writestr("toy-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: toy\nVersion: 1.0\n")
-        archive.writestr("toy-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
-        archive.writestr("toy-1.0.dist-info/RECORD", "")
+    wheel = toy_wheel(tmp_path)
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path / "of the user")
     (tmp_path / "pins.txt").write_text("toy\n", encoding="utf-8")

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -307,3 +308,14 @@ def jobs_of(output: str) -> set[str]:
     table = dict(re.findall(r"^([a-z_]+) +(\d+)$", output, re.MULTILINE))
     assert len(jobs) == len(set(jobs)) == int(table["total"]) - (len(named) - len(jobs)), output[-6000:]
     return set(jobs)
+
+
+def toy_wheel(folder: Path) -> Path:
+    """A wheel of a package `toy` that is one module."""
+    wheel = folder / "toy-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr("toy.py", "answer = 42\n")
+        archive.writestr("toy-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: toy\nVersion: 1.0\n")
+        archive.writestr("toy-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr("toy-1.0.dist-info/RECORD", "")
+    return wheel

@@ -24,7 +24,7 @@ from quantharm.common.records.studies import (
     QuantizedFigures,
     Spread,
 )
-from quantharm.common.stage import offline_environment, run_stage, stage_parser
+from quantharm.common.stage import begin_offline_stage, run_stage, stage_parser
 from quantharm.common.text import read_text
 from quantharm.models.loading import load_cell, load_tokenizer, quiet, read_quantization
 from quantharm.quantizers import calibration
@@ -111,7 +111,7 @@ def main() -> None:
         "--output", type=Path, required=True, help="calibration_study.json; its neighbours get other suffixes"
     )
     arguments = parser.parse_args()
-    offline_environment()
+    begin_offline_stage()
     quiet()
     from quantharm.reporting.charts.base import write_figure
     from quantharm.reporting.charts.studies import calibration_chart

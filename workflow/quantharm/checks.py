@@ -8,7 +8,6 @@ and `engine`; the others read the cell's result files and the baseline's.
 import argparse
 from pathlib import Path
 
-from quantharm.common.commit import git_commit
 from quantharm.common.errors import UserError
 from quantharm.common.files import read_json, write_json
 from quantharm.common.prompts import read_prompts
@@ -125,7 +124,6 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="checks.json")
     arguments = parser.parse_args()
     timing = begin_model_stage()
-    git_commit()  # of the modules that run now
     record = read_quantization(arguments.cell / "quantization.json")
     device = choose_device(arguments.device, record["gpus"])
     cell, baseline = scored_records(arguments.cell), scored_records(arguments.baseline)

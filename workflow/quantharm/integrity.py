@@ -20,7 +20,6 @@ import sys
 from pathlib import Path
 
 from quantharm.common.checkpoint_files import gguf_file, read_checkpoint_config
-from quantharm.common.commit import git_commit
 from quantharm.common.files import read_json, write_json
 from quantharm.common.provenance import provenance
 from quantharm.common.records.divergence import DivergenceRecord
@@ -34,7 +33,7 @@ from quantharm.common.records.integrity import (
     IntegrityRecord,
 )
 from quantharm.common.sanitize import print_line
-from quantharm.common.stage import Timing, add_device, offline_environment, run_stage, stage_parser
+from quantharm.common.stage import Timing, add_device, begin_offline_stage, run_stage, stage_parser
 from quantharm.forensics import file_hashes, manifest, reference_check
 from quantharm.forensics.detection.checkpoints import scan_dequantized, scan_folder
 from quantharm.forensics.printed import print_table
@@ -160,8 +159,7 @@ def main() -> None:
         parser.error("--public-key goes with --signature or --store-signature")
     if arguments.store_signature and not arguments.store:
         parser.error("--store-signature goes with --store")
-    offline_environment()
-    git_commit()  # of the modules that run now
+    begin_offline_stage()
     timing = Timing()
     timing.started()
     if arguments.cell:

@@ -27,7 +27,7 @@ from quantharm.common.prompt_means import read_prompt_means
 from quantharm.common.provenance import filled_here
 from quantharm.common.records.logits import StoreMetadata
 from quantharm.common.records.quantization import QuantizationRecord
-from quantharm.common.stage import add_device, offline_environment, run_stage, stage_parser
+from quantharm.common.stage import add_device, begin_offline_stage, run_stage, stage_parser
 from quantharm.forensics import reference_check
 from quantharm.forensics.run_history import COLUMNS, SAME, charted, read_history
 from quantharm.models.devices import choose_device
@@ -136,7 +136,7 @@ def main() -> None:
         parser.error("--signature and --public-key go together")
     if arguments.signature:
         reference_check.verify_store(arguments.baseline, arguments.public_key, arguments.signature, names=SCORED)
-    offline_environment()
+    begin_offline_stage()
     quiet()
     from quantharm.reporting.charts.base import write_figure
     from quantharm.reporting.charts.studies import monitor_chart

@@ -17,7 +17,7 @@ from quantharm.common.files import replacing, write_json, write_parquet
 from quantharm.common.paired import flat, paired_figures
 from quantharm.common.records.quantization import QuantizationRecord
 from quantharm.common.records.studies import AloneFigures, NoiseCells, NoiseRow, QuantizedFigures
-from quantharm.common.stage import offline_environment, run_stage, stage_parser
+from quantharm.common.stage import begin_offline_stage, run_stage, stage_parser
 from quantharm.models.loading import load_as_stored, quiet, read_quantization
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def main() -> None:
     parser.add_argument("--cells", type=json.loads, required=True, help="[{method, sigma, alone, quantized}], JSON")
     parser.add_argument("--output", type=Path, required=True, help="noise_sweep.json; beside it other suffixes")
     arguments = parser.parse_args()
-    offline_environment()
+    begin_offline_stage()
     quiet()
     from quantharm.reporting.charts.base import write_figure
     from quantharm.reporting.charts.studies import noise_chart

@@ -13,7 +13,6 @@ from typing import cast
 
 from quantharm import engines
 from quantharm.common.checkpoint_files import gguf_file
-from quantharm.common.commit import git_commit
 from quantharm.common.files import read_json, replacing_folder, write_json
 from quantharm.common.memory import memory_bytes
 from quantharm.common.provenance import provenance
@@ -140,7 +139,6 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="quantization.json")
     arguments = parser.parse_args()
     timing = begin_model_stage()
-    git_commit()  # of the modules that run now
     quiet()
     device = choose_device(arguments.device, arguments.gpus)
     source: SourceRecord = read_json(arguments.source)

@@ -26,9 +26,8 @@ PYTHON = ".venv-evaluation/bin/python" if OWN_PYTHON else config["python"] or "p
 # cost 10 seconds. glibc keeps freed memory: returning it and faulting it in again doubles the time of a small model.
 # A killed stage cannot say so itself: its shell does, and Snakemake then names the rule and the log. (It stands in the
 # environment, because Snakemake prints the whole command of a failed job.)
-folders = os.environ.get("PYTHONPATH", "").split(os.pathsep)
 os.environ.update(
-    PYTHONPATH=os.pathsep.join(filter(None, folders)),
+    PYTHONPATH=os.pathsep.join(filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))),
     PYTHONSAFEPATH="1",
     PYTHONUTF8="1",
     PYTHONIOENCODING="utf-8",

@@ -11,7 +11,9 @@ sys.path.insert(0, str(PACKAGE))
 from quantharm.config import configuration, validation
 from quantharm.common.errors import UserError
 
-if "QUANTHARM_LEFT_OUT" not in os.environ:  # else it is that of the run whose end this is (left_out.smk), and complete
+LEFT_OUT_FILE = os.environ.get("QUANTHARM_LEFT_OUT")  # of the run whose end this is (left_out.smk)
+
+if not LEFT_OUT_FILE:  # else the configuration is that run's, and complete
     try:
         validation.check_config_file(Path("config.yaml"))
     except UserError as error:

@@ -12,7 +12,6 @@ from quantharm.common import left_out
 
 BEGAN = time.time()
 GATHERING = ["summary", "report", "summary_of_all", "report_of_all", "budget"]
-LEFT_OUT_FILE = os.environ.get("QUANTHARM_LEFT_OUT")
 LEFT_OUT = json.loads(Path(LEFT_OUT_FILE).read_text(encoding="utf-8")) if LEFT_OUT_FILE else []
 LEFT_OUT += [  # of a run that goes well, too
     left_out.without_weights(model, method, engines.NO_WEIGHTS)

@@ -108,7 +108,7 @@ def test_a_model_loads_in_the_dtype_asked_and_cannot_learn(reference_source, dty
     assert not any(p.requires_grad for p in model.parameters())
 
 
-def test_offline_environment(monkeypatch):
+def test_begin_offline_stage(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
-    stage.offline_environment()
+    stage.begin_offline_stage()
     assert os.environ["HF_HUB_OFFLINE"] == "1"

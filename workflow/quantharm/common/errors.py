@@ -5,7 +5,7 @@ import sys
 
 from quantharm.common.sanitize import visible
 
-PINS = "envs/evaluation.txt (for packages of some methods only: another file there)"
+PINS = "envs/evaluation.txt (what only some methods need: the other files in envs/)"
 
 
 class UserError(Exception):
@@ -32,14 +32,14 @@ def remedy_for(error: BaseException, otherwise: str) -> str:
 
 
 def refuse_unread(path: str | os.PathLike[str], error: BaseException) -> None:
-    """Raises what says so where a file could not be read for a fault of the machine, whatever the file holds.
+    """Raises UserError, or the MemoryError, where a file could not be read for another reason than what it holds.
 
-    Its permissions, too many open files, a disk that does not answer, too little memory: such a file is not damaged,
-    and is not to be deleted. safetensors says `(os error 5)` in words, or that an existing file does not exist.
+    Permissions, too many open files, a disk that does not work, too little memory: such a file is not damaged, and is
+    not to be deleted. safetensors says `(os error 5)` in words, or that an existing file does not exist.
     """
     if isinstance(error, MemoryError):
         raise error
     of_system = getattr(error, "errno", None) or "(os error" in str(error) or isinstance(error, FileNotFoundError)
     if of_system and os.path.exists(path):
-        what_to_see = "see that this job may read it and that its disk answers, then run the same command again"
+        what_to_see = "see that this job may read it and that the disk works, then run the same command again"
         raise UserError(f"{path} cannot be read ({first_line(error)}); {what_to_see}") from None

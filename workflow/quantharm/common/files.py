@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from quantharm.common.errors import UserError, refuse_unread
+from quantharm.common.errors import UserError, first_line, refuse_unread
 
 JsonObject = dict[str, Any]  # read from anybody's file; its keys and values are not checked yet
 DIGEST = "record_sha256"  # the key in each JSON record
@@ -145,8 +145,7 @@ def read_parquet(path: Path, columns: list[str] | None = None):
         raise UserError(f"{path} does not exist; run the stage that makes it") from None
     except DAMAGE_OF_PARQUET as error:
         refuse_unread(path, error)
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{path} is damaged ({reason}); delete it and run the same command again") from None
+        raise UserError(f"{path} is damaged ({first_line(error)}); delete it and run the same command again") from None
 
 
 def sha256_of_file(path: Path) -> str:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn, cast
 
+from quantharm.common.commit import git_commit
 from quantharm.common.errors import UserError
 from quantharm.common.records.parts import TimingRecord
 
@@ -42,15 +43,16 @@ def add_device(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
 
 
-def offline_environment() -> None:
-    """Keeps libraries off the network: only fetch stages may use it, whatever the caller's environment says."""
+def begin_offline_stage() -> None:
+    """Notes the commit of the modules that run, and keeps libraries off the network: only fetch stages may use it."""
+    git_commit()
     os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 
 def begin_model_stage() -> "Timing":
     """Goes offline and imports what every model stage needs, which counts as the stage's start."""
-    offline_environment()
+    begin_offline_stage()
     timing = Timing()
     timing.imports()
     return timing

@@ -16,7 +16,7 @@ from quantharm.common.errors import UserError
 from quantharm.common.files import write_text
 from quantharm.common.prompts import read_prompts
 from quantharm.common.records.source import Located
-from quantharm.common.stage import add_device, offline_environment, run_stage, stage_parser
+from quantharm.common.stage import add_device, begin_offline_stage, run_stage, stage_parser
 from quantharm.models.devices import choose_device
 from quantharm.models.loading import load_checkpoint, load_tokenizer, quiet, set_compute_dtype
 from quantharm.models.safety import refuse_unsafe
@@ -65,7 +65,7 @@ def main() -> None:
         raise UserError("--answers, --new-tokens and --temperature must be above 0")
     read_checkpoint_config(arguments.folder)
     refuse_unsafe(arguments.folder, allow_pickle=False, trust_remote_code=False)
-    offline_environment()
+    begin_offline_stage()
     quiet()
     import torch
 

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from quantharm import engines
-from quantharm.common.commit import git_commit
 from quantharm.common.memory import forget_device_peaks, memory_bytes
 from quantharm.common.provenance import provenance
 from quantharm.common.records.parts import CellNames, Provenance
@@ -66,7 +65,6 @@ class Cell:
 
 def open_cell(quantization: Path, device: str, timing: Timing) -> Cell:
     """The cell of a quantization.json, loaded on `device` (cpu, cuda or auto); timed as `load`."""
-    git_commit()  # of the modules that run now
     record = read_quantization(quantization)
     device = choose_device(device, record["gpus"])
     with timing.part("load"):

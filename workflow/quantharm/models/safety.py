@@ -111,7 +111,6 @@ def verify_weights(folder: Path, files: list[WeightFile], in_full: bool = False)
 
 def hash_config_files(folder: Path, trust_remote_code: bool = False) -> dict[str, str]:
     """{name: sha256} of the files beside the weights that decide the figures; empty for a GGUF file, which has all."""
-    folder = Path(folder)
     if not folder.is_dir():
         return {}
     patterns = CONFIG_FILES + (CODE_FILES if trust_remote_code else [])
@@ -121,7 +120,7 @@ def hash_config_files(folder: Path, trust_remote_code: bool = False) -> dict[str
 
 def verify_config_files(folder: Path, recorded: dict[str, str] | None, trust_remote_code: bool) -> None:
     """Raises UserError where a file beside the weights is not the recorded one; None: of an older record."""
-    if recorded is None or not Path(folder).exists():  # which is said where its weights are looked for
+    if recorded is None or not folder.exists():  # which is said where its weights are looked for
         return
     present = hash_config_files(folder, trust_remote_code)
     differing = [name for name in sorted(recorded | present) if recorded.get(name) != present.get(name)]
@@ -129,6 +128,6 @@ def verify_config_files(folder: Path, recorded: dict[str, str] | None, trust_rem
         name = differing[0]
         fate = "changed" if name in recorded and name in present else "removed" if name in recorded else "added"
         raise UserError(
-            f"{Path(folder) / name} was {fate} after the checkpoint was recorded, so results would not describe one "
+            f"{folder / name} was {fate} after the checkpoint was recorded, so results would not describe one "
             "model; restore it, or fetch the model again (of a quantized checkpoint: delete the cell's folder)"
         )

@@ -18,7 +18,7 @@ import pyarrow.parquet
 import torch
 
 from quantharm.common.ahead import results_ahead
-from quantharm.common.errors import UserError, refuse_unread
+from quantharm.common.errors import UserError, first_line, refuse_unread
 from quantharm.common.records.logits import StoreMetadata
 from quantharm.scoring.store_format import FORMATS, LOG_PROBABILITIES, METADATA_KEY, Entries, entries_of, store_schema
 
@@ -52,8 +52,8 @@ def open_store(path: Path) -> pyarrow.parquet.ParquetFile:
 def damaged(path: Path, error: BaseException) -> UserError:
     """The message for a damaged store, with the first line of the error; raises what is the machine's fault."""
     refuse_unread(path, error)
-    reason = (str(error).splitlines() or [type(error).__name__])[0]
-    return UserError(f"the log-prob store {path} is damaged ({reason}); delete it and run the same command again")
+    words = first_line(error)
+    return UserError(f"the log-prob store {path} is damaged ({words}); delete it and run the same command again")
 
 
 def store_metadata(path: Path) -> StoreMetadata:

@@ -1,6 +1,6 @@
 """Tables of the run itself: configuration of the cells, checks, environment, files."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -105,22 +105,21 @@ def environment_table(results: Results) -> Table:
         "Device": results.device,
         "Instruction set": ran.get("onednn_instruction_set") or ran.get("instruction_set") or "a GPU's",
         "Driver and CUDA": f"{ran.get('driver')}, CUDA {ran.get('cuda')}" if ran.get("cuda") else "no GPU used",
-        "Host CPU": all_of(results, "generation", hosts),
+        "Host CPU": all_of(results, ["generation"], hosts),
         **{package: version for versions in (ran["versions"], *of_methods) for package, version in versions.items()},
         "Evaluation text": f"{perplexity['dataset']}, sha256 {perplexity['dataset_sha256']}",
         "Prompts": f"{generation['prompts']} of {generation['suite']}, sha256 {generation['suite_sha256']}",
         "Chat template": chat_template(generation, source["chat_template_sha256"] is not None),
         "Longest answer": f"{generation['max_new_tokens']} tokens, greedy, batch 1, KV cache on",
-        "Code of the workflow": all_of(results, "all", lambda ran: ran["git_commit"] or "commit not known"),
+        "Code of the workflow": all_of(results, STAGES, lambda ran: ran["git_commit"] or "commit not known"),
         "Finished": max(cell.checks["provenance"]["finished"] for cell in results.cells),
     }
     columns = [named("fact", "What"), text("value", "Value", facts.get)]
     return table_of("environment", columns, facts)
 
 
-def all_of(results: Results, stage: str, fact: Callable[[Provenance], str]) -> str:
-    """A fact of the records of every cell, of one stage or of all; each once, as cells may have been made apart."""
-    stages = STAGES if stage == "all" else (stage,)
+def all_of(results: Results, stages: Sequence[str], fact: Callable[[Provenance], str]) -> str:
+    """A fact of the records of every cell and of these stages; each once, as cells may have been made apart."""
     ran = [getattr(cell, name)["provenance"] for cell in results.cells for name in stages]
     return "; ".join(dict.fromkeys(map(fact, ran)))
 
