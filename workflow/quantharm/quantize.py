@@ -118,8 +118,13 @@ NOTHING_SEEN: CheckpointMeasured = {  # of weights that are behind an address
 
 
 def asked_endpoint(stored: CheckpointRecord, device: str) -> CheckpointMeasured:
-    """The record of a model behind an address, which is asked now so that a wrong address fails here."""
-    description = engines.open_cell(stored, device).description()
+    """The record of a model behind an address, which is asked now so that a wrong address fails here.
+
+    `stored` gets what the server says of one sentence: the stages ask again, and so know other weights.
+    """
+    served = engines.open_cell(stored, device)
+    stored["probe_nll_nats"] = served.probe_nll_nats
+    description = served.description()
     print(f"{stored['model']} × {stored['method']}: {', '.join(f'{key} {v}' for key, v in description.items())}")
     return NOTHING_SEEN
 

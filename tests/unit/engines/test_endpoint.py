@@ -12,12 +12,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 from fake_server import KEY, Fake, Raw, serving
-from transformers import AutoModelForCausalLM
+from gguf_writer import BUILT_IN
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from quantharm.common.errors import UserError
 from quantharm.engines import endpoint, endpoint_http
 from quantharm.engines.endpoint import open_cell
 from quantharm.engines.endpoint_model import EndpointModel
+from quantharm.models.loading import load_tokenizer
 from quantharm.scoring.forward import ask_ahead, known_tokens, last_hidden_states, output_head
 from quantharm.scoring.kl_divergence import divergences
 from quantharm.speed import served, served_benchmark
@@ -50,7 +52,8 @@ def no_pauses(monkeypatch):
 def record_of(url: str, source: dict, folder: Path, **changed) -> dict:
     settings = {"engine": "openai", "url": url, "model": "tiny", "api_key_variable": None, "top_tokens": 20}
     settings |= {"concurrency": 3, "timeout_seconds": 10, "retries": 1}
-    return {"settings": settings | changed, "source": source, "checkpoint": str(folder / "checkpoint")}
+    names = {"model": "tiny", "method": "served"}
+    return {**names, "settings": settings | changed, "source": source, "checkpoint": str(folder / "checkpoint")}
 
 
 @pytest.fixture
@@ -148,6 +151,40 @@ def test_times_are_those_of_the_answers(opened):
 
 
 # ---- what servers do wrong ----
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_a_server_that_was_started_again_with_other_weights_is_told(dialect, model, source, tmp_path, monkeypatch):
+    monkeypatch.setattr(endpoint, "single_tokens", lambda _: {f"<{i}>": i for i in range(258)})
+    fake = Fake(model, dialect)
+    ids = load_tokenizer(source)(endpoint.PROBE, add_special_tokens=False)["input_ids"]
+    of_tokens = -fake.log_probabilities(ids)[range(len(ids) - 1), ids[1:]]
+    with serving(fake) as url:
+        record = record_of(url, source, tmp_path)
+        first = open_cell(record, "cpu").probe_nll_nats
+        assert first == pytest.approx(of_tokens.tolist(), abs=1e-5)
+        record["probe_nll_nats"] = [nll + 0.09 for nll in first]  # as much as rounding may do
+        open_cell(record, "cpu")
+        record["probe_nll_nats"] = [nll + 0.11 * (-1) ** i for i, nll in enumerate(first)]  # whose mean is the same
+        with pytest.raises(UserError, match=r"serves other weights now than when tiny × served .* 0\.11 nats a token"):
+            open_cell(record, "cpu")
+
+
+def test_other_weights_differ_by_more_than_other_arithmetic():
+    """Of the built-in model: bfloat16 in place of float32 against weights rounded to five bits in groups of 64."""
+    ids = AutoTokenizer.from_pretrained(BUILT_IN)(endpoint.PROBE, add_special_tokens=False)["input_ids"]
+    exact, in_bfloat16, rounded = (
+        AutoModelForCausalLM.from_pretrained(BUILT_IN, dtype=dtype)
+        for dtype in (torch.float32, torch.bfloat16, torch.float32)
+    )
+    for linear in (each for each in rounded.model.modules() if isinstance(each, torch.nn.Linear)):
+        groups = linear.weight.data.view(-1, 64)
+        step = groups.abs().amax(-1, keepdim=True) / 15
+        linear.weight.data = ((groups / step).round() * step).view_as(linear.weight)
+    of_each = [-Fake(m, "").log_probabilities(ids)[range(len(ids) - 1), ids[1:]] for m in (exact, in_bfloat16, rounded)]
+    arithmetic, weights = (float((other - of_each[0]).abs().mean()) for other in of_each[1:])
+    assert arithmetic < endpoint.OTHER_WEIGHTS / 4  # 0.013
+    assert weights > 1.4 * endpoint.OTHER_WEIGHTS  # 0.16
 
 
 def at_position(change):

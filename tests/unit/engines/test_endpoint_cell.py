@@ -48,6 +48,9 @@ def run(tmp_path_factory, tiny, byte_tokenizer):
                 stopped.setattr(EndpointModel, "finished", lambda _: None)
                 chain.call("perplexity", "served", **kept)
             chain.call("perplexity", "served", **kept)
+            for parameter in behind.parameters():  # the server is started again with other weights
+                parameter.data += 0.5 * parameter.std() * torch.randn_like(parameter)
+            assert "serves other weights now than when tiny × served" in chain.fails("divergence", "served")
             for method in METHODS:
                 chain.call("checks", method)
                 if method != "served":

@@ -1,6 +1,7 @@
 """The cell of a model behind an address: the server answers, serves the model, and speaks a dialect known here.
 
-Its dialect is the first of endpoint_dialects.py in which it gives log-probabilities of given tokens.
+Its dialect is the first of endpoint_dialects.py in which it gives log-probabilities of given tokens. Every stage asks
+for those of one sentence, because a server that was started again may serve other weights under the same name.
 """
 
 import collections
@@ -19,6 +20,7 @@ FEWER = (20, 10, 5, 2, 1)  # top tokens that are asked for where a server shows 
 NOT_FOUND = 404
 TOO_MANY = (400, 422)  # statuses with which servers refuse to show so many tokens
 FOLDER = "answered"  # beside a cell's checkpoint
+OTHER_WEIGHTS = 0.1  # nats a token, from which two answers about one sentence are those of two models
 
 
 def find_dialect(server: Server, model: str, tokenizer, top_tokens: int) -> tuple[Dialect, int]:
@@ -90,8 +92,23 @@ def require_model(server: Server, model: str) -> None:
         raise UserError(f"{server.url} serves no model {model!r}; it serves {', '.join(map(str, served[:5]))}")
 
 
+def require_same_weights(record: CheckpointRecord, server: Server, probe: list[float]) -> None:
+    """Raises UserError where a server answers otherwise than when the cell's record was made.
+
+    probe: -ln q of the tokens of a sentence, nats. Records made before there was one are taken as they are.
+    """
+    before = record.get("probe_nll_nats", probe)
+    difference = sum(abs(now - then) for now, then in zip(probe, before, strict=True)) / len(probe)
+    if difference > OTHER_WEIGHTS:
+        raise UserError(
+            f"{server.url} serves other weights now than when {record['model']} × {record['method']} was first asked: "
+            f"its log-probabilities of one sentence differ by {difference:.2f} nats a token; serve the first ones "
+            f"again, or delete {Path(record['checkpoint']).with_name('quantization.json')} to evaluate these"
+        )
+
+
 def open_cell(record: CheckpointRecord, device: str) -> EndpointModel:
-    """The model of a cell; raises UserError where the server does not answer, or shows too little."""
+    """The model of a cell; raises UserError where the server does not answer, shows too little, or changed weights."""
     from quantharm.models.loading import load_config, load_tokenizer
 
     settings, source = record["settings"], record["source"]
@@ -99,8 +116,11 @@ def open_cell(record: CheckpointRecord, device: str) -> EndpointModel:
     key = key_of(settings["api_key_variable"])
     server = Server(url, key, settings["timeout_seconds"], settings["retries"])
     require_model(server, settings["model"])
-    config = load_config(source)
-    dialect, top_tokens = find_dialect(server, settings["model"], load_tokenizer(source), settings["top_tokens"])
+    config, tokenizer = load_config(source), load_tokenizer(source)
+    dialect, top_tokens = find_dialect(server, settings["model"], tokenizer, settings["top_tokens"])
     folder = Path(record["checkpoint"]).parent / FOLDER
     eos_token_ids = stated_eos_token_ids(source["path"], config)
-    return EndpointModel(dialect, config, eos_token_ids, top_tokens, settings["concurrency"], folder)
+    model = EndpointModel(dialect, config, eos_token_ids, top_tokens, settings["concurrency"], folder)
+    model.probe_nll_nats = model.probe(tokenizer(PROBE, add_special_tokens=False)["input_ids"])
+    require_same_weights(record, server, model.probe_nll_nats)
+    return model

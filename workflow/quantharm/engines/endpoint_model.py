@@ -50,7 +50,8 @@ class EndpointModel:
         self.pool = concurrent.futures.ThreadPoolExecutor(concurrency)
         self.asked: dict[tuple[int, ...], tuple[int, concurrent.futures.Future]] = {}
         self.used: list[Path] = []
-        self.kept: list[Path] = []  # of them, those that hold scores given to a stage that was stopped
+        self.probe_nll_nats: list[float] = []  # of a sentence's tokens, by which other weights are told
+        self.kept: list[Path] = []  # of those used, those that hold scores given to a stage that was stopped
 
     def ask_ahead(self, sequences: list[tuple[list[int], int]]) -> None:
         """Begins to ask for sequences: (token ids, first position that is wanted)."""
@@ -82,6 +83,12 @@ class EndpointModel:
         if path.is_file():
             self.kept.append(path)
             return [dict(zip(tokens, values, strict=True)) for tokens, values in read_json(path)["known"]]
+        known = self.asked_from(ids, first)
+        write_json(path, {"known": [[list(entries), list(entries.values())] for entries in known]})
+        return known
+
+    def asked_from(self, ids: list[int], first: int) -> list[Known]:
+        """As known_from, asked each time."""
         with self.refusals(len(ids)), as_dialect():
             scores = self.dialect.scores(ids, first, self.top_tokens)
         server, may_lack = self.dialect.server, self.dialect.leaves_out_tokens
@@ -94,8 +101,11 @@ class EndpointModel:
                 f"{server.url} gives log-probabilities of {len(known)} positions instead of "
                 f"{len(ids) - first}; serve the model with another server"
             )
-        write_json(path, {"known": [[list(entries), list(entries.values())] for entries in known]})
         return known
+
+    def probe(self, ids: list[int]) -> list[float]:
+        """-ln q of the tokens after the first, nats."""
+        return [-entries[token] for token, entries in zip(ids[1:], self.asked_from(ids, 1), strict=True)]
 
     def own_logits(self, states: torch.Tensor) -> torch.Tensor:
         """[n, vocabulary] float32: log-probabilities of the shown tokens; the others share the rest evenly."""

@@ -109,6 +109,7 @@ class CheckpointRecord(CellNames, MadeByQuantizer):
     weight_files: list[WeightFile]
     config_files: NotRequired[dict[str, str]]  # {name: sha256} of the files beside them that decide the figures
     seconds: float  # of quantizing and saving
+    probe_nll_nats: NotRequired[list[float]]  # -ln q of a sentence's tokens as an endpoint told them first
 
 
 class QuantizationRecord(CheckpointRecord, CheckpointMeasured, Finished):
