@@ -24,6 +24,11 @@ def first_line(error: BaseException) -> str:
     return lines[0] if lines else type(error).__name__
 
 
+def host_is_full(error: BaseException) -> bool:
+    """Whether the host's memory did not suffice; torch says so in a RuntimeError's words."""
+    return isinstance(error, MemoryError) or "can't allocate memory" in str(error)
+
+
 def remedy_for(error: BaseException, otherwise: str) -> str:
     """What to do about an error of a library: install the package that it asks for, or what `otherwise` says."""
     if isinstance(error, ImportError) or "pip install" in first_line(error):

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NoReturn, cast
 
 from quantharm.common.commit import git_commit
-from quantharm.common.errors import UserError
+from quantharm.common.errors import UserError, host_is_full
 from quantharm.common.records.parts import TimingRecord
 
 IMPORTED = time.perf_counter()
@@ -92,14 +92,14 @@ def sentence_for(error: Exception) -> str | None:
     """The sentence for a fault of the machine; None for any other.
 
     Some libraries have exceptions of their own and are recognised by their words: safetensors says `No space left on
-    device (os error 28)`, torch `can't allocate memory`.
+    device (os error 28)`.
     """
     text = str(error)
     if getattr(error, "errno", None) in DISK_FULL or any(f"(os error {number})" in text for number in DISK_FULL):
         file = getattr(error, "filename", None)
         where = f" while writing {file}" if file else ""
         return f"the disk (or your quota) is full{where}; free some space and run the same command again"
-    if isinstance(error, MemoryError) or "can't allocate memory" in text:
+    if host_is_full(error):
         return "out of memory; give the job more (`billion_parameters:` in the config) or choose a smaller model"
     if type(error).__name__ == "OutOfMemoryError":  # torch's; by name, as torch may not be imported
         return f"the GPU's memory is too small ({text.split('. ')[0]}); use a larger GPU or `gpus:`"

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NoReturn, TypedDict, cast
 
 from quantharm.common.checkpoint_files import gguf_file, listed, read_checkpoint_config, weight_files
-from quantharm.common.errors import UserError, first_line, refuse_unread, remedy_for
+from quantharm.common.errors import UserError, first_line, host_is_full, refuse_unread, remedy_for
 
 HOW_TO_MEND = "fetch the model again, or take the config.json that belongs to it"
 READS_TENSORS = "convert_and_load_state_dict_in_model"  # a function of transformers
@@ -120,7 +120,7 @@ def refuse_conversion(folder: Path, unmade: dict[str, str]) -> NoReturn:
     kind, reason = (RAISED.findall(raised) or [("", first_line(Exception(raised)))])[-1]
     if kind.endswith("OutOfMemoryError"):
         raise torch.OutOfMemoryError(reason) from None
-    if "can't allocate memory" in reason:
+    if host_is_full(Exception(reason)):
         raise MemoryError(reason) from None
     if "Quantize" in operation:
         refused = f"{len(names)} of its tensors, the first {names[0]}"

@@ -7,7 +7,7 @@ check, else eagerly; the record says which. `peak_memory_bytes` includes the wei
 
 import torch
 
-from quantharm.common.errors import first_line
+from quantharm.common.errors import first_line, host_is_full
 from quantharm.common.records.generation import BatchFigures, BatchRecord, Captured, Eager
 from quantharm.models.devices import free_memory
 from quantharm.speed.device_meters import EnergyMeter, PeakMemory
@@ -80,4 +80,4 @@ def time_batch(model, prompts: torch.Tensor, new_tokens: int, meter: EnergyMeter
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether PyTorch or the host had no memory left."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+    return isinstance(error, torch.OutOfMemoryError) or host_is_full(error)
