@@ -8,6 +8,7 @@ import pytest
 import scipy.special
 import torch
 from limits import HUNG_SECONDS
+from transformers import masking_utils
 
 from quantharm.common.errors import UserError
 from quantharm.scoring.forward import (
@@ -32,6 +33,15 @@ def test_output_head_gives_the_models_own_logits(tiny, kind):
     assert logits.shape == (len(IDS), 384)
     torch.testing.assert_close(logits, own, rtol=1e-5, atol=1e-5)
     assert own.std() > 0.2  # logits that are all alike would prove nothing
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_states_are_those_of_a_plain_call(tiny, kind):
+    """Without the library's look at the positions, which is left as it was."""
+    model, look = tiny(kind), masking_utils.find_packed_sequence_indices
+    plain = model.base_model(torch.tensor([IDS]), use_cache=False).last_hidden_state[0]
+    assert torch.equal(last_hidden_states(model, IDS), plain)
+    assert masking_utils.find_packed_sequence_indices is look
 
 
 @pytest.mark.parametrize(("kind", "setting"), [("gemma2", "final_logit_softcapping"), ("cohere", "logit_scale")])

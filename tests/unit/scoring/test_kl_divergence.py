@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import math
 import shutil
+import threading
 from concurrent.futures import Future
 from types import SimpleNamespace
 
@@ -17,21 +18,23 @@ import scipy.stats
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from quantharm.common.constants import HEAD_FILE
 from quantharm.common.errors import UserError
 from quantharm.common.text import token_windows
 from quantharm.logits import make_trace
 from quantharm.perplexity import score_against_store
-from quantharm.scoring import head_file, kl_divergence
+from quantharm.scoring import head_file, kl_divergence, paired_logits
 from quantharm.scoring.divergence_figures import check_values, summarise
 from quantharm.scoring.forward import last_hidden_states, output_head
 from quantharm.scoring.head_file import write_head
 from quantharm.scoring.output_heads import OutputHead, plain_head
-from quantharm.scoring.paired_logits import Piece, baseline_head
+from quantharm.scoring.paired_logits import Piece, ahead_until, baseline_head, first_targets_of, pieces_of, sequences_of
 from quantharm.scoring.shared_tokens import require_tokens
 from quantharm.scoring.store_filling import form_of_store, head_to_keep, target_logits, write_store
 from quantharm.scoring.store_writer import StoreWriter
+from quantharm.scoring.stored_logits import read_store
 from quantharm.scoring.worst_positions import WorstPositions
 
 MEASURES = ["kl_nats", "reverse_kl_nats", "js_nats", "delta_p", "delta_nll_nats", "top1_agrees", "baseline_top1_p"]
@@ -498,6 +501,45 @@ def test_self_divergence_is_exactly_zero(exact_store, trace, reference_model):
     assert scored["top1_agrees"].all()
 
 
+class Waits(TorchDispatchMode):
+    """Counts the numbers that Python asks of tensors: for each a GPU's host waits until all before it is computed."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        self.numbers += function is torch.ops.aten._local_scalar_dense.default
+        return function(*arguments, **(keywords or {}))
+
+
+def test_no_pass_waits_for_the_one_before(tiny, tmp_path):
+    """Else a GPU idles until its host has launched the next one's first layers."""
+    model, waits = tiny("mistral"), []
+    for count in (1, 5):
+        ids = torch.randint(2, 250, (2 * count, 20), generator=torch.Generator().manual_seed(1)).tolist()
+        generation = {"prompt_id": [f"p{i}" for i in range(count)], "category": "C"}
+        generation |= {
+            "prompt_token_ids": [row[:8] for row in ids[:count]],
+            "token_ids": [row[8:] for row in ids[:count]],
+        }
+        trace = make_trace(pandas.DataFrame(generation), ids[count:])
+        (tmp_path / str(count)).mkdir()
+        store = fill(tmp_path / str(count), model, trace)
+        with Waits() as counted:
+            score_store(model, store, trace)
+            score_against_store(model, ids[count:], store, progress=False)
+        waits.append(counted.numbers)
+    assert waits[0] == waits[1] > 0  # those of the start
+
+
+def test_scoring_waits_for_nothing(store, trace, reference_model):
+    pieces = list(pieces_of(reference_model, store, sequences_of(trace), first_targets=first_targets_of(trace)))
+    worst = WorstPositions()
+    with Waits() as counted:
+        for half in (pieces[:2], pieces[2:]):
+            kl_divergence.score(half, worst, bounded=True)
+    assert counted.numbers == 0
+
+
 @pytest.mark.parametrize("kind", ["llama", "llama_tied", "gemma2", "cohere", "granite", "gpt2_untied"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_figures_are_those_of_two_models_at_once(tiny, tmp_path, kind, dtype):
@@ -566,6 +608,56 @@ def test_a_store_without_its_head_or_with_another_is_refused(exact_store, trace,
     write_head(tmp_path / HEAD_FILE, dataclasses.replace(other, softcap=30.0))
     with pytest.raises(UserError, match=r"is not the output head that its store was filled with"):
         score_store(reference_model, copied, trace)
+
+
+def test_passes_are_launched_while_the_head_is_read(monkeypatch):
+    """So many as AHEAD allows; after that each is given as it is launched."""
+    monkeypatch.setattr(paired_logits, "AHEAD", 30)
+    launched, begun = [], Future()
+
+    def passes():
+        for i in range(6):
+            launched.append(i)
+            yield i, torch.zeros(12, 4)
+
+    given = ahead_until(begun, passes())
+    assert next(given)[0] == 0
+    assert launched == [0, 1, 2]
+    begun.set_result(None)
+    assert [group for group, _ in given] == [1, 2, 3, 4, 5]
+    assert launched == [0, 1, 2, 3, 4, 5]
+    launched.clear()
+    for group, _ in ahead_until(begun, passes()):
+        assert launched[-1] == group
+
+
+@pytest.mark.parametrize("waiting", [0, 2**14])
+def test_beside_a_gpu_the_head_is_read_by_a_thread(exact_store, trace, reference_model, monkeypatch, waiting):
+    """With the same figures; nothing here asks for a GPU."""
+    threads = []
+
+    def read(*arguments):
+        threads.append(threading.get_ident())
+        return baseline_head(*arguments)
+
+    monkeypatch.setattr(paired_logits, "AHEAD", waiting)
+    monkeypatch.setattr(paired_logits, "baseline_head", read)
+    noisy = copy.deepcopy(reference_model)
+    noisy.model.layers[0].mlp.down_proj.weight.mul_(1.05)
+    sequences, firsts = sequences_of(trace), first_targets_of(trace)
+
+    def pieces():
+        return list(pieces_of(noisy, exact_store, sequences, first_targets=firsts))
+
+    here = pieces()
+    monkeypatch.setattr(paired_logits, "on_gpu", lambda _: True)
+    monkeypatch.setattr(paired_logits, "read_ahead", lambda _, store, wanted: read_store(store, wanted=wanted))
+    there = pieces()
+    assert threads[0] == threading.get_ident() != threads[1]
+    for one, other in zip(here, there, strict=True):
+        assert torch.equal(one.baseline, other.baseline)
+        assert torch.equal(one.logits, other.logits)
+        assert not other.baseline.requires_grad
 
 
 class AtOnce:

@@ -40,9 +40,12 @@ def last_hidden_states(model, ids: list[int], given: int = GIVEN_TOKENS) -> torc
     """
     if hasattr(model, "own_states"):  # of an engine, or of a quantized cache
         return model.own_states(ids, given)
+    from quantharm.models import attention
+
     device = model.get_input_embeddings().weight.device
     tokens = torch.tensor([ids]).to(device, non_blocking=True)  # [1, T]; does not wait for a busy GPU
-    return model.base_model(input_ids=tokens, use_cache=False).last_hidden_state[0]
+    with attention.of_one_sequence():
+        return model.base_model(input_ids=tokens, use_cache=False).last_hidden_state[0]
 
 
 def ask_ahead(model, sequences: list[tuple[list[int], int]]) -> None:

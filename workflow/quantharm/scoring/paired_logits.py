@@ -3,10 +3,12 @@
 The baseline's come from its store, the method's from one forward pass a prompt or window.
 """
 
-from collections.abc import Iterator, Mapping
-from concurrent.futures import Future
+import collections
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy
 import pandas
@@ -29,6 +31,9 @@ from quantharm.scoring.shared_tokens import shared_vocabulary
 from quantharm.scoring.stored_logits import Positions, Wanted, read_store, store_metadata
 
 READERS_FOR_GPU = 4  # it scores positions faster than one thread can read and verify them
+AHEAD = 2**14  # positions whose states may wait for the baseline's head: 134 MB of a 7B model
+Result = TypeVar("Result")
+States = tuple[Positions, torch.Tensor]  # a row group, and the model's hidden states [n, width] that predict its tokens
 
 
 @dataclass(frozen=True)
@@ -52,10 +57,14 @@ def sequences_of(trace: pandas.DataFrame) -> dict[str, list[int]]:
     return {row.prompt_id: list(map(int, row.token_ids)) for row in trace.itertuples()}
 
 
+def on_gpu(model) -> bool:
+    """Whether passes are launched, rather than computed, by their thread."""
+    return model.device.type == "cuda"
+
+
 def read_ahead(model, store: Path, wanted: Wanted | None = None) -> Iterator[Positions]:
     """The store's row groups, read by as many threads as the model's device wants beside its forward passes."""
-    on_gpu = model.device.type == "cuda"
-    return read_store(store, READERS_FOR_GPU if on_gpu else 1, on_gpu, wanted)
+    return read_store(store, READERS_FOR_GPU if on_gpu(model) else 1, on_gpu(model), wanted)
 
 
 def baseline_head(model, head: Logits, store: Path) -> tuple[Logits | None, Future[None] | None]:
@@ -92,15 +101,60 @@ def pieces_of(
     one that it names; the last may be found after the first pieces were given.
     """
     head = output_head(model)
-    from_states, compared = baseline_head(model, head, store)
+    begun = begin(model, baseline_head, model, head, store)
     vocabulary = shared_vocabulary(model, store)
+    passes = states_of(model, store, sequences, wanted, progress, stage, first_targets or {})
+    for group, states in ahead_until(begun, passes):
+        from_states, compared = begun.result()
+        if compared is not None and compared.done():
+            compared.result()
+        for part in slices_of(len(states), vocabulary):
+            logits = head(states[part])[:, :vocabulary]
+            baseline = baseline_entries(group, part, from_states, logits.device)[:, :vocabulary]
+            yield Piece(group, part, baseline, logits, known_tokens(model, states[part]))
+    _, compared = begun.result()
+    if compared is not None:
+        compared.result()
+
+
+def begin(model, function: Callable[..., Result], *arguments) -> Future[Result]:
+    """function(*arguments): on a GPU beside the passes, which its host only launches; else now."""
+    if not on_gpu(model):
+        done: Future[Result] = Future()
+        done.set_result(function(*arguments))
+        return done
+    pool = ThreadPoolExecutor(1, "", torch.set_grad_enabled, (False,))  # which loading says to its own thread alone
+    begun = pool.submit(function, *arguments)
+    pool.shutdown(wait=False)
+    return begun
+
+
+def ahead_until(begun: Future, passes: Iterator[States]) -> Iterator[States]:
+    """The passes. Until `begun` is done, some AHEAD positions of them are launched before the first is given."""
+    launched: collections.deque[States] = collections.deque()
+    for each in passes:
+        launched.append(each)
+        if begun.done() or sum(len(states) for _, states in launched) > AHEAD:
+            while launched:
+                yield launched.popleft()
+    yield from launched
+
+
+def states_of(
+    model,
+    store: Path,
+    sequences: dict[str, list[int]],
+    wanted: Wanted | None,
+    progress: bool,
+    stage: str,
+    first_targets: Mapping[str, int],
+) -> Iterator[States]:
+    """Each row group of the store, with the model's hidden states that predict its tokens; as pieces_of."""
     current, hidden = None, torch.empty(0)
-    firsts = dict.fromkeys(sequences, 1) | dict(first_targets or {})
+    firsts = dict.fromkeys(sequences, 1) | dict(first_targets)
     following = dict(firsts)  # the position of each that comes next
     with tqdm(total=len(sequences), desc=stage, unit="prompt", mininterval=5, disable=not progress) as bar:
         for group in read_ahead(model, store, wanted):
-            if compared is not None and compared.done():
-                compared.result()
             if group.prompt_id not in sequences:
                 raise UserError(f"the log-prob store {store} has {group.prompt_id}, which the trace lacks; delete both")
             ids = sequences[group.prompt_id]
@@ -118,13 +172,7 @@ def pieces_of(
             following[current] = last + 1
             if ids[first : last + 1] != group.token_id.tolist():
                 raise UserError(f"the log-prob store {store} has other tokens than the trace in {current}; delete both")
-            states = hidden[first - 1 : last]  # those that predict the group's tokens
-            for part in slices_of(len(states), vocabulary):
-                logits = head(states[part])[:, :vocabulary]
-                baseline = baseline_entries(group, part, from_states, logits.device)[:, :vocabulary]
-                yield Piece(group, part, baseline, logits, known_tokens(model, states[part]))
-    if compared is not None:
-        compared.result()
+            yield group, hidden[first - 1 : last]
     for prompt_id, position in following.items():
         if position < len(sequences[prompt_id]):
             missing = "" if position == firsts[prompt_id] else f" from position {position} on"
