@@ -135,9 +135,9 @@ def compare(model, matrices: list[QuantizedMatrix], source: Path, weighed: bool)
         if pair is None:
             continue
         try:
-            worst = worst_of(pair.dequantized.to(device), pair.original.to(device), rescaled, weighed)
+            worst = worst_of(pair.dequantized.to(device), pair.original.to(device).float(), rescaled, weighed)
         except torch.OutOfMemoryError:  # beside a model that fills its GPU
-            worst = worst_of(*pair, rescaled, weighed)
+            worst = worst_of(pair.dequantized, pair.original.float(), rescaled, weighed)
         worst_parts[matrix.name] = worst
     return worst_parts
 

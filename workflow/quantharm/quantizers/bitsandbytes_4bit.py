@@ -131,6 +131,9 @@ def codes(weight, rows: int, columns: int):
 
 def dequantize(checkpoint: Path, name: str, rows: int, columns: int):
     """The matrix in the file: level × scale of its block; [rows, columns] float32."""
+    import torch
+
+    from quantharm.quantizers.formats.packing import looked_up
     from quantharm.quantizers.quantized_layers import stored_tensors
 
     tensors = stored_tensors(checkpoint, name)
@@ -140,5 +143,10 @@ def dequantize(checkpoint: Path, name: str, rows: int, columns: int):
         levels = tensors["weight.nested_quant_map"][scales.long()]
         second = tensors["weight.nested_absmax"].repeat_interleave(state["nested_blocksize"])[: len(levels)]
         scales = levels * second + state["nested_offset"]
-    values = tensors["weight.quant_map"].float()[codes(tensors["weight"], rows, columns).flatten().long()]
-    return (values * scales.float().repeat_interleave(state["blocksize"])[: rows * columns]).reshape(rows, columns)
+    levels, scales, block = tensors["weight.quant_map"].float(), scales.float(), state["blocksize"]
+    of_byte = torch.stack([levels.repeat_interleave(16), levels.repeat(16)], dim=1)  # the first in the high half
+    values = looked_up(of_byte, tensors["weight"].flatten())[: rows * columns]
+    whole, rest = divmod(len(values), block)
+    values[: whole * block].view(whole, block).mul_(scales[:whole, None])
+    values[whole * block :].mul_(scales[whole : whole + bool(rest)])
+    return values.view(rows, columns)

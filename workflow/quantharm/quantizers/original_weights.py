@@ -17,10 +17,10 @@ HOST_THREADS = 4  # each holds a matrix four times over, 1 GB of the largest of 
 
 
 class Pair(NamedTuple):
-    """A matrix of the quantized file and the original's, [rows, columns] float32, a group's columns side by side."""
+    """A matrix of the quantized file and the original's, [rows, columns], a group's columns side by side."""
 
-    dequantized: torch.Tensor
-    original: torch.Tensor
+    dequantized: torch.Tensor  # float32
+    original: torch.Tensor  # as it is stored: half the bytes to make, and to send to a GPU
 
 
 def pairs_of(model, matrices: list[QuantizedMatrix], source: Path, device: torch.device) -> Iterator[Pair | None]:
@@ -71,7 +71,7 @@ def stored_by_inputs(headers: dict[str, Headers], matrices: list[QuantizedMatrix
 def original_weight(
     headers: dict[str, Headers], name: str, rows: int, columns: int, by_inputs: bool = False
 ) -> torch.Tensor | None:
-    """The original's matrix [rows, columns] float32 of the module `name`; None where the files hold none of it.
+    """The original's matrix [rows, columns] of the module `name`, as stored; None where the files hold none of it.
 
     by_inputs: whether a square matrix is stored as [inputs, outputs] (stored_by_inputs).
     """
@@ -80,7 +80,7 @@ def original_weight(
         return original_expert(headers, name, expert[1], int(expert[2]), rows, columns)
     if stored is None or sorted(stored.shape) != sorted((rows, columns)):
         return None
-    weight = read_tensor(stored).float()
+    weight = read_tensor(stored)
     turned = by_inputs if rows == columns else tuple(weight.shape) != (rows, columns)
     return weight.t() if turned else weight
 
@@ -92,12 +92,12 @@ def original_expert(
     kind = name.rpartition(".")[2]
     stored = headers.get(published_name(name), {}).get("weight")
     if stored is not None and stored.shape == (rows, columns):
-        return read_tensor(stored).float()
+        return read_tensor(stored)
     layer = headers.get(experts, {})
     joined = layer.get("gate_up_proj" if kind in ("gate_proj", "up_proj") else kind)
     if joined is None or len(joined.shape) != 3:
         return None
-    weight = read_part(joined, index).float()
+    weight = read_part(joined, index)
     weight = weight.t() if "gate_up_proj_bias" in layer else weight  # gpt-oss: [inputs, outputs]
     if kind != "down_proj":
         weight = weight[:rows] if kind == "gate_proj" else weight[rows:]

@@ -301,24 +301,32 @@ def test_weights_that_were_not_compressed_are_refused(theirs, foreign, tmp_path)
 # ---------------------------------------------------------------- arithmetic by hand
 
 
-def test_words_are_unpacked_over_their_ends():
-    numbers = torch.randint(0, 8, (3, 21), generator=torch.Generator().manual_seed(0))
-    words = [sum(n << (3 * i) for i, n in enumerate(line)) for line in numbers.tolist()]
-    packed = torch.tensor([[w & 0xFFFFFFFF, w >> 32] for w in words])
-    packed = torch.where(packed >= 2**31, packed - 2**32, packed).int()
-    assert torch.equal(packing.unpack_words(packed, 3, 21), numbers)
-
-
-@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("bits", range(2, 9))
 def test_words_are_unpacked_from_the_low_bits_up(bits):
-    """As the numbers that straddle no word; the highest bit of a word is no sign."""
-    numbers = torch.randint(0, 2**bits, (3, 2 * 32 // bits), generator=torch.Generator().manual_seed(0))
+    """Over the end of a word where they straddle it; the highest bit of a word is no sign."""
+    numbers = torch.randint(0, 2**bits, (3, 64 // bits), generator=torch.Generator().manual_seed(0))
     numbers[0] = 2**bits - 1
     words = [sum(n << (bits * i) for i, n in enumerate(line)) for line in numbers.tolist()]
     unsigned = torch.tensor([[w & 0xFFFFFFFF, w >> 32] for w in words])
     packed = torch.where(unsigned >= 2**31, unsigned - 2**32, unsigned).int()
     for stored in (packed, unsigned):  # GPTQ's zero points, one added, come as unsigned words
-        assert packing.unpack_words(stored, bits, numbers.shape[1] - 1).tolist() == numbers[:, :-1].tolist()
+        assert packing.unpack_words(stored, bits, 64 // bits).tolist() == numbers.tolist()
+        assert packing.unpack_words(stored, bits, 5).tolist() == numbers[:, :5].tolist()
+
+
+@pytest.mark.parametrize("shape", [(), (1, 1), (6, 1), (1, 5), (3, 4), (2, 3), (4, 3)])
+def test_each_scale_covers_an_equal_part(shape):
+    """The last of 4 over 6 rows, and of 3 over 20 columns, is cut."""
+    matrix, scales = torch.arange(120.0).view(6, 20), torch.rand(shape)
+    expanded = packing.expand(scales, 6, 20)
+    assert torch.equal(packing.times(matrix.clone(), scales), matrix * expanded)
+    assert torch.equal(packing.less(matrix.clone(), scales), matrix - expanded)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.float8_e4m3fn, torch.float8_e5m2])
+def test_each_byte_is_the_number_that_pytorch_reads(dtype):
+    every = torch.arange(256, dtype=torch.uint8).view(16, 16).view(dtype)
+    torch.testing.assert_close(packing.to_float32(every), every.float(), rtol=0, atol=0, equal_nan=True)
 
 
 def test_fp4_and_exponents_by_hand():

@@ -148,8 +148,10 @@ def unpack(packed: "Tensor", channels: tuple[int, ...]) -> "Tensor":
     """[words, n] int32 → [8 · words, n] 4-bit numbers, int8; the i-th from a word's low end is channel channels[i]."""
     import torch
 
-    shifts = (4 * torch.tensor(channels).argsort()).int()
-    return ((packed.unsqueeze(1) >> shifts[:, None]) & 15).to(torch.int8).flatten(0, 1)
+    from quantharm.quantizers.formats.packing import unpack_words
+
+    numbers = unpack_words(packed, 4, 8 * packed.shape[1]).view(torch.int8).unflatten(1, (-1, 8))
+    return numbers.transpose(1, 2)[:, torch.tensor(channels).argsort()].flatten(0, 1)
 
 
 def codes(tensors: "Mapping[str, Tensor]", group: int) -> "Tensor":
@@ -165,12 +167,12 @@ def codes(tensors: "Mapping[str, Tensor]", group: int) -> "Tensor":
 
 def dequantize(checkpoint: Path, name: str, group: int) -> "Tensor":
     """The matrix in the file: (code - zero) × scale; [rows, columns] float32."""
+    from quantharm.quantizers.formats.packing import times
     from quantharm.quantizers.quantized_layers import stored_tensors
 
     tensors = stored_tensors(checkpoint, name)
     levels, scales = codes(tensors, group), tensors["scales"].float()
-    scales = scales[:, : levels.shape[1] // group] if is_gemv(tensors) else scales.t()
-    return (levels.float().unflatten(1, (-1, group)) * scales.unsqueeze(-1)).flatten(1)
+    return times(levels.float(), scales[:, : levels.shape[1] // group] if is_gemv(tensors) else scales.t())
 
 
 def multiply_in_float32(module) -> None:

@@ -61,18 +61,18 @@ def dequantize(tensors: "Mapping[str, Tensor]", weights: Rounding, rows: int, co
     """
     import torch
 
-    from quantharm.quantizers.formats.packing import expand, exponent_scale, unpack_fp4, unpack_words
+    from quantharm.quantizers.formats.packing import exponent_scale, less, times, to_float32, unpack_fp4, unpack_words
 
     bits, zeros = weights["num_bits"], tensors.get("weight_zero_point")
     if "weight_packed" not in tensors:
-        codes = tensors["weight"].float()
+        codes = to_float32(tensors["weight"])
         zeros = None if zeros is None else zeros.float()
     elif tensors["weight_packed"].dtype == torch.uint8:
         codes, zeros = unpack_fp4(tensors["weight_packed"]), None
     else:
-        codes = (unpack_words(tensors["weight_packed"], bits, columns) - 2 ** (bits - 1)).float()
+        codes = unpack_words(tensors["weight_packed"], bits, columns).float() - 2 ** (bits - 1)
         if zeros is not None:  # packed along the rows
-            zeros = (unpack_words(zeros.t(), bits, rows).t() - 2 ** (bits - 1)).float()
+            zeros = unpack_words(zeros.t(), bits, rows).t().float() - 2 ** (bits - 1)
     scales = tensors["weight_scale"]
     scales = exponent_scale(scales) if scales.dtype == torch.uint8 else scales.float()
     if "weight_global_scale" in tensors:
@@ -87,8 +87,7 @@ def dequantize(tensors: "Mapping[str, Tensor]", weights: Rounding, rows: int, co
     elif weights["strategy"] == "block":
         tall, wide = weights["block_structure"]
         scales = scales.repeat_interleave(tall, 0)[:rows].repeat_interleave(wide, 1)[:, :columns]
-    scales = expand(scales, rows, columns)
-    return codes * scales if zeros is None else (codes - expand(zeros, rows, columns)) * scales
+    return times(codes if zeros is None else less(codes, zeros), scales)
 
 
 def rounding_of(

@@ -84,9 +84,9 @@ def dequantize(tensors: "Mapping[str, Tensor]", tall: int, wide: int) -> "Tensor
     """The matrix in the file: number × scale of its block; [rows, columns] float32. The last blocks may be cut."""
     import torch
 
-    from quantharm.quantizers.formats.packing import exponent_scale
+    from quantharm.quantizers.formats.packing import exponent_scale, to_float32
 
-    weight, scales = tensors["weight"].float(), tensors["weight_scale_inv"]
+    weight, scales = to_float32(tensors["weight"]), tensors["weight_scale_inv"]
     powers = scales.dtype in (torch.uint8, torch.float8_e8m0fnu)
     scales = exponent_scale(scales) if powers else scales.float()
     scales = scales.reshape(-(-weight.shape[0] // tall), -(-weight.shape[1] // wide))

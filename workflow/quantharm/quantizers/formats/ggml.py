@@ -17,7 +17,10 @@ from typing import NamedTuple
 
 import torch
 
+from quantharm.quantizers.formats.packing import looked_up
+
 LEVELS = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)  # of IQ4
+OF_CODE = torch.tensor(LEVELS, dtype=torch.int8).unsqueeze(1)
 
 
 def half(blocks: torch.Tensor, start: int) -> torch.Tensor:
@@ -26,8 +29,13 @@ def half(blocks: torch.Tensor, start: int) -> torch.Tensor:
 
 
 def bits_of(packed: torch.Tensor, shifts: tuple[int, ...], mask: int) -> torch.Tensor:
-    """[..., bytes] → [..., shifts, bytes]: the same bits of all bytes side by side, in ggml's order of codes."""
-    return (packed.unsqueeze(-2).int() >> torch.tensor(shifts).unsqueeze(-1)) & mask
+    """[..., bytes] → [..., shifts, bytes] uint8: the same bits of all bytes side by side, in ggml's order of codes."""
+    return (packed.unsqueeze(-2) >> torch.tensor(shifts, dtype=torch.uint8).unsqueeze(-1)) & mask
+
+
+def less(codes: torch.Tensor, middle: int) -> torch.Tensor:
+    """Codes below 128, less the middle one; int8."""
+    return codes.view(torch.int8) - middle
 
 
 def nibbles(packed: torch.Tensor) -> torch.Tensor:
@@ -37,11 +45,11 @@ def nibbles(packed: torch.Tensor) -> torch.Tensor:
 
 def fifth_bits(packed: torch.Tensor) -> torch.Tensor:
     """[blocks, 4] → [blocks, 32], 0 or 16: one bit a weight, of a little-endian word."""
-    return ((packed.unsqueeze(-1).int() >> torch.arange(8)) & 1).flatten(-2) << 4
+    return ((packed.unsqueeze(-1) >> torch.arange(8, dtype=torch.uint8)) & 1).flatten(-2) << 4
 
 
 def q4_0(b: torch.Tensor) -> torch.Tensor:
-    return half(b, 0) * (nibbles(b[:, 2:]) - 8)
+    return half(b, 0) * less(nibbles(b[:, 2:]), 8)
 
 
 def q4_1(b: torch.Tensor) -> torch.Tensor:
@@ -49,7 +57,7 @@ def q4_1(b: torch.Tensor) -> torch.Tensor:
 
 
 def q5_0(b: torch.Tensor) -> torch.Tensor:
-    return half(b, 0) * ((nibbles(b[:, 6:]) | fifth_bits(b[:, 2:6])) - 16)
+    return half(b, 0) * less(nibbles(b[:, 6:]) | fifth_bits(b[:, 2:6]), 16)
 
 
 def q5_1(b: torch.Tensor) -> torch.Tensor:
@@ -77,8 +85,8 @@ def q3_k(b: torch.Tensor) -> torch.Tensor:
     low = torch.cat([scales[:, :8] & 15, scales[:, :8] >> 4], 1)
     top = bits_of(scales[:, 8:], (0, 2, 4, 6), 3).flatten(1)
     codes = bits_of(packed.unflatten(-1, (2, 32)), (0, 2, 4, 6), 3).flatten(1)
-    codes = codes - 4 + 4 * bits_of(high, tuple(range(8)), 1).flatten(1)
-    return grouped(half(b, 108) * ((low | (top << 4)) - 32), codes)
+    codes = less(codes | (bits_of(high, tuple(range(8)), 1).flatten(1) << 2), 4)
+    return grouped(half(b, 108) * less(low | (top << 4), 32), codes)
 
 
 def scales_and_minimums(packed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -104,11 +112,11 @@ def q5_k(b: torch.Tensor) -> torch.Tensor:
 def q6_k(b: torch.Tensor) -> torch.Tensor:
     low = bits_of(b[:, :128].unflatten(-1, (2, 64)), (0, 4), 15).flatten(1)
     high = bits_of(b[:, 128:192].unflatten(-1, (2, 32)), (0, 2, 4, 6), 3).flatten(1)
-    return grouped(half(b, 208) * b[:, 192:208].contiguous().view(torch.int8), (low | (high << 4)) - 32)
+    return grouped(half(b, 208) * b[:, 192:208].contiguous().view(torch.int8), less(low | (high << 4), 32))
 
 
 def iq4_nl(b: torch.Tensor) -> torch.Tensor:
-    return half(b, 0) * torch.tensor(LEVELS)[nibbles(b[:, 2:])]
+    return half(b, 0) * looked_up(OF_CODE, nibbles(b[:, 2:]))
 
 
 def iq4_xs(b: torch.Tensor) -> torch.Tensor:
@@ -116,7 +124,7 @@ def iq4_xs(b: torch.Tensor) -> torch.Tensor:
     low = torch.stack([b[:, 4:8] & 15, b[:, 4:8] >> 4], -1).flatten(1)
     scales = (low | (((high.unsqueeze(-1) >> (2 * torch.arange(8))) & 3) << 4)) - 32
     codes = nibbles(b[:, 8:].unflatten(-1, (8, 16))).flatten(1)
-    return grouped(half(b, 0) * scales, torch.tensor(LEVELS)[codes])
+    return grouped(half(b, 0) * scales, looked_up(OF_CODE, codes))
 
 
 class BlockType(NamedTuple):

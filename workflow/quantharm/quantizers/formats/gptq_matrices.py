@@ -59,10 +59,8 @@ def inputs_and_outputs(module) -> tuple[int, int]:
 
 
 def codes(tensors: "Mapping[str, Tensor]", bits: int, first: bool) -> "Tensor":
-    """Code - zero of each weight, as stored; [rows, columns] int32. first: zero points are stored less 1."""
-    import torch
-
-    from quantharm.quantizers.formats.packing import unpack_words
+    """Code - zero of each weight, as stored; [rows, columns] int16. first: zero points are stored less 1."""
+    from quantharm.quantizers.formats.packing import less, unpack_words
 
     columns, rows = tensors["qweight"].shape[0] * 32 // bits, tensors["scales"].shape[1]
     packed = unpack_words(tensors["qweight"].t(), bits, columns)
@@ -72,16 +70,22 @@ def codes(tensors: "Mapping[str, Tensor]", bits: int, first: bool) -> "Tensor":
     zeros = unpack_words(words, bits, rows)
     if first and bits == 3:
         zeros = (zeros + 1) & 7
-    order = tensors["g_idx"].long() if "g_idx" in tensors else torch.arange(columns) // (columns // len(zeros))
-    return packed - zeros.t()[:, order]
+    return less(packed.short(), by_column(zeros.t().short(), tensors, columns))
 
 
 def dequantize(tensors: "Mapping[str, Tensor]", bits: int, first: bool) -> "Tensor":
     """The matrix in the file: (code - zero) × scale; [rows, columns] float32."""
+    from quantharm.quantizers.formats.packing import times
+
+    whole = codes(tensors, bits, first).float()
+    return times(whole, by_column(tensors["scales"].float().t(), tensors, whole.shape[1]))
+
+
+def by_column(parts: "Tensor", tensors: "Mapping[str, Tensor]", columns: int) -> "Tensor":
+    """[rows, groups] as they are where groups are neighbouring columns, else those of each column."""
     import torch
 
-    whole = codes(tensors, bits, first)
-    scales = tensors["scales"].float().t()  # [rows, groups]
-    columns = whole.shape[1]
-    order = tensors["g_idx"].long() if "g_idx" in tensors else torch.arange(columns) // (columns // scales.shape[1])
-    return whole.float() * scales[:, order]
+    order = tensors.get("g_idx")
+    if order is None or torch.equal(order.long(), torch.arange(columns) // (columns // parts.shape[1])):
+        return parts
+    return parts[:, order.long()]

@@ -5,25 +5,44 @@ import torch
 FP4_LEVELS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)  # magnitudes of E2M1; the sign is the fourth bit
 
 
-def unpack_words(packed: torch.Tensor, bits: int, count: int) -> torch.Tensor:
-    """[n, words] int32 (or int64 of 32 bits) → [n, count] integers of `bits` bits, int32, from the low bits up.
+def looked_up(table: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
+    """Each byte's row of a table [at most 256, k]: [..., n] of a byte each → [..., n · k] in the table's dtype.
 
-    Of 3, 5, 6 and 7 bits some straddle two words.
+    By numpy, which takes bytes as indices: PyTorch would have them as int64, which take longer than all the rest.
     """
-    if 32 % bits == 0:
-        shifts = torch.arange(0, 32, bits, dtype=torch.int32)
-        return ((packed.to(torch.int32).unsqueeze(-1) >> shifts) & (2**bits - 1)).flatten(1)[:, :count]
-    places = torch.arange(count) * bits
-    word, shift = places // 32, places % 32
-    words = torch.nn.functional.pad(packed.to(torch.int64) & 0xFFFFFFFF, (0, 1))
-    return (((words[:, word] | (words[:, word + 1] << 32)) >> shift) & (2**bits - 1)).int()
+    rows = table.contiguous().numpy()
+    whole = rows.view(f"u{rows.shape[1] * rows.itemsize}")[:, 0]
+    return torch.from_numpy(whole[codes.contiguous().view(torch.uint8).numpy()].view(rows.dtype))
+
+
+def unpack_words(packed: torch.Tensor, bits: int, count: int) -> torch.Tensor:
+    """[n, words] int32 (or int64 of 32 bits) → [n, count] integers of `bits` bits, uint8, from the low bits up.
+
+    Of 3, 5, 6 and 7 bits some straddle two words; eight of them fill as many bytes as they have bits.
+    """
+    stored, mask = packed.to(torch.int32).contiguous().view(torch.uint8), 2**bits - 1
+    if 8 % bits == 0:
+        of_byte = (torch.arange(256).unsqueeze(1) >> torch.arange(0, 8, bits)) & mask
+        return looked_up(of_byte.to(torch.uint8), stored)[:, :count]
+    wide = torch.int32 if bits < 4 else torch.int64
+    eights = torch.nn.functional.pad(stored, (0, -stored.shape[1] % bits)).unflatten(1, (-1, bits)).to(wide)
+    eights = sum((eights[..., i] << (8 * i) for i in range(1, bits)), start=eights[..., 0])
+    shifts = torch.arange(0, 8 * bits, bits, dtype=wide)
+    return ((eights.unsqueeze(-1) >> shifts) & mask).to(torch.uint8).flatten(1)[:, :count]
 
 
 def unpack_fp4(packed: torch.Tensor) -> torch.Tensor:
     """[..., bytes] uint8 → [..., 2 · bytes] float32, E2M1 numbers; the low half of a byte comes first."""
     signed = torch.tensor([*FP4_LEVELS, *(-level for level in FP4_LEVELS)])
-    packed = packed.view(torch.uint8)
-    return signed[torch.stack([packed & 15, packed >> 4], dim=-1).flatten(-2).long()]
+    return looked_up(torch.stack([signed.repeat(16), signed.repeat_interleave(16)], dim=1), packed)
+
+
+def to_float32(stored: torch.Tensor) -> torch.Tensor:
+    """A tensor in float32; numbers of 8 bits by a table, in a fifth of the time."""
+    if stored.dtype.itemsize > 1:
+        return stored.float()
+    table = torch.arange(256, dtype=torch.uint8).view(stored.dtype).float().unsqueeze(1)
+    return looked_up(table, stored) if stored.ndim else stored.float()
 
 
 def exponent_scale(codes: torch.Tensor) -> torch.Tensor:
@@ -36,3 +55,27 @@ def expand(scales: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
     scales = scales.reshape(scales.shape[0], -1) if scales.ndim else scales.reshape(1, 1)
     tall, wide = -(-rows // scales.shape[0]), -(-columns // scales.shape[1])
     return scales.repeat_interleave(tall, 0)[:rows].repeat_interleave(wide, 1)[:, :columns]
+
+
+def beside(matrix: torch.Tensor, parts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(a view of the matrix, parts): shapes that broadcast; parts: as expand() takes them."""
+    rows, columns = matrix.shape
+    parts = parts.reshape(parts.shape[0], -1) if parts.ndim else parts.reshape(1, 1)
+    tall, wide = len(parts), parts.shape[1]
+    if rows % tall or columns % wide:
+        return matrix, expand(parts, rows, columns)
+    return matrix.view(tall, rows // tall, wide, columns // wide), parts[:, None, :, None]
+
+
+def times(matrix: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+    """The matrix, multiplied in place by scales as expand() takes them."""
+    view, parts = beside(matrix, scales)
+    view.mul_(parts)
+    return matrix
+
+
+def less(matrix: torch.Tensor, zeros: torch.Tensor) -> torch.Tensor:
+    """The matrix less zero points as expand() takes them, in place."""
+    view, parts = beside(matrix, zeros)
+    view.sub_(parts)
+    return matrix

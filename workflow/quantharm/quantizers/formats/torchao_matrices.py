@@ -55,7 +55,7 @@ def dequantize(tensors: "Mapping[str, Tensor]", rows: int, columns: int) -> "Ten
     """The matrix in the file; [rows, columns] float32."""
     import torch
 
-    from quantharm.quantizers.formats.packing import expand
+    from quantharm.quantizers.formats.packing import less, times, to_float32
 
     codes, zeros = tensors["_weight_qdata"], tensors.get("_weight_zero_point")
     if "_weight_scale_and_zero" in tensors:
@@ -64,8 +64,8 @@ def dequantize(tensors: "Mapping[str, Tensor]", rows: int, columns: int) -> "Ten
     if zeros is not None and codes.shape[1] != columns:  # two codes a byte
         signed = torch.stack([codes << 4, codes], dim=-1).view(torch.int8).flatten(1) >> 4
         return in_groups(signed, tensors["_weight_scale"].float(), zeros.float())
-    codes = codes.float() if zeros is None else codes.float() - expand(zeros.float(), rows, columns)
-    return codes * expand(tensors["_weight_scale"].float(), rows, columns)
+    whole = to_float32(codes) if zeros is None else less(to_float32(codes), zeros.float())
+    return times(whole, tensors["_weight_scale"].float())
 
 
 def in_groups(codes: "Tensor", scales: "Tensor", zeros: "Tensor") -> "Tensor":
