@@ -12,7 +12,7 @@ from quantharm.common.errors import UserError
 from quantharm.common.records.logits import FormOfStore, HiddenStates, StoreMetadata
 from quantharm.models.devices import torch_dtype
 from quantharm.scoring.forward import background_scorer, check_ids, last_hidden_states, output_head, slices_of
-from quantharm.scoring.output_heads import OutputHead, narrowed, plain_head, row_slices
+from quantharm.scoring.output_heads import Logits, OutputHead, narrowed, plain_head, row_slices
 from quantharm.scoring.store_format import HIDDEN_STATES, LOG_PROBABILITIES
 from quantharm.scoring.store_writer import StoreWriter
 
@@ -51,14 +51,14 @@ def form_of_store(model, head: OutputHead | None, reason: str | None) -> FormOfS
     return {"stored": "hidden_states", "hidden_states": entries, "output_head": head.described()}
 
 
-def stored_values(model, row, of_states: bool) -> Iterator[tuple[range, torch.Tensor]]:
-    """(positions, values) of a row of the trace: its hidden states at once, or log-probabilities in slices."""
+def stored_values(model, head: Logits | None, row) -> Iterator[tuple[range, torch.Tensor]]:
+    """(positions, values) of a row of the trace: its hidden states at once, or its logits by `head` in slices."""
     ids = [int(i) for i in row.token_ids]
     check_ids(model, ids)
-    if of_states:
+    if head is None:
         yield range(row.first_target, len(ids)), last_hidden_states(model, ids)[row.first_target - 1 : -1]
     else:
-        yield from target_logits(model, output_head(model), ids, row.first_target)
+        yield from target_logits(model, head, ids, row.first_target)
 
 
 def write_store(model, trace: pandas.DataFrame, path: Path, metadata: StoreMetadata) -> None:
@@ -68,6 +68,7 @@ def write_store(model, trace: pandas.DataFrame, path: Path, metadata: StoreMetad
     is not finite.
     """
     of_states = HIDDEN_STATES in metadata
+    head = None if of_states else output_head(model)
 
     def prepare(row: Any, positions: range, values: torch.Tensor) -> tuple[Any, range, torch.Tensor]:
         return row, positions, values if of_states else torch.log_softmax(values, dim=-1)
@@ -85,5 +86,5 @@ def write_store(model, trace: pandas.DataFrame, path: Path, metadata: StoreMetad
     vocabulary = model.get_output_embeddings().weight.shape[0]
     with StoreWriter(path, vocabulary, metadata) as store, background_scorer(model.device) as in_background:
         for row in tqdm(list(trace.itertuples()), desc="logits", unit="prompt", mininterval=5):
-            for positions, values in stored_values(model, row, of_states):
+            for positions, values in stored_values(model, head, row):
                 in_background(prepare, keep, row, positions, values)
