@@ -312,6 +312,8 @@ def test_words_are_unpacked_from_the_low_bits_up(bits):
     for stored in (packed, unsigned):  # GPTQ's zero points, one added, come as unsigned words
         assert packing.unpack_words(stored, bits, 64 // bits).tolist() == numbers.tolist()
         assert packing.unpack_words(stored, bits, 5).tolist() == numbers[:, :5].tolist()
+        one_word = stored[:, :1].t().contiguous().t()  # as zero points of a single group, transposed
+        assert packing.unpack_words(one_word, bits, 32 // bits).tolist() == numbers[:, : 32 // bits].tolist()
 
 
 @pytest.mark.parametrize("shape", [(), (1, 1), (6, 1), (1, 5), (3, 4), (2, 3), (4, 3)])

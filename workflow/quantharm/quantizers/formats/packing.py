@@ -20,7 +20,7 @@ def unpack_words(packed: torch.Tensor, bits: int, count: int) -> torch.Tensor:
 
     Of 3, 5, 6 and 7 bits some straddle two words; eight of them fill as many bytes as they have bits.
     """
-    stored, mask = packed.to(torch.int32).contiguous().view(torch.uint8), 2**bits - 1
+    stored, mask = packed.to(torch.int32).flatten().view(torch.uint8).view(len(packed), -1), 2**bits - 1
     if 8 % bits == 0:
         of_byte = (torch.arange(256).unsqueeze(1) >> torch.arange(0, 8, bits)) & mask
         return looked_up(of_byte.to(torch.uint8), stored)[:, :count]
