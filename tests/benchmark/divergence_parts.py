@@ -25,6 +25,7 @@ from stored_forms import fill
 from throughput import bare_forward
 
 from quantharm.config.architectures import read_architecture
+from quantharm.models import attention
 from quantharm.models.devices import choose_device
 from quantharm.models.loading import quiet
 from quantharm.scoring import kl_divergence
@@ -48,6 +49,10 @@ def read_all(store: Path) -> None:
 def parts(trace, store: Path) -> dict[str, Part]:
     sequences = [list(ids) for ids in trace["token_ids"]]
     process = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))  # a fork would take CUDA along
+
+    def without_look(model) -> None:
+        with attention.of_one_sequence():
+            bare_forward(model, sequences)
 
     def without_logits(model) -> None:
         for ids in sequences:
@@ -81,6 +86,7 @@ def parts(trace, store: Path) -> dict[str, Part]:
 
     return {
         "bare forward loop": lambda model: bare_forward(model, sequences),
+        "the same, without a look at the positions": without_look,
         "the same without logits": without_logits,
         "the same beside threads that read the store": beside_readers,
         "the same beside a process that reads it": beside_process,

@@ -16,7 +16,7 @@ from gguf_writer import BUILT_IN
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from quantharm.common.errors import UserError
-from quantharm.engines import endpoint, endpoint_http
+from quantharm.engines import endpoint, endpoint_http, endpoint_model
 from quantharm.engines.endpoint import open_cell
 from quantharm.engines.endpoint_model import EndpointModel
 from quantharm.models.loading import load_tokenizer
@@ -153,21 +153,78 @@ def test_times_are_those_of_the_answers(opened):
 # ---- what servers do wrong ----
 
 
-@pytest.mark.parametrize("dialect", DIALECTS)
-def test_a_server_that_was_started_again_with_other_weights_is_told(dialect, model, source, tmp_path, monkeypatch):
+@pytest.fixture
+def probed(model, source, tmp_path, monkeypatch):
+    """probed(dialect, change): (the server, the record of a cell on it that has been asked once)."""
     monkeypatch.setattr(endpoint, "single_tokens", lambda _: {f"<{i}>": i for i in range(258)})
-    fake = Fake(model, dialect)
-    ids = load_tokenizer(source)(endpoint.PROBE, add_special_tokens=False)["input_ids"]
-    of_tokens = -fake.log_probabilities(ids)[range(len(ids) - 1), ids[1:]]
-    with serving(fake) as url:
-        record = record_of(url, source, tmp_path)
-        first = open_cell(record, "cpu").probe_nll_nats
-        assert first == pytest.approx(of_tokens.tolist(), abs=1e-5)
-        record["probe_nll_nats"] = [nll + 0.09 for nll in first]  # as much as rounding may do
+    with contextlib.ExitStack() as stack:
+
+        def start(dialect: str = "prompt_logprobs", change=None):
+            fake = Fake(model, dialect, change)
+            record = record_of(stack.enter_context(serving(fake)), source, tmp_path)
+            return fake, record | {"probe_nll_nats": open_cell(record, "cpu").probe_nll_nats}
+
+        yield start
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_a_server_that_was_started_again_with_other_weights_is_told(dialect, probed, source):
+    fake, record = probed(dialect)
+    ids = load_tokenizer(source)(endpoint.PROBE)["input_ids"]
+    first = record["probe_nll_nats"]
+    assert first == pytest.approx((-fake.log_probabilities(ids)[range(len(ids) - 1), ids[1:]]).tolist(), abs=1e-5)
+    record["probe_nll_nats"] = [nll + 0.09 for nll in first]  # as much as rounding may do
+    open_cell(record, "cpu")
+    record["probe_nll_nats"] = [nll + 0.11 * (-1) ** i for i, nll in enumerate(first)]  # whose mean is the same
+    with pytest.raises(UserError, match=r"serves other weights now than when tiny × served .* 0\.11 nats a token"):
         open_cell(record, "cpu")
-        record["probe_nll_nats"] = [nll + 0.11 * (-1) ** i for i, nll in enumerate(first)]  # whose mean is the same
-        with pytest.raises(UserError, match=r"serves other weights now than when tiny × served .* 0\.11 nats a token"):
-            open_cell(record, "cpu")
+
+
+def test_a_server_that_differs_from_itself_is_not_accused(probed):
+    shifts = itertools.cycle([0.0, 0.1, 0.2])
+
+    def unsteady(path, question, answer):
+        if not question.get("prompt_logprobs"):
+            return answer
+        shift = next(shifts)
+        for entries in answer["choices"][0]["prompt_logprobs"][1:]:
+            for entry in entries.values():
+                entry["logprob"] -= shift
+        return answer
+
+    _, record = probed(change=unsteady)
+    record["probe_nll_nats"] = [nll + 0.3 for nll in record["probe_nll_nats"]]
+    open_cell(record, "cpu")
+    record["probe_nll_nats"] = [nll + 3.0 for nll in record["probe_nll_nats"]]
+    with pytest.raises(UserError, match="serves other weights"):
+        open_cell(record, "cpu")
+
+
+def test_a_token_that_a_server_rules_out_is_a_number_in_the_record(probed):
+    def change(path, question, answer):
+        if question.get("prompt_logprobs"):
+            for entries in answer["choices"][0]["prompt_logprobs"][1:]:
+                entries[next(iter(entries))]["logprob"] = -math.inf
+        return answer
+
+    _, record = probed(change=change)
+    assert json.loads(json.dumps(record["probe_nll_nats"], allow_nan=False))
+    assert endpoint_model.MOST_NATS in record["probe_nll_nats"]
+    open_cell(record, "cpu")
+
+
+def test_answers_of_other_weights_that_a_stopped_stage_left_are_not_read(probed, tiny):
+    """The record was deleted, as the message says, and made anew."""
+    fake, record = probed()
+    known = open_cell(record, "cpu").own_states(IDS, 1)
+    asked = len(fake.questions)
+    fake.model = tiny("llama", seed=9, vocab_size=258)
+    unknown = {name: value for name, value in record.items() if name != "probe_nll_nats"}
+    anew = record | {"probe_nll_nats": open_cell(unknown, "cpu").probe_nll_nats}
+    again = open_cell(anew, "cpu").own_states(IDS, 1)
+    assert len(fake.questions) > asked
+    assert not torch.equal(known, again)
+    assert torch.equal(again, open_cell(anew, "cpu").own_states(IDS, 1))
 
 
 def test_other_weights_differ_by_more_than_other_arithmetic():

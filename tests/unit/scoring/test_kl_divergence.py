@@ -660,6 +660,28 @@ def test_beside_a_gpu_the_head_is_read_by_a_thread(exact_store, trace, reference
         assert not other.baseline.requires_grad
 
 
+def test_an_error_leaves_nothing_open(exact_store, trace, reference_model, monkeypatch):
+    """Also while its traceback holds the frames that it came through."""
+    ended = []
+
+    def read(*arguments):
+        try:
+            yield from read_store(arguments[1], wanted=arguments[2])
+        finally:
+            ended.append("reading")
+
+    def begin(*arguments):
+        failed = Future()
+        failed.set_exception(UserError("another head"))
+        return failed
+
+    monkeypatch.setattr(paired_logits, "read_ahead", read)
+    monkeypatch.setattr(paired_logits, "begin", begin)
+    with pytest.raises(UserError, match="another head") as caught:
+        list(pieces_of(reference_model, exact_store, sequences_of(trace), first_targets=first_targets_of(trace)))
+    assert ended == ["reading"], caught
+
+
 class AtOnce:
     """A pool whose work is done when it is handed over."""
 

@@ -1,7 +1,7 @@
 """The cell of a model behind an address: the server answers, serves the model, and speaks a dialect known here.
 
-Its dialect is the first of endpoint_dialects.py in which it gives log-probabilities of given tokens. Every stage asks
-for those of one sentence, because a server that was started again may serve other weights under the same name.
+Its dialect is the first of endpoint_dialects.py in which it gives log-probabilities of given tokens. Every stage that
+asks a server begins with one sentence, because one that was started again may serve other weights under the same name.
 """
 
 import collections
@@ -20,7 +20,8 @@ FEWER = (20, 10, 5, 2, 1)  # top tokens that are asked for where a server shows 
 NOT_FOUND = 404
 TOO_MANY = (400, 422)  # statuses with which servers refuse to show so many tokens
 FOLDER = "answered"  # beside a cell's checkpoint
-OTHER_WEIGHTS = 0.1  # nats a token, from which two answers about one sentence are those of two models
+OTHER_WEIGHTS = 0.1  # nats a token, from which two answers about one sentence are those of two models …
+NOISE_FACTOR = 5  # … unless a server differs from itself by so large a part of it
 
 
 def find_dialect(server: Server, model: str, tokenizer, top_tokens: int) -> tuple[Dialect, int]:
@@ -92,19 +93,26 @@ def require_model(server: Server, model: str) -> None:
         raise UserError(f"{server.url} serves no model {model!r}; it serves {', '.join(map(str, served[:5]))}")
 
 
-def require_same_weights(record: CheckpointRecord, server: Server, probe: list[float]) -> None:
+def require_same_weights(record: CheckpointRecord, model: EndpointModel, ids: list[int]) -> None:
     """Raises UserError where a server answers otherwise than when the cell's record was made.
 
-    probe: -ln q of the tokens of a sentence, nats. Records made before there was one are taken as they are.
+    ids: of a sentence that it was asked about just now. Records made before it was are taken as they are.
     """
-    before = record.get("probe_nll_nats", probe)
-    difference = sum(abs(now - then) for now, then in zip(probe, before, strict=True)) / len(probe)
-    if difference > OTHER_WEIGHTS:
+    now, before = model.probe_nll_nats, record.get("probe_nll_nats")
+    if before is None or len(before) != len(now):
+        return
+    difference = mean_difference(now, before)
+    if difference > OTHER_WEIGHTS and difference > NOISE_FACTOR * mean_difference(now, model.probe(ids)):
         raise UserError(
-            f"{server.url} serves other weights now than when {record['model']} × {record['method']} was first asked: "
-            f"its log-probabilities of one sentence differ by {difference:.2f} nats a token; serve the first ones "
-            f"again, or delete {Path(record['checkpoint']).with_name('quantization.json')} to evaluate these"
+            f"{model.dialect.server.url} serves other weights now than when {record['model']} × {record['method']} was "
+            f"first asked: its log-probabilities of one sentence differ by {difference:.2f} nats a token; serve the "
+            f"first ones again, or delete {Path(record['checkpoint']).with_name('quantization.json')} to evaluate these"
         )
+
+
+def mean_difference(first: list[float], second: list[float]) -> float:
+    """Mean of |a - b|."""
+    return sum(abs(a - b) for a, b in zip(first, second, strict=True)) / len(first)
 
 
 def open_cell(record: CheckpointRecord, device: str) -> EndpointModel:
@@ -120,7 +128,9 @@ def open_cell(record: CheckpointRecord, device: str) -> EndpointModel:
     dialect, top_tokens = find_dialect(server, settings["model"], tokenizer, settings["top_tokens"])
     folder = Path(record["checkpoint"]).parent / FOLDER
     eos_token_ids = stated_eos_token_ids(source["path"], config)
-    model = EndpointModel(dialect, config, eos_token_ids, top_tokens, settings["concurrency"], folder)
-    model.probe_nll_nats = model.probe(tokenizer(PROBE, add_special_tokens=False)["input_ids"])
-    require_same_weights(record, server, model.probe_nll_nats)
+    known_by = record.get("probe_nll_nats")
+    model = EndpointModel(dialect, config, eos_token_ids, top_tokens, settings["concurrency"], folder, known_by)
+    ids = tokenizer(PROBE)["input_ids"]  # with the tokens in front that the model is used to
+    model.probe_nll_nats = model.probe(ids)
+    require_same_weights(record, model, ids)
     return model

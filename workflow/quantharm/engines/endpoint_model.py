@@ -27,6 +27,7 @@ from quantharm.engines.endpoint_http import RefusedError
 from quantharm.engines.endpoint_reading import Known, as_dialect, checked, require_known
 from quantharm.scoring.lower_bound import NO_TOKEN, ROUNDING
 
+MOST_NATS = 1000.0  # of a token in the probe, since a record holds no infinite number
 TOO_LONG = (400, 413, 422)  # statuses with which servers refuse sequences that their context does not hold
 
 
@@ -40,9 +41,16 @@ class EndpointModel:
     dtype = "unknown"  # that the server multiplies in
 
     def __init__(
-        self, dialect: Dialect, config, eos_token_ids: list[int], top_tokens: int, concurrency: int, folder: Path
+        self,
+        dialect: Dialect,
+        config,
+        eos_token_ids: list[int],
+        top_tokens: int,
+        concurrency: int,
+        folder: Path,
+        known_by: list[float] | None = None,
     ) -> None:
-        """folder: for the answers until their stage is finished."""
+        """folder: for the answers until their stage is finished; known_by: the record's -ln q of a sentence."""
         self.dialect, self.config, self.top_tokens, self.folder = dialect, config, top_tokens, folder
         self.device = torch.device("cpu")
         self.vocabulary_size = language_config(config).vocab_size
@@ -50,7 +58,8 @@ class EndpointModel:
         self.pool = concurrent.futures.ThreadPoolExecutor(concurrency)
         self.asked: dict[tuple[int, ...], tuple[int, concurrent.futures.Future]] = {}
         self.used: list[Path] = []
-        self.probe_nll_nats: list[float] = []  # of a sentence's tokens, by which other weights are told
+        self.known_by = known_by
+        self.probe_nll_nats: list[float] = []  # what the server says of the sentence now
         self.kept: list[Path] = []  # of those used, those that hold scores given to a stage that was stopped
 
     def ask_ahead(self, sequences: list[tuple[list[int], int]]) -> None:
@@ -104,8 +113,9 @@ class EndpointModel:
         return known
 
     def probe(self, ids: list[int]) -> list[float]:
-        """-ln q of the tokens after the first, nats."""
-        return [-entries[token] for token, entries in zip(ids[1:], self.asked_from(ids, 1), strict=True)]
+        """-ln q of the tokens after the first, nats; at most MOST_NATS."""
+        known = zip(ids[1:], self.asked_from(ids, 1), strict=True)
+        return [min(-entries[token], MOST_NATS) for token, entries in known]
 
     def own_logits(self, states: torch.Tensor) -> torch.Tensor:
         """[n, vocabulary] float32: log-probabilities of the shown tokens; the others share the rest evenly."""
@@ -154,8 +164,8 @@ class EndpointModel:
         return self.file_of("answer", new_tokens, ids)
 
     def file_of(self, *question: object) -> Path:
-        """The file of one question to this server: another one's answers, left by a stopped run, are none of it."""
-        server = [self.dialect.server.url, self.dialect.model, self.dialect.name]
+        """The file of one question to this server and its weights: others' answers, left by a stopped run, are none."""
+        server = [self.dialect.server.url, self.dialect.model, self.dialect.name, self.known_by]
         path = self.folder / f"{sha256_of([*server, *question])}.json"
         self.used.append(path)
         return path

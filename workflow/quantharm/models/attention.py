@@ -1,4 +1,4 @@
-"""The choice among PyTorch's attention kernels on a GPU, and what transformers need not look for before them.
+"""The choice among PyTorch's attention kernels on a GPU, and a question of transformers' that makes its host wait.
 
 cuDNN's kernel plans its work anew for each length of prompt: 60 to 75 ms on an H100, where a pass of 8 layers of a 7B
 shape takes 15. Passes over texts of many lengths therefore run the other kernels. Passes that repeat one length, as a
@@ -10,6 +10,8 @@ from contextlib import contextmanager
 
 import torch
 from transformers import masking_utils
+
+LOOK = masking_utils.find_packed_sequence_indices
 
 
 def without_plans() -> None:
@@ -35,9 +37,8 @@ def of_one_sequence() -> Iterator[None]:
     It looks at the positions in each pass without a cache, and waits for the GPU to have computed them, and all that it
     was given before. Passes here hold one sequence.
     """
-    look = masking_utils.find_packed_sequence_indices
     masking_utils.find_packed_sequence_indices = lambda position_ids: None
     try:
         yield
     finally:
-        masking_utils.find_packed_sequence_indices = look
+        masking_utils.find_packed_sequence_indices = LOOK

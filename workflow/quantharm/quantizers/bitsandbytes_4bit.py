@@ -147,6 +147,8 @@ def dequantize(checkpoint: Path, name: str, rows: int, columns: int):
     of_byte = torch.stack([levels.repeat_interleave(16), levels.repeat(16)], dim=1)  # the first in the high half
     values = looked_up(of_byte, tensors["weight"].flatten())[: rows * columns]
     whole, rest = divmod(len(values), block)
+    if len(scales) < whole + bool(rest):
+        raise ValueError(f"{name} has {len(scales)} scales for {len(values)} weights in blocks of {block}")
     values[: whole * block].view(whole, block).mul_(scales[:whole, None])
     values[whole * block :].mul_(scales[whole : whole + bool(rest)])
     return values.view(rows, columns)

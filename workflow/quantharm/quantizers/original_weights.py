@@ -20,7 +20,7 @@ class Pair(NamedTuple):
     """A matrix of the quantized file and the original's, [rows, columns], a group's columns side by side."""
 
     dequantized: torch.Tensor  # float32
-    original: torch.Tensor  # as it is stored: half the bytes to make, and to send to a GPU
+    original: torch.Tensor  # as it is stored: in 16 bits half as much to send to a GPU
 
 
 def pairs_of(model, matrices: list[QuantizedMatrix], source: Path, device: torch.device) -> Iterator[Pair | None]:

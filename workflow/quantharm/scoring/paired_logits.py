@@ -4,7 +4,8 @@ The baseline's come from its store, the method's from one forward pass a prompt 
 """
 
 import collections
-from collections.abc import Callable, Iterator, Mapping
+import contextlib
+from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,18 +104,19 @@ def pieces_of(
     head = output_head(model)
     begun = begin(model, baseline_head, model, head, store)
     vocabulary = shared_vocabulary(model, store)
-    passes = states_of(model, store, sequences, wanted, progress, stage, first_targets or {})
-    for group, states in ahead_until(begun, passes):
-        from_states, compared = begun.result()
-        if compared is not None and compared.done():
+    # Closed by hand: an error holds this frame, and so would keep the store's files and the bar of progress open.
+    with contextlib.closing(states_of(model, store, sequences, wanted, progress, stage, first_targets or {})) as passes:
+        for group, states in ahead_until(begun, passes):
+            from_states, compared = begun.result()
+            if compared is not None and compared.done():
+                compared.result()
+            for part in slices_of(len(states), vocabulary):
+                logits = head(states[part])[:, :vocabulary]
+                baseline = baseline_entries(group, part, from_states, logits.device)[:, :vocabulary]
+                yield Piece(group, part, baseline, logits, known_tokens(model, states[part]))
+        _, compared = begun.result()
+        if compared is not None:
             compared.result()
-        for part in slices_of(len(states), vocabulary):
-            logits = head(states[part])[:, :vocabulary]
-            baseline = baseline_entries(group, part, from_states, logits.device)[:, :vocabulary]
-            yield Piece(group, part, baseline, logits, known_tokens(model, states[part]))
-    _, compared = begun.result()
-    if compared is not None:
-        compared.result()
 
 
 def begin(model, function: Callable[..., Result], *arguments) -> Future[Result]:
@@ -148,7 +150,7 @@ def states_of(
     progress: bool,
     stage: str,
     first_targets: Mapping[str, int],
-) -> Iterator[States]:
+) -> Generator[States, None, None]:
     """Each row group of the store, with the model's hidden states that predict its tokens; as pieces_of."""
     current, hidden = None, torch.empty(0)
     firsts = dict.fromkeys(sequences, 1) | dict(first_targets)

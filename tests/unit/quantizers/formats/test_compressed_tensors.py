@@ -312,6 +312,10 @@ def test_words_are_unpacked_from_the_low_bits_up(bits):
     for stored in (packed, unsigned):  # GPTQ's zero points, one added, come as unsigned words
         assert packing.unpack_words(stored, bits, 64 // bits).tolist() == numbers.tolist()
         assert packing.unpack_words(stored, bits, 5).tolist() == numbers[:, :5].tolist()
+        with pytest.raises(ValueError, match="2 words do not hold"):
+            packing.unpack_words(stored, bits, 64 // bits + 1)
+        assert packing.unpack_words(stored[:0], bits, 5).shape == (0, 5)
+        assert packing.unpack_words(torch.stack([stored] * 2, -1)[..., 0], bits, 5).tolist() == numbers[:, :5].tolist()
         one_word = stored[:, :1].t().contiguous().t()  # as zero points of a single group, transposed
         assert packing.unpack_words(one_word, bits, 32 // bits).tolist() == numbers[:, : 32 // bits].tolist()
 
@@ -329,6 +333,13 @@ def test_each_scale_covers_an_equal_part(shape):
 def test_each_byte_is_the_number_that_pytorch_reads(dtype):
     every = torch.arange(256, dtype=torch.uint8).view(16, 16).view(dtype)
     torch.testing.assert_close(packing.to_float32(every), every.float(), rtol=0, atol=0, equal_nan=True)
+
+
+def test_numbers_in_float32_are_a_copy():
+    """What is made of them is multiplied in place."""
+    stored = torch.ones(2, 3)
+    packing.times(packing.to_float32(stored), torch.tensor(3.0))
+    assert torch.equal(stored, torch.ones(2, 3))
 
 
 def test_fp4_and_exponents_by_hand():

@@ -33,7 +33,7 @@ def bits_of(packed: torch.Tensor, shifts: tuple[int, ...], mask: int) -> torch.T
     return (packed.unsqueeze(-2) >> torch.tensor(shifts, dtype=torch.uint8).unsqueeze(-1)) & mask
 
 
-def less(codes: torch.Tensor, middle: int) -> torch.Tensor:
+def around(codes: torch.Tensor, middle: int) -> torch.Tensor:
     """Codes below 128, less the middle one; int8."""
     return codes.view(torch.int8) - middle
 
@@ -49,7 +49,7 @@ def fifth_bits(packed: torch.Tensor) -> torch.Tensor:
 
 
 def q4_0(b: torch.Tensor) -> torch.Tensor:
-    return half(b, 0) * less(nibbles(b[:, 2:]), 8)
+    return half(b, 0) * around(nibbles(b[:, 2:]), 8)
 
 
 def q4_1(b: torch.Tensor) -> torch.Tensor:
@@ -57,7 +57,7 @@ def q4_1(b: torch.Tensor) -> torch.Tensor:
 
 
 def q5_0(b: torch.Tensor) -> torch.Tensor:
-    return half(b, 0) * less(nibbles(b[:, 6:]) | fifth_bits(b[:, 2:6]), 16)
+    return half(b, 0) * around(nibbles(b[:, 6:]) | fifth_bits(b[:, 2:6]), 16)
 
 
 def q5_1(b: torch.Tensor) -> torch.Tensor:
@@ -85,8 +85,8 @@ def q3_k(b: torch.Tensor) -> torch.Tensor:
     low = torch.cat([scales[:, :8] & 15, scales[:, :8] >> 4], 1)
     top = bits_of(scales[:, 8:], (0, 2, 4, 6), 3).flatten(1)
     codes = bits_of(packed.unflatten(-1, (2, 32)), (0, 2, 4, 6), 3).flatten(1)
-    codes = less(codes | (bits_of(high, tuple(range(8)), 1).flatten(1) << 2), 4)
-    return grouped(half(b, 108) * less(low | (top << 4), 32), codes)
+    codes = around(codes | (bits_of(high, tuple(range(8)), 1).flatten(1) << 2), 4)
+    return grouped(half(b, 108) * around(low | (top << 4), 32), codes)
 
 
 def scales_and_minimums(packed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -112,7 +112,7 @@ def q5_k(b: torch.Tensor) -> torch.Tensor:
 def q6_k(b: torch.Tensor) -> torch.Tensor:
     low = bits_of(b[:, :128].unflatten(-1, (2, 64)), (0, 4), 15).flatten(1)
     high = bits_of(b[:, 128:192].unflatten(-1, (2, 32)), (0, 2, 4, 6), 3).flatten(1)
-    return grouped(half(b, 208) * b[:, 192:208].contiguous().view(torch.int8), less(low | (high << 4), 32))
+    return grouped(half(b, 208) * b[:, 192:208].contiguous().view(torch.int8), around(low | (high << 4), 32))
 
 
 def iq4_nl(b: torch.Tensor) -> torch.Tensor:

@@ -70,6 +70,8 @@ def codes(tensors: "Mapping[str, Tensor]", bits: int, first: bool) -> "Tensor":
     zeros = unpack_words(words, bits, rows)
     if first and bits == 3:
         zeros = (zeros + 1) & 7
+    if zeros.shape[1] != rows:
+        raise ValueError(f"zero points of {zeros.shape[1]} outputs, not of {rows}")
     return less(packed.short(), by_column(zeros.t().short(), tensors, columns))
 
 
@@ -82,10 +84,11 @@ def dequantize(tensors: "Mapping[str, Tensor]", bits: int, first: bool) -> "Tens
 
 
 def by_column(parts: "Tensor", tensors: "Mapping[str, Tensor]", columns: int) -> "Tensor":
-    """[rows, groups] as they are where groups are neighbouring columns, else those of each column."""
+    """[rows, groups] as they are where groups are equally many neighbouring columns, else those of each column."""
     import torch
 
-    order = tensors.get("g_idx")
-    if order is None or torch.equal(order.long(), torch.arange(columns) // (columns // parts.shape[1])):
+    groups = parts.shape[1]
+    order = tensors["g_idx"].long() if "g_idx" in tensors else torch.arange(columns) // (columns // groups)
+    if columns % groups == 0 and torch.equal(order, torch.arange(columns) // (columns // groups)):
         return parts
-    return parts[:, order.long()]
+    return parts[:, order]

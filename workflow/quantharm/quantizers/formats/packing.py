@@ -8,7 +8,7 @@ FP4_LEVELS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)  # magnitudes of E2M1; the
 def looked_up(table: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
     """Each byte's row of a table [at most 256, k]: [..., n] of a byte each → [..., n · k] in the table's dtype.
 
-    By numpy, which takes bytes as indices: PyTorch would have them as int64, which take longer than all the rest.
+    By numpy, which takes bytes as indices: PyTorch would have them as int32, which take longer than all the rest.
     """
     rows = table.contiguous().numpy()
     whole = rows.view(f"u{rows.shape[1] * rows.itemsize}")[:, 0]
@@ -18,9 +18,14 @@ def looked_up(table: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
 def unpack_words(packed: torch.Tensor, bits: int, count: int) -> torch.Tensor:
     """[n, words] int32 (or int64 of 32 bits) → [n, count] integers of `bits` bits, uint8, from the low bits up.
 
-    Of 3, 5, 6 and 7 bits some straddle two words; eight of them fill as many bytes as they have bits.
+    Of 3, 5, 6 and 7 bits some straddle two words; eight of them fill as many bytes as they have bits. Raises ValueError
+    where the words hold fewer.
     """
-    stored, mask = packed.to(torch.int32).flatten().view(torch.uint8).view(len(packed), -1), 2**bits - 1
+    rows, words = packed.shape
+    if bits > 8 or 32 * words < count * bits:
+        raise ValueError(f"{words} words do not hold {count} integers of {bits} bits, at most 8 each")
+    stored = packed.to(torch.int32).reshape(-1).contiguous().view(torch.uint8).view(rows, 4 * words)
+    mask = 2**bits - 1
     if 8 % bits == 0:
         of_byte = (torch.arange(256).unsqueeze(1) >> torch.arange(0, 8, bits)) & mask
         return looked_up(of_byte.to(torch.uint8), stored)[:, :count]
@@ -38,11 +43,11 @@ def unpack_fp4(packed: torch.Tensor) -> torch.Tensor:
 
 
 def to_float32(stored: torch.Tensor) -> torch.Tensor:
-    """A tensor in float32; numbers of 8 bits by a table, in a fifth of the time."""
-    if stored.dtype.itemsize > 1:
-        return stored.float()
+    """A copy in float32; numbers of 8 bits by a table, in a fifth of the time."""
+    if stored.dtype.itemsize > 1 or not stored.ndim:
+        return stored.to(torch.float32, copy=True)
     table = torch.arange(256, dtype=torch.uint8).view(stored.dtype).float().unsqueeze(1)
-    return looked_up(table, stored) if stored.ndim else stored.float()
+    return looked_up(table, stored)
 
 
 def exponent_scale(codes: torch.Tensor) -> torch.Tensor:
