@@ -15,7 +15,7 @@ demo: ## evaluate the built-in model with all methods
 	@echo "Report: results/report.html"
 	@echo "Model cards and badges: .venv/bin/snakemake cards --cores all"
 
-formats: .venv/installed ## evaluate the built-in model in every format that is made here
+formats: .venv/installed ## evaluate the built-in model by 27 methods, at least one of each quantizer
 	.venv/bin/snakemake $(FLAGS) --configfile workflow/formats.yaml
 	@cat results/logs/summary.log
 	@echo "Report: results/report.html"

@@ -229,7 +229,7 @@ def test_answers_of_other_weights_that_a_stopped_stage_left_are_not_read(probed,
 
 def test_other_weights_differ_by_more_than_other_arithmetic():
     """Of the built-in model: bfloat16 in place of float32 against weights rounded to five bits in groups of 64."""
-    ids = AutoTokenizer.from_pretrained(BUILT_IN)(endpoint.PROBE, add_special_tokens=False)["input_ids"]
+    ids = AutoTokenizer.from_pretrained(BUILT_IN)(endpoint.PROBE)["input_ids"]
     exact, in_bfloat16, rounded = (
         AutoModelForCausalLM.from_pretrained(BUILT_IN, dtype=dtype)
         for dtype in (torch.float32, torch.bfloat16, torch.float32)
