@@ -4,10 +4,12 @@ import json
 import shutil
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from quantharm.forensics.checks.logits import mean_kl
 from quantharm.forensics.checks.weights import check_method_is_real
+from quantharm.quantizers.formats import awq
 
 BY_AUTOROUND = {"quant_method": "auto-round", "packing_format": "auto_round:auto_awq", "bits": 4, "group_size": 64}
 
@@ -38,3 +40,12 @@ def test_layers_that_were_left_alone(key, left, by_autoround, awq_checkpoint, aw
     assert real["status"] == "pass", real
     assert f"its config excludes {left} others" in real["explanation"]
     assert mean_kl(logits_of(awq_cell), logits_of(cell)) < 1e-3
+
+
+@pytest.mark.parametrize("groups", [2, 3, 8])
+def test_scales_of_other_groups_are_not_spread_over_the_matrix(groups, monkeypatch):
+    words = {"qweight": torch.zeros(128, 8, dtype=torch.int32), "qzeros": torch.zeros(4, 8, dtype=torch.int32)}
+    damaged = words | {"scales": torch.ones(groups, 64).half()}
+    monkeypatch.setattr("quantharm.quantizers.quantized_layers.stored_tensors", lambda checkpoint, name: damaged)
+    with pytest.raises(RuntimeError, match="size"):
+        awq.dequantize(None, "", 32)

@@ -167,12 +167,12 @@ def codes(tensors: "Mapping[str, Tensor]", group: int) -> "Tensor":
 
 def dequantize(checkpoint: Path, name: str, group: int) -> "Tensor":
     """The matrix in the file: (code - zero) × scale; [rows, columns] float32."""
-    from quantharm.quantizers.formats.packing import times
     from quantharm.quantizers.quantized_layers import stored_tensors
 
     tensors = stored_tensors(checkpoint, name)
     levels, scales = codes(tensors, group), tensors["scales"].float()
-    return times(levels.float(), scales[:, : levels.shape[1] // group] if is_gemv(tensors) else scales.t())
+    scales = scales[:, : levels.shape[1] // group] if is_gemv(tensors) else scales.t()
+    return levels.float().unflatten(1, (-1, group)).mul_(scales.unsqueeze(-1)).flatten(1)
 
 
 def multiply_in_float32(module) -> None:
