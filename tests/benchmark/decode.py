@@ -6,6 +6,7 @@ With --kernels also the kernels in which a captured step spends its time.
 """
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -92,6 +93,14 @@ def row(method: str, result: dict) -> str:
     return f"| {' | '.join(cells)} |"
 
 
+def kernels_of(work: Callable[[], None]) -> list:
+    """The GPU's kernels of some work, the longest first."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        work()
+        torch.cuda.synchronize()
+    return sorted(profile.key_averages(), key=lambda kernel: -kernel.self_device_time_total)
+
+
 def kernel_table(model, tokens: int = 8) -> str:
     """Microseconds, launches a token and name of the kernels of a captured step, the longest first."""
     prompt = random_prompt(model, 256)
@@ -99,10 +108,7 @@ def kernel_table(model, tokens: int = 8) -> str:
     if decoder is None:
         return reason
     decoder.prefill(prompt)
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
-        decoder.decode(tokens)
-        torch.cuda.synchronize()
-    events = sorted(profile.key_averages(), key=lambda e: -e.self_device_time_total)
+    events = kernels_of(lambda: decoder.decode(tokens))
     lines = [f"{e.self_device_time_total / tokens:9.1f} µs {e.count / tokens:6.1f} × {e.key[:90]}" for e in events[:12]]
     total = sum(e.self_device_time_total for e in events) / tokens
     return "\n".join([f"{total:9.1f} µs a token in kernels", *lines])

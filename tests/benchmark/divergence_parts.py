@@ -19,15 +19,15 @@ from pathlib import Path
 from statistics import median
 
 import torch
-from decode import TOKENIZER, random_model
+from decode import TOKENIZER, kernels_of, random_model
 from growth import Size, random_trace
 from stored_forms import fill
 from throughput import bare_forward
 
 from quantharm.config.architectures import read_architecture
-from quantharm.models import attention
 from quantharm.models.devices import choose_device
 from quantharm.models.loading import quiet
+from quantharm.models.single_sequences import of_one_sequence
 from quantharm.scoring import kl_divergence
 from quantharm.scoring.forward import last_hidden_states
 from quantharm.scoring.kl_divergence import score_store
@@ -51,7 +51,7 @@ def parts(trace, store: Path) -> dict[str, Part]:
     process = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))  # a fork would take CUDA along
 
     def without_look(model) -> None:
-        with attention.of_one_sequence():
+        with of_one_sequence():
             bare_forward(model, sequences)
 
     def without_logits(model) -> None:
@@ -106,14 +106,6 @@ def seconds_of(part: Part, model) -> tuple[float, float]:
     return time.perf_counter() - begin, busy
 
 
-def kernels_of(part: Part, model) -> list:
-    """The kernels of a part, the longest first."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
-        part(model)
-        synchronise(model.device)
-    return sorted(profile.key_averages(), key=lambda kernel: -kernel.self_device_time_total)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--architecture", default="mistral-7b")
@@ -144,7 +136,7 @@ def main() -> None:
             figures = f"{median(walls):.2f} | {min(walls):.2f} | {share:.0%} | {fastest:.0%} | {median(busy):.2f}"
             print(f"| {name} | {figures} |", flush=True)
         if arguments.kernels:
-            of_each = {name: kernels_of(part, model) for name, part in named.items()}
+            of_each = {name: kernels_of(lambda part=part: part(model)) for name, part in named.items()}
             for name, kernels in of_each.items():
                 print(f"{sum(k.self_device_time_total for k in kernels) / 1e6:8.3f} s in kernels: {name}")
             for kernel in of_each[last][:LONGEST]:

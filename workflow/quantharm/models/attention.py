@@ -1,4 +1,4 @@
-"""The choice among PyTorch's attention kernels on a GPU, and a question of transformers' that makes its host wait.
+"""The choice among PyTorch's attention kernels on a GPU.
 
 cuDNN's kernel plans its work anew for each length of prompt: 60 to 75 ms on an H100, where a pass of 8 layers of a 7B
 shape takes 15. Passes over texts of many lengths therefore run the other kernels. Passes that repeat one length, as a
@@ -9,9 +9,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from transformers import masking_utils
-
-LOOK = masking_utils.find_packed_sequence_indices
 
 
 def without_plans() -> None:
@@ -28,17 +25,3 @@ def of_one_length() -> Iterator[None]:
         yield
     finally:
         torch.backends.cuda.enable_cudnn_sdp(before)
-
-
-@contextmanager
-def of_one_sequence() -> Iterator[None]:
-    """Within the block transformers does not look whether a pass holds several sequences, one behind the other.
-
-    It looks at the positions in each pass without a cache, and waits for the GPU to have computed them, and all that it
-    was given before. Passes here hold one sequence.
-    """
-    masking_utils.find_packed_sequence_indices = lambda position_ids: None
-    try:
-        yield
-    finally:
-        masking_utils.find_packed_sequence_indices = LOOK

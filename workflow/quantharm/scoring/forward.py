@@ -40,11 +40,11 @@ def last_hidden_states(model, ids: list[int], given: int = GIVEN_TOKENS) -> torc
     """
     if hasattr(model, "own_states"):  # of an engine, or of a quantized cache
         return model.own_states(ids, given)
-    from quantharm.models import attention
+    from quantharm.models.single_sequences import of_one_sequence  # takes a second, and engines do not need it
 
     device = model.get_input_embeddings().weight.device
     tokens = torch.tensor([ids]).to(device, non_blocking=True)  # [1, T]; does not wait for a busy GPU
-    with attention.of_one_sequence():
+    with of_one_sequence():
         return model.base_model(input_ids=tokens, use_cache=False).last_hidden_state[0]
 
 
