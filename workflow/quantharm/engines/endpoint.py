@@ -98,15 +98,16 @@ def require_same_weights(record: CheckpointRecord, model: EndpointModel, ids: li
 
     ids: of a sentence that it was asked about just now. Records made before it was are taken as they are.
     """
-    now, before = model.probe_nll_nats, record.get("probe_nll_nats")
+    now, before = model.probe_nll_nats, model.known_by
     if before is None or len(before) != len(now):
         return
     difference = mean_difference(now, before)
     if difference > OTHER_WEIGHTS and difference > NOISE_FACTOR * mean_difference(now, model.probe(ids)):
+        made = Path(record["checkpoint"]).with_name("quantization.json")
         raise UserError(
             f"{model.dialect.server.url} serves other weights now than when {record['model']} × {record['method']} was "
             f"first asked: its log-probabilities of one sentence differ by {difference:.2f} nats a token; serve the "
-            f"first ones again, or delete {Path(record['checkpoint']).with_name('quantization.json')} to evaluate these"
+            f"earlier ones, or delete {made} to evaluate the new ones"
         )
 
 
