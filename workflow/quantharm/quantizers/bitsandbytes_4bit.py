@@ -131,9 +131,7 @@ def codes(weight, rows: int, columns: int):
 
 def dequantize(checkpoint: Path, name: str, rows: int, columns: int):
     """The matrix in the file: level × scale of its block; [rows, columns] float32."""
-    import torch
-
-    from quantharm.quantizers.formats.packing import looked_up
+    from quantharm.quantizers.formats.packing import looked_up, two_of_a_byte
     from quantharm.quantizers.quantized_layers import stored_tensors
 
     tensors = stored_tensors(checkpoint, name)
@@ -144,8 +142,8 @@ def dequantize(checkpoint: Path, name: str, rows: int, columns: int):
         second = tensors["weight.nested_absmax"].repeat_interleave(state["nested_blocksize"])[: len(levels)]
         scales = levels * second + state["nested_offset"]
     levels, scales, block = tensors["weight.quant_map"].float(), scales.float(), state["blocksize"]
-    of_byte = torch.stack([levels.repeat_interleave(16), levels.repeat(16)], dim=1)  # the first in the high half
-    values = looked_up(of_byte, tensors["weight"].flatten())[: rows * columns]
+    high_first = two_of_a_byte(levels).flip(1)
+    values = looked_up(high_first, tensors["weight"].flatten())[: rows * columns]
     whole, rest = divmod(len(values), block)
     if len(scales) < whole + bool(rest):
         raise ValueError(f"{name} has {len(scales)} scales for {len(values)} weights in blocks of {block}")

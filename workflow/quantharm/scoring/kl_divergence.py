@@ -15,7 +15,7 @@ import torch
 from quantharm.common.constants import TEXT_CATEGORY
 from quantharm.scoring.forward import ask_ahead, background_scorer, index_of_largest
 from quantharm.scoring.lower_bound import lower_bounds, top_and_target
-from quantharm.scoring.paired_logits import Piece, first_targets_of, pieces_of, sequences_of
+from quantharm.scoring.paired_logits import Piece, first_targets_of, on_gpu, pieces_of, sequences_of
 from quantharm.scoring.vocabulary_sums import vocabulary_sums
 from quantharm.scoring.worst_positions import WorstPositions
 
@@ -124,8 +124,7 @@ def score_store(model, store: Path, trace: pandas.DataFrame, worst: WorstPositio
     """
     scored: list[tuple[dict[str, numpy.ndarray], list[str], torch.Tensor]] = []
     # A call costs a GPU's host more than what it starts. A CPU gains nothing by fewer, and memory by small pieces.
-    on_gpu = model.device.type == "cuda"
-    positions = GPU_ELEMENTS // model.get_output_embeddings().weight.shape[0] if on_gpu else 1
+    positions = GPU_ELEMENTS // model.get_output_embeddings().weight.shape[0] if on_gpu(model) else 1
     prompts = trace[trace["category"] != TEXT_CATEGORY]
     sequences = sequences_of(prompts)
     first_targets = first_targets_of(prompts)

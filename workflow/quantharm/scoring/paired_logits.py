@@ -132,7 +132,7 @@ def begin(model, function: Callable[..., Result], *arguments) -> Future[Result]:
 
 
 def ahead_until(begun: Future, passes: Iterator[States]) -> Iterator[States]:
-    """The passes. Until `begun` is done, some AHEAD positions of them are launched before the first is given."""
+    """The passes in order. Until `begun` is done, passes over some AHEAD positions are launched before one is given."""
     launched: collections.deque[States] = collections.deque()
     for each in passes:
         launched.append(each)

@@ -67,11 +67,10 @@ def write_store(model, trace: pandas.DataFrame, path: Path, metadata: StoreMetad
     It holds hidden states where the metadata have `hidden_states`, else log-probabilities. Raises UserError where one
     is not finite.
     """
-    of_states = HIDDEN_STATES in metadata
-    head = None if of_states else output_head(model)
+    head = None if HIDDEN_STATES in metadata else output_head(model)
 
     def prepare(row: Any, positions: range, values: torch.Tensor) -> tuple[Any, range, torch.Tensor]:
-        return row, positions, values if of_states else torch.log_softmax(values, dim=-1)
+        return row, positions, values if head is None else torch.log_softmax(values, dim=-1)
 
     def keep(prepared: tuple[Any, range, torch.Tensor]) -> None:
         row, positions, values = prepared

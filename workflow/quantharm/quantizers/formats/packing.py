@@ -36,10 +36,15 @@ def unpack_words(packed: torch.Tensor, bits: int, count: int) -> torch.Tensor:
     return ((eights.unsqueeze(-1) >> shifts) & mask).to(torch.uint8).flatten(1)[:, :count]
 
 
+def two_of_a_byte(levels: torch.Tensor) -> torch.Tensor:
+    """A table [256, 2] for looked_up, of 16 levels: that of a byte's low half, then that of its high half."""
+    return torch.stack([levels.repeat(16), levels.repeat_interleave(16)], dim=1)
+
+
 def unpack_fp4(packed: torch.Tensor) -> torch.Tensor:
     """[..., bytes] uint8 → [..., 2 · bytes] float32, E2M1 numbers; the low half of a byte comes first."""
     signed = torch.tensor([*FP4_LEVELS, *(-level for level in FP4_LEVELS)])
-    return looked_up(torch.stack([signed.repeat(16), signed.repeat_interleave(16)], dim=1), packed)
+    return looked_up(two_of_a_byte(signed), packed)
 
 
 def to_float32(stored: torch.Tensor) -> torch.Tensor:
