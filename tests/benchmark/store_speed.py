@@ -16,6 +16,7 @@ import torch
 
 from quantharm.scoring.forward import SLICE_ELEMENTS
 from quantharm.scoring.paired_logits import READERS_FOR_GPU
+from quantharm.scoring.store_format import LOG_PROBABILITIES
 from quantharm.scoring.store_writer import StoreWriter
 from quantharm.scoring.stored_logits import read_store
 
@@ -42,7 +43,7 @@ def read_plain(path: Path) -> None:
 
 
 def read_through(path: Path, for_gpu: bool) -> None:
-    for _ in read_store(path, READERS_FOR_GPU if for_gpu else 1, for_gpu):
+    for _ in read_store(path, READERS_FOR_GPU[LOG_PROBABILITIES] if for_gpu else 1, for_gpu):
         pass
 
 

@@ -37,10 +37,13 @@ def test_output_head_gives_the_models_own_logits(tiny, kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_states_are_those_of_a_plain_call(tiny, kind):
-    """Without the library's look at the positions, which is left as it was."""
+    """In inference mode, and without the library's look at the positions; both are left as they were."""
     model, look = tiny(kind), masking_utils.find_packed_sequence_indices
     plain = model.base_model(torch.tensor([IDS]), use_cache=False).last_hidden_state[0]
-    assert torch.equal(last_hidden_states(model, IDS), plain)
+    states = last_hidden_states(model, IDS)
+    assert torch.equal(states, plain)
+    assert states.is_inference()
+    assert not torch.is_inference_mode_enabled()
     assert masking_utils.find_packed_sequence_indices is look
 
 

@@ -660,6 +660,19 @@ def test_beside_a_gpu_the_head_is_read_by_a_thread(exact_store, trace, reference
         assert not other.baseline.requires_grad
 
 
+def test_beside_a_gpu_one_thread_reads_states_and_four_read_log_probabilities(
+    store, exact_store, reference_model, monkeypatch
+):
+    """Each takes the interpreter from the thread that launches kernels."""
+    readers = []
+    monkeypatch.setattr(paired_logits, "read_store", lambda _, number, *rest: readers.append(number))
+    for gpu in (False, True):
+        monkeypatch.setattr(paired_logits, "on_gpu", lambda _, gpu=gpu: gpu)
+        for path in (exact_store, store):
+            paired_logits.read_ahead(reference_model, path)
+    assert readers == [1, 1, 1, 4]
+
+
 def test_an_error_leaves_nothing_open(exact_store, trace, reference_model, monkeypatch):
     """Also while its traceback holds the frames that it came through."""
     ended = []
