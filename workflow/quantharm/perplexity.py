@@ -57,7 +57,7 @@ def score_windows(model, windows: list[list[int]], progress: bool = True) -> tor
     check_ids(model, windows[0])
     ask_ahead(model, [(window, 1) for window in windows])
     losses: list[torch.Tensor] = []
-    with background_scorer(model.device) as in_background:
+    with background_scorer(model.device, long_passes=True) as in_background:
         for window in tqdm(windows, desc="perplexity", unit="window", mininterval=5, disable=not progress):
             hidden, targets = (
                 last_hidden_states(model, window)[:-1],
@@ -93,7 +93,7 @@ def score_against_store(
     sequences = dict(zip(numbers, windows, strict=True))
     ask_ahead(model, [(window, 1) for window in windows])
     pieces = pieces_of(model, store, sequences, lambda _, category: category == TEXT_CATEGORY, progress, "perplexity")
-    with background_scorer(model.device, small_results=True) as in_background:
+    with background_scorer(model.device, small_results=True, long_passes=True) as in_background:
         for piece in pieces:
             in_background(score_and_send, keep, [piece])
     return losses, divergence

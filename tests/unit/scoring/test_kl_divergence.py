@@ -20,12 +20,12 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from quantharm.common.constants import HEAD_FILE
+from quantharm.common.constants import HEAD_FILE, TEXT_CATEGORY
 from quantharm.common.errors import UserError
 from quantharm.common.text import token_windows
 from quantharm.logits import make_trace
 from quantharm.perplexity import score_against_store
-from quantharm.scoring import head_file, kl_divergence, paired_logits
+from quantharm.scoring import head_file, kl_divergence, paired_logits, store_filling
 from quantharm.scoring.divergence_figures import check_values, summarise
 from quantharm.scoring.forward import last_hidden_states, output_head
 from quantharm.scoring.head_file import write_head
@@ -671,6 +671,31 @@ def test_beside_a_gpu_one_thread_reads_states_and_four_read_log_probabilities(
         for path in (exact_store, store):
             paired_logits.read_ahead(reference_model, path)
     assert readers == [1, 1, 1, 4]
+
+
+def test_the_store_is_filled_with_the_cores_that_read_it(trace, reference_model, tmp_path, monkeypatch):
+    """One of two for prompts, both for windows: another number may add in another order."""
+    used: list[tuple[int, int]] = []
+
+    def states(model, ids, *given):
+        used.append((len(ids), torch.get_num_threads()))
+        return last_hidden_states(model, ids, *given)
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        monkeypatch.setattr(store_filling, "last_hidden_states", states)
+        path = fill(tmp_path, reference_model, trace)
+        filled = used[-len(trace) :]  # after a trial
+        assert [cores for _, cores in filled] == [1, 1, 2, 2]
+        used.clear()
+        monkeypatch.setattr(paired_logits, "last_hidden_states", states)
+        score_store(reference_model, path, trace)
+        windows = [list(map(int, ids)) for ids in trace[trace["category"] == TEXT_CATEGORY]["token_ids"]]
+        score_against_store(reference_model, windows, path, progress=False)
+        assert used == filled
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_an_error_leaves_nothing_open(exact_store, trace, reference_model, monkeypatch):

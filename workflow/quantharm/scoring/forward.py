@@ -16,6 +16,7 @@ from quantharm.scoring.output_heads import Logits, logits_of, logits_of_module, 
 LARGEST_ROUNDING = 0.02  # relative, of two ways to compute the same
 GIVEN_TOKENS = 128  # of a sequence without a prompt, which a method with a `kv_cache:` reads at once
 SMALL_RESULTS = 32  # that wait to be collected on a GPU: slices of a few windows
+MANY_CORES = 4  # of a job: a quarter of them is no great loss to its passes
 SLICE_ELEMENTS = 2**24  # logits held at once: 64 MB of float32
 
 
@@ -158,15 +159,16 @@ def negative_log_likelihoods(hidden: torch.Tensor, targets: torch.Tensor, head, 
 
 @contextlib.contextmanager
 def background_scorer(
-    device: torch.device, waiting: int = 2, small_results: bool = False
+    device: torch.device, waiting: int = 2, small_results: bool = False, long_passes: bool = False
 ) -> Iterator[Callable[..., None]]:
     """Gives submit(compute, collect, *arguments), which runs collect(compute(*arguments)) in the background, in order.
 
-    On a CPU a thread runs both. It takes one of the job's cores and leaves the others to the caller, whose forward
-    passes of a small model keep no more busy. On a GPU the caller launches `compute`, which takes a moment, and the
-    thread waits for the result. At most `waiting` results wait to be collected, so memory is bounded. small_results: a
-    few numbers a position, of which many may wait on a GPU: else it would idle until the first layers of the next pass
-    are launched. An exception is raised by a later submit, or at the end.
+    On a CPU a thread runs both. It takes one of the job's cores and leaves the others to the caller. long_passes: the
+    caller's are over whole windows, which two cores compute faster than one, so of fewer than MANY_CORES the thread
+    takes none for itself. On a GPU the caller launches `compute`, which takes a moment, and the thread waits for the
+    result. At most `waiting` results wait to be collected, so memory is bounded. small_results: a few numbers a
+    position, of which many may wait on a GPU: else it would idle until the first layers of the next pass are launched.
+    An exception is raised by a later submit, or at the end.
     """
     if small_results and device.type == "cuda":
         waiting = SMALL_RESULTS
@@ -184,7 +186,8 @@ def background_scorer(
     with concurrent.futures.ThreadPoolExecutor(1) as thread:
         thread.submit(torch.get_num_threads).result()  # else the first operation would reset the number set next
         thread.submit(torch.set_num_threads, 1).result()
-        torch.set_num_threads(max(1, threads - 1))  # last: OpenMP's number is per thread, MKL's holds for all threads
+        # Last: OpenMP's number is per thread, MKL's holds for all threads.
+        torch.set_num_threads(threads if long_passes and threads < MANY_CORES else max(1, threads - 1))
         try:
             yield submit
             while pending:

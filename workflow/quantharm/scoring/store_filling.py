@@ -1,5 +1,6 @@
 """The contents of a baseline's store, and the forward passes that fill it, one for each row of the trace."""
 
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import pandas
 import torch
 from tqdm import tqdm
 
+from quantharm.common.constants import TEXT_CATEGORY
 from quantharm.common.errors import UserError
 from quantharm.common.records.logits import FormOfStore, HiddenStates, StoreMetadata
 from quantharm.models.devices import torch_dtype
@@ -83,7 +85,11 @@ def write_store(model, trace: pandas.DataFrame, path: Path, metadata: StoreMetad
         store.write(row.prompt_id, row.category, positions, targets, values)
 
     vocabulary = model.get_output_embeddings().weight.shape[0]
-    with StoreWriter(path, vocabulary, metadata) as store, background_scorer(model.device) as in_background:
-        for row in tqdm(list(trace.itertuples()), desc="logits", unit="prompt", mininterval=5):
-            for positions, values in stored_values(model, head, row):
-                in_background(prepare, keep, row, positions, values)
+    rows = tqdm(list(trace.itertuples()), desc="logits", unit="prompt", mininterval=5)
+    with StoreWriter(path, vocabulary, metadata) as store:
+        # Prompts and windows get the cores that they will be scored with, so that the baseline repeats itself exactly.
+        for windows, group in itertools.groupby(rows, lambda row: row.category == TEXT_CATEGORY):
+            with background_scorer(model.device, long_passes=windows) as in_background:
+                for row in group:
+                    for positions, values in stored_values(model, head, row):
+                        in_background(prepare, keep, row, positions, values)
