@@ -94,9 +94,9 @@ def seconds_of(part: Part, model) -> tuple[float, float]:
 
 def pair_of(part: Part, bare: Part, model, bare_first: bool) -> tuple[float, float, float]:
     """Seconds of (a bare loop, a part, the part's own thread on a processor), one right after the other."""
-    before = seconds_of(bare, model)[0] if bare_first else 0.0
-    wall, busy = seconds_of(part, model)
-    return before if bare_first else seconds_of(bare, model)[0], wall, busy
+    timed = [seconds_of(each, model) for each in ((bare, part) if bare_first else (part, bare))]
+    (of_bare, _), (wall, busy) = timed if bare_first else reversed(timed)
+    return of_bare, wall, busy
 
 
 def row(name: str, pairs: list[tuple[float, float, float]]) -> str:

@@ -52,6 +52,14 @@ def pytest_unconfigure() -> None:
     gc.unfreeze()  # libraries look for leaks at the end
 
 
+@pytest.fixture
+def set_num_threads():
+    """torch.set_num_threads, for the time of a test."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def root() -> Path:
     return ROOT

@@ -260,16 +260,12 @@ def test_the_last_one_beside_may_raise():
 
 
 @pytest.mark.parametrize(("cores", "of_prompts", "of_windows"), [(1, 1, 1), (2, 1, 2), (3, 2, 3), (4, 3, 3), (8, 7, 7)])
-def test_beside_takes_one_core_and_leaves_the_others(cores, of_prompts, of_windows):
+def test_beside_takes_one_core_and_leaves_the_others(cores, of_prompts, of_windows, set_num_threads):
     """Of a few, passes over windows keep all."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(cores)
-    try:
-        for long_passes, left in ((False, of_prompts), (True, of_windows)):
-            threads: list[int] = []
-            with background_scorer(CPU, long_passes=long_passes) as in_background:
-                in_background(torch.get_num_threads, threads.append)
-                mine = torch.get_num_threads()
-            assert (threads, mine, torch.get_num_threads()) == ([1], left, cores)
-    finally:
-        torch.set_num_threads(before)
+    set_num_threads(cores)
+    for long_passes, left in ((False, of_prompts), (True, of_windows)):
+        threads: list[int] = []
+        with background_scorer(CPU, long_passes=long_passes) as in_background:
+            in_background(torch.get_num_threads, threads.append)
+            mine = torch.get_num_threads()
+        assert (threads, mine, torch.get_num_threads()) == ([1], left, cores)

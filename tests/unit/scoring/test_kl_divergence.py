@@ -673,7 +673,9 @@ def test_beside_a_gpu_one_thread_reads_states_and_four_read_log_probabilities(
     assert readers == [1, 1, 1, 4]
 
 
-def test_the_store_is_filled_with_the_cores_that_read_it(trace, reference_model, tmp_path, monkeypatch):
+def test_the_store_is_filled_with_the_cores_that_read_it(
+    trace, reference_model, tmp_path, monkeypatch, set_num_threads
+):
     """One of two for prompts, both for windows: another number may add in another order."""
     used: list[tuple[int, int]] = []
 
@@ -681,21 +683,17 @@ def test_the_store_is_filled_with_the_cores_that_read_it(trace, reference_model,
         used.append((len(ids), torch.get_num_threads()))
         return last_hidden_states(model, ids, *given)
 
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    try:
-        monkeypatch.setattr(store_filling, "last_hidden_states", states)
-        path = fill(tmp_path, reference_model, trace)
-        filled = used[-len(trace) :]  # after a trial
-        assert [cores for _, cores in filled] == [1, 1, 2, 2]
-        used.clear()
-        monkeypatch.setattr(paired_logits, "last_hidden_states", states)
-        score_store(reference_model, path, trace)
-        windows = [list(map(int, ids)) for ids in trace[trace["category"] == TEXT_CATEGORY]["token_ids"]]
-        score_against_store(reference_model, windows, path, progress=False)
-        assert used == filled
-    finally:
-        torch.set_num_threads(before)
+    set_num_threads(2)
+    monkeypatch.setattr(store_filling, "last_hidden_states", states)
+    path = fill(tmp_path, reference_model, trace)
+    filled = used[-len(trace) :]  # after a trial
+    assert [cores for _, cores in filled] == [1, 1, 2, 2]
+    used.clear()
+    monkeypatch.setattr(paired_logits, "last_hidden_states", states)
+    score_store(reference_model, path, trace)
+    windows = [list(map(int, ids)) for ids in trace[trace["category"] == TEXT_CATEGORY]["token_ids"]]
+    score_against_store(reference_model, windows, path, progress=False)
+    assert used == filled
 
 
 def test_an_error_leaves_nothing_open(exact_store, trace, reference_model, monkeypatch):

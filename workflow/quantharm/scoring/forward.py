@@ -16,7 +16,7 @@ from quantharm.scoring.output_heads import Logits, logits_of, logits_of_module, 
 LARGEST_ROUNDING = 0.02  # relative, of two ways to compute the same
 GIVEN_TOKENS = 128  # of a sequence without a prompt, which a method with a `kv_cache:` reads at once
 SMALL_RESULTS = 32  # that wait to be collected on a GPU: slices of a few windows
-MANY_CORES = 4  # of a job: a quarter of them is no great loss to its passes
+MANY_CORES = 4  # of a job: passes that do without one of so many lose little
 SLICE_ELEMENTS = 2**24  # logits held at once: 64 MB of float32
 
 
@@ -45,7 +45,7 @@ def last_hidden_states(model, ids: list[int], given: int = GIVEN_TOKENS) -> torc
 
     device = model.get_input_embeddings().weight.device
     tokens = torch.tensor([ids]).to(device, non_blocking=True)  # [1, T]; does not wait for a busy GPU
-    with torch.inference_mode(), of_one_sequence():  # its operations are launched in a tenth less time
+    with torch.inference_mode(), of_one_sequence():  # launched in a tenth less time than without gradients
         return model.base_model(input_ids=tokens, use_cache=False).last_hidden_state[0]
 
 
@@ -164,11 +164,11 @@ def background_scorer(
     """Gives submit(compute, collect, *arguments), which runs collect(compute(*arguments)) in the background, in order.
 
     On a CPU a thread runs both. It takes one of the job's cores and leaves the others to the caller. long_passes: the
-    caller's are over whole windows, which two cores compute faster than one, so of fewer than MANY_CORES the thread
-    takes none for itself. On a GPU the caller launches `compute`, which takes a moment, and the thread waits for the
-    result. At most `waiting` results wait to be collected, so memory is bounded. small_results: a few numbers a
-    position, of which many may wait on a GPU: else it would idle until the first layers of the next pass are launched.
-    An exception is raised by a later submit, or at the end.
+    caller's passes are over whole windows, which two cores compute faster than one; where a job has fewer than
+    MANY_CORES, the caller then keeps them all and the thread shares them. On a GPU the caller launches `compute`, which
+    takes a moment, and the thread waits for the result. At most `waiting` results wait to be collected, so memory is
+    bounded. small_results: a few numbers a position, of which many may wait on a GPU: else it would idle until the
+    first layers of the next pass are launched. An exception is raised by a later submit, or at the end.
     """
     if small_results and device.type == "cuda":
         waiting = SMALL_RESULTS

@@ -29,11 +29,12 @@ from quantharm.scoring.forward import (
 from quantharm.scoring.head_file import read_head
 from quantharm.scoring.output_heads import Logits, device_of_head, is_same, logits_of, on, plain_head
 from quantharm.scoring.shared_tokens import shared_vocabulary
-from quantharm.scoring.store_format import HIDDEN_STATES, LOG_PROBABILITIES
+from quantharm.scoring.store_format import HIDDEN_STATES, LOG_PROBABILITIES, form_of
 from quantharm.scoring.stored_logits import Positions, Wanted, read_store, store_metadata
 
-# Threads that read for a GPU. It scores log-probabilities, 64 kB a position, faster than one can read and verify them;
-# of hidden states, 8 kB, one is ahead of the passes, and more would only take the interpreter from their launches.
+# Threads that read the store beside a GPU, which scores log-probabilities (64 kB a position of a 7B model) faster than
+# one thread reads and verifies them. One reads hidden states (8 kB) faster than they are needed; more would only hold
+# up the thread that launches the passes.
 READERS_FOR_GPU = {LOG_PROBABILITIES: 4, HIDDEN_STATES: 1}
 AHEAD = 2**14  # positions whose states may wait for the baseline's head: 134 MB of a 7B model
 Result = TypeVar("Result")
@@ -68,8 +69,8 @@ def on_gpu(model) -> bool:
 
 def read_ahead(model, store: Path, wanted: Wanted | None = None) -> Iterator[Positions]:
     """The store's row groups, read by as many threads as the model's device wants beside its forward passes."""
-    form = LOG_PROBABILITIES if store_metadata(store).get(HIDDEN_STATES) is None else HIDDEN_STATES
-    return read_store(store, READERS_FOR_GPU[form] if on_gpu(model) else 1, on_gpu(model), wanted)
+    readers = READERS_FOR_GPU[form_of(store_metadata(store))] if on_gpu(model) else 1
+    return read_store(store, readers, on_gpu(model), wanted)
 
 
 def baseline_head(model, head: Logits, store: Path) -> tuple[Logits | None, Future[None] | None]:

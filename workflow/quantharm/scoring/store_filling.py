@@ -15,7 +15,7 @@ from quantharm.common.records.logits import FormOfStore, HiddenStates, StoreMeta
 from quantharm.models.devices import torch_dtype
 from quantharm.scoring.forward import background_scorer, check_ids, last_hidden_states, output_head, slices_of
 from quantharm.scoring.output_heads import Logits, OutputHead, narrowed, plain_head, row_slices
-from quantharm.scoring.store_format import HIDDEN_STATES, LOG_PROBABILITIES
+from quantharm.scoring.store_format import HIDDEN_STATES, LOG_PROBABILITIES, form_of
 from quantharm.scoring.store_writer import StoreWriter
 
 
@@ -69,7 +69,7 @@ def write_store(model, trace: pandas.DataFrame, path: Path, metadata: StoreMetad
     It holds hidden states where the metadata have `hidden_states`, else log-probabilities. Raises UserError where one
     is not finite.
     """
-    head = None if HIDDEN_STATES in metadata else output_head(model)
+    head = None if form_of(metadata) == HIDDEN_STATES else output_head(model)
 
     def prepare(row: Any, positions: range, values: torch.Tensor) -> tuple[Any, range, torch.Tensor]:
         return row, positions, values if head is None else torch.log_softmax(values, dim=-1)

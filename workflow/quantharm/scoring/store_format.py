@@ -34,11 +34,16 @@ class Entries:
         return self.width * self.dtype.itemsize
 
 
+def form_of(metadata: Mapping[str, Any]) -> str:
+    """Which of the two a store holds, by its metadata: HIDDEN_STATES or LOG_PROBABILITIES."""
+    return LOG_PROBABILITIES if metadata.get(HIDDEN_STATES) is None else HIDDEN_STATES
+
+
 def entries_of(metadata: Mapping[str, Any]) -> Entries:
     """The entries of a store, by its metadata; raises LookupError for metadata that no writer writes."""
-    states = metadata.get(HIDDEN_STATES)
-    if states is None:
+    if form_of(metadata) == LOG_PROBABILITIES:
         return Entries(LOG_PROBABILITIES, metadata["vocabulary"], torch.float16)
+    states = metadata[HIDDEN_STATES]
     return Entries(HIDDEN_STATES, states["width"], DTYPES[states["dtype"]])
 
 
