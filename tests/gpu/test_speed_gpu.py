@@ -131,7 +131,8 @@ def test_larger_batches_decode_more_tokens_a_second(load, method):
     batches = benchmark(load(method), 64, 16, 5, 0.0, batch_sizes=[1, 8])["batches"]
     assert [b["decoding"] for b in batches] == ["eager" if method == "int8" else "captured"] * 2, batches
     one, eight = (b["decode_tokens_per_second"]["median"] for b in batches)
-    assert one < eight < 20 * one  # eight times where launches take the time; a busy host doubles a rate's error
+    # Eight times where launches take the time, and eager rates, which are launches alone, double on a busy host.
+    assert one < eight < (20 if method == "int8" else 9) * one
     assert 1e8 < batches[0]["peak_memory_bytes"] < batches[1]["peak_memory_bytes"]
 
 
